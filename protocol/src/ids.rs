@@ -115,7 +115,8 @@ fn pool_rule(text: &str) -> Result<(), &'static str> {
 
 fn id_rule(text: &str) -> Result<(), &'static str> {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    if (1..=64).contains(&text.len()) && text.bytes().all(good) && text.as_bytes()[0].is_ascii_alphanumeric() {
+    if (1..=64).contains(&text.len()) && text.bytes().all(good) && text.as_bytes()[0].is_ascii_alphanumeric()
+    {
         Ok(())
     } else {
         Err("is 1–64 of A–Z, a–z, 0–9, . _ and -, and starts with a letter or digit")

@@ -6,30 +6,30 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// 9999-12-31T23:59:59.999Z, the last instant that RFC 3339 can write.
-const LAST_MS: i64 = 253_402_300_799_999;
+/// 9998-12-31T23:59:59.999Z: the calendar library ends within 9999, and nobody waits for it.
+const LAST_MS: i64 = 253_370_764_799_999;
 
-/// An instant in milliseconds since 1970-01-01T00:00:00Z, from then to the end of the year 9999.
+/// An instant in milliseconds since 1970-01-01T00:00:00Z, from then to the end of the year 9998.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Timestamp(i64);
 
 /// The text or number is no instant that Millpond keeps.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a time is RFC 3339 or milliseconds since 1970, between the years 1970 and 9999")]
+#[error("a time is RFC 3339 or milliseconds since 1970, in the years 1970 to 9998")]
 pub struct BadTime;
 
 impl Timestamp {
     /// 1970-01-01T00:00:00Z.
     pub const EPOCH: Self = Self(0);
-    /// 9999-12-31T23:59:59.999Z.
+    /// 9998-12-31T23:59:59.999Z.
     pub const MAX: Self = Self(LAST_MS);
 
-    /// From milliseconds since the epoch; refuses what lies before 1970 or after 9999.
+    /// From milliseconds since the epoch; refuses what lies before 1970 or after 9998.
     pub fn from_millis(ms: i64) -> Result<Self, BadTime> {
         if (0..=LAST_MS).contains(&ms) { Ok(Self(ms)) } else { Err(BadTime) }
     }
 
-    /// From milliseconds since the epoch, held inside 1970–9999.
+    /// From milliseconds since the epoch, held inside 1970–9998.
     pub fn clamped(ms: i64) -> Self {
         Self(ms.clamp(0, LAST_MS))
     }
@@ -39,7 +39,7 @@ impl Timestamp {
         self.0
     }
 
-    /// The instant `by` later, at most the end of the year 9999.
+    /// The instant `by` later, at most the end of the year 9998.
     pub fn after(self, by: Duration) -> Self {
         Self::clamped(self.0.saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)))
     }
@@ -120,10 +120,12 @@ mod tests {
 
     #[test]
     fn absurd_times_are_refused() {
-        for text in ["", "soon", "-1", "253402300800000", "9223372036854775807", "2023-11-14", "1969-12-31T23:59:59Z"] {
+        for text in
+            ["", "soon", "-1", "253370764800000", "9223372036854775807", "2023-11-14", "1969-12-31T23:59:59Z"]
+        {
             assert_eq!(text.parse::<Timestamp>(), Err(BadTime), "{text}");
         }
-        assert_eq!(Timestamp::MAX.to_string(), "9999-12-31T23:59:59.999Z");
+        assert_eq!(Timestamp::MAX.to_string(), "9998-12-31T23:59:59.999Z");
     }
 
     #[test]

@@ -1,0 +1,97 @@
+//! Every limit of the protocol, with its unit and its reason. Policy or configuration may change those that say so.
+
+use std::time::Duration;
+
+/// Bytes of a file in an `up` or an inline `result` (default of `publish_max`): what one MQTT packet can carry without
+/// starving its neighbours on a slow link. Larger files go by presigned reference.
+pub const PUBLISH_MAX: usize = 1 << 20;
+/// Bytes of a bundle's payload (default of `bundle_max`).
+pub const BUNDLE_MAX: usize = 4 << 20;
+/// Entries of a bundle: bounds the work of one transaction.
+pub const BUNDLE_ENTRIES_MAX: usize = 4_096;
+/// Bytes up to which a file is kept in the ledger, packed, and sent inline: measured break-even with files and syncs.
+pub const SMALL_MAX: usize = 128 << 10;
+/// Bytes of an ask's payload.
+pub const ASK_MAX: usize = 256 << 10;
+/// Bytes of an answer unless the ask names `max_answer`.
+pub const ANSWER_DEFAULT: usize = 16 << 10;
+/// Bytes of an answer that an ask may name in `max_answer`.
+pub const ANSWER_MAX: usize = 256 << 10;
+/// Bytes of a receipt: it must fit small devices' buffers.
+pub const RECEIPT_MAX: usize = 512;
+/// Bytes of `meta`, of a trigger's `params` and of its `ref`.
+pub const META_MAX: usize = 4 << 10;
+/// Bytes of a content type.
+pub const CONTENT_TYPE_MAX: usize = 255;
+/// Bytes of a log in one message.
+pub const LOG_MESSAGE_MAX: usize = 64 << 10;
+/// Bytes of the log of one round; what comes after is dropped and counted.
+pub const LOG_ROUND_MAX: usize = 16 << 20;
+/// Bytes of CONNECT, the only packet a stranger can send.
+pub const CONNECT_MAX: usize = 16 << 10;
+/// Bytes that a packet may be longer than `bundle_max`: topic and properties.
+pub const PACKET_OVERHEAD: usize = 64 << 10;
+/// Bytes of a PUBLISH that is read past and refused; a longer one ends the connection.
+pub const READ_PAST_MAX: usize = 32 << 20;
+/// How long a stranger has to send CONNECT.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that have not sent CONNECT yet.
+pub const STRANGERS_MAX: usize = 1_000;
+/// Connections of one member: a device and its restarts, not a fleet behind one credential.
+pub const CONNECTIONS_PER_MEMBER: usize = 8;
+/// Bytes read but not committed, over all connections.
+pub const UNCOMMITTED_BYTES_MAX: usize = 256 << 20;
+/// Messages of one connection that are not committed; then the gate stops reading.
+pub const UNCOMMITTED_PER_CONNECTION: usize = 64;
+/// Messages to one connection that are not acknowledged (Receive Maximum may lower it).
+pub const IN_FLIGHT_OUT: usize = 100;
+/// Bytes queued to one connection, after which the gate sends it no more and it must ask again.
+pub const OUT_QUEUE_MAX: usize = 4 << 20;
+/// Subscriptions of one connection.
+pub const SUBSCRIPTIONS_MAX: usize = 64;
+/// Bytes of one pack.
+pub const PACK_MAX: u64 = 16 << 20;
+/// Tolerance for clients' clocks: an event time later than receipt by more becomes the time of receipt.
+pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(2);
+/// Age after which a window or label is closed where the policy sets no deadline (default of `max_age`).
+pub const MAX_AGE: Duration = Duration::from_secs(30 * 86_400);
+/// Shortest window: the shortest update frequency.
+pub const WINDOW_MIN: Duration = Duration::from_secs(60);
+/// Longest window.
+pub const WINDOW_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// Open batches of a pool: bounds the core's memory. What would open another is late.
+pub const OPEN_BATCHES_MAX: usize = 1_000;
+/// How often a batch below its minimum is carried on before it runs all the same.
+pub const CARRIES_MAX: u32 = 3;
+/// Term of a lease (default of `lease_term`): a two-minute script needs no beats.
+pub const LEASE_TERM: Duration = Duration::from_secs(600);
+/// How long beats can keep one attempt alive (default of `round_max`).
+pub const ROUND_MAX: Duration = Duration::from_secs(86_400);
+/// Attempts of a round until an operator offers it again.
+pub const ATTEMPTS_MAX: u32 = 3;
+/// Pauses before a round is offered again, by failed attempt; the last one repeats.
+pub const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(30)];
+/// How long an offered round waits for a processor.
+pub const UNCLAIMED_MAX: Duration = Duration::from_secs(7 * 86_400);
+/// How long packing may take, after which an attempt is spent.
+pub const PACKING_MAX: Duration = Duration::from_secs(30 * 60);
+/// Longest `wait_s` of an ask, and the ask's own time-out.
+pub const ASK_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long state-changing asks are remembered by (member, op, id).
+pub const ASK_MEMORY: Duration = Duration::from_secs(86_400);
+/// One call to storage.
+pub const STORAGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Validity of a presigned URL.
+pub const URL_VALIDITY: Duration = Duration::from_secs(900);
+/// Validity of a presigned URL of a result.
+pub const RESULT_URL_VALIDITY: Duration = Duration::from_secs(3_600);
+/// How long a grant for a PUT holds (default).
+pub const GRANT_VALIDITY: Duration = Duration::from_secs(86_400);
+/// Receipts kept for replay for each member.
+pub const RECEIPTS_KEPT: usize = 10_000;
+/// Age of receipts kept for replay.
+pub const RECEIPTS_KEPT_FOR: Duration = Duration::from_secs(7 * 86_400);
+/// How long key and hash of an upload outlive its bytes: a repeat stays a repeat.
+pub const KEYS_KEPT_FOR: Duration = Duration::from_secs(180 * 86_400);
+/// How long the server drains after SIGTERM (default).
+pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
