@@ -1,0 +1,72 @@
+//! What an operator may change about the gate. Every field has the default of [`millpond_protocol::limits`].
+
+use std::time::Duration;
+
+use millpond_protocol::limits;
+
+/// Limits and time-outs of the gate.
+#[derive(Debug, Clone)]
+pub struct GateConfig {
+    /// Bytes of a file in an `up` or an inline `result`. Raising it lets slow links be held longer by one packet.
+    pub publish_max: usize,
+    /// Bytes of a bundle's payload.
+    pub bundle_max: usize,
+    /// Bytes of an `ask` or a `delivery`.
+    pub ask_max: usize,
+    /// Bytes of a PUBLISH that is read past and refused; a longer one ends the connection.
+    pub read_past_max: usize,
+    /// Bytes of CONNECT.
+    pub connect_max: usize,
+    /// How long a new connection has until its CONNECT is complete.
+    pub connect_timeout: Duration,
+    /// Connections that have not signed in yet; more are closed at once.
+    pub strangers_max: usize,
+    /// Connections of one member.
+    pub connections_per_member: usize,
+    /// Connections that subscribe to pool-wide topics; one more is told `quota`.
+    pub links_max: usize,
+    /// Bytes read but not committed, over all connections; then the gate reads no further.
+    pub uncommitted_bytes_max: usize,
+    /// Messages of one connection that are not committed; then the gate does not read from it.
+    pub uncommitted_per_connection: usize,
+    /// Messages to one connection that are not acknowledged; an MQTT 5 client may lower it.
+    pub in_flight_out: usize,
+    /// Bytes queued to one connection; one more message ends it, and it asks again.
+    pub out_queue_max: usize,
+    /// Subscriptions of one connection.
+    pub subscriptions_max: usize,
+    /// How long a connection may take no byte of what is to be written to it, or pause inside a packet.
+    pub stall_timeout: Duration,
+    /// How long [`crate::Gate::serve`] waits for acknowledgements after its shutdown began.
+    pub shutdown_grace: Duration,
+}
+
+impl Default for GateConfig {
+    fn default() -> Self {
+        Self {
+            publish_max: limits::PUBLISH_MAX,
+            bundle_max: limits::BUNDLE_MAX,
+            ask_max: limits::ASK_MAX,
+            read_past_max: limits::READ_PAST_MAX,
+            connect_max: limits::CONNECT_MAX,
+            connect_timeout: limits::CONNECT_TIMEOUT,
+            strangers_max: limits::STRANGERS_MAX,
+            connections_per_member: limits::CONNECTIONS_PER_MEMBER,
+            links_max: 50_000,
+            uncommitted_bytes_max: limits::UNCOMMITTED_BYTES_MAX,
+            uncommitted_per_connection: limits::UNCOMMITTED_PER_CONNECTION,
+            in_flight_out: limits::IN_FLIGHT_OUT,
+            out_queue_max: limits::OUT_QUEUE_MAX,
+            subscriptions_max: limits::SUBSCRIPTIONS_MAX,
+            stall_timeout: Duration::from_secs(30),
+            shutdown_grace: limits::SHUTDOWN_GRACE,
+        }
+    }
+}
+
+impl GateConfig {
+    /// Bytes of the largest packet that the gate accepts after CONNECT, as announced to MQTT 5 clients.
+    pub fn packet_max(&self) -> usize {
+        self.bundle_max.max(self.publish_max).max(self.ask_max) + limits::PACKET_OVERHEAD
+    }
+}
