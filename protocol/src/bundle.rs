@@ -9,7 +9,7 @@
 
 use wincode::config::Configuration;
 use wincode::len::UseIntLen;
-use wincode::{SchemaRead, SchemaWrite};
+use wincode::{ReadError, SchemaRead, SchemaWrite};
 
 use crate::error::{Code, Refusal};
 use crate::limits;
@@ -64,15 +64,19 @@ pub fn decode(message: &[u8]) -> Result<Bundle<'_>, Refusal> {
             .hint("MPB1, then bincode's standard layout; see docs/protocol.md")
     };
     let body = message.strip_prefix(MAGIC).ok_or_else(|| malformed("it does not begin with MPB1".into()))?;
-    let bundle: Bundle<'_> =
-        wincode::config::deserialize_exact(body, layout!()).map_err(|e| malformed(e.to_string()))?;
-    if bundle.entries.len() > limits::BUNDLE_ENTRIES_MAX {
-        let message = format!("the bundle has {} entries", bundle.entries.len());
-        return Err(Refusal::new(Code::TooLarge, message)
+    let too_large = || {
+        let message = format!("the bundle has more than {} entries", limits::BUNDLE_ENTRIES_MAX);
+        Refusal::new(Code::TooLarge, message)
             .limit(limits::BUNDLE_ENTRIES_MAX as u64)
-            .hint("send several bundles"));
+            .hint("send several bundles")
+    };
+    match wincode::config::deserialize_exact::<Bundle<'_>, _>(body, layout!()) {
+        Ok(bundle) if bundle.entries.len() > limits::BUNDLE_ENTRIES_MAX => Err(too_large()),
+        Ok(bundle) => Ok(bundle),
+        // The number of entries is all that memory is set aside for; texts and data are borrowed.
+        Err(ReadError::PreallocationSizeLimit { .. }) => Err(too_large()),
+        Err(error) => Err(malformed(error.to_string())),
     }
-    Ok(bundle)
 }
 
 /// Writes a bundle.
