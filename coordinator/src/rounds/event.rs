@@ -2,7 +2,7 @@
 
 use millpond_protocol::{Label, Timestamp};
 
-use super::{Attempt, BatchNo, MemberId, Policy, RoundNo, Version};
+use super::{Attempt, BatchNo, MemberId, Policy, Rejection, RoundNo, Version};
 
 /// Something happened. Every event carries all that the core needs to know of the outside.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,9 +76,9 @@ pub enum Reply {
         /// The member had nothing in this batch before.
         first_of_member: bool,
     },
-    /// The upload is against a rule that only the core can check; `late` or `label`.
+    /// The upload is against a rule that only the core can check: `late` or `open_batches`.
     Rejected {
-        rule: &'static str,
+        rejection: Rejection,
         event_time: Timestamp,
         clamped: bool,
     },

@@ -15,10 +15,21 @@ pub enum Fact {
         cause: Cause,
         runs: bool,
     },
-    /// Below its minimum: what is in it belongs to `into` from now on (`into` may be the batch itself).
+    /// Below its minimum: what is in it belongs to `into` from now on. A batch of a label or count stays open and is
+    /// carried into itself, with a new deadline; a window's batch has ended.
     BatchCarried {
         batch: Batch,
-        into: BatchNo,
+        into: Batch,
+    },
+    /// The publisher has nothing more before this time; never less than it said before.
+    CompletedThrough {
+        member: MemberId,
+        through: Timestamp,
+    },
+    /// The publisher has nothing more for this batch of a label.
+    CompletedLabel {
+        batch: BatchNo,
+        member: MemberId,
     },
     /// The round's record after that step.
     Round {
@@ -90,8 +101,10 @@ pub struct Round {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "is")]
 pub enum RoundState {
-    /// Waits to be packed.
-    Sealed,
+    /// Waits to be packed, since the seal or since the last attempt at packing was spent.
+    Sealed {
+        since: Timestamp,
+    },
     /// Waits for a processor.
     Offered {
         since: Timestamp,
@@ -114,6 +127,7 @@ pub enum RoundState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     pub member: MemberId,
+    /// When it was granted, or its term began by `ready`.
     pub since: Timestamp,
     /// None until the round is ready: the term has not begun.
     pub until: Option<Timestamp>,

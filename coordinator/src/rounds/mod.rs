@@ -5,11 +5,13 @@
 //! what has become true, to be written in the same transaction and told to the world after the commit. Nothing here
 //! does I/O, reads a clock, draws a random number or knows the database. State per open batch is O(members).
 
+pub mod acceptance;
 pub mod event;
 pub mod fact;
 pub mod policy;
 pub mod pool;
 
+pub use acceptance::{Candidate, Rejection, Rule};
 pub use event::{Event, Reply, Target, Upload};
 pub use fact::{Batch, Cause, Fact, FailCause, Group, Lease, Round, RoundState, RoundStep};
 pub use policy::Policy;

@@ -1,6 +1,6 @@
 //! A pool's policy: how its uploads are grouped, when a batch seals, what is accepted, how rounds run.
 
-use millpond_protocol::limits;
+use millpond_protocol::{Timestamp, limits};
 use serde::{Deserialize, Serialize};
 
 /// The policy of a pool. Every key has a default, so `{}` is a policy: hourly windows, sealed by trigger, completion or age.
@@ -119,5 +119,12 @@ impl Policy {
     /// Every problem of the policy at once; empty means valid.
     pub fn problems(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// The window that holds this time, where windows group: its start and its end, which is not in it.
+    pub fn window(&self, time: Timestamp) -> (Timestamp, Timestamp) {
+        let length = i64::try_from(self.window_s.saturating_mul(1_000)).unwrap_or(i64::MAX).max(1);
+        let from = time.as_millis() - time.as_millis() % length;
+        (Timestamp::clamped(from), Timestamp::clamped(from.saturating_add(length)))
     }
 }

@@ -22,9 +22,11 @@ pub struct Snapshot {
     pub versions: u64,
     /// The highest round that committed.
     pub newest_committed: RoundNo,
-    /// Open batches and the members that are in each.
+    /// The version that the pool's pointer names.
+    pub pointer: Option<Version>,
+    /// Open batches with the members that are in each; count, bytes and members include what was carried in.
     pub open: Vec<(Batch, Vec<MemberId>)>,
-    /// Sealed windows whose deadline has not passed.
+    /// Batches of windows that were sealed or carried away and whose deadline has not passed.
     pub closed_windows: Vec<Batch>,
     /// Rounds neither committed nor failed.
     pub live: Vec<Round>,
@@ -81,5 +83,15 @@ impl Pool {
     pub fn batch(&self, batch: u64) -> Option<&Batch> {
         let _ = batch;
         None
+    }
+
+    /// Every open batch, in order of opening.
+    pub fn open_batches(&self) -> impl Iterator<Item = &Batch> {
+        std::iter::empty()
+    }
+
+    /// Every round neither committed nor failed, oldest first.
+    pub fn live_rounds(&self) -> impl Iterator<Item = &Round> {
+        std::iter::empty()
     }
 }
