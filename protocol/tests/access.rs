@@ -1,5 +1,7 @@
 //! Role × action × topic shape: the whole of the authorisation function, written out.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use millpond_protocol::access::{Action, Op, Principal, Role, may};
 
 fn member(role: Role) -> Principal {

@@ -1,0 +1,148 @@
+//! docs/protocol.md and its examples are held to the types, so that neither can rot.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::path::{Path, PathBuf};
+
+use millpond_protocol::access::Op;
+use millpond_protocol::error::ErrorBody;
+use millpond_protocol::message::{Card, Delivery, Lease, Offer, Pointer, Receipt, answer, ask};
+use millpond_protocol::{Code, limits};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+fn docs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
+}
+
+fn protocol_md() -> String {
+    std::fs::read_to_string(docs().join("protocol.md")).unwrap()
+}
+
+/// Name and text of every example, in order of name.
+fn examples() -> Vec<(String, String)> {
+    let mut examples: Vec<_> = std::fs::read_dir(docs().join("golden/message"))
+        .unwrap()
+        .map(|file| {
+            let path = file.unwrap().path();
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            (name, std::fs::read_to_string(path).unwrap())
+        })
+        .collect();
+    examples.sort();
+    examples
+}
+
+fn object(value: impl Serialize) -> Map<String, Value> {
+    match serde_json::to_value(value).unwrap() {
+        Value::Object(map) => map,
+        other => panic!("not an object: {other}"),
+    }
+}
+
+/// Reads the example as `T` and writes it again; what is not `T`'s own must be the head that every ask and answer has.
+fn rewritten<T: Serialize + DeserializeOwned>(text: &str) -> Map<String, Value> {
+    let mut map = object(serde_json::from_str::<T>(text).unwrap());
+    map.extend(object(serde_json::from_str::<ask::Head>(text).unwrap()));
+    map
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct HeadOnly {}
+
+#[test]
+fn every_example_is_what_the_types_read_and_write() {
+    let examples = examples();
+    assert!(examples.len() >= 27, "examples are gone");
+    for (name, text) in examples {
+        let written = match name.as_str() {
+            "ask-time" | "ask-latest" => rewritten::<HeadOnly>(&text),
+            "ask-status" => rewritten::<ask::Status>(&text),
+            "ask-history" => rewritten::<ask::History>(&text),
+            "ask-get" => rewritten::<ask::Get>(&text),
+            "ask-complete" => rewritten::<ask::Complete>(&text),
+            "ask-trigger" => rewritten::<ask::Trigger>(&text),
+            "ask-claim" => rewritten::<ask::Claim>(&text),
+            "ask-beat" => rewritten::<ask::Beat>(&text),
+            "ask-files" => rewritten::<ask::Files>(&text),
+            "ask-done" => rewritten::<ask::Done>(&text),
+            "ask-fail" => rewritten::<ask::Fail>(&text),
+            "answer-time" => rewritten::<answer::Time>(&text),
+            "answer-lease" => rewritten::<Lease>(&text),
+            "answer-trigger" => rewritten::<answer::Triggered>(&text),
+            "answer-files" => rewritten::<answer::FilesPage>(&text),
+            "answer-status" => rewritten::<answer::UploadInfo>(&text),
+            "answer-get" => rewritten::<answer::Bytes>(&text),
+            "answer-error" => rewritten::<ErrorBody>(&text),
+            "card" => rewritten::<Card>(&text),
+            "pointer" => rewritten::<Pointer>(&text),
+            "offer" => rewritten::<Offer>(&text),
+            "delivery" => rewritten::<Delivery>(&text),
+            receipt if receipt.starts_with("receipt-") => rewritten::<Receipt>(&text),
+            unknown => panic!("{unknown}.json is no message of the protocol"),
+        };
+        let example: Map<String, Value> = serde_json::from_str(&text).unwrap();
+        assert_eq!(written, example, "{name}.json");
+    }
+}
+
+#[test]
+fn every_example_stands_in_the_document_word_for_word() {
+    let document = protocol_md();
+    for (name, text) in examples() {
+        assert!(document.contains(&format!("```json\n{text}```\n")), "{name}.json is not quoted");
+    }
+    let manifest = std::fs::read_to_string(docs().join("golden/manifest.jsonl")).unwrap();
+    assert!(document.contains(&format!("```json\n{manifest}```\n")), "manifest.jsonl is not quoted");
+    let blocks = document.matches("```json\n").count();
+    assert_eq!(blocks, examples().len() + 1, "the document has an example that no file holds");
+}
+
+#[test]
+fn examples_of_receipts_fit_their_limit() {
+    for (name, text) in examples().iter().filter(|(name, _)| name.starts_with("receipt-")) {
+        let receipt: Receipt = serde_json::from_str(text).unwrap();
+        assert!(serde_json::to_vec(&receipt).unwrap().len() <= limits::RECEIPT_MAX, "{name}");
+    }
+}
+
+/// The rows of the table that begins with this header: their cells.
+fn table(document: &str, header: &str) -> Vec<Vec<String>> {
+    let cells = |row: &str| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
+    let start = document.find(header).unwrap_or_else(|| panic!("no table {header}"));
+    document[start..].lines().skip(2).take_while(|line| line.starts_with('|')).map(cells).collect()
+}
+
+#[test]
+fn the_table_of_errors_is_the_one_of_the_code() {
+    let documented: Vec<_> = table(&protocol_md(), "| code | meaning | MQTT 5 | HTTP |")
+        .into_iter()
+        .map(|row| (row[0].clone(), row[2].clone(), row[3].clone()))
+        .collect();
+    let real: Vec<_> = Code::ALL
+        .into_iter()
+        .map(|code| (format!("`{code}`"), format!("{:#04x}", code.mqtt5()), code.http().to_string()))
+        .collect();
+    assert_eq!(documented, real);
+}
+
+#[test]
+fn the_table_of_ops_is_the_one_of_the_code() {
+    let documented: Vec<_> = table(&protocol_md(), "| op | who | changes state | does |")
+        .into_iter()
+        .map(|row| (row[0].clone(), row[2].clone()))
+        .collect();
+    let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+    let real: Vec<_> =
+        Op::ALL.into_iter().map(|op| (format!("`{op}`"), yes_no(op.changes_state()))).collect();
+    assert_eq!(documented, real);
+}
+
+#[test]
+fn what_the_document_links_to_exists() {
+    let document = protocol_md();
+    for link in ["golden/message", "golden/bundle", "examples/bundle.py"] {
+        assert!(document.contains(&format!("({link})")) && docs().join(link).exists(), "{link}");
+    }
+}
