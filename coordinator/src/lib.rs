@@ -1,3 +1,5 @@
 //! The coordinator: groups uploads into batches, hands them to the external processor, and returns its result.
 
+pub mod config;
+pub mod logging;
 pub mod rounds;

@@ -1,0 +1,194 @@
+//! What only several settings together can get wrong, and the ranges of single ones.
+
+use std::net::SocketAddr;
+
+use millpond_protocol::limits;
+use url::{Host, Url};
+
+use super::load::Problem;
+use super::{Config, Storage, StorageMode};
+
+impl Config {
+    /// Appends every problem of a configuration whose values are well-formed.
+    pub(super) fn check(&self, problems: &mut Vec<Problem>) {
+        let mut wrong = |key: &str, message: String| problems.push(Problem::new(key, message));
+        self.check_listeners(&mut wrong);
+        self.check_sizes(&mut wrong);
+        self.storage.check(&mut wrong);
+        if self.server.data_dir.as_os_str().is_empty() {
+            wrong("server.data_dir", "must name a directory".into());
+        }
+        if let Err(message) = crate::logging::check_filter(&self.log.filter) {
+            wrong("log.filter", message);
+        }
+        for (key, seconds) in [
+            ("http.request_timeout_s", self.http.request_timeout_s),
+            ("storage.call_timeout_s", self.storage.call_timeout_s),
+            ("limits.connect_timeout_s", self.limits.connect_timeout_s),
+        ] {
+            if !(1..=3_600).contains(&seconds) {
+                wrong(key, format!("{seconds} is not within 1 and 3600 seconds"));
+            }
+        }
+        if self.server.shutdown_grace_s > 3_600 {
+            wrong("server.shutdown_grace_s", "is at most 3600 seconds".into());
+        }
+        for (key, seconds) in [
+            ("limits.url_validity_s", self.limits.url_validity_s),
+            ("limits.result_url_validity_s", self.limits.result_url_validity_s),
+        ] {
+            // Seven days are what SigV4 allows.
+            if !(60..=604_800).contains(&seconds) {
+                wrong(key, format!("{seconds} is not within 60 and 604800 seconds (7 days)"));
+            }
+        }
+    }
+
+    fn listeners(&self) -> Vec<(&'static str, SocketAddr)> {
+        let mut listeners = vec![("mqtt.listen", self.mqtt.listen), ("http.listen", self.http.listen)];
+        if self.storage.mode == StorageMode::Embedded {
+            listeners.push(("storage.listen", self.storage.listen));
+        }
+        listeners
+    }
+
+    fn check_listeners(&self, wrong: &mut impl FnMut(&str, String)) {
+        let listeners = self.listeners();
+        for (i, (key, address)) in listeners.iter().enumerate() {
+            if !address.ip().is_loopback() && !self.server.allow_plaintext {
+                wrong(
+                    key,
+                    format!(
+                        "{address} can be reached from other machines and nothing is encrypted: listen on 127.0.0.1 \
+                         behind a TLS proxy, or accept that with server.allow_plaintext = true"
+                    ),
+                );
+            }
+            if let Some((other, _)) =
+                listeners[..i].iter().find(|(_, earlier)| earlier == address && address.port() != 0)
+            {
+                wrong(key, format!("{address} is {other} already"));
+            }
+        }
+        if !self.mqtt.listen.ip().is_loopback() {
+            let public = self.storage.public_url();
+            if public.as_ref().is_some_and(is_loopback) {
+                wrong(
+                    "storage.public_url",
+                    "is a loopback address, but clients on other machines would get its URLs: set what they can reach"
+                        .into(),
+                );
+            }
+        }
+        if self.mqtt.public_host.contains(|c: char| c.is_whitespace() || c == '/') {
+            wrong("mqtt.public_host", "is a host name or address".into());
+        }
+    }
+
+    fn check_sizes(&self, wrong: &mut impl FnMut(&str, String)) {
+        if !(1..=self.mqtt.bundle_max).contains(&self.mqtt.publish_max) {
+            wrong("mqtt.publish_max", "is at least 1 byte and at most mqtt.bundle_max".into());
+        }
+        if self.mqtt.bundle_max > limits::READ_PAST_MAX {
+            wrong("mqtt.bundle_max", format!("is at most {} bytes", limits::READ_PAST_MAX));
+        }
+        for (key, number) in [
+            ("http.event_streams_max", self.http.event_streams_max),
+            ("limits.connections_per_member", self.limits.connections_per_member),
+            ("limits.strangers_max", self.limits.strangers_max),
+            ("limits.uncommitted_per_connection", self.limits.uncommitted_per_connection),
+        ] {
+            if !(1..=1_000_000).contains(&number) {
+                wrong(key, format!("{number} is not within 1 and 1000000"));
+            }
+        }
+        let least = self.mqtt.bundle_max + limits::PACKET_OVERHEAD;
+        if self.limits.uncommitted_bytes_max < least {
+            wrong(
+                "limits.uncommitted_bytes_max",
+                format!("must hold at least one packet: {least} bytes with this mqtt.bundle_max"),
+            );
+        }
+    }
+}
+
+impl Storage {
+    /// What URLs for clients are signed for: `public_url`, or what follows from the rest; with the embedded server on
+    /// port 0 only the bound listener knows. None if an external endpoint is missing.
+    pub fn public_url(&self) -> Option<Url> {
+        self.public_url.clone().or_else(|| match self.mode {
+            StorageMode::Embedded => format!("http://{}", self.listen).parse().ok(),
+            StorageMode::External => self.endpoint.clone(),
+        })
+    }
+
+    fn check(&self, wrong: &mut impl FnMut(&str, String)) {
+        for (key, url) in [("storage.endpoint", &self.endpoint), ("storage.public_url", &self.public_url)] {
+            if url.as_ref().is_some_and(|url| !is_bare(url)) {
+                wrong(key, "is http:// or https:// with a host, maybe a port, and nothing else".into());
+            }
+        }
+        let half = self.access_key.is_empty() != self.secret_key.is_empty();
+        match self.mode {
+            StorageMode::Embedded => {
+                if self.endpoint.is_some() {
+                    wrong("storage.endpoint", "belongs to mode = \"external\"".into());
+                }
+                if half {
+                    wrong("storage.access_key", "and the secret key are set together, or neither".into());
+                }
+            }
+            StorageMode::External => {
+                if self.endpoint.is_none() {
+                    wrong("storage.endpoint", "is needed with mode = \"external\"".into());
+                }
+                if self.access_key.is_empty() {
+                    wrong("storage.access_key", "is needed with mode = \"external\"".into());
+                }
+                if self.secret_key.is_empty() && self.secret_key_file.is_none() {
+                    wrong(
+                        "storage.secret_key",
+                        "or secret_key_file is needed with mode = \"external\"".into(),
+                    );
+                }
+            }
+        }
+        if !is_bucket(&self.bucket) {
+            wrong(
+                "storage.bucket",
+                "is 3–63 of a–z, 0–9, - and ., and starts and ends with a letter or digit".into(),
+            );
+        }
+        if self.region.is_empty() || !self.region.bytes().all(|b| b.is_ascii_graphic() && b != b'/') {
+            wrong("storage.region", "is a word such as us-east-1".into());
+        }
+    }
+}
+
+fn is_bare(url: &Url) -> bool {
+    matches!(url.scheme(), "http" | "https")
+        && url.host().is_some()
+        && url.path() == "/"
+        && url.query().is_none()
+        && url.fragment().is_none()
+        && url.username().is_empty()
+        && url.password().is_none()
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(ip)) => ip.is_loopback() || ip.is_unspecified(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback() || ip.is_unspecified(),
+        None => false,
+    }
+}
+
+fn is_bucket(name: &str) -> bool {
+    let end = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    (3..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'))
+        && end(name.bytes().next())
+        && end(name.bytes().last())
+        && !name.contains("..")
+}

@@ -1,0 +1,246 @@
+//! The server's configuration: one typed structure, from defaults, a TOML file and the environment.
+//!
+//! Every key has a default, so no file is needed. `config/millpond.toml` in the repository lists each key with its default,
+//! unit and meaning. A setting of the environment (`MILLPOND__SECTION__KEY`) wins over the file. Whatever is wrong is
+//! reported at once, each problem with its key and where it came from.
+
+mod check;
+mod load;
+mod pool_file;
+mod secret;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use millpond_protocol::limits;
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+pub use load::{BadConfig, Problem};
+pub use pool_file::PoolFile;
+pub use secret::Secret;
+
+/// Everything that can be configured about a server. What concerns one pool is its [`crate::rounds::Policy`] instead,
+/// and lives in the ledger.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub server: Server,
+    pub mqtt: Mqtt,
+    pub http: Http,
+    pub storage: Storage,
+    pub log: Log,
+    pub limits: Limits,
+}
+
+/// The process as a whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// The directory of ledger, admin token and embedded storage; made at first start (0700), locked by one process.
+    pub data_dir: PathBuf,
+    /// Whether listeners may be reachable from other machines although nothing is encrypted.
+    pub allow_plaintext: bool,
+    /// Seconds that a stop waits for acknowledgements and open requests. Raising it makes restarts slower and resends fewer.
+    pub shutdown_grace_s: u64,
+}
+
+/// The gate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mqtt {
+    /// Where MQTT 3.1.1 and 5 clients connect.
+    pub listen: SocketAddr,
+    /// Host that `member add` prints for clients; empty: the listener's own address.
+    pub public_host: String,
+    /// Bytes of a file in one PUBLISH. Raising it lets one packet hold a slow link longer.
+    pub publish_max: usize,
+    /// Bytes of a bundle. Raising it lets clients that were offline catch up in fewer messages, at more memory each.
+    pub bundle_max: usize,
+}
+
+/// The HTTP API.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// Where `/v1`, `/healthz`, `/readyz` and `/metrics` answer.
+    pub listen: SocketAddr,
+    /// Seconds until a request is given up with `unavailable`; event streams are not concerned. Raising it helps slow disks.
+    pub request_timeout_s: u64,
+    /// Event streams at once; one more is told `quota`. Each holds a connection and asks the ledger once a second.
+    pub event_streams_max: usize,
+}
+
+/// Where files live.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Storage {
+    pub mode: StorageMode,
+    /// Where the embedded server listens. `mode = "embedded"`.
+    pub listen: SocketAddr,
+    /// What the server calls. `mode = "external"`.
+    #[serde(with = "optional")]
+    pub endpoint: Option<Url>,
+    /// What URLs for clients are signed for; empty: the embedded server's address, or `endpoint`.
+    #[serde(with = "optional")]
+    pub public_url: Option<Url>,
+    /// The region that signatures name.
+    pub region: String,
+    /// The bucket that holds everything. An external one must exist.
+    pub bucket: String,
+    /// Whether the bucket stands in the path rather than in the host name. `mode = "external"`.
+    pub path_style: bool,
+    /// The public half of the credentials; empty with the embedded server: made at first start.
+    pub access_key: String,
+    /// The secret half of the credentials.
+    pub secret_key: Secret,
+    /// A file that holds `secret_key` instead.
+    #[serde(with = "optional")]
+    pub secret_key_file: Option<String>,
+    /// Seconds that one call may take, retries included. Raising it keeps clients waiting longer when storage is away.
+    pub call_timeout_s: u64,
+}
+
+/// Who serves the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StorageMode {
+    /// The S3 server inside this process, on the disk under `data_dir`.
+    Embedded,
+    /// Any S3 endpoint.
+    External,
+}
+
+/// What is written to standard error.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    pub format: LogFormat,
+    /// What is logged: a level, or `target=level` pairs separated by commas.
+    pub filter: String,
+}
+
+/// The shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// One JSON object a line, with the field names of the Elastic Common Schema.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Numbers that bound what clients can make the server hold.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Connections of one member. Raising it lets one credential hold more of the server.
+    pub connections_per_member: usize,
+    /// Connections that have not signed in yet. Raising it helps reconnect storms, at 16 KiB each.
+    pub strangers_max: usize,
+    /// Seconds that a new connection has for its CONNECT.
+    pub connect_timeout_s: u64,
+    /// Bytes read but not committed, over all connections. Raising it costs that much memory when the disk is slow.
+    pub uncommitted_bytes_max: usize,
+    /// Messages of one connection that are not committed. Raising it helps single fast clients.
+    pub uncommitted_per_connection: usize,
+    /// Seconds that URLs for uploads, packs and manifests hold. Raising it lets a leaked URL work longer.
+    pub url_validity_s: u64,
+    /// Seconds that URLs of results hold.
+    pub result_url_validity_s: u64,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            data_dir: "millpond-data".into(),
+            allow_plaintext: false,
+            shutdown_grace_s: limits::SHUTDOWN_GRACE.as_secs(),
+        }
+    }
+}
+
+impl Default for Mqtt {
+    fn default() -> Self {
+        Self {
+            listen: loopback(1883),
+            public_host: String::new(),
+            publish_max: limits::PUBLISH_MAX,
+            bundle_max: limits::BUNDLE_MAX,
+        }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { listen: loopback(8080), request_timeout_s: 30, event_streams_max: 100 }
+    }
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self {
+            mode: StorageMode::Embedded,
+            listen: loopback(9000),
+            endpoint: None,
+            public_url: None,
+            region: "us-east-1".into(),
+            bucket: "millpond".into(),
+            path_style: true,
+            access_key: String::new(),
+            secret_key: Secret::default(),
+            secret_key_file: None,
+            call_timeout_s: limits::STORAGE_TIMEOUT.as_secs(),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Auto, filter: "info".into() }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_per_member: limits::CONNECTIONS_PER_MEMBER,
+            strangers_max: limits::STRANGERS_MAX,
+            connect_timeout_s: limits::CONNECT_TIMEOUT.as_secs(),
+            uncommitted_bytes_max: limits::UNCOMMITTED_BYTES_MAX,
+            uncommitted_per_connection: limits::UNCOMMITTED_PER_CONNECTION,
+            url_validity_s: limits::URL_VALIDITY.as_secs(),
+            result_url_validity_s: limits::RESULT_URL_VALIDITY.as_secs(),
+        }
+    }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// TOML has no null: an empty text says "not set".
+mod optional {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn deserialize<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: std::str::FromStr<Err: std::fmt::Display>,
+    {
+        let text = String::deserialize(deserializer)?;
+        if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(D::Error::custom) }
+    }
+
+    pub(super) fn serialize<S: Serializer, T: std::fmt::Display>(
+        value: &Option<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => serializer.collect_str(value),
+            None => serializer.serialize_str(""),
+        }
+    }
+}
