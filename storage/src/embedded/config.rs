@@ -1,0 +1,73 @@
+//! How the embedded server behaves.
+
+use std::time::Duration;
+
+use crate::config::{BadConfig, Secret, bucket_rule};
+use crate::limits::embedded as limits;
+
+/// How the embedded server behaves: who may use it and what it spends on them.
+#[derive(Debug, Clone)]
+pub struct EmbeddedConfig {
+    /// The one bucket.
+    pub bucket: String,
+    /// The region that signatures must name.
+    pub region: String,
+    /// The one access key.
+    pub access_key: String,
+    /// Its secret, at least 16 characters.
+    pub secret_key: Secret,
+    /// Largest object of one PUT, in bytes.
+    pub max_object: u64,
+    /// Connections at once; later ones wait. Each costs up to 1 MiB of memory while it moves a body.
+    pub max_connections: usize,
+    /// Uploads at once; later ones wait a while, then are told to slow down.
+    pub max_uploads: usize,
+    /// How long a connection may take to send a request's head, or stay idle.
+    pub idle_timeout: Duration,
+    /// How long a body may stand still, in either direction.
+    pub stall_timeout: Duration,
+    /// How long requests may go on after the server was told to stop.
+    pub grace: Duration,
+}
+
+impl EmbeddedConfig {
+    /// A configuration with the default limits and region `us-east-1`.
+    pub fn new(bucket: &str, access_key: &str, secret_key: Secret) -> Self {
+        Self {
+            bucket: bucket.into(),
+            region: "us-east-1".into(),
+            access_key: access_key.into(),
+            secret_key,
+            max_object: limits::OBJECT,
+            max_connections: limits::CONNECTIONS,
+            max_uploads: limits::UPLOADS,
+            idle_timeout: limits::IDLE,
+            stall_timeout: limits::STALL,
+            grace: limits::GRACE,
+        }
+    }
+
+    /// Finds everything that is wrong.
+    pub fn validate(&self) -> Result<(), BadConfig> {
+        let word = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+        let mut wrong = Vec::new();
+        let mut rule = |holds: bool, said: &str| {
+            if !holds {
+                wrong.push(said.to_owned());
+            }
+        };
+        rule(
+            bucket_rule(&self.bucket),
+            "bucket is 3–63 of a–z, 0–9, - and ., and starts and ends with a letter or digit",
+        );
+        rule(word(&self.region), "region is visible ASCII without /");
+        rule(word(&self.access_key), "access_key is visible ASCII without /");
+        rule(self.secret_key.expose().len() >= 16, "secret_key has at least 16 characters");
+        rule(self.max_object > 0, "max_object is more than zero");
+        rule(self.max_connections > 0, "max_connections is at least 1");
+        rule(self.max_uploads > 0, "max_uploads is at least 1");
+        rule(!self.idle_timeout.is_zero(), "idle_timeout is more than zero");
+        rule(!self.stall_timeout.is_zero(), "stall_timeout is more than zero");
+        if wrong.is_empty() { Ok(()) } else { Err(BadConfig(wrong)) }
+    }
+}

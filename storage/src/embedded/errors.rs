@@ -1,0 +1,113 @@
+//! What clients are told: one place where failures become S3 error codes.
+
+use std::io;
+
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
+use s3s::{S3Error, S3ErrorCode};
+
+use super::catalog::CatalogError;
+use super::receive::Refused;
+use super::store::StoreError;
+
+/// An S3 error with a message for people.
+pub(super) fn said(code: S3ErrorCode, message: impl Into<std::borrow::Cow<'static, str>>) -> S3Error {
+    S3Error::with_message(code, message)
+}
+
+/// An error code that `s3s` does not know, with its status.
+fn custom(code: &'static str, status: u16, message: &'static str) -> S3Error {
+    let mut error = said(S3ErrorCode::Custom(code.into()), message);
+    if let Ok(status) = hyper::StatusCode::from_u16(status) {
+        error.set_status_code(status);
+    }
+    error
+}
+
+/// Headers for an error; `s3s` then sets none of its own.
+pub(super) fn with_header(mut error: S3Error, name: HeaderName, value: HeaderValue) -> S3Error {
+    let headers = [(CONTENT_TYPE, HeaderValue::from_static("application/xml")), (name, value)];
+    error.set_headers(headers.into_iter().collect());
+    error
+}
+
+fn full() -> S3Error {
+    custom("InsufficientStorage", 507, "The disk of this storage is full.")
+}
+
+/// A disk that fails is the operator's business: the client learns that it failed, the log says how.
+fn disk(error: io::Error) -> S3Error {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => full(),
+        _ => {
+            tracing::error!(%error, "the disk of the embedded storage failed");
+            said(S3ErrorCode::InternalError, "The disk of this storage failed.")
+        }
+    }
+}
+
+impl From<StoreError> for S3Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Disk(error) => disk(error),
+            StoreError::Catalog(CatalogError::Full) => full(),
+            StoreError::Catalog(error @ (CatalogError::Newer(_) | CatalogError::Failed(_))) => {
+                tracing::error!(%error, "the catalogue of the embedded storage failed");
+                said(S3ErrorCode::InternalError, "The catalogue of this storage failed.")
+            }
+        }
+    }
+}
+
+impl From<Refused> for S3Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NoLength => {
+                said(S3ErrorCode::MissingContentLength, "Content-Length says how long the body is.")
+            }
+            Refused::TooLarge { max } => said(
+                S3ErrorCode::EntityTooLarge,
+                format!("One PUT stores up to {max} bytes; use a multipart upload."),
+            ),
+            Refused::Length { declared, got } => {
+                said(S3ErrorCode::IncompleteBody, format!("{declared} bytes were declared and {got} came."))
+            }
+            Refused::Digest { declared, got } => said(
+                S3ErrorCode::BadDigest,
+                format!("The body's SHA-256 is {got} where {declared} was declared."),
+            ),
+            Refused::BadChecksum => {
+                said(S3ErrorCode::InvalidDigest, "A SHA-256 checksum is base64 of 32 bytes.")
+            }
+            Refused::OtherChecksum => {
+                said(S3ErrorCode::NotImplemented, "SHA-256 is the only checksum that this storage compares.")
+            }
+            Refused::Stalled => {
+                let error = said(S3ErrorCode::RequestTimeout, "The body stood still for too long.");
+                with_header(error, CONNECTION, HeaderValue::from_static("close"))
+            }
+            Refused::Busy => said(S3ErrorCode::SlowDown, "Too many uploads at once."),
+            Refused::Body(error) if error.contains("Sha256Mismatch") => custom(
+                "XAmzContentSHA256Mismatch",
+                400,
+                "The body's SHA-256 is not the one in x-amz-content-sha256.",
+            ),
+            Refused::Body(error) => said(S3ErrorCode::IncompleteBody, error),
+            Refused::Disk(error) => disk(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_apart_from_a_broken_one() {
+        let status = |error: S3Error| error.status_code().unwrap().as_u16();
+        let no_space = || io::Error::from_raw_os_error(28);
+        assert_eq!(status(StoreError::Disk(no_space()).into()), 507);
+        assert_eq!(status(StoreError::Catalog(CatalogError::Full).into()), 507);
+        assert_eq!(status(Refused::Disk(no_space()).into()), 507);
+        assert_eq!(status(StoreError::Disk(io::ErrorKind::PermissionDenied.into()).into()), 500);
+    }
+}

@@ -1,0 +1,138 @@
+//! Connections: how many, how long, and how they end.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, CONTENT_TYPE, EXPECT, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use s3s::auth::SimpleAuth;
+use s3s::config::{S3Config, StaticConfigProvider};
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{Body, HttpError, S3ErrorCode};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::Embedded;
+use super::drain::Shared;
+use super::errors::said;
+use super::io::Moving;
+use super::service::{Service, Signed};
+use crate::limits::embedded as limits;
+
+impl Embedded {
+    /// Answers requests on `listener` until `shutdown`, then lets those that are under way go on for
+    /// [`EmbeddedConfig::grace`](super::EmbeddedConfig::grace).
+    ///
+    /// # Errors
+    ///
+    /// None today; a listener that stops working for a moment is tried again.
+    pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> io::Result<()> {
+        let service = self.service();
+        let places = Arc::new(Semaphore::new(self.config.max_connections));
+        let mut connections = JoinSet::new();
+        loop {
+            // Whoever is over the limit waits in the listener's backlog.
+            let accepted = async {
+                let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
+                listener.accept().await.map(|(stream, _)| (stream, place))
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(_) = connections.join_next() => {}
+                accepted = accepted => match accepted {
+                    Ok((stream, place)) => {
+                        let connection = self.connection(stream, service.clone(), shutdown.clone());
+                        connections.spawn(async move {
+                            connection.await;
+                            drop(place);
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection of the embedded storage");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+            }
+        }
+        drop(listener);
+        let drained = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(self.config.grace, drained).await.is_err() {
+            tracing::warn!(left = connections.len(), "connections of the embedded storage were cut off");
+        }
+        connections.shutdown().await;
+        Ok(())
+    }
+
+    fn service(&self) -> S3Service {
+        let mut s3 = S3Config::default();
+        s3.xml_max_body_size = limits::XML;
+        let mut builder =
+            S3ServiceBuilder::new(Service::new(Arc::clone(&self.store), Arc::clone(&self.config)));
+        builder.set_auth(SimpleAuth::from_single(&*self.config.access_key, self.config.secret_key.expose()));
+        builder.set_access(Signed);
+        builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(s3))));
+        builder.build()
+    }
+
+    fn connection(
+        &self,
+        stream: TcpStream,
+        service: S3Service,
+        shutdown: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        // Without it small answers wait for acknowledgements; a socket that refuses it works all the same.
+        let _ = stream.set_nodelay(true);
+        let io = TokioIo::new(Moving::new(stream, self.config.stall_timeout));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.config.idle_timeout)
+            .max_headers(limits::HEADERS)
+            .max_header_size(limits::HEAD)
+            .serve_connection(io, service_fn(move |request| answer(service.clone(), request)));
+        async move {
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = shutdown.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection of the embedded storage broke");
+            }
+        }
+    }
+}
+
+async fn answer(service: S3Service, request: Request<Incoming>) -> Result<Response<Body>, HttpError> {
+    let held_back = request.headers().contains_key(EXPECT);
+    let method = request.method().clone();
+    let (head, body) = request.into_parts();
+    let body = Shared::new(body, held_back);
+    // `s3s` collects a form in memory before it looks at who sends it.
+    let is_form = method == Method::POST
+        && head.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"multipart/"));
+    let mut response = if is_form {
+        let refused = said(S3ErrorCode::NotImplemented, "Uploads by form are not offered.");
+        refused.to_http_response().map_err(|error| HttpError::new(Box::new(error)))?
+    } else {
+        service.call(Request::from_parts(head, Body::http_body(body.clone()))).await?
+    };
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let status = response.status().as_u16().to_string();
+    metrics::counter!("millpond_s3_requests_total", "method" => method.to_string(), "status" => status)
+        .increment(1);
+    // An answer that closes the connection by itself is for a client that does not send.
+    if !response.headers().contains_key(CONNECTION) && !body.drain().await {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}

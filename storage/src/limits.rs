@@ -1,0 +1,86 @@
+//! Every number that bounds storage, with its unit and its reason.
+
+use std::time::Duration;
+
+/// Longest key of an object of ours, in bytes. S3 allows 1,024; ours are a prefix and a random name.
+pub const KEY_MAX: usize = 256;
+
+/// How long one call may take, retries included, before it counts as unavailable. Long enough for a pack of 16 MiB over
+/// 5 Mbit/s.
+pub const CALL: Duration = Duration::from_secs(30);
+
+/// How often a call is tried in all. More would only hold the caller's time-out while storage is away.
+pub const ATTEMPTS: u32 = 3;
+
+/// Pause before the second attempt; it is four times as long before the third. Each is shortened by up to half, at
+/// random, so that many callers do not come back at once.
+pub const BACKOFF: Duration = Duration::from_millis(200);
+
+/// How long a download may stand still before it is given up.
+pub const STALL: Duration = Duration::from_secs(30);
+
+/// The longest life of a presigned URL: SigV4 allows no more.
+pub const URL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How long the client keeps an idle connection. Shorter than [`embedded::IDLE`], or it would send on connections that
+/// the server is about to close.
+pub const POOL_IDLE: Duration = Duration::from_secs(20);
+
+/// Limits of the embedded server.
+pub mod embedded {
+    use std::time::Duration;
+
+    /// Largest object of one PUT, in bytes: what S3 allows. Larger ones are multipart.
+    pub const OBJECT: u64 = 5 << 30;
+
+    /// Connections at once; who comes later waits in the listener's backlog. Each may hold two chunks of [`CHUNK`].
+    pub const CONNECTIONS: usize = 1024;
+
+    /// Uploads at once; who comes later waits up to [`UPLOAD_WAIT`]. Each may hold two batches of [`CHUNK`].
+    pub const UPLOADS: usize = 256;
+
+    /// How long an upload waits for its turn before it is told to slow down.
+    pub const UPLOAD_WAIT: Duration = Duration::from_secs(10);
+
+    /// Bytes read from or written to disk in one step. Larger steps gain little and cost memory per connection.
+    pub const CHUNK: usize = 256 << 10;
+
+    /// Bytes of one request's head: a presigned URL is under 2 KiB.
+    pub const HEAD: usize = 32 << 10;
+
+    /// Headers of one request.
+    pub const HEADERS: usize = 64;
+
+    /// Bytes of an XML body, of which none is needed yet.
+    pub const XML: usize = 1 << 20;
+
+    /// How long a connection may take to send a request's head, and may stay idle between requests.
+    pub const IDLE: Duration = Duration::from_secs(30);
+
+    /// How long a body may stand still, in either direction.
+    pub const STALL: Duration = Duration::from_secs(30);
+
+    /// What is read of a refused upload, so that clients which write before they read still see the answer.
+    pub const DRAIN_BYTES: u64 = 128 << 20;
+
+    /// How long that may take.
+    pub const DRAIN_TIME: Duration = Duration::from_secs(10);
+
+    /// How long requests may go on after the server was told to stop.
+    pub const GRACE: Duration = Duration::from_secs(30);
+
+    /// Changes of the catalogue that share one transaction, and so one sync of the disk.
+    pub const GROUP: usize = 256;
+
+    /// Changes that wait for the catalogue's writer; who comes later waits to get in.
+    pub const QUEUE: usize = 1024;
+
+    /// Reading connections to the catalogue that are kept open.
+    pub const READERS: usize = 8;
+
+    /// Keys in one page of a listing: what S3 allows.
+    pub const PAGE: usize = 1000;
+
+    /// Longest key in bytes: what S3 allows.
+    pub const KEY: usize = 1024;
+}

@@ -1,0 +1,145 @@
+//! URLs that let others read or write one object without credentials of their own.
+//!
+//! A URL for writing carries the length and the SHA-256 of the one body that it is good for as *signed headers*: the
+//! client sends them verbatim, and storage refuses any other body. What stands in the query instead of a header binds
+//! nobody on most servers.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use millpond_protocol::{Sha256, Timestamp};
+use rusty_s3::actions::S3Action as _;
+use rusty_s3::{Bucket, Credentials, UrlStyle};
+
+use crate::config::{BadConfig, StorageConfig};
+use crate::key::ObjectKey;
+use crate::limits;
+
+/// A URL that anybody may use until it expires.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Presigned {
+    /// The whole URL; it contains a signature, so it is as secret as what it opens.
+    pub url: String,
+    /// When it stops working.
+    pub expires_at: Timestamp,
+}
+
+/// A URL to which one body may be PUT until it expires.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PresignedPut {
+    /// The whole URL.
+    pub url: String,
+    /// The headers to send verbatim, and no other `x-amz-*` header beside them.
+    pub headers: Vec<(&'static str, String)>,
+    /// When it stops working. An upload that has begun by then may go on.
+    pub expires_at: Timestamp,
+}
+
+pub(crate) struct Presigner {
+    bucket: Bucket,
+    credentials: Credentials,
+}
+
+impl Presigner {
+    pub(crate) fn new(config: &StorageConfig) -> Result<Self, BadConfig> {
+        let style = if config.path_style { UrlStyle::Path } else { UrlStyle::VirtualHost };
+        let bucket =
+            Bucket::new(config.public_url.clone(), style, config.bucket.clone(), config.region.clone())
+                .map_err(|error| BadConfig(vec![format!("public_url cannot carry the bucket: {error:?}")]))?;
+        let credentials = Credentials::new(config.access_key.clone(), config.secret_key.expose());
+        Ok(Self { bucket, credentials })
+    }
+
+    pub(crate) fn get(&self, key: &ObjectKey, expires: Duration, now: Timestamp) -> Presigned {
+        let life = Life::new(expires, now);
+        let action = self.bucket.get_object(Some(&self.credentials), key.as_str());
+        let url = action.sign_with_time(life.length, &life.start);
+        Presigned { url: url.into(), expires_at: life.end }
+    }
+
+    pub(crate) fn put(
+        &self,
+        key: &ObjectKey,
+        size: u64,
+        sha256: Sha256,
+        expires: Duration,
+        now: Timestamp,
+    ) -> PresignedPut {
+        let life = Life::new(expires, now);
+        let headers =
+            vec![("content-length", size.to_string()), ("x-amz-checksum-sha256", checksum_header(sha256))];
+        let mut action = self.bucket.put_object(Some(&self.credentials), key.as_str());
+        for (name, value) in &headers {
+            action.headers_mut().insert(*name, value.clone());
+        }
+        let url = action.sign_with_time(life.length, &life.start);
+        PresignedPut { url: url.into(), headers, expires_at: life.end }
+    }
+}
+
+/// A SHA-256 as S3 writes it in headers: base64.
+pub(crate) fn checksum_header(sha256: Sha256) -> String {
+    STANDARD.encode(sha256.0)
+}
+
+/// The life of a URL: whole seconds from a whole second on, as a signature can say it.
+struct Life {
+    start: jiff::Timestamp,
+    length: Duration,
+    end: Timestamp,
+}
+
+impl Life {
+    fn new(expires: Duration, now: Timestamp) -> Self {
+        let length = Duration::from_secs(expires.clamp(Duration::from_secs(1), limits::URL_MAX).as_secs());
+        let seconds = now.as_millis() / 1000;
+        let start = jiff::Timestamp::from_second(seconds).unwrap_or_default();
+        Self { start, length, end: Timestamp::clamped(seconds * 1000).after(length) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Secret;
+
+    fn presigner() -> Presigner {
+        let url = url::Url::parse("https://files.example:9443").unwrap();
+        Presigner::new(&StorageConfig::new(url, "bucket", "AKID", Secret::new("hush"))).unwrap()
+    }
+
+    #[test]
+    fn a_url_says_when_it_expires_to_the_second() {
+        let now = Timestamp::from_millis(1_700_000_000_999).unwrap();
+        let key = "pools/1/x".parse().unwrap();
+        let got = presigner().get(&key, Duration::from_millis(60_900), now);
+        assert!(got.url.starts_with("https://files.example:9443/bucket/pools/1/x?"), "{}", got.url);
+        assert!(got.url.contains("X-Amz-Date=20231114T221320Z&X-Amz-Expires=60&"), "{}", got.url);
+        assert_eq!(got.expires_at, Timestamp::from_millis(1_700_000_060_000).unwrap());
+        assert_eq!(got, presigner().get(&key, Duration::from_millis(60_900), now));
+    }
+
+    #[test]
+    fn a_life_is_held_between_a_second_and_a_week() {
+        let now = Timestamp::EPOCH;
+        assert_eq!(Life::new(Duration::ZERO, now).length, Duration::from_secs(1));
+        assert_eq!(Life::new(Duration::MAX, now).length, limits::URL_MAX);
+    }
+
+    #[test]
+    fn a_url_for_writing_signs_length_and_checksum() {
+        let key = "k".parse().unwrap();
+        let put = presigner().put(&key, 3, Sha256::of(b"abc"), Duration::from_secs(60), Timestamp::EPOCH);
+        assert!(
+            put.url.contains("SignedHeaders=content-length%3Bhost%3Bx-amz-checksum-sha256"),
+            "{}",
+            put.url
+        );
+        let expected = [
+            ("content-length", "3".to_owned()),
+            ("x-amz-checksum-sha256", "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=".to_owned()),
+        ];
+        assert_eq!(put.headers, expected);
+    }
+}

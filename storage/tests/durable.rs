@@ -1,0 +1,147 @@
+//! What is on disk after failures, kills and restarts.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use bytes::Bytes;
+use common::{Server, bytes, embedded_config, object, reopen};
+use millpond_protocol::Sha256;
+use millpond_storage::embedded::{self, OpenError};
+use tokio::sync::mpsc;
+
+/// A body that is sent piece by piece, as the test says.
+fn pieces() -> (mpsc::Sender<Result<Bytes, std::io::Error>>, reqwest::Body) {
+    let (sender, receiver) = mpsc::channel(1);
+    let stream = futures_util::stream::unfold(receiver, |mut from: mpsc::Receiver<_>| async {
+        Some((from.recv().await?, from))
+    });
+    (sender, reqwest::Body::wrap_stream(stream))
+}
+
+#[tokio::test]
+async fn a_restart_finds_every_object_and_nothing_else() {
+    let server = Server::start().await;
+    for n in 0..20 {
+        let body = Bytes::from(bytes(n * 1000));
+        server.storage.put(&object(&format!("k/{n}")), body.clone(), Sha256::of(&body)).await.unwrap();
+    }
+    server.storage.delete(&object("k/7")).await.unwrap();
+    let server = server.restart().await;
+    for n in 0..20 {
+        let read = server.storage.get(&object(&format!("k/{n}")), 20_000).await;
+        assert_eq!(read.is_ok(), n != 7);
+        assert!(n == 7 || read.unwrap() == bytes(n * 1000));
+    }
+    server.settles_at(19).await;
+}
+
+#[tokio::test]
+async fn an_upload_that_breaks_off_leaves_the_old_object_and_no_file() {
+    let server = Server::start().await;
+    let old = Bytes::from_static(b"old");
+    server.storage.put(&object("k"), old.clone(), Sha256::of(&old)).await.unwrap();
+
+    let declared = bytes(2 << 20);
+    let (sender, body) = pieces();
+    let put = tokio::spawn(server.put_request("k", &declared, body).send());
+    sender.send(Ok(Bytes::from(declared[..1 << 20].to_vec()))).await.unwrap();
+    common::settles(|| server.files().len() == 2, || "the upload has a file while it runs".into()).await;
+    put.abort();
+    drop(sender);
+    server.settles_at(1).await;
+    assert_eq!(server.storage.get(&object("k"), 3).await.unwrap(), old);
+}
+
+#[tokio::test]
+async fn a_server_that_is_killed_in_an_upload_starts_with_the_old_object_and_no_leftovers() {
+    let server = Server::start().await;
+    let old = Bytes::from_static(b"old");
+    server.storage.put(&object("k"), old.clone(), Sha256::of(&old)).await.unwrap();
+    let declared = bytes(2 << 20);
+    let (sender, body) = pieces();
+    let put = tokio::spawn(server.put_request("k", &declared, body).send());
+    sender.send(Ok(Bytes::from(declared[..1 << 20].to_vec()))).await.unwrap();
+    common::settles(|| server.files().len() == 2, || "the upload has a file while it runs".into()).await;
+    let dir = server.kill().await;
+    put.abort();
+
+    let embedded = reopen(dir.path()).await;
+    let server = Server::serve(dir, embedded).await;
+    assert_eq!(server.storage.get(&object("k"), 3).await.unwrap(), old);
+    server.settles_at(1).await;
+}
+
+#[tokio::test]
+async fn files_that_no_object_has_are_removed_at_start_and_strangers_stay() {
+    let server = Server::start().await;
+    let body = Bytes::from_static(b"abc");
+    server.storage.put(&object("k"), body.clone(), Sha256::of(&body)).await.unwrap();
+    let dir = server.stop().await;
+    let blob = "00112233445566778899aabbccddeeff";
+    std::fs::write(dir.path().join("incoming").join(blob), "half").unwrap();
+    std::fs::write(dir.path().join("blobs/00").join(blob), "whole, but nobody's").unwrap();
+    std::fs::write(dir.path().join("blobs/00/README"), "a person put this here").unwrap();
+
+    let embedded = reopen(dir.path()).await;
+    let server = Server::serve(dir, embedded).await;
+    let left: Vec<String> =
+        server.files().iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(left.contains(&"README".to_owned()) && !left.contains(&blob.to_owned()));
+    assert_eq!(server.storage.get(&object("k"), 3).await.unwrap(), body);
+}
+
+#[tokio::test]
+async fn concurrent_uploads_to_one_key_leave_one_whole_object() {
+    let server = Server::start().await;
+    let puts = (0..16).map(|n| {
+        let (storage, body) = (server.storage.clone(), Bytes::from(vec![n; 400_000]));
+        tokio::spawn(async move { storage.put(&object("k"), body.clone(), Sha256::of(&body)).await })
+    });
+    for put in puts.collect::<Vec<_>>() {
+        put.await.unwrap().unwrap();
+    }
+    let read = server.storage.get(&object("k"), 400_000).await.unwrap();
+    assert!(read.len() == 400_000 && read.iter().all(|byte| *byte == read[0]));
+    server.settles_at(1).await;
+}
+
+#[tokio::test]
+async fn a_reader_gets_all_of_the_object_that_was_there_when_it_asked() {
+    let server = Server::start().await;
+    let (old, new) = (Bytes::from(bytes(4 << 20)), Bytes::from_static(b"new"));
+    server.storage.put(&object("k"), old.clone(), Sha256::of(&old)).await.unwrap();
+    let reader = server.storage.get_stream(&object("k"), None).await.unwrap();
+    server.storage.put(&object("k"), new.clone(), Sha256::of(&new)).await.unwrap();
+    server.settles_at(1).await;
+    let read: Vec<Bytes> = futures_util::TryStreamExt::try_collect(reader).await.unwrap();
+    assert!(read.concat() == old);
+    assert_eq!(server.storage.get(&object("k"), 3).await.unwrap(), new);
+}
+
+#[tokio::test]
+async fn a_directory_has_one_server_at_a_time() {
+    let server = Server::start().await;
+    assert!(matches!(embedded::open(server.dir.path(), embedded_config()), Err(OpenError::InUse(_))));
+    let dir = server.stop().await;
+    reopen(dir.path()).await;
+}
+
+#[tokio::test]
+async fn stopping_lets_a_running_upload_finish() {
+    let server = Server::start().await;
+    let declared = bytes(2 << 20);
+    let (sender, body) = pieces();
+    let put = tokio::spawn(server.put_request("k", &declared, body).send());
+    sender.send(Ok(Bytes::from(declared[..1 << 20].to_vec()))).await.unwrap();
+    common::settles(|| server.files().len() == 1, || "the upload has a file while it runs".into()).await;
+    let stop = tokio::spawn(server.stop());
+    sender.send(Ok(Bytes::from(declared[1 << 20..].to_vec()))).await.unwrap();
+    drop(sender);
+    assert_eq!(put.await.unwrap().unwrap().status(), 200);
+    let dir = stop.await.unwrap();
+    let embedded = reopen(dir.path()).await;
+    let server = Server::serve(dir, embedded).await;
+    assert!(server.storage.get(&object("k"), 2 << 20).await.unwrap() == declared);
+}

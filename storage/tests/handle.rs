@@ -1,0 +1,128 @@
+//! What the server can rely on: `Storage` against the embedded server.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{Server, bytes, object};
+use futures_util::TryStreamExt as _;
+use millpond_protocol::Sha256;
+use millpond_storage::{Error, Fault, Secret, Stat, Storage};
+
+#[tokio::test]
+async fn what_is_put_comes_back_until_it_is_deleted() {
+    let server = Server::start().await;
+    let storage = &server.storage;
+    for (key, size) in [("pools/1/empty", 0), ("pools/1/small", 1000), ("pools/1/large", 3 << 20)] {
+        let (key, body) = (object(key), Bytes::from(bytes(size)));
+        let sha256 = Sha256::of(&body);
+        assert_eq!(storage.stat(&key).await, Ok(None));
+        storage.put(&key, body.clone(), sha256).await.unwrap();
+        assert_eq!(storage.stat(&key).await, Ok(Some(Stat { size: size as u64, sha256: Some(sha256) })));
+        assert_eq!(storage.get(&key, size).await.unwrap(), body);
+        storage.delete(&key).await.unwrap();
+        storage.delete(&key).await.unwrap();
+        assert_eq!(storage.get(&key, size).await, Err(Error::NotFound));
+    }
+    server.settles_at(0).await;
+}
+
+#[tokio::test]
+async fn a_range_streams_exactly_its_bytes() {
+    let server = Server::start().await;
+    let (key, body) = (object("k"), Bytes::from(bytes(1_000_000)));
+    server.storage.put(&key, body.clone(), Sha256::of(&body)).await.unwrap();
+    for (start, end) in [(0, 1), (1, 262_145), (262_144, 1_000_000), (999_999, 1_000_000)] {
+        let stream = server.storage.get_stream(&key, Some(start..end)).await.unwrap();
+        assert_eq!(stream.size, end - start);
+        let read: Vec<Bytes> = stream.try_collect().await.unwrap();
+        assert!(read.concat() == body[start as usize..end as usize], "{start}..{end}");
+    }
+    let whole: Vec<Bytes> = server.storage.get_stream(&key, None).await.unwrap().try_collect().await.unwrap();
+    assert!(whole.concat() == body);
+}
+
+#[tokio::test]
+async fn an_object_larger_than_expected_is_not_read() {
+    let server = Server::start().await;
+    let body = Bytes::from(bytes(10));
+    server.storage.put(&object("k"), body.clone(), Sha256::of(&body)).await.unwrap();
+    assert!(matches!(server.storage.get(&object("k"), 9).await, Err(Error::Mismatch(_))));
+}
+
+#[tokio::test]
+async fn other_bytes_than_declared_are_not_stored_and_the_old_ones_stay() {
+    let server = Server::start().await;
+    let (key, old) = (object("k"), Bytes::from_static(b"old"));
+    server.storage.put(&key, old.clone(), Sha256::of(&old)).await.unwrap();
+    let put = server.storage.put(&key, Bytes::from(bytes(1 << 20)), Sha256::of(b"other")).await;
+    assert!(matches!(put, Err(Error::Mismatch(_))), "{put:?}");
+    assert_eq!(server.storage.get(&key, 3).await.unwrap(), old);
+    server.settles_at(1).await;
+}
+
+#[tokio::test]
+async fn the_probe_says_what_is_wrong() {
+    let server = Server::start().await;
+    assert_eq!(server.storage.probe().await, Ok(()));
+    server.settles_at(0).await;
+
+    let refused = |storage: Storage| async move {
+        match storage.probe().await {
+            Err(Error::Refused { fault, .. }) => fault,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut config = server.config.clone();
+    config.secret_key = Secret::new("another-secret-of-the-tests");
+    assert_eq!(refused(Storage::new(&config).unwrap()).await, Fault::Credentials);
+    let mut config = server.config.clone();
+    config.access_key = "nobody".into();
+    assert_eq!(refused(Storage::new(&config).unwrap()).await, Fault::Credentials);
+    let mut config = server.config.clone();
+    config.region = "elsewhere".into();
+    assert_eq!(refused(Storage::new(&config).unwrap()).await, Fault::Credentials);
+    let mut config = server.config.clone();
+    config.bucket = "another-bucket".into();
+    assert_eq!(refused(Storage::new(&config).unwrap()).await, Fault::Bucket);
+}
+
+#[tokio::test]
+async fn storage_that_is_away_is_unavailable_within_the_time_of_a_call() {
+    // A port that listens and never answers.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = url::Url::parse(&format!("http://{}", silent.local_addr().unwrap())).unwrap();
+    let mut config =
+        millpond_storage::StorageConfig::new(endpoint, common::BUCKET, "access", common::secret());
+    config.call_timeout = Duration::from_millis(300);
+    let storage = Storage::new(&config).unwrap();
+    let started = std::time::Instant::now();
+    assert!(storage.stat(&object("k")).await.unwrap_err().is_temporary());
+    assert!(started.elapsed() < Duration::from_secs(5));
+
+    // A port that refuses.
+    drop(silent);
+    assert!(storage.probe().await.unwrap_err().is_temporary());
+}
+
+#[tokio::test]
+async fn a_call_outlives_a_restart_of_storage() {
+    let server = Server::start().await;
+    let address = server.config.endpoint.socket_addrs(|| None).unwrap()[0];
+    let mut config = server.config.clone();
+    config.attempts = 5;
+    let storage = Storage::new(&config).unwrap();
+    let body = Bytes::from_static(b"abc");
+    let dir = server.stop().await;
+
+    let call = tokio::spawn(async move { storage.put(&object("k"), body.clone(), Sha256::of(&body)).await });
+    // The first attempt has been refused, or is about to be; a later one finds the server.
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    let embedded = common::reopen(dir.path()).await;
+    let serve = tokio::spawn(async move { embedded.serve(listener, Default::default()).await });
+    assert_eq!(call.await.unwrap(), Ok(()));
+    serve.abort();
+}

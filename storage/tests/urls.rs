@@ -1,0 +1,170 @@
+//! What somebody can do who was given a URL, and what not.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{MINUTE, Server, bytes, http, now, object, refusal};
+use millpond_protocol::Sha256;
+
+#[tokio::test]
+async fn a_url_reads_its_object_and_says_how_to_treat_it() {
+    let server = Server::start().await;
+    let body = Bytes::from(bytes(700_000));
+    server.storage.put(&object("k"), body.clone(), Sha256::of(&body)).await.unwrap();
+    let response = http().get(server.get_url("k")).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+    assert_eq!(header("content-type"), "application/octet-stream");
+    assert_eq!(header("content-disposition"), "attachment");
+    assert_eq!(header("x-content-type-options"), "nosniff");
+    assert_eq!(header("accept-ranges"), "bytes");
+    assert_eq!(header("content-length"), "700000");
+    assert_eq!(header("etag"), format!("\"{}-1\"", Sha256::of(&body)));
+    assert!(response.bytes().await.unwrap() == body);
+    assert_eq!(
+        refusal(http().get(server.get_url("none")).send().await.unwrap()).await,
+        (404, "NoSuchKey".into())
+    );
+}
+
+#[tokio::test]
+async fn ranges_are_those_of_http() {
+    let server = Server::start().await;
+    let body = Bytes::from(bytes(600_000));
+    server.storage.put(&object("k"), body.clone(), Sha256::of(&body)).await.unwrap();
+    let get = |range: &'static str| http().get(server.get_url("k")).header("range", range).send();
+    for (range, start, end) in [
+        ("bytes=0-0", 0, 1),
+        ("bytes=5-9", 5, 10),
+        ("bytes=599999-", 599_999, 600_000),
+        ("bytes=-3", 599_997, 600_000),
+        ("bytes=100-9999999", 100, 600_000),
+        ("bytes=-9999999", 0, 600_000),
+    ] {
+        let response = get(range).await.unwrap();
+        assert_eq!(response.status(), 206, "{range}");
+        let said = response.headers()["content-range"].to_str().unwrap();
+        assert_eq!(said, format!("bytes {start}-{}/600000", end - 1), "{range}");
+        assert!(response.bytes().await.unwrap() == body[start..end], "{range}");
+    }
+    let beyond = get("bytes=600000-").await.unwrap();
+    assert_eq!(beyond.headers()["content-range"], "bytes */600000");
+    assert_eq!(refusal(beyond).await, (416, "InvalidRange".into()));
+}
+
+#[tokio::test]
+async fn conditions_spare_a_download_and_protect_a_continued_one() {
+    let server = Server::start().await;
+    let body = Bytes::from_static(b"abc");
+    server.storage.put(&object("k"), body.clone(), Sha256::of(&body)).await.unwrap();
+    let tag = format!("\"{}-1\"", Sha256::of(&body));
+    let get = |headers: &[(&'static str, &str)]| {
+        headers
+            .iter()
+            .fold(http().get(server.get_url("k")), |get, (name, value)| get.header(*name, *value))
+            .send()
+    };
+    let status = |response: Result<reqwest::Response, reqwest::Error>| response.unwrap().status().as_u16();
+    assert_eq!(status(get(&[("if-none-match", &tag)]).await), 304);
+    assert_eq!(status(get(&[("if-none-match", "\"x\"")]).await), 200);
+    assert_eq!(status(get(&[("if-match", &tag)]).await), 200);
+    assert_eq!(status(get(&[("if-match", "\"x\"")]).await), 412);
+    assert_eq!(status(get(&[("range", "bytes=1-"), ("if-range", &tag)]).await), 206);
+    assert_eq!(status(get(&[("range", "bytes=1-"), ("if-range", "\"x\"")]).await), 200);
+}
+
+#[tokio::test]
+async fn a_url_for_writing_takes_the_declared_bytes_and_no_others() {
+    let server = Server::start().await;
+    let declared = bytes(300_000);
+    let mut other = declared.clone();
+    other[299_999] ^= 1;
+
+    let put = server.put_request("k", &declared, other).send().await.unwrap();
+    assert_eq!(refusal(put).await, (400, "BadDigest".into()));
+    assert_eq!(server.storage.stat(&object("k")).await, Ok(None));
+
+    let put = server.put_request("k", &declared, declared.clone()).send().await.unwrap();
+    assert_eq!(put.status(), 200);
+    assert!(server.storage.get(&object("k"), 300_000).await.unwrap() == declared);
+
+    let put = server.put_request("k", &declared, declared.clone()).send().await.unwrap();
+    assert_eq!(put.status(), 200);
+    server.settles_at(1).await;
+}
+
+#[tokio::test]
+async fn changed_headers_or_urls_break_the_signature() {
+    let server = Server::start().await;
+    let body = bytes(1000);
+    let signed = |expires| server.storage.presign_put(&object("k"), 1000, Sha256::of(&body), expires, now());
+    let send = |url: String, headers: Vec<(&'static str, String)>, body: Vec<u8>| async move {
+        let put = headers.into_iter().fold(http().put(url), |put, (name, value)| put.header(name, value));
+        refusal(put.body(body).send().await.unwrap()).await
+    };
+    let wrong_signature = (403, "SignatureDoesNotMatch".to_owned());
+
+    let put = signed(MINUTE);
+    let shorter = vec![("content-length", "999".into()), put.headers[1].clone()];
+    assert_eq!(send(put.url, shorter, body[..999].to_vec()).await, wrong_signature);
+
+    let put = signed(MINUTE);
+    let other = bytes(999);
+    let checksum =
+        server.storage.presign_put(&object("k"), 999, Sha256::of(&other), MINUTE, now()).headers[1].clone();
+    assert_eq!(send(put.url, vec![put.headers[0].clone(), checksum], body.clone()).await, wrong_signature);
+
+    let put = signed(MINUTE);
+    assert_eq!(send(put.url, vec![put.headers[0].clone()], body.clone()).await, wrong_signature);
+
+    let put = signed(MINUTE);
+    let url = put.url.replace("/millpond/k?", "/millpond/j?");
+    assert_eq!(send(url, put.headers, body.clone()).await, wrong_signature);
+
+    let put = signed(MINUTE);
+    let mut headers = put.headers;
+    headers.push(("x-amz-copy-source", "/millpond/j".into()));
+    assert_eq!(send(put.url, headers, body.clone()).await, (403, "AccessDenied".into()));
+
+    let hour_ago = now().before(MINUTE * 60);
+    let put = server.storage.presign_put(&object("k"), 1000, Sha256::of(&body), MINUTE, hour_ago);
+    assert_eq!(send(put.url, put.headers, body.clone()).await, (403, "AccessDenied".into()));
+    let url = server.storage.presign_get(&object("k"), MINUTE, hour_ago).url;
+    assert_eq!(refusal(http().get(url).send().await.unwrap()).await, (403, "AccessDenied".into()));
+
+    let get = server.get_url("k");
+    assert_eq!(refusal(http().delete(&get).send().await.unwrap()).await, wrong_signature);
+    let unsigned = get.split('?').next().unwrap();
+    assert_eq!(refusal(http().get(unsigned).send().await.unwrap()).await, (403, "AccessDenied".into()));
+    assert_eq!(server.files(), Vec::<std::path::PathBuf>::new());
+}
+
+#[tokio::test]
+async fn a_refused_client_that_writes_before_it_reads_still_sees_why() {
+    let server = Server::start().await;
+    let body = bytes(8 << 20);
+    let long_ago = now().before(MINUTE * 60);
+    let put =
+        server.storage.presign_put(&object("k"), body.len() as u64, Sha256::of(&body), MINUTE, long_ago);
+    let request =
+        put.headers.into_iter().fold(http().put(put.url), |put, (name, value)| put.header(name, value));
+    assert_eq!(refusal(request.body(body).send().await.unwrap()).await, (403, "AccessDenied".into()));
+}
+
+#[tokio::test]
+async fn an_upload_that_stands_still_is_given_up() {
+    let server = Server::start_with(|config| config.stall_timeout = Duration::from_millis(200)).await;
+    let declared = bytes(1000);
+    let (sender, receiver) = tokio::sync::mpsc::channel::<Result<Bytes, std::io::Error>>(1);
+    sender.send(Ok(Bytes::from_static(b"a"))).await.unwrap();
+    let body = futures_util::stream::unfold(receiver, |mut from| async { Some((from.recv().await?, from)) });
+    let put = server.put_request("k", &declared, reqwest::Body::wrap_stream(body)).send();
+    let started = std::time::Instant::now();
+    assert_eq!(refusal(put.await.unwrap()).await, (400, "RequestTimeout".into()));
+    assert!(started.elapsed() < Duration::from_secs(5), "nobody waits for the rest of it");
+    server.settles_at(0).await;
+}
