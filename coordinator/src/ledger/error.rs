@@ -1,0 +1,39 @@
+//! Errors inside a ledger job.
+
+use millpond_protocol::{Code, Refusal};
+
+/// What a job returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a job failed: the client asked for something wrong, or SQLite failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Sql(#[from] rusqlite::Error),
+    #[error("a row's JSON does not read: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+impl Error {
+    /// What the caller is told. A failing disk is `unavailable`; its details are for the log alone.
+    pub fn into_refusal(self) -> Refusal {
+        match self {
+            Self::Refused(refusal) => refusal,
+            Self::Sql(error) => {
+                tracing::error!(error = %error, "ledger: SQLite failed");
+                Refusal::unavailable("the ledger cannot be used now")
+            }
+            Self::Json(error) => {
+                tracing::error!(error = %error, "ledger: a row does not read");
+                Refusal::unavailable("the ledger cannot be used now")
+            }
+        }
+    }
+}
+
+/// A `not_found` in the words of the pool.
+pub fn not_found(what: impl std::fmt::Display) -> Error {
+    Error::Refused(Refusal::new(Code::NotFound, format!("there is no {what}")))
+}

@@ -1,0 +1,195 @@
+//! Pools, members and tokens: management inside a ledger job.
+
+use millpond_protocol::{Code, MemberName, PoolName, Principal, Refusal, Role, Sha256};
+use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::json;
+
+use super::error::not_found;
+use super::tx::Tx;
+use super::{PoolId, Result};
+use crate::rounds::{Event, Policy};
+
+impl Tx<'_> {
+    /// Makes a pool, or gives an existing one another policy. Returns its id and whether anything changed.
+    ///
+    /// # Errors
+    /// `malformed` with every problem of the policy.
+    pub fn apply_pool(&mut self, name: &PoolName, policy: &Policy) -> Result<(PoolId, bool)> {
+        let problems = policy.problems();
+        if !problems.is_empty() {
+            return Err(Refusal::new(
+                Code::Malformed,
+                format!("policy of pool {name}: {}", problems.join("; ")),
+            )
+            .into());
+        }
+        let Some(id) = self.state.names.get(name).copied() else {
+            return Ok((self.create_pool(name, policy)?, true));
+        };
+        if self.core(id)?.policy() == policy {
+            return Ok((id, false));
+        }
+        self.sql
+            .prepare_cached(
+                "UPDATE pools SET policy = ?2, policy_version = policy_version + 1 WHERE id = ?1",
+            )?
+            .execute(params![id, serde_json::to_string(policy)?])?;
+        self.apply(id, Event::Policy(Box::new(policy.clone())))?;
+        self.event(id, "policy", &json!(policy))?;
+        self.change(id)?.card = true;
+        Ok((id, true))
+    }
+
+    fn create_pool(&mut self, name: &PoolName, policy: &Policy) -> Result<PoolId> {
+        self.sql
+            .prepare_cached(
+                "INSERT INTO pools (name, policy, policy_version, created) VALUES (?1, ?2, 1, ?3)",
+            )?
+            .execute(params![name.as_str(), serde_json::to_string(policy)?, self.now.as_millis()])?;
+        let id = self.sql.last_insert_rowid();
+        self.effects.touched.insert(id);
+        self.reload(id)?;
+        self.event(id, "policy", &json!(policy))?;
+        self.change(id)?.card = true;
+        Ok(id)
+    }
+
+    /// Adds a member with the hash of its token.
+    ///
+    /// # Errors
+    /// `conflict` if the name is taken, also by a removed member of whom something is in an open batch or a live round.
+    pub fn add_member(&mut self, pool: PoolId, name: &MemberName, role: Role, token: &Sha256) -> Result<i64> {
+        if find_member(self.sql, pool, name)?.is_some() {
+            return Err(Refusal::new(Code::Conflict, format!("there is a member {name} already")).into());
+        }
+        if self.name_in_use(pool, name)? {
+            let message =
+                format!("a removed member {name} still has uploads in an open batch or a live round");
+            return Err(Refusal::new(Code::Conflict, message).hint("use another name, or wait").into());
+        }
+        self.sql
+            .prepare_cached("INSERT INTO members (pool_id, name, role, created) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![pool, name.as_str(), role.as_str(), self.now.as_millis()])?;
+        let id = self.sql.last_insert_rowid();
+        self.add_token(id, token)?;
+        if role == Role::Publisher {
+            self.apply(pool, Event::PublisherAdded { member: id })?;
+        }
+        self.event(pool, "member-added", &json!({"member": name, "role": role}))?;
+        Ok(id)
+    }
+
+    fn name_in_use(&self, pool: PoolId, name: &MemberName) -> Result<bool> {
+        let open: bool = self
+            .sql
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM members m JOIN batch_members i ON i.member_id = m.id \
+                 JOIN batches b ON b.id = i.batch_id \
+                 LEFT JOIN rounds r ON r.pool_id = b.pool_id AND r.round = b.round \
+                 WHERE m.pool_id = ?1 AND m.name = ?2 \
+                 AND (b.state = 'open' OR (b.state = 'sealed' AND r.state NOT IN ('committed', 'failed'))))",
+            )?
+            .query_row(params![pool, name.as_str()], |row| row.get(0))?;
+        Ok(open)
+    }
+
+    /// Gives a member one more token.
+    pub fn add_token(&mut self, member: i64, token: &Sha256) -> Result<()> {
+        self.sql
+            .prepare_cached("INSERT INTO tokens (hash, member_id, created) VALUES (?1, ?2, ?3)")?
+            .execute(params![token.0.as_slice(), member, self.now.as_millis()])?;
+        Ok(())
+    }
+
+    /// Revokes a member: its tokens, sessions and leases end with this commit; its name is free once nothing of it is
+    /// in an open batch or a live round.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub fn revoke_member(&mut self, pool: PoolId, name: &MemberName) -> Result<()> {
+        let (id, _) =
+            find_member(self.sql, pool, name)?.ok_or_else(|| not_found(format!("member {name}")))?;
+        self.sql
+            .prepare_cached("UPDATE members SET revoked = ?2 WHERE id = ?1")?
+            .execute(params![id, self.now.as_millis()])?;
+        self.sql.prepare_cached("DELETE FROM tokens WHERE member_id = ?1")?.execute([id])?;
+        self.apply(pool, Event::MemberRemoved { member: id })?;
+        self.state.revoked.insert(id);
+        self.event(pool, "member-revoked", &json!({"member": name}))?;
+        let pool_name = self.entry(pool)?.name.clone();
+        self.effects.commit.ended.push((pool_name, name.clone(), "revoked"));
+        Ok(())
+    }
+
+    /// Removes a pool: its members are revoked, its name is free, its rows stay.
+    ///
+    /// # Errors
+    /// `conflict` while a round is live.
+    pub fn remove_pool(&mut self, pool: PoolId) -> Result<()> {
+        if self.core(pool)?.live_rounds().next().is_some() {
+            return Err(Refusal::new(Code::Conflict, "a round of the pool is live")
+                .hint("let it end, or let the processor `fail` it")
+                .into());
+        }
+        let names: Vec<String> = self
+            .sql
+            .prepare_cached("SELECT name FROM members WHERE pool_id = ?1 AND revoked IS NULL")?
+            .query_map([pool], |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
+        for name in names {
+            self.revoke_member(pool, &name.parse().map_err(Refusal::from)?)?;
+        }
+        self.sql
+            .prepare_cached("UPDATE pools SET removed = ?2 WHERE id = ?1")?
+            .execute(params![pool, self.now.as_millis()])?;
+        self.state.remove(pool);
+        Ok(())
+    }
+}
+
+/// The id and role of a member that is not revoked.
+pub fn find_member(sql: &Connection, pool: PoolId, name: &MemberName) -> Result<Option<(i64, Role)>> {
+    let found = sql
+        .prepare_cached("SELECT id, role FROM members WHERE pool_id = ?1 AND name = ?2 AND revoked IS NULL")?
+        .query_row(params![pool, name.as_str()], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))
+        .optional()?;
+    found
+        .map(|(id, role)| Ok((id, role.parse().map_err(|e: String| Refusal::new(Code::Malformed, e))?)))
+        .transpose()
+}
+
+/// The id of a pool by its name, on a reader.
+///
+/// # Errors
+/// `not_found`.
+pub fn find_pool(sql: &Connection, name: &PoolName) -> Result<PoolId> {
+    sql.prepare_cached("SELECT id FROM pools WHERE name = ?1 AND removed IS NULL")?
+        .query_row([name.as_str()], |row| row.get(0))
+        .optional()?
+        .ok_or_else(|| not_found(format!("pool {name}")))
+}
+
+/// Who a token belongs to, if it is valid at `now` and its member not revoked.
+pub fn find_token(
+    sql: &Connection,
+    token: &Sha256,
+    now: millpond_protocol::Timestamp,
+) -> Result<Option<Principal>> {
+    let found: Option<(i64, String, String, String)> = sql
+        .prepare_cached(
+            "SELECT m.id, m.name, m.role, p.name FROM tokens t JOIN members m ON m.id = t.member_id \
+             JOIN pools p ON p.id = m.pool_id WHERE t.hash = ?1 AND m.revoked IS NULL AND p.removed IS NULL \
+             AND (t.expires IS NULL OR t.expires > ?2)",
+        )?
+        .query_row(params![token.0.as_slice(), now.as_millis()], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })
+        .optional()?;
+    let Some((id, name, role, pool)) = found else { return Ok(None) };
+    Ok(Some(Principal {
+        pool: pool.parse().map_err(Refusal::from)?,
+        name: name.parse().map_err(Refusal::from)?,
+        role: role.parse().map_err(|e: String| Refusal::new(Code::Malformed, e))?,
+        id,
+    }))
+}

@@ -1,0 +1,179 @@
+//! The ledger: one SQLite file that is the truth of everything Millpond has acknowledged.
+//!
+//! All writes go through one thread ([`writer`]), which gathers what waits into one transaction, feeds the pools' pure
+//! cores inside it, commits, and only then lets answers and [`Commit`] notices out. So a state change and the messages
+//! that it causes become true together, and an acknowledgement means fsync. Readers have their own connections.
+//!
+//! `rusqlite` is named in this folder alone, apart from the SQL of reads that belongs to one caller.
+
+mod error;
+mod facts;
+mod load;
+pub mod manage;
+mod migrate;
+mod notice;
+mod tx;
+pub mod uploads;
+mod writer;
+
+use std::fs::{File, OpenOptions};
+use std::path::Path;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use millpond_protocol::{Refusal, Timestamp};
+use rusqlite::{Connection, OpenFlags};
+use tokio::sync::{Semaphore, broadcast, oneshot};
+
+pub use error::{Error, Result};
+pub use notice::{Commit, PoolChange};
+pub use tx::Tx;
+
+/// Internal id of a pool, never used again.
+pub type PoolId = i64;
+
+/// Reader connections: enough for two cores and a slow query or two.
+const READERS: usize = 4;
+/// Commits that a slow listener may fall behind before it must look at the ledger afresh.
+const NOTICES: usize = 4_096;
+
+/// The row id of number `n` (an upload's `seq`, a batch) of a pool.
+pub fn row_id(pool: PoolId, n: u64) -> i64 {
+    (pool << 40) | i64::try_from(n & ((1 << 40) - 1)).unwrap_or_default()
+}
+
+/// The number inside its pool of a row id.
+pub fn number(row_id: i64) -> u64 {
+    u64::try_from(row_id & ((1 << 40) - 1)).unwrap_or_default()
+}
+
+/// The wall clock.
+pub fn now() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    Timestamp::clamped(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// A handle to the open ledger; clones share it.
+#[derive(Clone)]
+pub struct Ledger(Arc<Inner>);
+
+struct Inner {
+    jobs: mpsc::Sender<writer::Job>,
+    commits: broadcast::Sender<Arc<Commit>>,
+    readers: Mutex<Vec<Connection>>,
+    reading: Semaphore,
+    /// Held for as long as the process uses the data directory.
+    _lock: File,
+}
+
+impl Ledger {
+    /// Opens `dir/ledger.db`, creating or migrating it, and starts the writer. The returned receiver resolves when the
+    /// writer has ended, which while the handle lives means that the process cannot go on.
+    ///
+    /// # Errors
+    /// The directory is in use by another process, the file is newer than this program, or the disk fails.
+    pub fn open(dir: &Path) -> std::result::Result<(Self, oneshot::Receiver<()>), OpenError> {
+        let io = |source| OpenError::Io { path: dir.display().to_string(), source };
+        std::fs::create_dir_all(dir).map_err(io)?;
+        let lock =
+            OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(io)?;
+        lock.try_lock().map_err(|_| OpenError::InUse(dir.display().to_string()))?;
+
+        let path = dir.join("ledger.db");
+        let mut sql = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+        migrate::run(&mut sql, &path)?;
+        let readers = (0..READERS)
+            .map(|_| connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        for reader in &readers {
+            reader.pragma_update(None, "query_only", true)?;
+        }
+
+        let (jobs, queue) = mpsc::channel();
+        let (commits, _) = broadcast::channel(NOTICES);
+        let ended = writer::start(sql, queue, commits.clone())?;
+        let inner = Inner {
+            jobs,
+            commits,
+            readers: Mutex::new(readers),
+            reading: Semaphore::new(READERS),
+            _lock: lock,
+        };
+        Ok((Self(Arc::new(inner)), ended))
+    }
+
+    /// Puts `job` in line for the writer; the call itself takes the place in the queue. Resolves when the group that it
+    /// became part of is on disk. A job that fails leaves nothing behind and does not disturb its neighbours.
+    ///
+    /// The queue has no bound of its own: the gate and the HTTP server bound what can be under way.
+    pub fn write<T, F>(
+        &self,
+        job: F,
+    ) -> impl Future<Output = std::result::Result<T, Refusal>> + Send + use<T, F>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+    {
+        let (answer, outcome) = oneshot::channel();
+        // A send fails only after the writer ended: the receiver then says so.
+        let _ = self.0.jobs.send(writer::job(job, answer));
+        async move { outcome.await.unwrap_or_else(|_| Err(Refusal::unavailable("the ledger has stopped"))) }
+    }
+
+    /// Runs `job` on a reader connection, which sees everything committed before the call.
+    ///
+    /// # Errors
+    /// What the job says; SQLite's own errors become `unavailable`.
+    pub async fn read<T, F>(&self, job: F) -> std::result::Result<T, Refusal>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T> + Send + 'static,
+    {
+        let stopped = || Refusal::unavailable("the ledger has stopped");
+        let _permit = self.0.reading.acquire().await.map_err(|_| stopped())?;
+        let inner = self.0.clone();
+        let run = move || {
+            let reader = inner.readers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
+            let reader = reader.ok_or_else(stopped)?;
+            let outcome = job(&reader).map_err(Error::into_refusal);
+            inner.readers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(reader);
+            outcome
+        };
+        tokio::task::spawn_blocking(run).await.map_err(|_| stopped())?
+    }
+
+    /// What commits from now on. A listener that lags looks at the ledger afresh.
+    pub fn commits(&self) -> broadcast::Receiver<Arc<Commit>> {
+        self.0.commits.subscribe()
+    }
+}
+
+/// Why the ledger did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(
+        "{0} is in use by another millpond process: stop that one first, or choose another data directory"
+    )]
+    InUse(String),
+    #[error("{path}: {source}: check that the directory exists and belongs to the user that runs millpond")]
+    Io { path: String, source: std::io::Error },
+    #[error("the ledger has schema {found}, this program knows up to {known}: use a newer millpond")]
+    Newer { found: u32, known: u32 },
+    #[error("the ledger does not open: {0}")]
+    Sql(#[from] rusqlite::Error),
+    #[error("the ledger's rows contradict each other: {0}")]
+    Corrupt(String),
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> std::result::Result<Connection, rusqlite::Error> {
+    let sql = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    sql.set_prepared_statement_cache_capacity(128);
+    sql.busy_timeout(Duration::from_secs(10))?;
+    sql.pragma_update(None, "journal_mode", "WAL")?;
+    sql.pragma_update(None, "synchronous", "FULL")?;
+    sql.pragma_update(None, "foreign_keys", true)?;
+    // 16 MiB of log before it is copied back: fewer syncs in a flood, little to recover after a crash.
+    sql.pragma_update(None, "wal_autocheckpoint", 4_096)?;
+    sql.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    Ok(sql)
+}

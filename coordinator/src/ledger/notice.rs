@@ -1,0 +1,67 @@
+//! What a commit tells the rest of the process: hints to look, never the truth itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use millpond_protocol::{MemberName, PoolName};
+
+use super::PoolId;
+
+/// One group commit, seen from outside.
+#[derive(Debug, Clone, Default)]
+pub struct Commit {
+    /// Members with new receipt rows.
+    pub receipts: BTreeSet<(PoolName, MemberName)>,
+    /// What changed in which pool.
+    pub pools: BTreeMap<PoolId, PoolChange>,
+    /// Members whose sessions must end, and why.
+    pub ended: Vec<(PoolName, MemberName, &'static str)>,
+}
+
+/// What changed in a pool.
+#[derive(Debug, Clone)]
+pub struct PoolChange {
+    pub name: PoolName,
+    /// New uploads were committed.
+    pub uploads: bool,
+    /// New event rows were committed.
+    pub events: bool,
+    /// An open batch has a pack's worth of small files, or a batch was sealed or carried.
+    pub pack: bool,
+    /// Something about rounds: offer, lease, readiness.
+    pub rounds: bool,
+    /// The pointer names another version.
+    pub pointer: bool,
+    /// The policy changed.
+    pub card: bool,
+}
+
+impl PoolChange {
+    fn of(name: PoolName) -> Self {
+        Self { name, uploads: false, events: false, pack: false, rounds: false, pointer: false, card: false }
+    }
+}
+
+impl Commit {
+    pub(super) fn pool(&mut self, pool: PoolId, name: &PoolName) -> &mut PoolChange {
+        self.pools.entry(pool).or_insert_with(|| PoolChange::of(name.clone()))
+    }
+
+    /// Takes up what another job of the same group did.
+    pub(super) fn add(&mut self, other: Self) {
+        self.receipts.extend(other.receipts);
+        for (pool, change) in other.pools {
+            let sum = self.pool(pool, &change.name);
+            sum.uploads |= change.uploads;
+            sum.events |= change.events;
+            sum.pack |= change.pack;
+            sum.rounds |= change.rounds;
+            sum.pointer |= change.pointer;
+            sum.card |= change.card;
+        }
+        self.ended.extend(other.ended);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.receipts.is_empty() && self.pools.is_empty() && self.ended.is_empty()
+    }
+}

@@ -1,0 +1,230 @@
+-- Ledger, schema 1. Times are milliseconds since 1970 UTC, hashes are 32 bytes, texts are UTF-8.
+-- What is a small closed set of words is stored as the word, so that the file explains itself under `sqlite3`.
+
+CREATE TABLE pools (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    policy TEXT NOT NULL,                 -- JSON
+    policy_version INTEGER NOT NULL,
+    created INTEGER NOT NULL,
+    removed INTEGER,                      -- the name is free again, the rows stay
+    owner_epoch INTEGER NOT NULL DEFAULT 1, -- who may write; checked by every transaction
+    seq INTEGER NOT NULL DEFAULT 0,       -- of uploads and events
+    batches INTEGER NOT NULL DEFAULT 0,
+    rounds INTEGER NOT NULL DEFAULT 0,
+    versions INTEGER NOT NULL DEFAULT 0,
+    newest_committed INTEGER NOT NULL DEFAULT 0,
+    pointer INTEGER                       -- the version that the pool's pointer names
+) STRICT;
+CREATE UNIQUE INDEX pools_name ON pools (name) WHERE removed IS NULL;
+
+CREATE TABLE members (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again
+    pool_id INTEGER NOT NULL REFERENCES pools (id),
+    name TEXT NOT NULL,
+    role TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    revoked INTEGER,
+    complete_through INTEGER,             -- "I have nothing more up to"
+    receipt_cursor INTEGER                -- seq up to which receipts are acknowledged; none: never subscribed
+) STRICT;
+CREATE UNIQUE INDEX members_name ON members (pool_id, name) WHERE revoked IS NULL;
+
+CREATE TABLE tokens (
+    hash BLOB PRIMARY KEY,                -- SHA-256 of the token
+    member_id INTEGER NOT NULL REFERENCES members (id),
+    created INTEGER NOT NULL,
+    expires INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX tokens_member ON tokens (member_id);
+
+-- Objects in storage. A row stands before a URL or an object for its key exists, and after both are gone.
+CREATE TABLE objects (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    key TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL CHECK (state IN ('granted', 'live', 'doomed', 'gone')),
+    size INTEGER NOT NULL,
+    sha256 BLOB NOT NULL,
+    created INTEGER NOT NULL
+) STRICT;
+CREATE INDEX objects_state ON objects (state) WHERE state IN ('granted', 'doomed');
+
+-- One row an upload: its receipt and its event too, never rewritten. seq = pool id << 40 | the pool's seq, so that
+-- one pool's uploads lie together in order of commit.
+CREATE TABLE uploads (
+    seq INTEGER PRIMARY KEY,
+    member_id INTEGER NOT NULL,
+    upload TEXT NOT NULL,
+    batch_id INTEGER,                     -- that it joined first; follow batches.carried_into. None: rejected
+    rule TEXT,                            -- that it was against, if rejected
+    why TEXT,                             -- the rule's words to the client
+    name TEXT,                            -- none: the upload id
+    content_type TEXT,
+    meta TEXT,                            -- JSON
+    size INTEGER NOT NULL,
+    sha256 BLOB NOT NULL,
+    event_time INTEGER NOT NULL,
+    received INTEGER NOT NULL,
+    flags INTEGER NOT NULL,               -- 1 late, 2 clamped
+    bundle TEXT,
+    object_id INTEGER                     -- of files that are not kept in payloads
+) STRICT;
+CREATE UNIQUE INDEX uploads_key ON uploads (member_id, upload);
+-- An index ends with seq by itself.
+CREATE INDEX uploads_member ON uploads (member_id);
+CREATE INDEX uploads_batch ON uploads (batch_id) WHERE batch_id IS NOT NULL;
+
+-- Bytes of small files, until the pack that holds them is verified.
+CREATE TABLE payloads (seq INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
+
+CREATE TABLE batches (
+    id INTEGER PRIMARY KEY,               -- pool id << 40 | number of the batch
+    pool_id INTEGER NOT NULL REFERENCES pools (id),
+    batch INTEGER NOT NULL,
+    record TEXT NOT NULL,                 -- JSON of rounds::Batch as it was opened, carried or sealed
+    state TEXT NOT NULL CHECK (state IN ('open', 'carried', 'sealed')),
+    label TEXT,
+    window_from INTEGER,
+    deadline INTEGER NOT NULL,
+    count INTEGER NOT NULL DEFAULT 0,     -- its own uploads, those carried into it aside
+    bytes INTEGER NOT NULL DEFAULT 0,
+    small_bytes INTEGER NOT NULL DEFAULT 0, -- of bytes: what goes into packs
+    packed_bytes INTEGER NOT NULL DEFAULT 0,
+    packed_seq INTEGER NOT NULL DEFAULT 0, -- uploads up to this one are packed
+    carried_into INTEGER,                 -- id of the batch that it is part of now
+    round INTEGER,                        -- its manifest's seq
+    cause TEXT,
+    runs INTEGER,                         -- 0: a manifest, no round
+    sealed INTEGER
+) STRICT;
+CREATE INDEX batches_state ON batches (pool_id, state, deadline);
+CREATE INDEX batches_carried ON batches (carried_into) WHERE carried_into IS NOT NULL;
+CREATE INDEX batches_label ON batches (pool_id, label) WHERE label IS NOT NULL;
+
+CREATE TABLE batch_members (
+    batch_id INTEGER NOT NULL,
+    member_id INTEGER NOT NULL,
+    completed INTEGER NOT NULL DEFAULT 0, -- said `complete {label}`
+    uploaded INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (batch_id, member_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE packs (
+    batch_id INTEGER NOT NULL,
+    n INTEGER NOT NULL,                   -- from 1
+    object_id INTEGER NOT NULL,
+    last_seq INTEGER NOT NULL,            -- the last upload in it; the first one follows the pack before
+    files INTEGER NOT NULL,
+    PRIMARY KEY (batch_id, n)
+) STRICT, WITHOUT ROWID;
+
+-- The header of a manifest stays for ever; its body is an object.
+CREATE TABLE manifests (
+    pool_id INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    sha256 BLOB NOT NULL,
+    header TEXT NOT NULL,
+    object_id INTEGER NOT NULL,
+    PRIMARY KEY (pool_id, seq)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE rounds (
+    pool_id INTEGER NOT NULL,
+    round INTEGER NOT NULL,
+    batch_id INTEGER NOT NULL,
+    state TEXT NOT NULL,                  -- sealed, offered, leased, pausing, committed, failed
+    record TEXT NOT NULL,                 -- JSON of rounds::Round
+    params TEXT,
+    ref TEXT,
+    log_bytes INTEGER NOT NULL DEFAULT 0,
+    story_object INTEGER,                 -- round.json
+    PRIMARY KEY (pool_id, round)
+) STRICT;
+CREATE INDEX rounds_live ON rounds (pool_id, state) WHERE state NOT IN ('committed', 'failed');
+
+CREATE TABLE attempts (
+    pool_id INTEGER NOT NULL,
+    round INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    member_id INTEGER NOT NULL,
+    leased INTEGER NOT NULL,
+    beat INTEGER,                         -- the last one
+    progress TEXT,                        -- JSON
+    ended INTEGER,
+    outcome TEXT,                         -- expired, returned, committed, failed
+    error TEXT,
+    warnings TEXT,                        -- JSON array
+    PRIMARY KEY (pool_id, round, attempt)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE round_logs (
+    pool_id INTEGER NOT NULL,
+    round INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    text TEXT NOT NULL
+) STRICT;
+CREATE INDEX round_logs_round ON round_logs (pool_id, round);
+
+CREATE TABLE results (
+    pool_id INTEGER NOT NULL,
+    version INTEGER NOT NULL,
+    round INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    member_id INTEGER NOT NULL,
+    batch INTEGER NOT NULL,
+    of INTEGER,                           -- the version that a rollback published again
+    name TEXT NOT NULL,
+    content_type TEXT,
+    size INTEGER NOT NULL,
+    sha256 BLOB NOT NULL,
+    object_id INTEGER NOT NULL,
+    data BLOB,                            -- the bytes too, where they are small enough to be sent inline
+    committed INTEGER NOT NULL,
+    pointed_until INTEGER,                -- when the pool's pointer left it
+    PRIMARY KEY (pool_id, version)
+) STRICT;
+CREATE INDEX results_round ON results (pool_id, round);
+
+CREATE TABLE deliveries (
+    pool_id INTEGER NOT NULL,
+    version INTEGER NOT NULL,
+    member_id INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    sha256 BLOB,
+    reason TEXT,
+    at INTEGER NOT NULL,
+    PRIMARY KEY (pool_id, version, member_id)
+) STRICT, WITHOUT ROWID;
+
+-- First answers to state-changing asks, for 24 h.
+CREATE TABLE asks (
+    member_id INTEGER NOT NULL,
+    op TEXT NOT NULL,
+    ask TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    answer TEXT NOT NULL,
+    PRIMARY KEY (member_id, op, ask)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX asks_at ON asks (at);
+
+CREATE TABLE events (
+    pool_id INTEGER NOT NULL,
+    seq INTEGER NOT NULL,                 -- the pool's, shared with uploads
+    type TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    body TEXT NOT NULL,                   -- JSON
+    PRIMARY KEY (pool_id, seq)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE audit (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at INTEGER NOT NULL,
+    pool TEXT,
+    who TEXT NOT NULL,
+    source TEXT NOT NULL,                 -- address, or `local`
+    action TEXT NOT NULL,
+    detail TEXT NOT NULL                  -- JSON
+) STRICT;
+CREATE TRIGGER audit_is_append_only_update BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
+CREATE TRIGGER audit_is_append_only_delete BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;

@@ -1,0 +1,232 @@
+//! What a job may do inside the group's transaction, and the writer's memory of the pools.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use millpond_protocol::{PoolName, Principal, Refusal, Timestamp};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::error::not_found;
+use super::notice::Commit;
+use super::{PoolId, Result, load};
+use crate::rounds::{Event, Fact, MemberId, Pool, Reply};
+
+/// The writer's memory: every pool's core, and what is cheaper to keep than to ask SQLite for.
+#[derive(Default)]
+pub(super) struct State {
+    pub pools: BTreeMap<PoolId, Entry>,
+    pub names: HashMap<PoolName, PoolId>,
+    /// When each pool's core wants a tick.
+    pub due: BTreeSet<(Timestamp, PoolId)>,
+    /// Members revoked since the start: what they had in the queue is refused.
+    pub revoked: HashSet<MemberId>,
+}
+
+/// One pool.
+pub(super) struct Entry {
+    pub name: PoolName,
+    pub core: Pool,
+    pub due: Option<Timestamp>,
+    /// Counters as they stand in the pool's row after the flush.
+    pub counters: Counters,
+    pub policy_version: u64,
+}
+
+/// The per-pool counters of the `pools` table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Counters {
+    pub seq: u64,
+    pub batches: u64,
+    pub rounds: u64,
+    pub versions: u64,
+    pub newest_committed: u64,
+    pub pointer: Option<u64>,
+}
+
+impl State {
+    /// Puts a pool's core in place, new or read again.
+    pub fn put(&mut self, id: PoolId, entry: Entry) {
+        self.remove(id);
+        self.names.insert(entry.name.clone(), id);
+        self.pools.insert(id, entry);
+        self.reschedule(id);
+    }
+
+    pub fn remove(&mut self, id: PoolId) {
+        if let Some(old) = self.pools.remove(&id) {
+            self.names.remove(&old.name);
+            if let Some(due) = old.due {
+                self.due.remove(&(due, id));
+            }
+        }
+    }
+
+    /// Takes the core's next instant into the calendar.
+    pub fn reschedule(&mut self, id: PoolId) {
+        let Some(entry) = self.pools.get_mut(&id) else { return };
+        let next = entry.core.next_due();
+        if next != entry.due {
+            if let Some(due) = std::mem::replace(&mut entry.due, next) {
+                self.due.remove(&(due, id));
+            }
+            if let Some(due) = next {
+                self.due.insert((due, id));
+            }
+        }
+    }
+}
+
+/// What one job changed beside rows: merged into the group if the job succeeds, dropped with its savepoint if not.
+#[derive(Default)]
+pub(super) struct Effects {
+    pub commit: Commit,
+    /// Pools whose core was fed: its row is written at the flush; its core is read again if the job fails.
+    pub touched: BTreeSet<PoolId>,
+    /// What uploads added to open batches: files, bytes, small bytes.
+    pub batches: BTreeMap<i64, (u64, u64, u64)>,
+}
+
+/// The group's transaction as a job sees it.
+pub struct Tx<'a> {
+    pub(super) sql: &'a Connection,
+    pub(super) now: Timestamp,
+    pub(super) state: &'a mut State,
+    pub(super) effects: Effects,
+}
+
+impl Tx<'_> {
+    /// The time of this job.
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// For statements of the job's own; prefer `prepare_cached`.
+    pub fn sql(&self) -> &Connection {
+        self.sql
+    }
+
+    /// The id that a pool's name stands for now.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub fn pool(&self, name: &PoolName) -> Result<PoolId> {
+        self.state.names.get(name).copied().ok_or_else(|| not_found(format!("pool {name}")))
+    }
+
+    /// The pool of a member who is signed in.
+    ///
+    /// # Errors
+    /// `unauthorized` if the member was revoked meanwhile, `not_found` if the pool was removed.
+    pub fn pool_of(&self, who: &Principal) -> Result<PoolId> {
+        if self.state.revoked.contains(&who.id) {
+            let message = format!("{}/{} was revoked", who.pool, who.name);
+            return Err(Refusal::new(millpond_protocol::Code::Unauthorized, message).into());
+        }
+        self.pool(&who.pool)
+    }
+
+    /// The core of a pool, to look at.
+    ///
+    /// # Errors
+    /// `not_found` if there is no such pool.
+    pub fn core(&self, pool: PoolId) -> Result<&Pool> {
+        Ok(&self.entry(pool)?.core)
+    }
+
+    /// Feeds the pool's core, writes what became true, and queues the messages for after the commit.
+    ///
+    /// # Errors
+    /// The core's refusal, in words for the client.
+    pub fn apply(&mut self, pool: PoolId, event: Event) -> Result<Reply> {
+        let now = self.now;
+        self.effects.touched.insert(pool);
+        let mut facts = Vec::new();
+        let entry = self.state.pools.get_mut(&pool).ok_or_else(|| not_found("such pool"))?;
+        let reply = entry.core.apply(now, event, &mut facts);
+        self.record(pool, facts)?;
+        Ok(reply?)
+    }
+
+    /// Adds an event to the pool's feed.
+    pub fn event(&mut self, pool: PoolId, kind: &str, body: &serde_json::Value) -> Result<u64> {
+        let seq = self.next_seq(pool)?;
+        self.sql
+            .prepare_cached("INSERT INTO events (pool_id, seq, type, at, body) VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute(params![pool, seq, kind, self.now.as_millis(), body.to_string()])?;
+        self.change(pool)?.events = true;
+        Ok(seq)
+    }
+
+    /// Adds to the audit trail: `who` did `action` from `source` (an address, or `local`).
+    pub fn audit(
+        &mut self,
+        pool: Option<&PoolName>,
+        who: &str,
+        source: &str,
+        action: &str,
+        detail: &serde_json::Value,
+    ) -> Result<()> {
+        self.sql
+            .prepare_cached(
+                "INSERT INTO audit (at, pool, who, source, action, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![
+                self.now.as_millis(),
+                pool.map(PoolName::as_str),
+                who,
+                source,
+                action,
+                detail.to_string()
+            ])?;
+        Ok(())
+    }
+
+    /// The first answer to an ask that is remembered.
+    pub fn remembered(&self, who: &Principal, op: &str, ask: &str) -> Result<Option<serde_json::Value>> {
+        let text: Option<String> = self
+            .sql
+            .prepare_cached("SELECT answer FROM asks WHERE member_id = ?1 AND op = ?2 AND ask = ?3")?
+            .query_row(params![who.id, op, ask], |row| row.get(0))
+            .optional()?;
+        Ok(text.map(|text| serde_json::from_str(&text)).transpose()?)
+    }
+
+    /// Remembers the answer to a state-changing ask.
+    pub fn remember(&self, who: &Principal, op: &str, ask: &str, answer: &serde_json::Value) -> Result<()> {
+        self.sql
+            .prepare_cached("INSERT INTO asks (member_id, op, ask, at, answer) VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute(params![who.id, op, ask, self.now.as_millis(), answer.to_string()])?;
+        Ok(())
+    }
+
+    /// The next number of the pool's sequence of uploads and events.
+    pub(super) fn next_seq(&mut self, pool: PoolId) -> Result<u64> {
+        self.effects.touched.insert(pool);
+        let entry = self.state.pools.get_mut(&pool).ok_or_else(|| not_found("such pool"))?;
+        entry.counters.seq += 1;
+        Ok(entry.counters.seq)
+    }
+
+    pub(super) fn entry(&self, pool: PoolId) -> Result<&Entry> {
+        self.state.pools.get(&pool).ok_or_else(|| not_found("such pool"))
+    }
+
+    /// What this job says of the pool to the world.
+    pub(super) fn change(&mut self, pool: PoolId) -> Result<&mut super::PoolChange> {
+        let entry = self.state.pools.get(&pool).ok_or_else(|| not_found("such pool"))?;
+        Ok(self.effects.commit.pool(pool, &entry.name))
+    }
+
+    /// Reads a pool's core from its rows, new or again; a live lease gets a full term.
+    pub(super) fn reload(&mut self, pool: PoolId) -> Result<()> {
+        let (entry, facts) = load::pool(self.sql, pool, self.now)?;
+        self.state.put(pool, entry);
+        self.record(pool, facts)
+    }
+
+    fn record(&mut self, pool: PoolId, facts: Vec<Fact>) -> Result<()> {
+        for fact in facts {
+            self.write_fact(pool, fact)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,280 @@
+//! Uploads as rows: the row is the upload's receipt and its event too.
+
+use millpond_protocol::message::{Outcome, Receipt};
+use millpond_protocol::{Code, FileName, Label, Principal, Refusal, Sha256, Timestamp, UploadId, limits};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::tx::Tx;
+use super::{PoolId, Result, number, row_id};
+use crate::rounds::acceptance::{self, Candidate, Rejection};
+use crate::rounds::{Event, Reply, Upload};
+
+/// Flag of an upload whose own window or label was closed.
+pub const LATE: u32 = 1;
+/// Flag of an upload whose event time lay in the future.
+pub const CLAMPED: u32 = 2;
+
+/// An upload on its way into the ledger.
+#[derive(Debug, Clone)]
+pub struct NewUpload {
+    pub upload: UploadId,
+    pub name: Option<FileName>,
+    pub content_type: Option<String>,
+    /// JSON.
+    pub meta: Option<String>,
+    pub label: Option<Label>,
+    pub event_time: Option<Timestamp>,
+    pub sha256: Sha256,
+    pub sha256_declared: bool,
+    pub size: u64,
+    pub bundle: Option<String>,
+    pub body: Body,
+}
+
+/// Where the bytes are.
+#[derive(Debug, Clone)]
+pub enum Body {
+    Inline(bytes::Bytes),
+    /// Row of an object that is in storage, verified.
+    Object(i64),
+}
+
+/// The receipt of a row, and whether it is new.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    pub receipt: Receipt,
+    pub repeated: bool,
+}
+
+impl Tx<'_> {
+    /// Stores an upload once: a repeat gets the first receipt, other bytes under the same key are a `conflict`.
+    ///
+    /// # Errors
+    /// `conflict`; what the pool's rules reject is no error but a row.
+    pub fn store_upload(&mut self, pool: PoolId, who: &Principal, new: NewUpload) -> Result<Stored> {
+        if let Some(receipt) = find_receipt(self.sql, who.id, new.upload.as_str())? {
+            if receipt.sha256 != Some(new.sha256) {
+                return Err(Refusal::new(
+                    Code::Conflict,
+                    format!("upload {} exists with other bytes (it is not replaced)", new.upload),
+                )
+                .hint("use a new upload id for other bytes")
+                .into());
+            }
+            return Ok(Stored { receipt, repeated: true });
+        }
+        let candidate = Candidate {
+            size: new.size,
+            declares_sha256: new.sha256_declared,
+            has_label: new.label.is_some(),
+        };
+        let placed = match acceptance::accept(self.core(pool)?.policy(), &candidate) {
+            Err(rejection) => Err(rejection),
+            Ok(()) => self.place(pool, who, &new)?,
+        };
+        self.insert(pool, who, new, placed)
+    }
+
+    /// Asks the core for the batch.
+    fn place(
+        &mut self,
+        pool: PoolId,
+        who: &Principal,
+        new: &NewUpload,
+    ) -> Result<std::result::Result<Reply, Rejection>> {
+        let sealed_parts = match &new.label {
+            Some(label) => self
+                .sql
+                .prepare_cached(
+                    "SELECT count(*) FROM batches WHERE pool_id = ?1 AND label = ?2 AND state = 'sealed'",
+                )?
+                .query_row(params![pool, label.as_str()], |row| row.get(0))?,
+            None => 0,
+        };
+        let event = Event::Upload(Upload {
+            member: who.id,
+            event_time: new.event_time,
+            label: new.label.clone(),
+            sealed_parts,
+            size: new.size,
+        });
+        match self.apply(pool, event)? {
+            Reply::Rejected { rejection, .. } => Ok(Err(rejection)),
+            reply => Ok(Ok(reply)),
+        }
+    }
+
+    fn insert(
+        &mut self,
+        pool: PoolId,
+        who: &Principal,
+        new: NewUpload,
+        placed: std::result::Result<Reply, Rejection>,
+    ) -> Result<Stored> {
+        let seq = row_id(pool, self.next_seq(pool)?);
+        let (batch, event_time, flags, first) = match &placed {
+            Ok(Reply::Placed { batch, event_time, late, clamped, first_of_member }) => {
+                let flags = u32::from(*late) * LATE + u32::from(*clamped) * CLAMPED;
+                (Some(*batch), *event_time, flags, *first_of_member)
+            }
+            _ => (None, new.event_time.unwrap_or(self.now), 0, false),
+        };
+        let rejection = placed.err();
+        let rule = rejection.as_ref().map(|rejection| rejection.rule.as_str());
+        let why = rejection.map(|rejection| rejection.why);
+        let batch_id = batch.map(|batch| row_id(pool, batch));
+        let object = match &new.body {
+            Body::Object(id) if rule.is_none() => Some(*id),
+            Body::Object(_) | Body::Inline(_) => None,
+        };
+        self.sql
+            .prepare_cached(
+                "INSERT INTO uploads (seq, member_id, upload, batch_id, rule, why, name, content_type, meta, size, sha256, \
+                 event_time, received, flags, bundle, object_id) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+            )?
+            .execute(params![
+                seq,
+                who.id,
+                new.upload.as_str(),
+                batch_id,
+                rule,
+                why,
+                new.name.as_ref().map(FileName::as_str),
+                new.content_type,
+                new.meta,
+                new.size,
+                new.sha256.0.as_slice(),
+                event_time.as_millis(),
+                self.now.as_millis(),
+                flags,
+                new.bundle,
+                object
+            ])?;
+        if let Some(batch_id) = batch_id {
+            self.count(batch_id, who, &new, seq, first)?;
+        }
+        self.change(pool)?.uploads = true;
+        self.effects.commit.receipts.insert((who.pool.clone(), who.name.clone()));
+        metrics::counter!("millpond_uploads_total", "outcome" => if rule.is_some() { "rejected" } else { "stored" })
+            .increment(1);
+        metrics::counter!("millpond_upload_bytes_total").increment(new.size);
+        let receipt = receipt(
+            new.upload.as_str().to_owned(),
+            batch,
+            rule.zip(why.as_deref()),
+            event_time,
+            flags,
+            new.sha256,
+            new.bundle,
+        );
+        Ok(Stored { receipt, repeated: false })
+    }
+
+    /// Keeps the bytes, and what the batch's row will say after the flush.
+    fn count(
+        &mut self,
+        batch_id: i64,
+        who: &Principal,
+        new: &NewUpload,
+        seq: i64,
+        first: bool,
+    ) -> Result<()> {
+        let mut small = 0;
+        match &new.body {
+            Body::Inline(data) => {
+                small = new.size;
+                self.sql
+                    .prepare_cached("INSERT INTO payloads (seq, data) VALUES (?1, ?2)")?
+                    .execute(params![seq, data.as_ref()])?;
+            }
+            Body::Object(id) => {
+                self.sql.prepare_cached("UPDATE objects SET state = 'live' WHERE id = ?1")?.execute([id])?;
+            }
+        }
+        if first {
+            self.sql
+                .prepare_cached(
+                    "INSERT INTO batch_members (batch_id, member_id, uploaded) VALUES (?1, ?2, 1) \
+                     ON CONFLICT DO UPDATE SET uploaded = 1",
+                )?
+                .execute(params![batch_id, who.id])?;
+        }
+        let sum = self.effects.batches.entry(batch_id).or_default();
+        *sum = (sum.0 + 1, sum.1 + new.size, sum.2 + small);
+        Ok(())
+    }
+}
+
+/// The receipt of a member's upload.
+pub fn find_receipt(sql: &Connection, member: i64, upload: &str) -> Result<Option<Receipt>> {
+    let receipt = sql
+        .prepare_cached(&format!("SELECT {RECEIPT} FROM uploads WHERE member_id = ?1 AND upload = ?2"))?
+        .query_row(params![member, upload], |row| receipt_of(row))
+        .optional()?;
+    Ok(receipt)
+}
+
+/// At most `max` receipts of a member after `after`, oldest first, each with its seq.
+pub fn receipts_after(sql: &Connection, member: i64, after: i64, max: usize) -> Result<Vec<(i64, Receipt)>> {
+    let mut statement = sql.prepare_cached(&format!(
+        "SELECT {RECEIPT}, seq FROM uploads WHERE member_id = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3"
+    ))?;
+    let max = i64::try_from(max).unwrap_or(i64::MAX);
+    let rows = statement.query_map(params![member, after, max], |row| Ok((row.get(8)?, receipt_of(row)?)))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+const RECEIPT: &str = "upload, batch_id, rule, why, event_time, flags, sha256, bundle";
+
+fn receipt_of(row: &Row<'_>) -> rusqlite::Result<Receipt> {
+    let (rule, why): (Option<String>, Option<String>) = (row.get(2)?, row.get(3)?);
+    Ok(receipt(
+        row.get(0)?,
+        row.get::<_, Option<i64>>(1)?.map(number),
+        rule.as_deref().zip(why.as_deref()),
+        Timestamp::clamped(row.get(4)?),
+        row.get(5)?,
+        Sha256(row.get(6)?),
+        row.get(7)?,
+    ))
+}
+
+fn receipt(
+    upload: String,
+    batch: Option<u64>,
+    rejected: Option<(&str, &str)>,
+    event_time: Timestamp,
+    flags: u32,
+    sha256: Sha256,
+    bundle: Option<String>,
+) -> Receipt {
+    Receipt {
+        upload,
+        outcome: if rejected.is_some() { Outcome::Rejected } else { Outcome::Stored },
+        batch,
+        event_time: Some(event_time),
+        late: flags & LATE != 0,
+        clamped: flags & CLAMPED != 0,
+        sha256: Some(sha256),
+        bundle,
+        error: rejected.map(|(rule, why)| Refusal::new(Code::Rejected, format!("{rule}: {why}"))),
+    }
+}
+
+/// Bounds of a member's replay: receipts older than these are not sent again.
+pub fn replay_floor(sql: &Connection, member: i64, now: Timestamp) -> Result<i64> {
+    let kept = i64::try_from(limits::RECEIPTS_KEPT).unwrap_or(i64::MAX);
+    let by_count: Option<i64> = sql
+        .prepare_cached("SELECT seq FROM uploads WHERE member_id = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2")?
+        .query_row(params![member, kept], |row| row.get(0))
+        .optional()?;
+    let since = now.before(limits::RECEIPTS_KEPT_FOR).as_millis();
+    let by_age: Option<i64> = sql
+        .prepare_cached(
+            "SELECT max(seq) FROM (SELECT seq, received FROM uploads WHERE member_id = ?1 ORDER BY seq DESC LIMIT ?2) \
+             WHERE received < ?3",
+        )?
+        .query_row(params![member, kept, since], |row| row.get(0))?;
+    Ok(by_count.max(by_age).unwrap_or(0))
+}

@@ -1,0 +1,340 @@
+//! The one thread that writes: gathers jobs into a group, runs each in a savepoint, commits, then lets the answers out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use millpond_protocol::{Refusal, limits};
+use rusqlite::{Connection, ErrorCode, params};
+use tokio::sync::{broadcast, oneshot};
+
+use super::notice::Commit;
+use super::tx::{Effects, State, Tx};
+use super::{Error, OpenError, PoolId, Result, load, now};
+use crate::rounds::Event;
+
+/// Jobs of one group: bounds the time that the first one waits for the last one.
+const GROUP_JOBS: usize = 4_096;
+/// How long a group gathers at most while jobs keep coming.
+const GROUP_TIME: Duration = Duration::from_millis(20);
+/// The writer looks at the clock at least this often, so that a clock step is noticed.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// A job in line: runs in the transaction, and says what to do once the group's fate is known.
+pub(super) struct Job(Box<dyn FnOnce(&mut Tx<'_>) -> Ran + Send>);
+
+struct Ran {
+    failed: Option<Failure>,
+    finish: Box<dyn FnOnce(std::result::Result<(), Refusal>) + Send>,
+}
+
+/// Why a job's savepoint is rolled back.
+enum Failure {
+    Refused,
+    Sql,
+}
+
+/// Wraps a job and the channel that waits for it.
+pub(super) fn job<T, F>(run: F, answer: oneshot::Sender<std::result::Result<T, Refusal>>) -> Job
+where
+    T: Send + 'static,
+    F: FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+{
+    Job(Box::new(move |tx| {
+        let outcome = run(tx);
+        let failed = match &outcome {
+            Ok(_) => None,
+            Err(Error::Refused(_)) => Some(Failure::Refused),
+            Err(Error::Sql(_) | Error::Json(_)) => Some(Failure::Sql),
+        };
+        let outcome = outcome.map_err(Error::into_refusal);
+        // Whoever asked may have gone: what was committed stays committed.
+        let finish = Box::new(move |fate: std::result::Result<(), Refusal>| {
+            let _ = answer.send(fate.and(outcome));
+        });
+        Ran { failed, finish }
+    }))
+}
+
+/// Loads the pools and starts the thread. The receiver resolves when the thread has ended.
+pub(super) fn start(
+    sql: Connection,
+    queue: Receiver<Job>,
+    commits: broadcast::Sender<Arc<Commit>>,
+) -> std::result::Result<oneshot::Receiver<()>, OpenError> {
+    let mut writer = Writer { sql, state: State::default(), commits };
+    writer.load_all()?;
+    let (ended, end) = oneshot::channel();
+    let run = move || {
+        writer.run(&queue);
+        drop(ended);
+    };
+    let spawned = std::thread::Builder::new().name("ledger".into()).spawn(run);
+    spawned.map_err(|source| OpenError::Io { path: "thread".into(), source })?;
+    Ok(end)
+}
+
+struct Writer {
+    sql: Connection,
+    state: State,
+    commits: broadcast::Sender<Arc<Commit>>,
+}
+
+/// The group under way.
+#[derive(Default)]
+struct Group {
+    effects: Effects,
+    finish: Vec<Box<dyn FnOnce(std::result::Result<(), Refusal>) + Send>>,
+    /// SQLite ended the transaction by itself: nothing of the group can be kept.
+    lost: bool,
+}
+
+impl Writer {
+    fn load_all(&mut self) -> std::result::Result<(), OpenError> {
+        let corrupt = |e: Error| OpenError::Corrupt(e.to_string());
+        let ids: Vec<PoolId> = self
+            .sql
+            .prepare("SELECT id FROM pools WHERE removed IS NULL ORDER BY id")?
+            .query_map([], |row| row.get(0))?
+            .collect::<std::result::Result<_, _>>()?;
+        self.sql.execute_batch("BEGIN IMMEDIATE")?;
+        let mut group = Group::default();
+        for id in ids {
+            let mut tx = tx(&self.sql, &mut self.state);
+            tx.reload(id).map_err(corrupt)?;
+            group.merge(tx.effects);
+        }
+        flush(&self.sql, &self.state, &mut group.effects).map_err(corrupt)?;
+        self.sql.execute_batch("COMMIT")?;
+        Ok(())
+    }
+
+    fn run(mut self, queue: &Receiver<Job>) {
+        loop {
+            let first = match queue.recv_timeout(self.idle()) {
+                Ok(job) => Some(job),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if first.is_some() || self.state.due.first().is_some_and(|(due, _)| *due <= now()) {
+                self.group(first, queue);
+            }
+        }
+    }
+
+    /// How long nothing can happen without a job.
+    fn idle(&self) -> Duration {
+        self.state.due.first().map_or(IDLE, |(due, _)| due.since(now()).min(IDLE))
+    }
+
+    fn group(&mut self, first: Option<Job>, queue: &Receiver<Job>) {
+        let started = Instant::now();
+        let mut group = Group::default();
+        if let Err(error) = self.sql.execute_batch("BEGIN IMMEDIATE") {
+            tracing::error!(%error, "ledger: no transaction begins");
+            group.lost = true;
+        }
+        self.tick(&mut group);
+        let mut next = first;
+        while let Some(Job(run)) = next.take() {
+            self.one(run, &mut group);
+            if group.finish.len() < GROUP_JOBS && started.elapsed() < GROUP_TIME {
+                next = queue.try_recv().ok();
+            }
+        }
+        self.end(group, started);
+    }
+
+    /// Lets due cores see the time, outside of any job: what time causes stays though a job fails.
+    fn tick(&mut self, group: &mut Group) {
+        while let Some(&(due, pool)) = self.state.due.first() {
+            if group.lost || due > now() {
+                return;
+            }
+            let mut tx = tx(&self.sql, &mut self.state);
+            let ticked = tx.apply(pool, Event::Tick);
+            let effects = tx.effects;
+            if let Err(error) = ticked {
+                tracing::error!(%error, pool, "ledger: a tick failed");
+                group.lost = true;
+            }
+            group.merge(effects);
+            self.state.reschedule(pool);
+            // A core that wants the same instant again would spin here; one that advances never does.
+            if self.state.due.first() == Some(&(due, pool)) {
+                return;
+            }
+        }
+    }
+
+    fn one(&mut self, run: Box<dyn FnOnce(&mut Tx<'_>) -> Ran + Send>, group: &mut Group) {
+        if !group.lost && self.savepoint("SAVEPOINT job").is_err() {
+            group.lost = true;
+        }
+        let mut tx = tx(&self.sql, &mut self.state);
+        let ran = run(&mut tx);
+        let effects = tx.effects;
+        group.finish.push(ran.finish);
+        for pool in &effects.touched {
+            self.state.reschedule(*pool);
+        }
+        let kept = match ran.failed {
+            None => self.savepoint("RELEASE job").map(|()| group.merge(effects)),
+            Some(failure) => self.undo(&failure, effects, group),
+        };
+        // After some errors (disk full, I/O) SQLite has rolled the whole transaction back.
+        if kept.is_err() || self.sql.is_autocommit() {
+            group.lost = true;
+        }
+    }
+
+    fn savepoint(&self, statement: &str) -> rusqlite::Result<()> {
+        self.sql.prepare_cached(statement)?.execute([]).map(drop)
+    }
+
+    /// Takes a failed job back: its rows by the savepoint, its marks on the cores by reading them again.
+    fn undo(&mut self, failure: &Failure, effects: Effects, group: &mut Group) -> rusqlite::Result<()> {
+        self.savepoint("ROLLBACK TO job")?;
+        self.savepoint("RELEASE job")?;
+        // A core that refuses has not changed; only rows that failed after it did leave it ahead of the ledger.
+        if matches!(failure, Failure::Refused) && effects.commit.is_empty() && effects.batches.is_empty() {
+            group.effects.touched.extend(effects.touched);
+            return Ok(());
+        }
+        if flush(&self.sql, &self.state, &mut group.effects).is_err() {
+            group.lost = true;
+            return Ok(());
+        }
+        for pool in effects.touched {
+            self.reload(pool, group);
+        }
+        Ok(())
+    }
+
+    fn reload(&mut self, pool: PoolId, group: &mut Group) {
+        let mut tx = tx(&self.sql, &mut self.state);
+        let reloaded = tx.reload(pool);
+        let effects = tx.effects;
+        match reloaded {
+            Ok(()) => group.merge(effects),
+            Err(error) => {
+                tracing::error!(%error, pool, "ledger: a pool does not read");
+                group.lost = true;
+            }
+        }
+    }
+
+    fn end(&mut self, mut group: Group, started: Instant) {
+        let jobs = group.finish.len();
+        let flushed = !group.lost
+            && match flush(&self.sql, &self.state, &mut group.effects) {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::error!(%error, "ledger: a group cannot be written");
+                    false
+                }
+            };
+        let committed = flushed
+            && match self.sql.execute_batch("COMMIT") {
+                Ok(()) => true,
+                Err(error) => {
+                    die_if_unsynced(&error);
+                    tracing::error!(%error, "ledger: COMMIT failed");
+                    false
+                }
+            };
+        metrics::histogram!("millpond_commit_jobs").record(jobs as f64);
+        metrics::histogram!("millpond_commit_seconds").record(started.elapsed().as_secs_f64());
+        if !committed {
+            self.refuse(group);
+            return;
+        }
+        for finish in group.finish {
+            finish(Ok(()));
+        }
+        if !group.effects.commit.is_empty() {
+            // No listener is no error.
+            let _ = self.commits.send(Arc::new(group.effects.commit));
+        }
+    }
+
+    /// Nothing of the group is kept: everyone is told to try again, and the cores are read from the ledger.
+    fn refuse(&mut self, group: Group) {
+        if !self.sql.is_autocommit()
+            && let Err(error) = self.sql.execute_batch("ROLLBACK")
+        {
+            tracing::error!(%error, "ledger: ROLLBACK failed");
+        }
+        for pool in group.effects.touched.clone() {
+            match load::pool(&self.sql, pool, now()) {
+                Ok((entry, _)) => self.state.put(pool, entry),
+                Err(error) => tracing::error!(%error, pool, "ledger: a pool does not read"),
+            }
+        }
+        for finish in group.finish {
+            finish(Err(Refusal::unavailable("the ledger could not commit")));
+        }
+    }
+}
+
+impl Group {
+    fn merge(&mut self, effects: Effects) {
+        self.effects.commit.add(effects.commit);
+        self.effects.touched.extend(effects.touched);
+        for (batch, (count, bytes, small)) in effects.batches {
+            let sum = self.effects.batches.entry(batch).or_default();
+            *sum = (sum.0 + count, sum.1 + bytes, sum.2 + small);
+        }
+    }
+}
+
+fn tx<'a>(sql: &'a Connection, state: &'a mut State) -> Tx<'a> {
+    Tx { sql, now: now(), state, effects: Effects::default() }
+}
+
+/// Writes what is kept in memory during a group: the pools' counters and what uploads added to open batches.
+fn flush(sql: &Connection, state: &State, effects: &mut Effects) -> Result<()> {
+    for (batch, (count, bytes, small)) in std::mem::take(&mut effects.batches) {
+        let unpacked: u64 = sql
+            .prepare_cached(
+                "UPDATE batches SET count = count + ?2, bytes = bytes + ?3, small_bytes = small_bytes + ?4 \
+                 WHERE id = ?1 RETURNING small_bytes - packed_bytes",
+            )?
+            .query_row(params![batch, count, bytes, small], |row| row.get(0))?;
+        let pool = batch >> 40;
+        if unpacked >= limits::PACK_MAX
+            && let Some(entry) = state.pools.get(&pool)
+        {
+            effects.commit.pool(pool, &entry.name).pack = true;
+        }
+    }
+    let touched: BTreeMap<_, _> =
+        effects.touched.iter().filter_map(|id| Some((id, state.pools.get(id)?))).collect();
+    for (id, entry) in touched {
+        let c = entry.counters;
+        let owned = sql
+            .prepare_cached(
+                "UPDATE pools SET seq = ?2, batches = ?3, rounds = ?4, versions = ?5, newest_committed = ?6, \
+                 pointer = ?7 WHERE id = ?1 AND owner_epoch = 1",
+            )?
+            .execute(params![id, c.seq, c.batches, c.rounds, c.versions, c.newest_committed, c.pointer])?;
+        if owned != 1 {
+            return Err(
+                Refusal::unavailable(format!("pool {} belongs to another coordinator", entry.name)).into()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// After a failed fsync nobody knows what is on disk, and a second one may lie: leave, and recover from the file.
+fn die_if_unsynced(error: &rusqlite::Error) {
+    use rusqlite::ffi;
+    let rusqlite::Error::SqliteFailure(failure, _) = error else { return };
+    let fsync = [ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_IOERR_DIR_FSYNC];
+    if failure.code == ErrorCode::SystemIoFailure && fsync.contains(&failure.extended_code) {
+        tracing::error!(%error, "ledger: fsync failed; the process ends, start it again to recover");
+        std::process::exit(1);
+    }
+}
