@@ -12,6 +12,7 @@ mod load;
 pub mod manage;
 mod migrate;
 mod notice;
+pub mod objects;
 mod tx;
 pub mod uploads;
 mod writer;

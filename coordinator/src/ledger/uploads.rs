@@ -189,7 +189,7 @@ impl Tx<'_> {
                     .execute(params![seq, data.as_ref()])?;
             }
             Body::Object(id) => {
-                self.sql.prepare_cached("UPDATE objects SET state = 'live' WHERE id = ?1")?.execute([id])?;
+                self.live_object(*id)?;
             }
         }
         if first {
