@@ -51,6 +51,12 @@ pub const OUT_QUEUE_MAX: usize = 4 << 20;
 pub const SUBSCRIPTIONS_MAX: usize = 64;
 /// Bytes of one pack.
 pub const PACK_MAX: u64 = 16 << 20;
+
+/// Bytes that a file of `size` bytes takes in a pack: a tar header, and the file padded to whole blocks of 512.
+pub const fn packed(size: u64) -> u64 {
+    512 + size.next_multiple_of(512)
+}
+
 /// Tolerance for clients' clocks: an event time later than receipt by more becomes the time of receipt.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(2);
 /// Age after which a window or label is closed where the policy sets no deadline (default of `max_age`).

@@ -49,10 +49,12 @@ impl Tx<'_> {
     }
 
     fn batch_sealed(&mut self, pool: PoolId, batch: &Batch, cause: String, runs: bool) -> Result<()> {
+        let entry = self.entry(pool)?;
+        let (selected, policy_version) = (word(&entry.core.policy().select)?, entry.policy_version);
         self.sql
             .prepare_cached(
                 "UPDATE batches SET state = 'sealed', record = ?2, deadline = ?3, round = ?4, cause = ?5, runs = ?6, \
-                 sealed = ?7 WHERE id = ?1",
+                 sealed = ?7, selected = ?8, policy_version = ?9 WHERE id = ?1",
             )?
             .execute(params![
                 row_id(pool, batch.batch),
@@ -61,7 +63,9 @@ impl Tx<'_> {
                 batch.round,
                 cause,
                 runs,
-                self.now.as_millis()
+                self.now.as_millis(),
+                selected,
+                policy_version
             ])?;
         if let Some(entry) = self.state.pools.get_mut(&pool) {
             entry.counters.rounds = entry.counters.rounds.max(batch.round.unwrap_or_default());
@@ -131,19 +135,21 @@ impl Tx<'_> {
             RoundState::Committed { .. } => "committed",
             RoundState::Failed { .. } => "failed",
         };
-        self.sql
+        let reference: Option<String> = self
+            .sql
             .prepare_cached(
                 "INSERT INTO rounds (pool_id, round, batch_id, state, record) VALUES (?1, ?2, ?3, ?4, ?5) \
-                 ON CONFLICT (pool_id, round) DO UPDATE SET state = excluded.state, record = excluded.record",
+                 ON CONFLICT (pool_id, round) DO UPDATE SET state = excluded.state, record = excluded.record \
+                 RETURNING ref",
             )?
-            .execute(params![
-                pool,
-                round.round,
-                row_id(pool, round.batch),
-                state,
-                serde_json::to_string(round)?
-            ])?;
+            .query_row(
+                params![pool, round.round, row_id(pool, round.batch), state, serde_json::to_string(round)?],
+                |row| row.get(0),
+            )?;
         self.attempt_changed(pool, round, step)?;
+        if step == RoundStep::Retried {
+            self.forget_story(pool, round.round)?;
+        }
         if let (RoundState::Committed { version }, Some(entry)) =
             (&round.state, self.state.pools.get_mut(&pool))
         {
@@ -155,10 +161,28 @@ impl Tx<'_> {
             self.change(pool)?.pack = true;
         }
         if step != RoundStep::Extended {
-            let body = json!({"round": round.round, "batch": round.batch, "attempt": round.attempt,
+            let mut body = json!({"round": round.round, "batch": round.batch, "attempt": round.attempt,
                 "spent": round.spent, "ready": round.ready, "state": round.state});
+            if let Some(reference) = reference {
+                body["ref"] = serde_json::from_str(&reference)?;
+            }
             self.event(pool, &format!("round-{}", word(&step)?), &body)?;
         }
+        Ok(())
+    }
+
+    /// The round's `round.json` is out of date: dispatch writes it anew once the round has ended.
+    pub(crate) fn forget_story(&mut self, pool: PoolId, round: u64) -> Result<()> {
+        self.sql
+            .prepare_cached(
+                "UPDATE objects SET state = 'doomed' WHERE id = \
+                 (SELECT story_object FROM rounds WHERE pool_id = ?1 AND round = ?2)",
+            )?
+            .execute(params![pool, round])?;
+        self.sql
+            .prepare_cached("UPDATE rounds SET story_object = NULL WHERE pool_id = ?1 AND round = ?2")?
+            .execute(params![pool, round])?;
+        self.change(pool)?.rounds = true;
         Ok(())
     }
 

@@ -183,7 +183,7 @@ impl Tx<'_> {
         let mut small = 0;
         match &new.body {
             Body::Inline(data) => {
-                small = new.size;
+                small = limits::packed(new.size);
                 self.sql
                     .prepare_cached("INSERT INTO payloads (seq, data) VALUES (?1, ?2)")?
                     .execute(params![seq, data.as_ref()])?;

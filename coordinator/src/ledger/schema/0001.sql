@@ -73,6 +73,10 @@ CREATE UNIQUE INDEX uploads_key ON uploads (member_id, upload);
 -- An index ends with seq by itself.
 CREATE INDEX uploads_member ON uploads (member_id);
 CREATE INDEX uploads_batch ON uploads (batch_id) WHERE batch_id IS NOT NULL;
+CREATE INDEX uploads_large ON uploads (batch_id) WHERE object_id IS NOT NULL;
+
+-- Uploads of sealed batches in whose place another one of the same member counts (select = latest, first).
+CREATE TABLE superseded (seq INTEGER PRIMARY KEY) STRICT;
 
 -- Bytes of small files, until the pack that holds them is verified.
 CREATE TABLE payloads (seq INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
@@ -88,17 +92,20 @@ CREATE TABLE batches (
     deadline INTEGER NOT NULL,
     count INTEGER NOT NULL DEFAULT 0,     -- its own uploads, those carried into it aside
     bytes INTEGER NOT NULL DEFAULT 0,
-    small_bytes INTEGER NOT NULL DEFAULT 0, -- of bytes: what goes into packs
-    packed_bytes INTEGER NOT NULL DEFAULT 0,
+    small_bytes INTEGER NOT NULL DEFAULT 0, -- what goes into packs, as it counts there: tar headers and padding too
+    packed_bytes INTEGER NOT NULL DEFAULT 0, -- of small_bytes
     packed_seq INTEGER NOT NULL DEFAULT 0, -- uploads up to this one are packed
     carried_into INTEGER,                 -- id of the batch that it is part of now
     round INTEGER,                        -- its manifest's seq
     cause TEXT,
     runs INTEGER,                         -- 0: a manifest, no round
+    selected TEXT,                        -- all, latest, first: the policy's `select` at the seal
+    policy_version INTEGER,               -- at the seal
     sealed INTEGER
 ) STRICT;
 CREATE INDEX batches_state ON batches (pool_id, state, deadline);
 CREATE INDEX batches_carried ON batches (carried_into) WHERE carried_into IS NOT NULL;
+CREATE UNIQUE INDEX batches_round ON batches (pool_id, round) WHERE round IS NOT NULL;
 CREATE INDEX batches_label ON batches (pool_id, label) WHERE label IS NOT NULL;
 
 CREATE TABLE batch_members (
@@ -115,8 +122,10 @@ CREATE TABLE packs (
     object_id INTEGER NOT NULL,
     last_seq INTEGER NOT NULL,            -- the last upload in it; the first one follows the pack before
     files INTEGER NOT NULL,
+    purged INTEGER NOT NULL DEFAULT 0,    -- 1: the payloads of its files are deleted
     PRIMARY KEY (batch_id, n)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX packs_purge ON packs (purged) WHERE purged = 0;
 
 -- The header of a manifest stays for ever; its body is an object.
 CREATE TABLE manifests (
@@ -136,11 +145,12 @@ CREATE TABLE rounds (
     record TEXT NOT NULL,                 -- JSON of rounds::Round
     params TEXT,
     ref TEXT,
-    log_bytes INTEGER NOT NULL DEFAULT 0,
+    log_bytes INTEGER NOT NULL DEFAULT 0, -- of what came; what is over the limit is not in round_logs
     story_object INTEGER,                 -- round.json
     PRIMARY KEY (pool_id, round)
 ) STRICT;
 CREATE INDEX rounds_live ON rounds (pool_id, state) WHERE state NOT IN ('committed', 'failed');
+CREATE INDEX rounds_untold ON rounds (pool_id) WHERE story_object IS NULL AND state IN ('committed', 'failed');
 
 CREATE TABLE attempts (
     pool_id INTEGER NOT NULL,
