@@ -1,1 +1,5 @@
-fn main() {}
+//! The program `millpond`.
+
+fn main() -> std::process::ExitCode {
+    millpond::cli::main()
+}

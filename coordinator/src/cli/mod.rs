@@ -1,0 +1,192 @@
+//! The command line. `serve`, `dev` and `demo` run a server; everything else speaks HTTP `/v1` to a running one, never to
+//! its files.
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage or configuration, 75 retry later. What was asked for goes to standard output,
+//! errors with what to do about them to standard error.
+
+mod batch;
+mod client;
+mod events;
+mod failure;
+mod member;
+mod output;
+mod pool;
+mod result;
+mod round;
+mod serve;
+mod status;
+mod token;
+mod upload;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use client::{Client, Target};
+use failure::Failure;
+use output::Out;
+
+/// Collects files from fleets over MQTT, hands each group to a processor, and returns its one file to everyone.
+#[derive(Debug, Parser)]
+#[command(name = "millpond", version, about)]
+struct Cli {
+    #[command(flatten)]
+    target: Target,
+    /// Write JSON instead of text.
+    #[arg(long, global = true, help_heading = "Output")]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a server.
+    Serve(serve::Args),
+    /// Pools and their policies.
+    #[command(subcommand)]
+    Pool(pool::Command),
+    /// Members of a pool.
+    #[command(subcommand)]
+    Member(member::Command),
+    /// Tokens of a member.
+    #[command(subcommand)]
+    Token(token::Command),
+    /// What became of uploads.
+    #[command(subcommand)]
+    Upload(upload::Command),
+    /// Batches of a pool.
+    #[command(subcommand)]
+    Batch(batch::Command),
+    /// Rounds of a pool.
+    #[command(subcommand)]
+    Round(round::Command),
+    /// Results of a pool.
+    #[command(subcommand)]
+    Result(result::Command),
+    /// The server and its pools at a glance.
+    Status(status::Args),
+    /// The event feed of a pool.
+    Events(events::Args),
+}
+
+/// Runs the command line that the process was started with.
+pub fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+/// Runs a command line; the first argument is the program's name.
+fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // `--help` and `--version` come this way too. Nobody is left to tell if the terminal is gone.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { failure::USAGE } else { 0 });
+        }
+    };
+    let out = Out::new(cli.json);
+    match dispatch(cli, &out) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            out.failure(&failure);
+            ExitCode::from(failure.exit)
+        }
+    }
+}
+
+fn dispatch(cli: Cli, out: &Out) -> Result<(), Failure> {
+    let command = match cli.command {
+        Command::Serve(args) => return serve::run(&args, out),
+        command => command,
+    };
+    // One request at a time: one thread is enough.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let client = Client::new(&cli.target)?;
+        match command {
+            Command::Serve(_) => Ok(()),
+            Command::Pool(command) => pool::run(command, &client, out).await,
+            Command::Member(command) => member::run(command, &client, out).await,
+            Command::Token(command) => token::run(command, &client, out).await,
+            Command::Upload(command) => upload::run(command, &client, out).await,
+            Command::Batch(command) => batch::run(command, &client, out).await,
+            Command::Round(command) => round::run(command, &client, out).await,
+            Command::Result(command) => result::run(command, &client, out).await,
+            Command::Status(args) => status::run(&args, &client, out).await,
+            Command::Events(args) => events::run(&args, &client, out).await,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_command_line_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_this_version_is_understood() {
+        for line in [
+            "serve --config a.toml --data d --check-config",
+            "pool apply pool.toml",
+            "pool add p window_s=60 grouping=label",
+            "pool list",
+            "pool show p --json",
+            "pool set p window_s=60",
+            "pool remove p --force",
+            "member add p m --role publisher --format env",
+            "member list p --all",
+            "member revoke p m",
+            "token new p m",
+            "token rotate p m",
+            "upload show p m u",
+            "upload list p --member m --batch 3 --limit 10 --cursor 5",
+            "batch list p",
+            "batch show p 1",
+            "round list p",
+            "round show p 1",
+            "round retry p 1",
+            "result list p",
+            "result rollback p 1",
+            "status",
+            "status p",
+            "events p -f --since 7",
+            "--server http://h:1 --token-file t status",
+            "status --server http://h:1 --token-file t --json",
+        ] {
+            let args = std::iter::once("millpond").chain(line.split(' '));
+            if let Err(error) = Cli::try_parse_from(args) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_checked_before_anything_is_sent() {
+        for line in [
+            "pool show Pool",
+            "member add p a/b --role publisher",
+            "member add p m --role king",
+            "round show p -1",
+        ] {
+            assert!(
+                Cli::try_parse_from(std::iter::once("millpond").chain(line.split(' '))).is_err(),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_wrong_command_line_exits_with_2_and_help_with_0() {
+        let run = |line: &str| run(std::iter::once("millpond").chain(line.split(' ')).map(OsString::from));
+        assert_eq!(run("no-such-command"), ExitCode::from(2));
+        assert_eq!(run("--help"), ExitCode::SUCCESS);
+    }
+}
