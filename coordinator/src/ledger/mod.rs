@@ -8,6 +8,7 @@
 
 mod error;
 mod facts;
+pub mod history;
 mod load;
 pub mod manage;
 mod migrate;
