@@ -1,14 +1,22 @@
 //! Start and stop of the gate: the accept loop.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::backend::Backend;
 use crate::config::GateConfig;
 use crate::handle::GateHandle;
-use crate::router;
+use crate::{connection, handshake, router};
+
+/// Pause after an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why the gate cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -23,10 +31,31 @@ pub enum GateError {
 
 /// The gate: accepts MQTT connections and stands between them and the [`Backend`].
 pub struct Gate {
-    config: Arc<GateConfig>,
-    handle: GateHandle,
-    backend: Arc<dyn Backend>,
+    shared: Arc<Shared>,
     router_dead: CancellationToken,
+}
+
+/// What all connections share.
+pub(crate) struct Shared {
+    pub(crate) config: Arc<GateConfig>,
+    pub(crate) handle: GateHandle,
+    pub(crate) backend: Arc<dyn Backend>,
+    /// Bytes that may be read and not committed.
+    pub(crate) budget: Arc<Semaphore>,
+    pub(crate) bytes_in: metrics::Counter,
+    pub(crate) bytes_out: metrics::Counter,
+    pub(crate) publishes: metrics::Counter,
+    pub(crate) ack_seconds: metrics::Histogram,
+    strangers: Arc<Semaphore>,
+    client_ids: AtomicU64,
+}
+
+impl Shared {
+    /// A client id for a client that brought none.
+    pub(crate) fn next_client_id(&self) -> String {
+        // Client ids count within a member only, so they need not be hard to guess.
+        format!("assigned-{}", self.client_ids.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 impl Gate {
@@ -42,12 +71,24 @@ impl Gate {
         handle.set_bytes_max(config.out_queue_max);
         let router_dead =
             router::start(handle.outbox().clone(), config.links_max).map_err(GateError::Start)?;
-        Ok(Self { config: Arc::new(config), handle, backend, router_dead })
+        let shared = Shared {
+            budget: connection::budget(config.uncommitted_bytes_max),
+            strangers: Arc::new(Semaphore::new(config.strangers_max)),
+            config: Arc::new(config),
+            handle,
+            backend,
+            bytes_in: metrics::counter!("millpond_gate_bytes_in_total"),
+            bytes_out: metrics::counter!("millpond_gate_bytes_out_total"),
+            publishes: metrics::counter!("millpond_gate_publishes_total"),
+            ack_seconds: metrics::histogram!("millpond_gate_ack_seconds"),
+            client_ids: AtomicU64::new(1),
+        };
+        Ok(Self { shared: Arc::new(shared), router_dead })
     }
 
     /// The coordinator's way to the connections.
     pub fn handle(&self) -> GateHandle {
-        self.handle.clone()
+        self.shared.handle.clone()
     }
 
     /// Accepts connections until `shutdown`; then waits for their acknowledgements, tells them, and returns. May be
@@ -56,16 +97,70 @@ impl Gate {
     /// # Errors
     /// [`GateError::RouterDead`]: live messages would no longer arrive.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), GateError> {
-        let _ = (&self.config, &self.backend, listener);
-        tokio::select! {
-            () = shutdown.cancelled() => Ok(()),
-            () = self.router_dead.cancelled() => Err(GateError::RouterDead),
+        let tasks = TaskTracker::new();
+        let stop = shutdown.child_token();
+        let abort = CancellationToken::new();
+        let _abort = abort.clone().drop_guard();
+        let result = loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break Ok(()),
+                () = self.router_dead.cancelled() => break Err(GateError::RouterDead),
+                accepted = listener.accept() => match accepted {
+                    Ok((io, from)) => self.admit(io, from, &tasks, &stop, &abort),
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        };
+        drop(listener);
+        stop.cancel();
+        tasks.close();
+        if tokio::time::timeout(self.shared.config.shutdown_grace, tasks.wait()).await.is_err() {
+            tracing::warn!(connections = tasks.len(), "connections did not end within the grace");
+            abort.cancel();
+            tasks.wait().await;
         }
+        result
+    }
+
+    fn admit(
+        &self,
+        mut io: TcpStream,
+        from: SocketAddr,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+        abort: &CancellationToken,
+    ) {
+        let Ok(stranger) = self.shared.strangers.clone().try_acquire_owned() else {
+            metrics::counter!("millpond_gate_strangers_turned_away_total").increment(1);
+            return;
+        };
+        let (gate, stop, abort) = (self.shared.clone(), stop.clone(), abort.clone());
+        tasks.spawn(async move {
+            // Without it small packets wait for one another; a socket that refuses it is as good as closed.
+            if io.set_nodelay(true).is_err() {
+                return;
+            }
+            let welcome = tokio::select! {
+                welcome = handshake::welcome(&mut io, from, &gate) => welcome,
+                () = stop.cancelled() => None,
+            };
+            drop(stranger);
+            if let Some(welcome) = welcome {
+                tokio::select! {
+                    () = Box::pin(connection::run(io, welcome, gate, stop)) => {}
+                    () = abort.cancelled() => {}
+                }
+            }
+        });
     }
 }
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        self.handle.outbox().stop();
+        self.shared.handle.outbox().stop();
     }
 }

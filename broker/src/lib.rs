@@ -1,13 +1,29 @@
 //! The gate: the only thing in Millpond that accepts MQTT connections.
-
-#![allow(dead_code, reason = "the session machine that uses the rest follows")]
+//!
+//! It signs clients in, authorises every topic, speaks MQTT 3.1.1 and 5 on one port, and knows the coordinator through
+//! [`Backend`] alone. What members send is with the backend, and decided on, before it is acknowledged.
+//!
+//! | module | does |
+//! |---|---|
+//! | `gate` | start, accept loop, shutdown |
+//! | `handshake` | CONNECT to session: version, credentials, take-over |
+//! | `connection` | the task of one connection: all its I/O |
+//! | `session` | the protocol itself, without I/O |
+//! | `codec` | bytes to packets and back |
+//! | `registry` | who is connected, and each one's mailbox |
+//! | `router` | live pool-wide messages, through `rumqttd` |
+//! | `handle` | the coordinator's way in |
 
 pub mod backend;
+mod codec;
 mod config;
+mod connection;
 mod gate;
 mod handle;
+mod handshake;
 mod registry;
 mod router;
+mod session;
 
 pub use backend::{Backend, Incoming, MemberMessage, ReceiptRow, SignIn, SignInError, StateMessage};
 pub use config::GateConfig;

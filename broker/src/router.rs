@@ -12,11 +12,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use rumqttd::local::{LinkBuilder, LinkError, LinkRx, LinkTx};
-use rumqttd::protocol::{Disconnect, DisconnectReasonCode, Packet, Publish, PublishProperties};
+use rumqttd::protocol::{Disconnect, DisconnectReasonCode, Packet, PingReq, Publish, PublishProperties};
 use rumqttd::{Notification, RouterConfig};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -31,11 +31,19 @@ const BATCH: u64 = 100;
 const SEGMENT_BYTES: usize = 256 << 10;
 /// How often the router hears something at least.
 const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How long its answer may take before it counts as dead.
+const PONG_MAX: Duration = Duration::from_secs(30);
 
 /// The router is gone: the process should end and be started again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the message router has ended")]
-pub(crate) struct RouterDead;
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct RouterDead(String);
+
+impl From<LinkError> for RouterDead {
+    fn from(error: LinkError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 /// Why a connection got no link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +68,16 @@ struct Waiting {
     attach: Vec<Attach>,
     closed: Vec<usize>,
     stop: bool,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.states.is_empty()
+            && self.events.is_empty()
+            && self.attach.is_empty()
+            && self.closed.is_empty()
+            && !self.stop
+    }
 }
 
 #[derive(Debug)]
@@ -164,7 +182,9 @@ pub(crate) fn start(outbox: Arc<Outbox>, links_max: usize) -> Result<Cancellatio
     };
     let router = rumqttd::Router::new(0, config).spawn();
     // The sender's type cannot be named, hence the closure.
-    let open = move |client_id: &str| LinkBuilder::new(client_id, router.clone()).build();
+    let open = move |client_id: &str| -> Result<Opened, RouterDead> {
+        Ok(LinkBuilder::new(client_id, router.clone()).build()?)
+    };
     let (publisher, own, _) = open("publisher").map_err(std::io::Error::other)?;
     let dead = CancellationToken::new();
     let guard = dead.clone().drop_guard();
@@ -180,6 +200,9 @@ pub(crate) fn start(outbox: Arc<Outbox>, links_max: usize) -> Result<Cancellatio
     Ok(dead)
 }
 
+/// What opening a link gives.
+type Opened = (LinkTx, LinkRx, Notification);
+
 /// The thread that talks to the router.
 struct Front<O> {
     outbox: Arc<Outbox>,
@@ -190,14 +213,15 @@ struct Front<O> {
 
 impl<O> Front<O>
 where
-    O: Fn(&str) -> Result<(LinkTx, LinkRx, Notification), LinkError>,
+    O: Fn(&str) -> Result<Opened, RouterDead>,
 {
-    fn run(&mut self) -> Result<(), LinkError> {
+    fn run(&mut self) -> Result<(), RouterDead> {
         loop {
             let work = self.outbox.take();
             if work.stop {
                 return Ok(());
             }
+            let is_idle = work.is_empty();
             for slot in work.closed {
                 self.links.close(slot)?;
             }
@@ -217,9 +241,19 @@ where
             for (topic, payload) in work.events {
                 self.publish(topic, 0, &payload, None)?;
             }
-            // The heartbeat: its own link is always there.
-            self.own.ready()?;
+            if is_idle {
+                self.heartbeat()?;
+            }
         }
+    }
+
+    /// One round trip.
+    fn heartbeat(&mut self) -> Result<(), RouterDead> {
+        send(&mut self.publisher, Packet::PingReq(PingReq))?;
+        let deadline = Instant::now() + PONG_MAX;
+        // A wake-up without a message is possible.
+        while self.own.recv_deadline(deadline)?.is_none() {}
+        Ok(())
     }
 
     fn publish(
@@ -228,7 +262,7 @@ where
         rank: u64,
         payload: &[u8],
         properties: Option<PublishProperties>,
-    ) -> Result<(), LinkError> {
+    ) -> Result<(), RouterDead> {
         let mut ranked = BytesMut::with_capacity(8 + payload.len());
         ranked.put_u64(rank);
         ranked.put_slice(payload);
@@ -248,14 +282,14 @@ struct Links<O> {
 
 impl<O> Links<O>
 where
-    O: Fn(&str) -> Result<(LinkTx, LinkRx, Notification), LinkError>,
+    O: Fn(&str) -> Result<Opened, RouterDead>,
 {
     fn attach(
         &mut self,
         outbox: &Arc<Outbox>,
         link: Option<usize>,
         filters: Vec<String>,
-    ) -> Result<Result<Attached, NoLink>, LinkError> {
+    ) -> Result<Result<Attached, NoLink>, RouterDead> {
         if let Some(slot) = link {
             self.subscribe(slot, filters)?;
             return Ok(Ok(Attached::Same));
@@ -274,7 +308,7 @@ where
         Ok(Ok(Attached::New(link)))
     }
 
-    fn subscribe(&mut self, slot: usize, filters: Vec<String>) -> Result<(), LinkError> {
+    fn subscribe(&mut self, slot: usize, filters: Vec<String>) -> Result<(), RouterDead> {
         if let Some(tx) = self.links.get_mut(&slot) {
             for filter in filters {
                 tx.subscribe(filter)?;
@@ -283,7 +317,7 @@ where
         Ok(())
     }
 
-    fn close(&mut self, slot: usize) -> Result<(), LinkError> {
+    fn close(&mut self, slot: usize) -> Result<(), RouterDead> {
         if let Some(mut tx) = self.links.remove(&slot) {
             let disconnect = Disconnect { reason_code: DisconnectReasonCode::NormalDisconnection };
             send(&mut tx, Packet::Disconnect(disconnect, None))?;
@@ -294,11 +328,11 @@ where
 }
 
 /// `LinkTx::send` is async in name only: it blocks on the router's channel and is ready at its first poll.
-fn send(tx: &mut LinkTx, packet: Packet) -> Result<(), LinkError> {
+fn send(tx: &mut LinkTx, packet: Packet) -> Result<(), RouterDead> {
     use futures_util::FutureExt;
     match tx.send(packet).now_or_never() {
-        Some(sent) => sent.map(|_| ()),
-        None => Err(LinkError::NotConnectionAck),
+        Some(sent) => Ok(sent.map(|_| ())?),
+        None => Err(RouterDead("a send did not block".to_owned())),
     }
 }
 
@@ -332,10 +366,10 @@ impl Link {
     pub(crate) async fn next(&mut self) -> Result<Live, RouterDead> {
         loop {
             if self.must_wake {
-                self.rx.wake().await.map_err(|_| RouterDead)?;
+                self.rx.wake().await?;
                 self.must_wake = false;
             }
-            match self.rx.next().await.map_err(|_| RouterDead)? {
+            match self.rx.next().await? {
                 Some(Notification::Forward(forward)) => {
                     let mut payload = forward.publish.payload;
                     let (Ok(topic), true) =
@@ -355,7 +389,9 @@ impl Link {
                     });
                 }
                 Some(Notification::Unschedule) => self.must_wake = true,
-                Some(Notification::Disconnect(..)) => return Err(RouterDead),
+                Some(Notification::Disconnect(..)) => {
+                    return Err(RouterDead("it disconnected a link".to_owned()));
+                }
                 Some(_) | None => {}
             }
         }

@@ -1,0 +1,114 @@
+//! Packets as the gate knows them, the same for both versions of the protocol.
+
+use bytes::Bytes;
+
+use super::reason;
+
+/// The versions that the gate speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// 3.1.1 (level 4).
+    V4,
+    /// 5.0 (level 5).
+    V5,
+}
+
+/// A packet, or a sequence of packets, that ends the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bad {
+    /// The MQTT 5 reason code.
+    pub(crate) code: u8,
+    pub(crate) what: &'static str,
+}
+
+impl Bad {
+    pub(crate) fn malformed(what: &'static str) -> Self {
+        Self { code: reason::MALFORMED, what }
+    }
+
+    pub(crate) fn protocol(what: &'static str) -> Self {
+        Self { code: reason::PROTOCOL_ERROR, what }
+    }
+}
+
+/// What a client sends after CONNECT.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Packet {
+    Publish(Publish),
+    PubAck(u16),
+    PubRec(u16),
+    PubRel(u16),
+    PubComp(u16),
+    Subscribe(Subscribe),
+    Unsubscribe(Unsubscribe),
+    PingReq,
+    Disconnect,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Connect {
+    pub(crate) version: Version,
+    /// Clean session, or clean start.
+    pub(crate) clean: bool,
+    /// Seconds; 0 is none.
+    pub(crate) keep_alive: u16,
+    pub(crate) client_id: String,
+    pub(crate) will: bool,
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<Bytes>,
+    /// What follows is empty over 3.1.1.
+    pub(crate) session_expiry: u32,
+    pub(crate) receive_max: Option<u16>,
+    pub(crate) packet_max: Option<u32>,
+    pub(crate) wants_response_information: bool,
+    pub(crate) wants_problem_information: bool,
+    pub(crate) auth_method: bool,
+}
+
+/// What stands before the payload of a PUBLISH.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) qos: u8,
+    /// 0 at QoS 0.
+    pub(crate) id: u16,
+    pub(crate) topic: String,
+    pub(crate) content_type: Option<String>,
+    pub(crate) response_topic: Option<String>,
+    pub(crate) correlation_data: Option<Bytes>,
+    pub(crate) user_properties: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Publish {
+    pub(crate) head: Head,
+    pub(crate) payload: Bytes,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Subscribe {
+    pub(crate) id: u16,
+    pub(crate) filters: Vec<Filter>,
+    /// The subscription identifier.
+    pub(crate) tag: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Filter {
+    pub(crate) filter: String,
+    pub(crate) qos: u8,
+    pub(crate) replay: Replay,
+}
+
+/// Retain Handling: whether the current state is wanted at SUBSCRIBE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Replay {
+    Always,
+    IfNew,
+    Never,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unsubscribe {
+    pub(crate) id: u16,
+    pub(crate) filters: Vec<String>,
+}

@@ -1,0 +1,291 @@
+//! What clients send, from bytes that may be anything.
+
+use bytes::{Buf, Bytes};
+
+use super::packet::{Bad, Connect, Filter, Head, Packet, Publish, Replay, Subscribe, Unsubscribe, Version};
+use super::properties::{self, Properties};
+use super::reason;
+
+/// Why a CONNECT was not understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BadConnect {
+    /// No MQTT at all: nothing is answered.
+    NotMqtt,
+    /// A version that the gate does not speak.
+    Level(u8),
+    /// A mistake in a version that it speaks.
+    Bad(Version, Bad),
+}
+
+/// Reads a CONNECT from what follows its fixed header.
+pub(crate) fn connect(first: u8, body: Bytes) -> Result<Connect, BadConnect> {
+    let mut from = Reader(body);
+    let (Ok(name), Ok(level)) = (from.binary(), from.u8()) else {
+        return Err(BadConnect::NotMqtt);
+    };
+    let version = match (&name[..], level) {
+        (b"MQTT", 4) => Version::V4,
+        (b"MQTT", 5) => Version::V5,
+        (b"MQTT" | b"MQIsdp", level) => return Err(BadConnect::Level(level)),
+        _ => return Err(BadConnect::NotMqtt),
+    };
+    let rest = connect_fields(first, version, &mut from);
+    rest.map_err(|bad| BadConnect::Bad(version, bad))
+}
+
+fn connect_fields(first: u8, version: Version, from: &mut Reader) -> Result<Connect, Bad> {
+    let flags = from.u8()?;
+    let is = |bit: u8| flags & (1 << bit) != 0;
+    if first & 0x0F != 0 || is(0) {
+        return Err(Bad::malformed("reserved bits of CONNECT are set"));
+    }
+    let will = is(2);
+    let will_qos = (flags >> 3) & 3;
+    if will_qos == 3 || (!will && (will_qos != 0 || is(5))) {
+        return Err(Bad::malformed("will flags contradict each other"));
+    }
+    if version == Version::V4 && is(6) && !is(7) {
+        return Err(Bad::malformed("a password without a user name"));
+    }
+    let keep_alive = from.u16()?;
+    let mut found = Properties::default();
+    if version == Version::V5 {
+        found = Properties::read(from, properties::CONNECT)?;
+    }
+    let client_id = from.text()?;
+    if will {
+        if version == Version::V5 {
+            Properties::read(from, properties::WILL)?;
+        }
+        from.text()?;
+        from.binary()?;
+    }
+    let user = if is(7) { Some(from.text()?) } else { None };
+    let password = if is(6) { Some(from.binary()?) } else { None };
+    from.end()?;
+    Ok(Connect {
+        version,
+        clean: is(1),
+        keep_alive,
+        client_id,
+        will,
+        user,
+        password,
+        session_expiry: found.session_expiry.unwrap_or(0),
+        receive_max: found.receive_max,
+        packet_max: found.packet_max,
+        wants_response_information: found.request_response.unwrap_or(false),
+        wants_problem_information: found.request_problem.unwrap_or(true),
+        auth_method: found.auth_method.is_some(),
+    })
+}
+
+/// Reads a packet after CONNECT from what follows its fixed header.
+pub(crate) fn packet(version: Version, first: u8, body: Bytes) -> Result<Packet, Bad> {
+    let (kind, flags) = (first >> 4, first & 0x0F);
+    let expected = match kind {
+        3 => flags,
+        6 | 8 | 10 => 0b0010,
+        _ => 0,
+    };
+    if flags != expected {
+        return Err(Bad::malformed("reserved bits of the fixed header"));
+    }
+    let mut from = Reader(body);
+    match kind {
+        1 => Err(Bad::protocol("a second CONNECT")),
+        3 => publish(version, flags, from).map(Packet::Publish),
+        4 => ack(version, &mut from).map(Packet::PubAck),
+        5 => ack(version, &mut from).map(Packet::PubRec),
+        6 => ack(version, &mut from).map(Packet::PubRel),
+        7 => ack(version, &mut from).map(Packet::PubComp),
+        8 => subscribe(version, &mut from).map(Packet::Subscribe),
+        10 => unsubscribe(version, &mut from).map(Packet::Unsubscribe),
+        12 => from.end().map(|()| Packet::PingReq),
+        14 => disconnect(version, &mut from).map(|()| Packet::Disconnect),
+        15 if version == Version::V5 => Err(Bad::protocol("no authentication method was agreed")),
+        0 | 15 => Err(Bad::malformed("no such packet type")),
+        _ => Err(Bad::protocol("a packet that only servers send")),
+    }
+}
+
+fn publish(version: Version, flags: u8, mut from: Reader) -> Result<Publish, Bad> {
+    let head = head(version, flags, &mut from)?;
+    Ok(Publish { head, payload: from.0 })
+}
+
+/// Reads what stands before the payload of a PUBLISH.
+pub(super) fn head(version: Version, flags: u8, from: &mut Reader) -> Result<Head, Bad> {
+    let qos = (flags >> 1) & 3;
+    if qos == 3 {
+        return Err(Bad::malformed("QoS 3"));
+    }
+    let topic = from.text()?;
+    let id = if qos > 0 { from.packet_id()? } else { 0 };
+    let mut found = Properties::default();
+    if version == Version::V5 {
+        found = Properties::read(from, properties::PUBLISH)?;
+    }
+    if found.topic_alias.is_some() {
+        return Err(Bad { code: reason::ALIAS_INVALID, what: "topic aliases are not accepted" });
+    }
+    if topic.is_empty() {
+        return Err(Bad::protocol("an empty topic"));
+    }
+    if topic.contains(['+', '#']) {
+        return Err(Bad { code: reason::TOPIC_INVALID, what: "a topic with wildcards" });
+    }
+    Ok(Head {
+        qos,
+        id,
+        topic,
+        content_type: found.content_type,
+        response_topic: found.response_topic,
+        correlation_data: found.correlation_data,
+        user_properties: found.user,
+    })
+}
+
+fn ack(version: Version, from: &mut Reader) -> Result<u16, Bad> {
+    let id = from.packet_id()?;
+    if version == Version::V5 && !from.is_empty() {
+        from.u8()?;
+        if !from.is_empty() {
+            Properties::read(from, properties::ACK)?;
+        }
+    }
+    from.end()?;
+    Ok(id)
+}
+
+fn subscribe(version: Version, from: &mut Reader) -> Result<Subscribe, Bad> {
+    let id = from.packet_id()?;
+    let mut tag = None;
+    if version == Version::V5 {
+        tag = Properties::read(from, properties::SUBSCRIBE)?.subscription_identifier;
+    }
+    let mut filters = Vec::new();
+    while !from.is_empty() {
+        let filter = from.text()?;
+        let options = from.u8()?;
+        let reserved = if version == Version::V5 { 0xC0 } else { 0xFC };
+        if options & reserved != 0 || options & 3 == 3 {
+            return Err(Bad::malformed("subscription options"));
+        }
+        let replay = match options >> 4 {
+            0 => Replay::Always,
+            1 => Replay::IfNew,
+            2 => Replay::Never,
+            _ => return Err(Bad::protocol("retain handling 3")),
+        };
+        filters.push(Filter { filter, qos: options & 3, replay });
+    }
+    if filters.is_empty() {
+        return Err(Bad::protocol("SUBSCRIBE without a filter"));
+    }
+    Ok(Subscribe { id, filters, tag })
+}
+
+fn unsubscribe(version: Version, from: &mut Reader) -> Result<Unsubscribe, Bad> {
+    let id = from.packet_id()?;
+    if version == Version::V5 {
+        Properties::read(from, properties::UNSUBSCRIBE)?;
+    }
+    let mut filters = Vec::new();
+    while !from.is_empty() {
+        filters.push(from.text()?);
+    }
+    if filters.is_empty() {
+        return Err(Bad::protocol("UNSUBSCRIBE without a filter"));
+    }
+    Ok(Unsubscribe { id, filters })
+}
+
+fn disconnect(version: Version, from: &mut Reader) -> Result<(), Bad> {
+    if version == Version::V5 && !from.is_empty() {
+        from.u8()?;
+        if !from.is_empty() {
+            Properties::read(from, properties::DISCONNECT)?;
+        }
+    }
+    from.end()
+}
+
+/// A cursor over bytes of which nothing is known.
+#[derive(Debug)]
+pub(super) struct Reader(pub(super) Bytes);
+
+const SHORT: Bad = Bad { code: reason::MALFORMED, what: "the packet ends too early" };
+
+impl Reader {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn end(&self) -> Result<(), Bad> {
+        if self.is_empty() { Ok(()) } else { Err(Bad::malformed("bytes after the end of the packet")) }
+    }
+
+    pub(super) fn u8(&mut self) -> Result<u8, Bad> {
+        self.0.try_get_u8().map_err(|_| SHORT)
+    }
+
+    pub(super) fn u16(&mut self) -> Result<u16, Bad> {
+        self.0.try_get_u16().map_err(|_| SHORT)
+    }
+
+    pub(super) fn u32(&mut self) -> Result<u32, Bad> {
+        self.0.try_get_u32().map_err(|_| SHORT)
+    }
+
+    pub(super) fn packet_id(&mut self) -> Result<u16, Bad> {
+        match self.u16()? {
+            0 => Err(Bad::protocol("packet identifier 0")),
+            id => Ok(id),
+        }
+    }
+
+    /// A variable byte integer, in as few bytes as it needs (OASIS MQTT 5, 1.5.5).
+    pub(super) fn varint(&mut self) -> Result<usize, Bad> {
+        let mut value = 0;
+        for shift in [0, 7, 14, 21] {
+            let byte = self.u8()?;
+            value |= usize::from(byte & 0x7F) << shift;
+            if byte & 0x80 == 0 {
+                if byte == 0 && shift > 0 {
+                    return Err(Bad::malformed("an overlong integer"));
+                }
+                return Ok(value);
+            }
+        }
+        Err(Bad::malformed("an integer of more than four bytes"))
+    }
+
+    pub(super) fn varint_nonzero(&mut self) -> Result<u32, Bad> {
+        match u32::try_from(self.varint()?) {
+            Ok(value) if value > 0 => Ok(value),
+            _ => Err(Bad::protocol("subscription identifier 0")),
+        }
+    }
+
+    pub(super) fn part(&mut self, length: usize) -> Result<Reader, Bad> {
+        if length > self.0.len() {
+            return Err(SHORT);
+        }
+        Ok(Reader(self.0.split_to(length)))
+    }
+
+    pub(super) fn binary(&mut self) -> Result<Bytes, Bad> {
+        let length = self.u16()?;
+        Ok(self.part(usize::from(length))?.0)
+    }
+
+    /// UTF-8 without NUL (OASIS MQTT 5, 1.5.4).
+    pub(super) fn text(&mut self) -> Result<String, Bad> {
+        let bytes = self.binary()?;
+        match std::str::from_utf8(&bytes) {
+            Ok(text) if !text.contains('\0') => Ok(text.to_owned()),
+            _ => Err(Bad::malformed("text that is not UTF-8, or with NUL")),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! From an accepted connection to a signed-in session: CONNECT, credentials, take-over, CONNACK.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use bytes::{Buf, Bytes, BytesMut};
+use millpond_protocol::{MemberName, PoolName, Principal, limits};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::backend::{SignIn, SignInError};
+use crate::codec::frame::fixed_header;
+use crate::codec::packet::Connect;
+use crate::codec::read::{self, BadConnect};
+use crate::codec::write::{Announced, Out, clipped};
+use crate::codec::{Version, reason};
+use crate::gate::Shared;
+use crate::registry::{NotRegistered, Registration};
+use crate::session::Session;
+
+/// Bytes of a client id: it is kept for as long as the connection.
+const CLIENT_ID_MAX: usize = 1_024;
+/// How often credentials are checked again because members were ended meanwhile.
+const SIGN_IN_TRIES: usize = 5;
+
+/// A client that has signed in.
+pub(crate) struct Welcome {
+    pub(crate) session: Session,
+    pub(crate) registration: Registration,
+    pub(crate) version: Version,
+    /// What came behind CONNECT.
+    pub(crate) rest: BytesMut,
+}
+
+/// Why there is no session: what is answered, in both versions.
+struct Refused {
+    v4: u8,
+    v5: u8,
+    why: &'static str,
+}
+
+/// Reads CONNECT and answers it. `None`: the connection has been told why, where that is possible.
+pub(crate) async fn welcome<S>(io: &mut S, from: SocketAddr, gate: &Shared) -> Option<Welcome>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut stream = BytesMut::with_capacity(1_024);
+    let connect = tokio::time::timeout(gate.config.connect_timeout, read_connect(io, &mut stream, gate));
+    let connect = match connect.await.ok()?? {
+        Ok(connect) => connect,
+        Err(bad) => {
+            answer_bad(io, bad).await;
+            return None;
+        }
+    };
+    let mut out = Out::default();
+    let welcome = match sign_in(&connect, from, gate).await {
+        Ok((who, registration, assigned)) => {
+            let own = connect.wants_response_information.then(|| format!("mp/{}/d/{}/", who.pool, who.name));
+            let announced = Announced {
+                receive_max: u16::try_from(gate.config.uncommitted_per_connection).ok(),
+                packet_max: u32::try_from(gate.config.packet_max()).ok(),
+                client_id: assigned.as_deref(),
+                // Sessions are not kept.
+                session_expiry: (connect.session_expiry > 0).then_some(0),
+                response_information: own.as_deref(),
+                reason: None,
+            };
+            out.connack(connect.version, reason::SUCCESS, &announced);
+            let session = Session::new(who, &connect, gate.config.clone(), Instant::now());
+            Some(Welcome { session, registration, version: connect.version, rest: stream })
+        }
+        Err(refused) => {
+            metrics::counter!("millpond_gate_sign_ins_refused_total").increment(1);
+            refuse(&mut out, connect.version, connect.wants_problem_information, &refused);
+            None
+        }
+    };
+    let written = tokio::time::timeout(gate.config.connect_timeout, io.write_all_buf(&mut out)).await;
+    if welcome.is_none() {
+        super::connection::linger(io).await;
+    }
+    written.ok()?.ok()?;
+    welcome
+}
+
+/// `None`: the connection ended, or what came is no CONNECT within its limit.
+async fn read_connect<S>(
+    io: &mut S,
+    stream: &mut BytesMut,
+    gate: &Shared,
+) -> Option<Result<Connect, BadConnect>>
+where
+    S: AsyncRead + Unpin,
+{
+    loop {
+        if stream.first().is_some_and(|first| first >> 4 != 1) {
+            return None;
+        }
+        if let Some((first, header, body)) = fixed_header(stream, Version::V4).ok()? {
+            if header + body > gate.config.connect_max {
+                return None;
+            }
+            if stream.len() >= header + body {
+                stream.advance(header);
+                return Some(read::connect(first, stream.split_to(body).freeze()));
+            }
+        }
+        if io.read_buf(stream).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+async fn answer_bad<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S, bad: BadConnect) {
+    let mut out = Out::default();
+    match bad {
+        // 3.1.1 has no code for a malformed CONNECT: the connection just ends.
+        BadConnect::NotMqtt | BadConnect::Bad(Version::V4, _) => return,
+        BadConnect::Level(level) => {
+            let version = if level < 5 { Version::V4 } else { Version::V5 };
+            let refused = Refused { v4: 1, v5: reason::UNSUPPORTED_VERSION, why: "use MQTT 3.1.1 or 5" };
+            refuse(&mut out, version, true, &refused);
+        }
+        BadConnect::Bad(Version::V5, bad) => {
+            refuse(&mut out, Version::V5, true, &Refused { v4: 0, v5: bad.code, why: bad.what });
+        }
+    }
+    // Whoever cannot be told is not told.
+    let _ = tokio::time::timeout(limits::CONNECT_TIMEOUT, io.write_all_buf(&mut out)).await;
+    super::connection::linger(io).await;
+}
+
+fn refuse(out: &mut Out, version: Version, explains: bool, refused: &Refused) {
+    let code = if version == Version::V4 { refused.v4 } else { refused.v5 };
+    let why = clipped(refused.why, 256);
+    out.connack(version, code, &Announced { reason: explains.then_some(&*why), ..Announced::default() });
+}
+
+async fn sign_in(
+    connect: &Connect,
+    from: SocketAddr,
+    gate: &Shared,
+) -> Result<(Principal, Registration, Option<String>), Refused> {
+    if connect.auth_method {
+        return Err(Refused { v4: 5, v5: reason::BAD_AUTH_METHOD, why: "use a user name and a token" });
+    }
+    let empty = connect.client_id.is_empty();
+    if (empty && connect.version == Version::V4 && !connect.clean) || connect.client_id.len() > CLIENT_ID_MAX
+    {
+        let why = "use a client id of 1–1024 bytes, or a clean session";
+        return Err(Refused { v4: 2, v5: reason::CLIENT_ID, why });
+    }
+    const WRONG: Refused = Refused {
+        v4: 4,
+        v5: reason::BAD_CREDENTIALS,
+        why: "the user name is {pool}/{member}, and the password is the member's token",
+    };
+    let (pool, member) = connect.user.as_deref().and_then(parse_user).ok_or(WRONG)?;
+    let token = connect.password.clone().ok_or(WRONG)?;
+    let assigned = empty.then(|| gate.next_client_id());
+    let client_id = assigned.as_deref().unwrap_or(&connect.client_id);
+    for _ in 0..SIGN_IN_TRIES {
+        let endings = gate.handle.registry().endings();
+        let who = check(&pool, &member, &token, from, gate).await?;
+        if connect.will {
+            // The codes have no "no wills": of those for wills, this one is about the will's topic.
+            let why = "wills are not accepted here";
+            return Err(Refused { v4: 5, v5: reason::TOPIC_INVALID, why });
+        }
+        let max = gate.config.connections_per_member;
+        match gate.handle.registry().register(&who.pool, &who.name, client_id, endings, max) {
+            Ok(registration) => return Ok((who, registration, assigned)),
+            Err(NotRegistered::CheckAgain) => {}
+            Err(NotRegistered::TooMany) => {
+                return Err(Refused { v4: 3, v5: reason::QUOTA, why: "the member has too many connections" });
+            }
+        }
+    }
+    Err(Refused { v4: 3, v5: reason::SERVER_BUSY, why: "try again" })
+}
+
+async fn check(
+    pool: &PoolName,
+    member: &MemberName,
+    token: &Bytes,
+    from: SocketAddr,
+    gate: &Shared,
+) -> Result<Principal, Refused> {
+    let attempt = SignIn { pool: pool.clone(), member: member.clone(), token: token.clone(), from };
+    let checked = tokio::time::timeout(limits::STORAGE_TIMEOUT, gate.backend.sign_in(attempt)).await;
+    checked.unwrap_or(Err(SignInError::Unavailable)).map_err(|error| match error {
+        SignInError::BadCredentials => {
+            Refused { v4: 4, v5: reason::BAD_CREDENTIALS, why: "unknown user name or wrong token" }
+        }
+        SignInError::Quota => Refused { v4: 3, v5: reason::QUOTA, why: "too many failed attempts: wait" },
+        SignInError::Unavailable => {
+            Refused { v4: 3, v5: reason::SERVER_UNAVAILABLE, why: "credentials cannot be checked now" }
+        }
+    })
+}
+
+fn parse_user(user: &str) -> Option<(PoolName, MemberName)> {
+    let (pool, member) = user.split_once('/')?;
+    Some((pool.parse().ok()?, member.parse().ok()?))
+}

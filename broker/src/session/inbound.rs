@@ -1,0 +1,237 @@
+//! What a client publishes: checked, handed to the backend, and acknowledged in order of receipt.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::Instant;
+
+use millpond_protocol::access::may;
+use millpond_protocol::topic::{Inbound as Message, is_own_response};
+use millpond_protocol::{Action, Code, Principal, Refusal, limits};
+
+use super::{Effect, Session};
+use crate::backend::Incoming;
+use crate::codec::packet::{Head, Publish};
+use crate::codec::write::Kind;
+use crate::codec::{Version, reason};
+use crate::config::GateConfig;
+
+/// Messages that were received and have no acknowledgement yet.
+#[derive(Debug)]
+pub(super) struct Inbound {
+    /// `mp/{p}/c/{m}/`.
+    own: String,
+    /// In order of receipt. None in front is [`Stage::Settled`].
+    pending: VecDeque<Pending>,
+    bytes: usize,
+    /// A message above `SMALL_MAX` is in line: later ones wait for its outcome.
+    large_in_line: bool,
+    /// Packet ids of QoS 2 messages whose PUBREC was sent.
+    unreleased: HashSet<u16>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    ack: Option<(Kind, u16)>,
+    bytes: usize,
+    received: Instant,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// With the backend, which has not answered.
+    InLine { large: bool },
+    /// Behind a large message.
+    Held(Box<Incoming>),
+    /// Refused for good; behind messages that are not settled.
+    Settled(Refusal),
+}
+
+impl Inbound {
+    pub(super) fn new(who: &Principal) -> Self {
+        Self {
+            own: format!("mp/{}/c/{}/", who.pool, who.name),
+            pending: VecDeque::new(),
+            bytes: 0,
+            large_in_line: false,
+            unreleased: HashSet::new(),
+        }
+    }
+
+    pub(super) fn uncommitted(&self) -> usize {
+        self.pending.len()
+    }
+
+    pub(super) fn uncommitted_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Everything that can be told of a PUBLISH without its payload.
+    pub(super) fn check(
+        &self,
+        who: &Principal,
+        config: &GateConfig,
+        head: &Head,
+        payload: usize,
+    ) -> Result<Message, Refusal> {
+        if !head.topic.starts_with(&self.own) {
+            return Err(Refusal::new(Code::Unauthorized, "the topic is not yours to publish to")
+                .hint(format!("publish to {}…", self.own)));
+        }
+        let (_, _, message) = Message::parse(&head.topic)?;
+        if !may(who, Action::Publish(&head.topic)) {
+            return Err(Refusal::new(Code::Unauthorized, format!("a {} may not send this", who.role)));
+        }
+        let (what, max, instead) = match &message {
+            Message::Up { .. } => {
+                ("a file in one message", config.publish_max, "send larger files by ask/put")
+            }
+            Message::Result { .. } => {
+                ("a result in one message", config.publish_max, "send larger results by ask/put")
+            }
+            Message::Bundle { .. } => ("a bundle", config.bundle_max, "send several bundles"),
+            Message::Ask(_) => ("an ask", config.ask_max, "ask for less at a time"),
+            Message::Delivery { .. } => ("a delivery", config.ask_max, "shorten the reason"),
+        };
+        if payload > max {
+            return Err(Refusal::new(
+                Code::TooLarge,
+                format!("{what} has at most {max} bytes, not {payload}"),
+            )
+            .hint(instead)
+            .limit(max as u64));
+        }
+        if let (Message::Ask(_), Some(answer)) = (&message, &head.response_topic)
+            && !is_own_response(&who.pool, &who.name, answer)
+        {
+            return Err(Refusal::new(Code::Unauthorized, "the response topic is not yours")
+                .hint(format!("use one inside mp/{}/d/{}/", who.pool, who.name)));
+        }
+        Ok(message)
+    }
+}
+
+impl Session {
+    pub(super) fn on_publish(&mut self, publish: Publish, now: Instant) {
+        let Publish { head, payload } = publish;
+        match self.inbound.check(&self.who, &self.config, &head, payload.len()) {
+            Err(refusal) => self.read_past(head, refusal, now),
+            Ok(to) => {
+                let ack = ack_of(&head);
+                let bytes = payload.len();
+                let is_ask = matches!(to, Message::Ask(_));
+                let incoming = Incoming {
+                    to,
+                    payload,
+                    user_properties: head.user_properties,
+                    content_type: head.content_type,
+                    response_topic: head.response_topic.filter(|_| is_ask),
+                    correlation_data: head.correlation_data,
+                };
+                let stage = if self.inbound.large_in_line {
+                    Stage::Held(Box::new(incoming))
+                } else {
+                    self.put_in_line(incoming)
+                };
+                self.inbound.bytes += bytes;
+                self.inbound.pending.push_back(Pending { ack, bytes, received: now, stage });
+            }
+        }
+    }
+
+    /// A PUBLISH was refused by its head, and its payload has been read past.
+    pub(crate) fn read_past(&mut self, head: Head, refusal: Refusal, now: Instant) {
+        let ack = ack_of(&head);
+        self.effects.push_back(Effect::Refused { topic: head.topic, refusal: refusal.clone() });
+        self.inbound.pending.push_back(Pending {
+            ack,
+            bytes: 0,
+            received: now,
+            stage: Stage::Settled(refusal),
+        });
+        self.settle_front();
+    }
+
+    /// The backend decided on the oldest message that it holds.
+    pub(crate) fn outcome(&mut self, outcome: Result<(), Refusal>) {
+        let Some(pending) = self.inbound.pending.pop_front() else {
+            return;
+        };
+        self.inbound.bytes -= pending.bytes;
+        match outcome {
+            Err(refusal) if refusal.code.is_temporary() => {
+                // Neither this one nor what follows is acknowledged: the client sends all of it again, in order.
+                self.refuse_for_now(&refusal);
+                self.inbound.pending.retain(|pending| matches!(pending.stage, Stage::InLine { .. }));
+                self.inbound.bytes = self.inbound.pending.iter().map(|pending| pending.bytes).sum();
+                return;
+            }
+            outcome => self.acknowledge(&pending, outcome.err().as_ref()),
+        }
+        if matches!(pending.stage, Stage::InLine { large: true }) {
+            self.inbound.large_in_line = false;
+            self.release_held();
+        }
+        self.settle_front();
+    }
+
+    /// PUBREL: the packet id is free again.
+    pub(super) fn on_pubrel(&mut self, id: u16) {
+        let known = self.inbound.unreleased.remove(&id);
+        let code = if known { reason::SUCCESS } else { reason::PACKET_ID_NOT_FOUND };
+        self.out.ack(self.version, Kind::Comp, id, code, None);
+    }
+
+    fn put_in_line(&mut self, incoming: Incoming) -> Stage {
+        let large = incoming.payload.len() > limits::SMALL_MAX;
+        self.inbound.large_in_line |= large;
+        self.effects.push_back(Effect::Take(incoming));
+        Stage::InLine { large }
+    }
+
+    /// Puts held messages in line, up to and including the next large one.
+    fn release_held(&mut self) {
+        for at in 0..self.inbound.pending.len() {
+            if self.inbound.large_in_line {
+                return;
+            }
+            let stage = &mut self.inbound.pending[at].stage;
+            if matches!(stage, Stage::Held(_)) {
+                let held = std::mem::replace(stage, Stage::InLine { large: false });
+                if let Stage::Held(incoming) = held {
+                    self.inbound.pending[at].stage = self.put_in_line(*incoming);
+                }
+            }
+        }
+    }
+
+    fn settle_front(&mut self) {
+        while let Some(Pending { stage: Stage::Settled(_), .. }) = self.inbound.pending.front() {
+            if let Some(pending) = self.inbound.pending.pop_front()
+                && let Stage::Settled(refusal) = &pending.stage
+            {
+                self.acknowledge(&pending, Some(refusal));
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, pending: &Pending, refusal: Option<&Refusal>) {
+        // After the end nobody listens.
+        let Some((ack, id)) = pending.ack.filter(|_| self.end.is_none()) else {
+            return;
+        };
+        self.ack(ack, id, refusal);
+        self.acked.push(pending.received);
+        // An error in a PUBREC of MQTT 5 ends the exchange.
+        if ack == Kind::Rec && (refusal.is_none() || self.version == Version::V4) {
+            self.inbound.unreleased.insert(id);
+        }
+    }
+}
+
+fn ack_of(head: &Head) -> Option<(Kind, u16)> {
+    match head.qos {
+        0 => None,
+        1 => Some((Kind::Ack, head.id)),
+        _ => Some((Kind::Rec, head.id)),
+    }
+}

@@ -1,0 +1,175 @@
+//! The stream of one member's receipts to one connection: pulled a page at a time as the client acknowledges, so that
+//! a backlog never stands in the way of live messages.
+
+use std::collections::VecDeque;
+
+use bytes::Buf;
+
+use super::outbound::Sent;
+use super::{Effect, Session};
+use crate::backend::ReceiptRow;
+use crate::codec::write::Delivery;
+
+/// Rows of one page.
+const PAGE: usize = 64;
+
+/// Where the stream stands.
+#[derive(Debug)]
+pub(super) struct Receipts {
+    topic: String,
+    /// Receipts that may be unacknowledged: half of the client's window.
+    window: usize,
+    stage: Stage,
+    /// There may be rows behind the last page.
+    more: bool,
+    rows: VecDeque<ReceiptRow>,
+    /// Sequence numbers that were sent, in order, and whether they were acknowledged.
+    sent: VecDeque<(i64, bool)>,
+    /// Sent at QoS 0: acknowledged when so many bytes are written.
+    unwritten: VecDeque<(u64, i64)>,
+    /// Acknowledged up to here, and not yet reported.
+    report: Option<i64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nobody subscribes.
+    Off,
+    /// The backend was asked where to begin.
+    Starting,
+    /// Rows above `after` are wanted; `asked`: a page is on its way.
+    On { after: i64, asked: bool },
+}
+
+impl Receipts {
+    pub(super) fn new(topic: String, window: usize) -> Self {
+        Self {
+            topic,
+            window: (window / 2).max(1),
+            stage: Stage::Off,
+            more: false,
+            rows: VecDeque::new(),
+            sent: VecDeque::new(),
+            unwritten: VecDeque::new(),
+            report: None,
+        }
+    }
+
+    pub(super) fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// Follows the subscriptions. Tells whether the backend is to be asked where to begin.
+    pub(super) fn follow(&mut self, wanted: bool) -> bool {
+        match (wanted, self.stage) {
+            (true, Stage::Off) => {
+                self.stage = Stage::Starting;
+                true
+            }
+            (false, Stage::Starting | Stage::On { .. }) => {
+                self.stage = Stage::Off;
+                self.rows.clear();
+                false
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn start(&mut self, cursor: i64) {
+        if self.stage == Stage::Starting {
+            self.stage = Stage::On { after: cursor, asked: false };
+            self.more = true;
+        }
+    }
+
+    pub(super) fn ready(&mut self) {
+        self.more = true;
+    }
+
+    pub(super) fn page(&mut self, rows: Vec<ReceiptRow>) {
+        if let Stage::On { after, asked: true } = self.stage {
+            let after = rows.last().map_or(after, |row| row.seq.max(after));
+            self.more |= !rows.is_empty();
+            self.stage = Stage::On { after, asked: false };
+            self.rows.extend(rows);
+        }
+    }
+
+    /// The client has the receipt `seq`.
+    pub(super) fn acknowledged(&mut self, seq: i64) {
+        if let Some(sent) = self.sent.iter_mut().find(|sent| sent.0 == seq) {
+            sent.1 = true;
+        }
+        while let Some((seq, true)) = self.sent.front().copied() {
+            self.sent.pop_front();
+            self.report = Some(seq);
+        }
+    }
+
+    /// The page to ask for now, if any.
+    fn wanted(&mut self) -> Option<(i64, usize)> {
+        match &mut self.stage {
+            Stage::On { after, asked: asked @ false } if self.more && self.rows.is_empty() => {
+                self.more = false;
+                *asked = true;
+                Some((*after, PAGE))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Session {
+    pub(super) fn send_receipts(&mut self) {
+        let topic = self.receipts.topic.clone();
+        while self.receipts.sent.len() < self.receipts.window {
+            let Some(row) = self.receipts.rows.pop_front() else {
+                break;
+            };
+            let delivery = Delivery {
+                topic: &topic,
+                payload: &row.payload,
+                id: None,
+                retain: false,
+                content_type: None,
+                correlation_data: None,
+                user_properties: &[],
+                tags: &[],
+            };
+            match self.send(delivery, Some(row.seq)) {
+                Sent::Later => {
+                    self.receipts.rows.push_front(row);
+                    break;
+                }
+                Sent::Yes { qos: 0 } => {
+                    self.receipts.sent.push_back((row.seq, false));
+                    self.receipts.unwritten.push_back((self.out.queued(), row.seq));
+                }
+                Sent::Yes { .. } => self.receipts.sent.push_back((row.seq, false)),
+                // The client says that it can never take it: the next one must not wait for it.
+                Sent::Dropped => {
+                    self.receipts.sent.push_back((row.seq, false));
+                    self.receipts.acknowledged(row.seq);
+                }
+            }
+        }
+        if self.out.remaining() < super::OUT_HIGH
+            && let Some((after, max)) = self.receipts.wanted()
+        {
+            self.effects.push_back(Effect::Receipts { after, max });
+        }
+        if let Some(seq) = self.receipts.report.take() {
+            self.effects.push_back(Effect::ReceiptsAcknowledged(seq));
+        }
+    }
+
+    /// Bytes of the output were written.
+    pub(crate) fn wrote(&mut self) {
+        while let Some((at, seq)) = self.receipts.unwritten.front().copied()
+            && at <= self.out.written()
+        {
+            self.receipts.unwritten.pop_front();
+            self.receipts.acknowledged(seq);
+        }
+    }
+}
