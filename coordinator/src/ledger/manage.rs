@@ -35,6 +35,9 @@ impl Tx<'_> {
             )?
             .execute(params![id, serde_json::to_string(policy)?])?;
         self.apply(id, Event::Policy(Box::new(policy.clone())))?;
+        if let Some(entry) = self.state.pools.get_mut(&id) {
+            entry.policy_version += 1;
+        }
         self.event(id, "policy", &json!(policy))?;
         self.change(id)?.card = true;
         Ok((id, true))

@@ -6,7 +6,8 @@
 //!
 //! `rusqlite` is named in this folder alone, apart from the SQL of reads that belongs to one caller.
 
-mod error;
+pub mod bodies;
+pub(crate) mod error;
 mod facts;
 pub mod history;
 mod load;
@@ -14,6 +15,7 @@ pub mod manage;
 mod migrate;
 mod notice;
 pub mod objects;
+pub mod results;
 mod tx;
 pub mod uploads;
 mod writer;

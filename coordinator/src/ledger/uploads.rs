@@ -70,6 +70,12 @@ impl Tx<'_> {
         };
         let placed = match acceptance::accept(self.core(pool)?.policy(), &candidate) {
             Err(rejection) => Err(rejection),
+            // A caller that thought the rules would refuse it has not brought the bytes.
+            Ok(()) if matches!(&new.body, Body::Inline(data) if data.len() as u64 != new.size) => {
+                return Err(
+                    Refusal::unavailable("the pool's rules changed just now: send the upload again").into()
+                );
+            }
             Ok(()) => self.place(pool, who, &new)?,
         };
         self.insert(pool, who, new, placed)
@@ -210,7 +216,7 @@ impl Tx<'_> {
 pub fn find_receipt(sql: &Connection, member: i64, upload: &str) -> Result<Option<Receipt>> {
     let receipt = sql
         .prepare_cached(&format!("SELECT {RECEIPT} FROM uploads WHERE member_id = ?1 AND upload = ?2"))?
-        .query_row(params![member, upload], |row| receipt_of(row))
+        .query_row(params![member, upload], receipt_of)
         .optional()?;
     Ok(receipt)
 }

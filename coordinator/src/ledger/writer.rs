@@ -26,8 +26,11 @@ pub(super) struct Job(Box<dyn FnOnce(&mut Tx<'_>) -> Ran + Send>);
 
 struct Ran {
     failed: Option<Failure>,
-    finish: Box<dyn FnOnce(std::result::Result<(), Refusal>) + Send>,
+    finish: Finish,
 }
+
+/// Lets a job's answer out once the group's fate is known.
+type Finish = Box<dyn FnOnce(std::result::Result<(), Refusal>) + Send>;
 
 /// Why a job's savepoint is rolled back.
 enum Failure {
@@ -85,7 +88,7 @@ struct Writer {
 #[derive(Default)]
 struct Group {
     effects: Effects,
-    finish: Vec<Box<dyn FnOnce(std::result::Result<(), Refusal>) + Send>>,
+    finish: Vec<Finish>,
     /// SQLite ended the transaction by itself: nothing of the group can be kept.
     lost: bool,
 }

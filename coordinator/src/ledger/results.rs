@@ -1,0 +1,169 @@
+//! Results as rows: one a round, fenced by (member, round, attempt).
+
+use bytes::Bytes;
+use millpond_protocol::{Code, FileName, Principal, Refusal, Sha256};
+use rusqlite::{OptionalExtension, params};
+
+use super::error::not_found;
+use super::tx::Tx;
+use super::{PoolId, Result};
+use crate::rounds::{Event, Reply};
+
+/// A result whose object is in storage, verified.
+#[derive(Debug)]
+pub struct NewResult {
+    pub round: u64,
+    pub attempt: u32,
+    pub name: Option<FileName>,
+    pub content_type: Option<String>,
+    pub size: u64,
+    pub sha256: Sha256,
+    pub object: i64,
+    /// The bytes too, where they are small enough to be sent inline.
+    pub data: Option<Bytes>,
+}
+
+/// What a commit, or its repeat, comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    pub version: u64,
+    pub batch: u64,
+    pub repeated: bool,
+}
+
+impl Tx<'_> {
+    /// Whether this attempt may commit now: none says yes, a value is the answer to a repeat.
+    ///
+    /// # Errors
+    /// `not_found` for a round that never was, `stale` if another attempt holds it or it has ended, `conflict` if this
+    /// attempt committed other bytes.
+    pub fn may_commit(
+        &self,
+        pool: PoolId,
+        who: &Principal,
+        round: u64,
+        attempt: u32,
+        sha256: Sha256,
+    ) -> Result<Option<Committed>> {
+        if let Some(committed) = self.committed(pool, round)? {
+            if (committed.member, committed.attempt) != (who.id, attempt) {
+                let message = format!("round {round} has its result, from attempt {}", committed.attempt);
+                return Err(Refusal::new(Code::Stale, message).into());
+            }
+            if committed.sha256 != sha256 {
+                let message = format!("attempt {attempt} of round {round} committed other bytes");
+                return Err(Refusal::new(Code::Conflict, message).into());
+            }
+            return Ok(Some(Committed { repeated: true, ..committed.answer }));
+        }
+        let Some(live) = self.core(pool)?.round(round) else {
+            let state: Option<String> = self
+                .sql
+                .prepare_cached("SELECT state FROM rounds WHERE pool_id = ?1 AND round = ?2")?
+                .query_row(params![pool, round], |row| row.get(0))
+                .optional()?;
+            return Err(match state {
+                Some(state) => Refusal::new(Code::Stale, format!("round {round} has ended: {state}")).into(),
+                None => not_found(format!("round {round}")),
+            });
+        };
+        if live.holder != Some(who.id) || live.attempt != attempt {
+            let message =
+                format!("round {round} is at attempt {}, and {attempt} may not commit", live.attempt);
+            return Err(Refusal::new(Code::Stale, message).hint("claim the round again").into());
+        }
+        Ok(None)
+    }
+
+    /// Commits the result of a round once.
+    ///
+    /// # Errors
+    /// As [`may_commit`](Self::may_commit).
+    pub fn commit_result(&mut self, pool: PoolId, who: &Principal, new: NewResult) -> Result<Committed> {
+        if let Some(repeat) = self.may_commit(pool, who, new.round, new.attempt, new.sha256)? {
+            return Ok(repeat);
+        }
+        let batch = self.core(pool)?.round(new.round).map_or(0, |round| round.batch);
+        let event = Event::Result { member: who.id, round: new.round, attempt: new.attempt };
+        let Reply::Committed { version } = self.apply(pool, event)? else {
+            return Err(
+                Refusal::new(Code::Stale, format!("round {} does not take a result now", new.round)).into()
+            );
+        };
+        let name = new.name.map_or_else(|| format!("round-{}", new.round), |name| name.to_string());
+        self.sql
+            .prepare_cached(
+                "INSERT INTO results (pool_id, version, round, attempt, member_id, batch, name, content_type, size, \
+                 sha256, object_id, data, committed) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+            )?
+            .execute(params![
+                pool,
+                version,
+                new.round,
+                new.attempt,
+                who.id,
+                batch,
+                name,
+                new.content_type,
+                new.size,
+                new.sha256.0.as_slice(),
+                new.object,
+                new.data.as_deref(),
+                self.now.as_millis()
+            ])?;
+        self.live_object(new.object)?;
+        metrics::counter!("millpond_results_total").increment(1);
+        Ok(Committed { version, batch, repeated: false })
+    }
+
+    /// Publishes the object of an old version as a new one.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub fn roll_back(&mut self, pool: PoolId, of: u64) -> Result<u64> {
+        let known: bool = self
+            .sql
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM results WHERE pool_id = ?1 AND version = ?2)")?
+            .query_row(params![pool, of], |row| row.get(0))?;
+        if !known {
+            return Err(not_found(format!("version {of}")));
+        }
+        let Reply::RolledBack { version } = self.apply(pool, Event::Rollback { of })? else {
+            return Err(not_found(format!("version {of}")));
+        };
+        self.sql
+            .prepare_cached(
+                "INSERT INTO results (pool_id, version, round, attempt, member_id, batch, of, name, content_type, size, \
+                 sha256, object_id, data, committed) \
+                 SELECT pool_id, ?3, round, attempt, member_id, batch, ?2, name, content_type, size, sha256, object_id, \
+                 data, ?4 FROM results WHERE pool_id = ?1 AND version = ?2",
+            )?
+            .execute(params![pool, of, version, self.now.as_millis()])?;
+        Ok(version)
+    }
+
+    fn committed(&self, pool: PoolId, round: u64) -> Result<Option<Row>> {
+        Ok(self
+            .sql
+            .prepare_cached(
+                "SELECT member_id, attempt, sha256, version, batch FROM results \
+                 WHERE pool_id = ?1 AND round = ?2 AND of IS NULL",
+            )?
+            .query_row(params![pool, round], |row| {
+                Ok(Row {
+                    member: row.get(0)?,
+                    attempt: row.get(1)?,
+                    sha256: Sha256(row.get(2)?),
+                    answer: Committed { version: row.get(3)?, batch: row.get(4)?, repeated: false },
+                })
+            })
+            .optional()?)
+    }
+}
+
+struct Row {
+    member: i64,
+    attempt: u32,
+    sha256: Sha256,
+    answer: Committed,
+}
