@@ -3,7 +3,12 @@
 pub mod asks;
 pub mod cli;
 pub mod config;
+pub mod dispatch;
+pub mod fanout;
 pub mod http;
+pub mod ingest;
 pub mod ledger;
 pub mod logging;
 pub mod rounds;
+pub mod secrets;
+pub mod server;

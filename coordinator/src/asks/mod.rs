@@ -1,7 +1,17 @@
 //! The ops of `ask/{op}`, over MQTT and HTTP alike: one function an op, each with a typed request.
 
-use millpond_storage::Storage;
+pub mod answer;
+pub mod over_mqtt;
+mod reads;
+mod rounds;
 
+use millpond_protocol::message::ask;
+use millpond_protocol::{Code, Refusal, limits};
+use millpond_storage::Storage;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::fanout::state::States;
 use crate::ledger::Ledger;
 
 /// What an op works with.
@@ -9,4 +19,41 @@ use crate::ledger::Ledger;
 pub struct Asks {
     pub ledger: Ledger,
     pub storage: Storage,
+    pub states: States,
+}
+
+/// Bytes that the asker can read in one answer.
+fn room(head: &ask::Head) -> usize {
+    head.max_answer.unwrap_or(limits::ANSWER_DEFAULT).clamp(1_024, limits::ANSWER_MAX)
+}
+
+/// The number in a list's cursor.
+fn cursor(text: Option<&str>) -> Result<Option<u64>, Refusal> {
+    text.map(|text| {
+        text.parse()
+            .map_err(|_| Refusal::new(Code::Malformed, "the cursor is not one that an answer gave you"))
+    })
+    .transpose()
+}
+
+/// A list cut to fit: as many items as `room` takes, and a cursor if there are more.
+fn fitting<T: Serialize>(key: &str, items: Vec<(u64, T)>, room: usize) -> Value {
+    // Braces, keys, the cursor and the ask's id.
+    let mut left = room.saturating_sub(256);
+    let mut fitting = Vec::new();
+    let mut answer = Map::new();
+    let mut last = 0;
+    for (number, item) in items {
+        let item = serde_json::to_value(item).unwrap_or_default();
+        let size = item.to_string().len() + 1;
+        if size > left {
+            answer.insert("cursor".into(), last.to_string().into());
+            break;
+        }
+        left -= size;
+        last = number;
+        fitting.push(item);
+    }
+    answer.insert(key.into(), fitting.into());
+    Value::Object(answer)
 }

@@ -1,0 +1,95 @@
+//! From an ask's bytes to its answer: decode, authorise, run, envelope.
+
+use millpond_protocol::access::{Action, Op, may};
+use millpond_protocol::error::ErrorBody;
+use millpond_protocol::message::ask;
+use millpond_protocol::{Code, Principal, Refusal, limits};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{Asks, reads, rounds};
+
+impl Asks {
+    /// Answers one ask. The answer is the op's own keys beside the ask's `id`.
+    ///
+    /// # Errors
+    /// The refusal in its wire shape, with the ask's `id` where it could be read.
+    pub async fn answer(&self, who: &Principal, op: Op, payload: &[u8]) -> Result<Value, ErrorBody> {
+        let (value, head) = decode(op, payload).map_err(|error| ErrorBody { id: id_of(payload), error })?;
+        let id = head.id.as_ref().map(ToString::to_string);
+        let answer = if may(who, Action::Op(op)) {
+            self.run(who, op, value, &head).await
+        } else {
+            Err(Refusal::new(Code::Unauthorized, format!("a {} may not ask {op}", who.role)))
+        };
+        match answer {
+            Ok(mut answer) => {
+                if let (Value::Object(keys), Some(id)) = (&mut answer, id) {
+                    keys.insert("id".into(), Value::String(id));
+                }
+                Ok(answer)
+            }
+            Err(error) => Err(ErrorBody { id, error }),
+        }
+    }
+
+    async fn run(&self, who: &Principal, op: Op, value: Value, head: &ask::Head) -> Result<Value, Refusal> {
+        match op {
+            Op::Time => encode(reads::time()),
+            Op::Status => encode(reads::status(self, who, parse(value)?).await?),
+            Op::History => reads::history(self, who, parse(value)?, head).await,
+            Op::Get => encode(reads::get(self, who, parse(value)?, head).await?),
+            Op::Latest => reads::latest(self, who).await,
+            Op::Complete => reads::complete(self, who, parse(value)?, head).await,
+            Op::Trigger => encode(rounds::trigger(self, who, parse(value)?, head).await?),
+            Op::Claim => encode(rounds::claim(self, who, parse(value)?, head).await?),
+            Op::Beat => encode(rounds::beat(self, who, parse(value)?, head).await?),
+            Op::Files => encode(rounds::files(self, who, parse(value)?, head).await?),
+            Op::Done => encode(rounds::done(self, who, parse(value)?, head).await?),
+            Op::Fail => encode(rounds::fail(self, who, parse(value)?, head).await?),
+            Op::Put | Op::Commit | Op::Abort => {
+                Err(Refusal::new(Code::Rejected, format!("this version has no {op}: files go by PUBLISH"))
+                    .limit(limits::PUBLISH_MAX as u64))
+            }
+        }
+    }
+}
+
+fn decode(op: Op, payload: &[u8]) -> Result<(Value, ask::Head), Refusal> {
+    if payload.len() > limits::ASK_MAX {
+        let message = format!("the ask has {} bytes", payload.len());
+        return Err(Refusal::new(Code::TooLarge, message).limit(limits::ASK_MAX as u64));
+    }
+    // An ask without keys may be empty.
+    let value: Value = match payload {
+        [] => Value::Object(serde_json::Map::new()),
+        payload => serde_json::from_slice(payload)
+            .map_err(|e| Refusal::new(Code::Malformed, format!("the ask is not JSON: {e}")))?,
+    };
+    if !value.is_object() {
+        return Err(Refusal::new(Code::Malformed, "an ask is a JSON object"));
+    }
+    let head: ask::Head = parse(value.clone())?;
+    if op.changes_state() && head.id.is_none() {
+        return Err(Refusal::new(Code::Malformed, format!("{op} needs an id"))
+            .hint("a repeat with the same id gets the first answer"));
+    }
+    Ok((value, head))
+}
+
+/// The `id` of an ask that is otherwise wrong, if it is a text.
+fn id_of(payload: &[u8]) -> Option<String> {
+    let value: Value = serde_json::from_slice(payload).ok()?;
+    let id = value.get("id")?.as_str()?;
+    (id.len() <= 64).then(|| id.to_owned())
+}
+
+fn parse<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
+    serde_json::from_value(value)
+        .map_err(|e| Refusal::new(Code::Malformed, format!("the ask does not read: {e}")))
+}
+
+fn encode<T: Serialize>(answer: T) -> Result<Value, Refusal> {
+    serde_json::to_value(answer).map_err(|e| Refusal::unavailable(e.to_string()))
+}

@@ -1,0 +1,291 @@
+//! State topics: the card, the pointer with its bytes, and the offer, made from the ledger whenever somebody needs them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use millpond_broker::StateMessage;
+use millpond_protocol::access::{Action, may};
+use millpond_protocol::message::state::{CardLimits, Window};
+use millpond_protocol::message::{Card, Offer, Pointer};
+use millpond_protocol::{PoolName, Principal, Refusal, Sha256, Timestamp, limits, topic};
+use millpond_storage::{Presigned, Storage};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::ledger::manage::find_pool;
+use crate::ledger::{self, Ledger, PoolId, now, objects};
+use crate::rounds::policy::{Grouping, Late};
+use crate::rounds::{Batch, Policy, Round};
+
+/// The limits that a pool's card shows.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    pub publish_max: u64,
+    pub bundle_max: u64,
+    pub upload_max: u64,
+    /// Host and port of the URLs that are handed out.
+    pub storage_host: String,
+}
+
+/// Makes the state messages of every pool.
+#[derive(Clone)]
+pub struct States {
+    ledger: Ledger,
+    storage: Storage,
+    shown: Arc<Shown>,
+    /// URLs of results, minted once per half of their life.
+    urls: Arc<Mutex<HashMap<i64, Presigned>>>,
+}
+
+/// The newest result as the ledger has it.
+pub(crate) struct Newest {
+    version: u64,
+    round: u64,
+    batch: u64,
+    of: Option<u64>,
+    name: String,
+    content_type: Option<String>,
+    sha256: Sha256,
+    object: objects::Object,
+    data: Option<Vec<u8>>,
+    spread_s: u64,
+}
+
+impl States {
+    /// State messages come from this ledger, their URLs from this storage.
+    pub fn new(ledger: Ledger, storage: Storage, shown: Shown) -> Self {
+        Self { ledger, storage, shown: Arc::new(shown), urls: Arc::default() }
+    }
+
+    /// The messages that `filter` matches and `who` may read; cleared state is absent.
+    ///
+    /// # Errors
+    /// `unavailable`; `not_found` if the pool is gone.
+    pub async fn current(&self, who: &Principal, filter: &str) -> Result<Vec<StateMessage>, Refusal> {
+        let pool = &who.pool;
+        let wanted = |topic: &str| topic::matches(filter, topic) && may(who, Action::Subscribe(topic));
+        let mut found = Vec::new();
+        if wanted(&topic::card(pool)) {
+            found.push(self.card(pool).await?);
+        }
+        let (pointer, data) = (topic::result(pool), topic::result_data(pool));
+        if wanted(&pointer) || wanted(&data) {
+            let both = self.result(pool).await?;
+            found.extend(both.into_iter().filter(|message| wanted(&message.topic)));
+        }
+        if wanted(&topic::offer(pool)) {
+            found.push(self.offer(pool).await?);
+        }
+        found.retain(|message| !message.payload.is_empty());
+        Ok(found)
+    }
+
+    /// The pool's card as of now.
+    pub async fn card(&self, pool: &PoolName) -> Result<StateMessage, Refusal> {
+        let name = pool.clone();
+        let policy: Policy = self
+            .ledger
+            .read(move |sql| {
+                let id = find_pool(sql, &name)?;
+                let text: String = sql
+                    .prepare_cached("SELECT policy FROM pools WHERE id = ?1")?
+                    .query_row([id], |row| row.get(0))?;
+                Ok(serde_json::from_str(&text)?)
+            })
+            .await?;
+        let now = now();
+        let card = self.card_of(pool, &policy, now);
+        Ok(state(topic::card(pool), json(&card), rank_of(now)))
+    }
+
+    fn card_of(&self, pool: &PoolName, policy: &Policy, now: Timestamp) -> Card {
+        let windowed = policy.grouping == Grouping::Window;
+        let length = Duration::from_secs(policy.window_s);
+        let from = Timestamp::clamped(now.as_millis() - now.as_millis() % window_ms(policy));
+        let upload_max = match policy.max_size {
+            0 => self.shown.upload_max,
+            own => own.min(self.shown.upload_max),
+        };
+        Card {
+            pool: pool.clone(),
+            protocol: 1,
+            grouping: match policy.grouping {
+                Grouping::Window => "window",
+                Grouping::Label => "label",
+                Grouping::Count => "count",
+            }
+            .to_owned(),
+            window_s: windowed.then_some(policy.window_s),
+            open: windowed.then(|| Window { from, to: from.after(length) }),
+            late: match policy.late {
+                Late::Next => "next",
+                Late::Reject => "reject",
+            }
+            .to_owned(),
+            limits: CardLimits {
+                publish_max: self.shown.publish_max,
+                bundle_max: self.shown.bundle_max,
+                upload_max,
+                sha256_required: policy.require_sha256,
+            },
+            storage_host: self.shown.storage_host.clone(),
+            server_time: now,
+        }
+    }
+
+    /// The pointer and the bytes; both cleared while there is no result, the bytes cleared where they are large.
+    pub async fn result(&self, pool: &PoolName) -> Result<[StateMessage; 2], Refusal> {
+        let newest = self.newest(pool).await?;
+        let rank = newest.as_ref().map_or(0, |newest| newest.version);
+        let mut pointer = state(topic::result(pool), Bytes::new(), rank);
+        let mut data = state(topic::result_data(pool), Bytes::new(), rank);
+        if let Some(newest) = newest {
+            data.user_properties = vec![
+                ("version".into(), newest.version.to_string()),
+                ("sha256".into(), newest.sha256.to_string()),
+            ];
+            data.content_type.clone_from(&newest.content_type);
+            pointer.payload = json(&self.pointer_of(&newest)?);
+            data.payload = newest.data.map(Bytes::from).unwrap_or_default();
+        }
+        Ok([pointer, data])
+    }
+
+    /// The pointer to the newest result, with a URL that holds for half of its life at least.
+    pub async fn pointer(&self, pool: &PoolName) -> Result<Option<Pointer>, Refusal> {
+        self.newest(pool).await?.map(|newest| self.pointer_of(&newest)).transpose()
+    }
+
+    async fn newest(&self, pool: &PoolName) -> Result<Option<Newest>, Refusal> {
+        let name = pool.clone();
+        self.ledger.read(move |sql| newest(sql, find_pool(sql, &name)?)).await
+    }
+
+    fn pointer_of(&self, newest: &Newest) -> Result<Pointer, Refusal> {
+        let url = self.url(&newest.object);
+        Ok(Pointer {
+            version: newest.version,
+            batch: newest.batch,
+            round: newest.round,
+            of: newest.of,
+            name: newest.name.parse()?,
+            size: newest.object.size,
+            sha256: newest.sha256,
+            content_type: newest.content_type.clone(),
+            url: url.url.to_string(),
+            url_expires: url.expires_at,
+            spread_s: newest.spread_s,
+        })
+    }
+
+    fn url(&self, object: &objects::Object) -> Presigned {
+        let mut urls = self.urls.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = now().after(limits::RESULT_URL_VALIDITY / 2);
+        if let Some(url) = urls.get(&object.id)
+            && url.expires_at > fresh
+        {
+            return url.clone();
+        }
+        urls.retain(|_, url| url.expires_at > fresh);
+        let url = self.storage.presign_get(&object.key, limits::RESULT_URL_VALIDITY, now());
+        urls.insert(object.id, url.clone());
+        url
+    }
+
+    /// The oldest round on offer, or cleared.
+    pub async fn offer(&self, pool: &PoolName) -> Result<StateMessage, Refusal> {
+        let name = pool.clone();
+        let (rank, offer) = self.ledger.read(move |sql| offer(sql, find_pool(sql, &name)?)).await?;
+        Ok(state(topic::offer(pool), offer.map(|offer| json(&offer)).unwrap_or_default(), rank))
+    }
+}
+
+fn window_ms(policy: &Policy) -> i64 {
+    i64::try_from(policy.window_s.saturating_mul(1_000)).unwrap_or(i64::MAX).max(1)
+}
+
+fn rank_of(now: Timestamp) -> u64 {
+    u64::try_from(now.as_millis()).unwrap_or_default()
+}
+
+fn state(topic: String, payload: Bytes, rank: u64) -> StateMessage {
+    StateMessage { topic, payload, rank, user_properties: Vec::new(), content_type: None }
+}
+
+fn json<T: serde::Serialize>(message: &T) -> Bytes {
+    serde_json::to_vec(message).unwrap_or_default().into()
+}
+
+fn newest(sql: &Connection, pool: PoolId) -> ledger::Result<Option<Newest>> {
+    let row = sql
+        .prepare_cached(
+            "SELECT r.version, r.round, r.batch, r.of, r.name, r.content_type, r.sha256, r.object_id, r.data, p.policy \
+             FROM pools p JOIN results r ON r.pool_id = p.id AND r.version = p.pointer WHERE p.id = ?1",
+        )?
+        .query_row([pool], |row| {
+            Ok((
+                row.get(0)?,
+                row.get(1)?,
+                row.get(2)?,
+                row.get(3)?,
+                row.get(4)?,
+                row.get(5)?,
+                row.get::<_, [u8; 32]>(6)?,
+                row.get::<_, i64>(7)?,
+                row.get(8)?,
+                row.get::<_, String>(9)?,
+            ))
+        })
+        .optional()?;
+    let Some((version, round, batch, of, name, content_type, sha256, object, data, policy)) = row else {
+        return Ok(None);
+    };
+    Ok(Some(Newest {
+        version,
+        round,
+        batch,
+        of,
+        name,
+        content_type,
+        sha256: Sha256(sha256),
+        object: objects::object(sql, object)?,
+        data,
+        spread_s: serde_json::from_str::<Policy>(&policy)?.spread_s,
+    }))
+}
+
+/// The rank is the pool's sequence number, read in the same snapshot as the offer.
+fn offer(sql: &Connection, pool: PoolId) -> ledger::Result<(u64, Option<Offer>)> {
+    let row = sql
+        .prepare_cached(
+            "SELECT p.seq, r.record, b.record, b.cause FROM pools p \
+             LEFT JOIN rounds r ON r.pool_id = p.id AND r.round = \
+                 (SELECT min(round) FROM rounds WHERE pool_id = p.id AND state = 'offered') \
+             LEFT JOIN batches b ON b.id = r.batch_id WHERE p.id = ?1",
+        )?
+        .query_row(params![pool], |row| {
+            Ok((
+                row.get(0)?,
+                row.get::<_, Option<String>>(1)?,
+                row.get::<_, Option<String>>(2)?,
+                row.get::<_, Option<String>>(3)?,
+            ))
+        })?;
+    let (rank, Some(round), Some(batch), cause) = row else { return Ok((row.0, None)) };
+    let (round, batch): (Round, Batch) = (serde_json::from_str(&round)?, serde_json::from_str(&batch)?);
+    let label = match batch.group {
+        crate::rounds::Group::Label { label, .. } => Some(label),
+        crate::rounds::Group::Window { .. } | crate::rounds::Group::Count => None,
+    };
+    let offer = Offer {
+        round: round.round,
+        batch: round.batch,
+        count: batch.count,
+        bytes: batch.bytes,
+        cause: cause.unwrap_or_default(),
+        label,
+        attempts: round.spent,
+    };
+    Ok((rank, Some(offer)))
+}

@@ -1,0 +1,68 @@
+//! `delivery/{version}`: what a member says of a result.
+
+use futures_util::future::BoxFuture;
+use millpond_broker::Incoming;
+use millpond_protocol::message::{Delivery, DeliveryState};
+use millpond_protocol::{Code, Principal, Refusal};
+use rusqlite::params;
+use serde_json::json;
+
+use super::Ctx;
+
+/// Longest reason that is kept, in bytes.
+const REASON_MAX: usize = 1_024;
+
+pub(super) fn take(
+    ctx: &Ctx,
+    who: Principal,
+    version: u64,
+    message: &Incoming,
+) -> BoxFuture<'static, Result<(), Refusal>> {
+    let delivery: Delivery = match serde_json::from_slice(&message.payload) {
+        Ok(delivery) => delivery,
+        Err(e) => {
+            let refusal = Refusal::new(Code::Malformed, format!("the delivery does not read: {e}"))
+                .hint(r#"{"state": "fetched" | "verified" | "applied" | "failed", "sha256"?, "reason"?}"#);
+            return Box::pin(std::future::ready(Err(refusal)));
+        }
+    };
+    Box::pin(ctx.ledger.write(move |tx| {
+        let pool = tx.pool_of(&who)?;
+        let known: bool = tx
+            .sql()
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM results WHERE pool_id = ?1 AND version = ?2)")?
+            .query_row(params![pool, version], |row| row.get(0))?;
+        if !known {
+            return Err(Refusal::new(Code::NotFound, format!("there is no version {version}")).into());
+        }
+        let reason = delivery.reason.map(|reason| clip(reason, REASON_MAX));
+        tx.sql()
+            .prepare_cached(
+                "INSERT INTO deliveries (pool_id, version, member_id, state, sha256, reason, at) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO UPDATE SET \
+                 state = excluded.state, sha256 = excluded.sha256, reason = excluded.reason, at = excluded.at",
+            )?
+            .execute(params![
+                pool,
+                version,
+                who.id,
+                delivery.state.as_str(),
+                delivery.sha256.map(|sha256| sha256.0),
+                reason,
+                tx.now().as_millis()
+            ])?;
+        if delivery.state == DeliveryState::Failed {
+            tx.event(pool, "delivery-failed", &json!({"member": who.name, "version": version, "reason": reason}))?;
+        }
+        metrics::counter!("millpond_deliveries_total", "state" => delivery.state.as_str()).increment(1);
+        Ok(())
+    }))
+}
+
+/// At most `max` bytes of a text, cut between characters.
+fn clip(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        text.truncate(text.floor_char_boundary(max));
+    }
+    text
+}

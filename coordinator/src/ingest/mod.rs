@@ -1,0 +1,149 @@
+//! From the gate into the ledger: every message of a member, taken before it is acknowledged.
+//!
+//! [`Ingest`] is what stands behind the gate. A small upload is hashed here and put in line at once; bytes above
+//! [`SMALL_MAX`](limits::SMALL_MAX) go to storage first ([`stage`]). The acknowledgement waits for the commit.
+
+mod bundle;
+mod delivery;
+mod properties;
+mod result;
+mod stage;
+mod up;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use millpond_broker::{
+    Backend, GateHandle, Incoming, MemberMessage, ReceiptRow, SignIn, SignInError, StateMessage,
+};
+use millpond_protocol::message::{Outcome, Receipt};
+use millpond_protocol::topic::Inbound;
+use millpond_protocol::{Principal, Refusal, Sha256, topic};
+use millpond_storage::Storage;
+use serde_json::json;
+
+use crate::asks::Asks;
+use crate::asks::over_mqtt::MqttAsks;
+use crate::fanout::receipts::{self, Cursors};
+use crate::fanout::state::States;
+use crate::ledger::manage::find_token;
+use crate::ledger::{Ledger, now};
+
+/// What the ways in share.
+#[derive(Clone)]
+pub(crate) struct Ctx {
+    pub ledger: Ledger,
+    pub storage: Storage,
+    pub gate: GateHandle,
+}
+
+/// The coordinator behind the gate.
+pub struct Ingest {
+    ctx: Ctx,
+    asks: Arc<MqttAsks>,
+    states: States,
+    cursors: Cursors,
+}
+
+impl Ingest {
+    /// Wires the gate's messages to the ledger, and what members ask to [`Asks`].
+    pub fn new(asks: Asks, gate: GateHandle, states: States) -> Self {
+        let ctx = Ctx { ledger: asks.ledger.clone(), storage: asks.storage.clone(), gate: gate.clone() };
+        let cursors = Cursors::start(asks.ledger.clone());
+        Self { ctx, asks: Arc::new(MqttAsks::new(asks, gate)), states, cursors }
+    }
+}
+
+#[async_trait]
+impl Backend for Ingest {
+    async fn sign_in(&self, attempt: SignIn) -> Result<Principal, SignInError> {
+        let hash = Sha256::of(&attempt.token);
+        let found = self.ctx.ledger.read(move |sql| find_token(sql, &hash, now())).await;
+        match found {
+            Ok(Some(who)) if who.pool == attempt.pool && who.name == attempt.member => Ok(who),
+            Ok(_) => Err(SignInError::BadCredentials),
+            Err(_) => Err(SignInError::Unavailable),
+        }
+    }
+
+    fn take(&self, from: &Principal, message: Incoming) -> BoxFuture<'static, Result<(), Refusal>> {
+        let (ctx, who) = (self.ctx.clone(), from.clone());
+        match message.to.clone() {
+            Inbound::Up { upload, at } => up::take(ctx, who, upload, at, message),
+            Inbound::Bundle { id } => bundle::take(ctx, who, id, message),
+            Inbound::Result { round, attempt } => result::take(ctx, who, round, attempt, message),
+            Inbound::Delivery { version } => delivery::take(&ctx, who, version, &message),
+            Inbound::Ask(op) => Box::pin(std::future::ready(self.asks.start(who, op, message))),
+        }
+    }
+
+    fn refused(&self, from: &Principal, topic: &str, refusal: &Refusal) {
+        // Only what would have been an upload, a bundle or a result is receipted; the others are answered or dropped.
+        let id = match Inbound::parse(topic) {
+            Ok((_, _, Inbound::Up { upload, .. })) => upload.to_string(),
+            Ok((_, _, Inbound::Bundle { id })) => id.to_string(),
+            Ok((_, _, Inbound::Result { round, attempt })) => format!("result/{round}/{attempt}"),
+            Ok((_, _, Inbound::Ask(op))) => return self.asks.refuse(from, op, refusal),
+            Ok((_, _, Inbound::Delivery { .. })) => return,
+            Err(_) => topic.rsplit('/').next().unwrap_or_default().chars().take(64).collect(),
+        };
+        self.ctx.tell_refusal(from, id, None, refusal);
+    }
+
+    async fn state(&self, who: &Principal, filter: &str) -> Result<Vec<StateMessage>, Refusal> {
+        self.states.current(who, filter).await
+    }
+
+    async fn receipt_cursor(&self, who: &Principal) -> Result<i64, Refusal> {
+        receipts::cursor(&self.ctx.ledger, who).await
+    }
+
+    async fn receipts(&self, who: &Principal, after: i64, max: usize) -> Result<Vec<ReceiptRow>, Refusal> {
+        receipts::after(&self.ctx.ledger, who, after, max).await
+    }
+
+    fn receipts_acknowledged(&self, who: &Principal, seq: i64) {
+        self.cursors.acknowledged(who.id, seq);
+    }
+}
+
+impl Ctx {
+    /// Sends a receipt that is no row of its own: to live connections, once.
+    fn tell(&self, who: &Principal, receipt: &Receipt) {
+        let topic = topic::receipt(&who.pool, &who.name);
+        let payload = receipts::payload(receipt);
+        self.gate.to_member(&who.pool, &who.name, MemberMessage { topic, payload, correlation_data: None });
+    }
+
+    /// Says that something was refused without a row: to the member, and in the event feed.
+    fn tell_refusal(&self, who: &Principal, upload: String, bundle: Option<String>, refusal: &Refusal) {
+        metrics::counter!("millpond_refusals_total", "code" => refusal.code.as_str()).increment(1);
+        if refusal.code.is_temporary() {
+            return;
+        }
+        let receipt = Receipt {
+            upload,
+            outcome: Outcome::Refused,
+            batch: None,
+            event_time: None,
+            late: false,
+            clamped: false,
+            sha256: None,
+            bundle,
+            error: Some(refusal.clone()),
+        };
+        self.tell(who, &receipt);
+        self.feed(who, "refused", &receipt);
+    }
+
+    /// Puts a receipt without a row into the event feed. Whoever waits for the acknowledgement does not wait for this.
+    fn feed(&self, who: &Principal, kind: &'static str, receipt: &Receipt) {
+        let body = json!({"member": who.name, "receipt": receipt});
+        let who = who.clone();
+        drop(self.ledger.write(move |tx| {
+            let pool = tx.pool_of(&who)?;
+            tx.event(pool, kind, &body)
+        }));
+    }
+}

@@ -1,0 +1,84 @@
+//! Bytes above 128 KiB that came over MQTT: into storage first, then in line for the ledger.
+//!
+//! The object's row stands before its bytes; an object that does not count in the end is doomed, and one whose process
+//! died in between stays `granted` until the sweep at the next start.
+
+use bytes::Bytes;
+use millpond_protocol::{Principal, Refusal, Sha256};
+
+use super::{Ctx, up};
+use crate::ledger::objects::Object;
+use crate::ledger::uploads::{Body, NewUpload, Stored, find_receipt};
+use crate::rounds::acceptance::{Candidate, accept};
+
+/// Stages and stores an upload.
+pub(super) async fn upload(
+    ctx: &Ctx,
+    who: &Principal,
+    new: NewUpload,
+    at: Option<String>,
+    bytes: Bytes,
+) -> Result<Stored, Refusal> {
+    let staged = if worthwhile(ctx, who, &new).await? {
+        Some(object(ctx, who, "upload", new.sha256, bytes).await?)
+    } else {
+        None
+    };
+    // What is not worthwhile is a repeat or against the rules, and its body is never looked at.
+    let body = staged.as_ref().map_or_else(|| Body::Inline(Bytes::new()), |object| Body::Object(object.id));
+    let stored = up::store(ctx, who, NewUpload { body, ..new }, at).await;
+    let counts = matches!(&stored, Ok(stored) if !stored.repeated && stored.receipt.batch.is_some());
+    if let (Some(object), false) = (staged, counts) {
+        doom(ctx, object.id);
+    }
+    stored
+}
+
+/// Whether the upload is new and the pool's rules take it: only then are its bytes written to storage.
+async fn worthwhile(ctx: &Ctx, who: &Principal, new: &NewUpload) -> Result<bool, Refusal> {
+    let (who, new) = (who.clone(), new.clone());
+    let candidate = Candidate {
+        size: new.size,
+        declares_sha256: new.sha256_declared,
+        // The topic may still name a label; the rule is checked again with it.
+        has_label: true,
+    };
+    ctx.ledger
+        .write(move |tx| {
+            let pool = tx.pool_of(&who)?;
+            let known = find_receipt(tx.sql(), who.id, new.upload.as_str())?.is_some();
+            Ok(!known && accept(tx.core(pool)?.policy(), &candidate).is_ok())
+        })
+        .await
+}
+
+/// Writes bytes to storage under a fresh row.
+pub(super) async fn object(
+    ctx: &Ctx,
+    who: &Principal,
+    kind: &'static str,
+    sha256: Sha256,
+    bytes: Bytes,
+) -> Result<Object, Refusal> {
+    let (owner, size) = (who.clone(), bytes.len() as u64);
+    let object = ctx
+        .ledger
+        .write(move |tx| {
+            let pool = tx.pool_of(&owner)?;
+            tx.grant_object(pool, kind, size, sha256)
+        })
+        .await?;
+    match ctx.storage.put(&object.key, bytes, sha256).await {
+        Ok(()) => Ok(object),
+        Err(error) => {
+            tracing::error!(%error, key = %object.key, "storage does not take an object");
+            doom(ctx, object.id);
+            Err(Refusal::unavailable("storage does not take the file now"))
+        }
+    }
+}
+
+/// The object is not needed after all; whoever sweeps deletes it.
+pub(super) fn doom(ctx: &Ctx, id: i64) {
+    drop(ctx.ledger.write(move |tx| tx.doom_object(id)));
+}

@@ -1,0 +1,216 @@
+//! The wiring: gate → ingest → rounds → dispatch → fan-out, in that order, around one ledger.
+//!
+//! Nothing listens to the outside before the ledger has recovered and storage has answered a test object. Stop means:
+//! no new connections, what was begun is finished within the grace, then the process ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use millpond_broker::{Gate, GateConfig, GateHandle};
+use millpond_storage::{Secret, Storage, StorageConfig, embedded};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::asks::Asks;
+use crate::config::{Config, StorageMode};
+use crate::dispatch;
+use crate::fanout::live;
+use crate::fanout::state::{Shown, States};
+use crate::ingest::Ingest;
+use crate::ledger::Ledger;
+use crate::secrets;
+
+/// How long storage may take to answer at the start.
+const STORAGE_START: Duration = Duration::from_secs(30);
+
+/// Where a running server listens.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Addresses {
+    pub mqtt: SocketAddr,
+    pub http: SocketAddr,
+    /// The embedded storage server, if there is one.
+    pub storage: Option<SocketAddr>,
+}
+
+/// Runs a server until `shutdown`, or until it cannot go on. `ready` gets the addresses once it serves; they also stand
+/// in `DATA/ports.json`.
+///
+/// # Errors
+/// What kept it from starting or going on, and what to do about it.
+pub async fn run(
+    config: Config,
+    shutdown: CancellationToken,
+    ready: oneshot::Sender<Addresses>,
+) -> anyhow::Result<()> {
+    let dir = config.server.data_dir.clone();
+    let (ledger, ledger_ended) = Ledger::open(&dir)?;
+    let mut tasks = JoinSet::new();
+    // The parts stop from the outside inwards: storage serves until the last of the others has ended.
+    let (front, inner) = (shutdown.child_token(), CancellationToken::new());
+
+    let (storage, storage_address) = storage(&config, &mut tasks, &inner).await?;
+    let mqtt = listen("mqtt.listen", config.mqtt.listen).await?;
+    let http = listen("http.listen", config.http.listen).await?;
+    let addresses =
+        Addresses { mqtt: mqtt.local_addr()?, http: http.local_addr()?, storage: storage_address };
+
+    let gate_handle = GateHandle::new();
+    let shown = Shown {
+        publish_max: config.mqtt.publish_max as u64,
+        bundle_max: config.mqtt.bundle_max as u64,
+        upload_max: config.mqtt.publish_max as u64,
+        storage_host: storage.host().to_owned(),
+    };
+    let states = States::new(ledger.clone(), storage.handle.clone(), shown);
+    let asks = Asks { ledger: ledger.clone(), storage: storage.handle.clone(), states: states.clone() };
+    let ingest = Ingest::new(asks.clone(), gate_handle.clone(), states.clone());
+    let gate = Gate::start(gate_config(&config), gate_handle.clone(), Arc::new(ingest))?;
+
+    tasks.spawn(part("dispatch", dispatch::run(ledger.clone(), storage.handle.clone(), inner.clone())));
+    tasks.spawn(part("fan-out", live::run(ledger.clone(), states, gate_handle, inner.clone())));
+    let mut fronts = JoinSet::new();
+    let stop = front.clone();
+    fronts.spawn(async move { gate.serve(mqtt, stop).await.context("the gate") });
+    drop(http);
+
+    write_ports(&dir, &addresses)?;
+    tracing::info!(mqtt = %addresses.mqtt, http = %addresses.http, "millpond serves");
+    // Whoever waited may have given up.
+    let _ = ready.send(addresses);
+
+    let outcome = tokio::select! {
+        ended = fronts.join_next() => flatten(ended),
+        ended = tasks.join_next() => flatten(ended).and_then(|()| if shutdown.is_cancelled() { Ok(()) } else { bail!("a part of the server ended") }),
+        _ = ledger_ended => Err(anyhow::anyhow!("the ledger's writer ended: see the log, then start again to recover")),
+    };
+    front.cancel();
+    let drained = drain(fronts).await;
+    inner.cancel();
+    let ended = drain(tasks).await;
+    // What was committed is on disk; what is not had no acknowledgement.
+    let _ = std::fs::remove_file(dir.join("ports.json"));
+    outcome.and(drained).and(ended)
+}
+
+async fn part(name: &'static str, run: impl Future<Output = ()>) -> anyhow::Result<()> {
+    run.await;
+    tracing::debug!(name, "a part ended");
+    Ok(())
+}
+
+fn flatten(ended: Option<Result<anyhow::Result<()>, tokio::task::JoinError>>) -> anyhow::Result<()> {
+    match ended {
+        None => Ok(()),
+        Some(Ok(outcome)) => outcome,
+        Some(Err(error)) => Err(error.into()),
+    }
+}
+
+async fn drain(mut tasks: JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
+    let mut outcome = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        outcome = outcome.and(flatten(Some(ended)));
+    }
+    outcome
+}
+
+async fn listen(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}: change {key}, or stop what uses that port"))
+}
+
+/// Storage as the rest of the server sees it.
+struct Opened {
+    handle: Storage,
+    public_url: Url,
+}
+
+impl Opened {
+    fn host(&self) -> &str {
+        let text = self.public_url.as_str();
+        text.split("://").nth(1).unwrap_or(text).trim_end_matches('/')
+    }
+}
+
+/// Opens storage, starting the embedded server where it is configured, and asks it to keep a test object.
+async fn storage(
+    config: &Config,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<(Opened, Option<SocketAddr>)> {
+    let settings = &config.storage;
+    let mut secret = settings.secret_key.expose().to_owned();
+    let mut access_key = settings.access_key.clone();
+    let mut address = None;
+    let endpoint = match settings.mode {
+        StorageMode::Embedded => {
+            if secret.is_empty() {
+                secret = secrets::load_or_create(&config.server.data_dir.join("storage.secret"), "")?;
+            }
+            if access_key.is_empty() {
+                "millpond".clone_into(&mut access_key);
+            }
+            let mut server =
+                embedded::EmbeddedConfig::new(&settings.bucket, &access_key, Secret::new(&secret));
+            server.region.clone_from(&settings.region);
+            server.grace = Duration::from_secs(config.server.shutdown_grace_s);
+            let dir = config.server.data_dir.join("objects");
+            let opened = tokio::task::spawn_blocking(move || embedded::open(&dir, server)).await??;
+            let listener = listen("storage.listen", settings.listen).await?;
+            let local = listener.local_addr()?;
+            address = Some(local);
+            let stop = stop.clone();
+            tasks.spawn(async move { opened.serve(listener, stop).await.context("embedded storage") });
+            let host = if local.ip().is_unspecified() { "127.0.0.1".to_owned() } else { host_of(local) };
+            Url::parse(&format!("http://{host}:{}", local.port()))?
+        }
+        StorageMode::External => settings.endpoint.clone().context("storage.endpoint is missing")?,
+    };
+    let mut client = StorageConfig::new(endpoint.clone(), &settings.bucket, &access_key, Secret::new(secret));
+    client.public_url = settings.public_url.clone().unwrap_or(endpoint);
+    client.region.clone_from(&settings.region);
+    client.path_style = settings.path_style;
+    client.call_timeout = Duration::from_secs(settings.call_timeout_s);
+    let public_url = client.public_url.clone();
+    let handle = Storage::new(&client)?;
+    tokio::time::timeout(STORAGE_START, handle.probe())
+        .await
+        .context("storage does not answer: check storage.endpoint")?
+        .context("storage does not keep a test object: check storage.endpoint, bucket and credentials")?;
+    Ok((Opened { handle, public_url }, address))
+}
+
+fn host_of(address: SocketAddr) -> String {
+    match address {
+        SocketAddr::V4(v4) => v4.ip().to_string(),
+        SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
+    }
+}
+
+fn gate_config(config: &Config) -> GateConfig {
+    GateConfig {
+        publish_max: config.mqtt.publish_max,
+        bundle_max: config.mqtt.bundle_max,
+        connect_timeout: Duration::from_secs(config.limits.connect_timeout_s),
+        strangers_max: config.limits.strangers_max,
+        connections_per_member: config.limits.connections_per_member,
+        uncommitted_bytes_max: config.limits.uncommitted_bytes_max,
+        uncommitted_per_connection: config.limits.uncommitted_per_connection,
+        shutdown_grace: Duration::from_secs(config.server.shutdown_grace_s),
+        ..GateConfig::default()
+    }
+}
+
+/// Where programs on the same machine find the ports, while the server runs.
+fn write_ports(dir: &std::path::Path, addresses: &Addresses) -> anyhow::Result<()> {
+    let new = dir.join("ports.json.new");
+    std::fs::write(&new, serde_json::to_vec(addresses)?)?;
+    std::fs::rename(&new, dir.join("ports.json"))?;
+    Ok(())
+}
