@@ -65,6 +65,18 @@ pub const MAX_AGE: Duration = Duration::from_secs(30 * 86_400);
 pub const WINDOW_MIN: Duration = Duration::from_secs(60);
 /// Longest window.
 pub const WINDOW_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// Longest `deadline`, `max_age` and `grace` of a policy: a year and a day; longer is an error in writing.
+pub const DEADLINE_MAX: Duration = Duration::from_secs(366 * 86_400);
+/// Uploads that a policy may ask to fill a batch, or at the least: what a manifest can list.
+pub const BATCH_COUNT_MAX: u64 = 10_000_000;
+/// Longest `lease_term` and `round_max` of a policy: no processor is silent for a month.
+pub const LEASE_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// Rounds of a pool that a policy may let be leased at once.
+pub const PARALLEL_ROUNDS_MAX: u32 = 1_000;
+/// Longest `spread` of a policy: a result that takes a day to reach its members is late enough.
+pub const SPREAD_MAX: Duration = Duration::from_secs(86_400);
+/// Days that a policy may keep uploads: a century.
+pub const KEEP_DAYS_MAX: u64 = 36_500;
 /// Open batches of a pool: bounds the core's memory. What would open another is late.
 pub const OPEN_BATCHES_MAX: usize = 1_000;
 /// How often a batch below its minimum is carried on before it runs all the same.

@@ -11,15 +11,15 @@ pub enum Event {
     Upload(Upload),
     /// `complete {through}`: the member has nothing more before this time.
     CompleteThrough { member: MemberId, through: Timestamp },
-    /// `complete {label}`: nothing more for the part of the label that is open now.
+    /// `complete {label}`: nothing more for the part of the label that is open now; `not_found` if none is.
     CompleteLabel { member: MemberId, label: Label },
     /// Seal now; `take` leases the round to this member.
     Trigger { target: Target, take: Option<MemberId> },
-    /// Lease that round, or the oldest on offer.
+    /// Lease that round, or the oldest on offer. Who asks for a round that it holds gets the lease it has.
     Claim { member: MemberId, round: Option<RoundNo> },
-    /// Extend the lease.
+    /// Extend the lease, unless it has run out.
     Beat { member: MemberId, round: RoundNo, attempt: Attempt },
-    /// The result is durable: commit it.
+    /// The result is durable: commit it. A repeat is `stale` here, for the round has ended: the shell knows the first answer.
     Result { member: MemberId, round: RoundNo, attempt: Attempt },
     /// Give the round back.
     Fail { member: MemberId, round: RoundNo, attempt: Attempt, retryable: bool },
@@ -31,9 +31,11 @@ pub enum Event {
     Rollback { of: Version },
     /// A publisher joined: `complete` and `quorum` count it from now on.
     PublisherAdded { member: MemberId },
-    /// A member was revoked or removed, or its role changed: its lease ends, it counts no more.
+    /// A member was revoked or removed, or its role changed: its leases end, it counts no more, and what it said by
+    /// `complete` is void (its rows go with it).
     MemberRemoved { member: MemberId },
-    /// The policy changed; open batches keep the bounds they opened with.
+    /// The policy changed; open batches keep the bounds and deadlines they opened with. A longer deadline opens windows
+    /// again that the shorter one had closed. A policy with problems is `malformed`.
     Policy(Box<Policy>),
     /// Time has passed. Also implied by every other event.
     Tick,
@@ -58,9 +60,9 @@ pub enum Target {
     /// The window that starts then.
     Window(Timestamp),
     Label(Label),
-    /// The batch that the present moment's uploads join.
+    /// The batch that the present moment's uploads join; where labels group, the one opened last.
     Open,
-    /// The oldest open batch.
+    /// The open batch that ends first: of the earliest window, or with the earliest first receipt.
     Oldest,
 }
 

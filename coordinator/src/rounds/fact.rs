@@ -69,8 +69,8 @@ pub enum Group {
     Count,
 }
 
-/// Why a batch was sealed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Why a batch was sealed. Of causes that come at the same instant the first in this order counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
     Trigger,

@@ -1,13 +1,23 @@
 //! One pool: the value that events are fed to.
 
-use millpond_protocol::{Refusal, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Batch, Event, Fact, MemberId, Policy, Reply, Round, RoundNo, Version};
+use millpond_protocol::{Code, Refusal, Timestamp};
+
+use super::batches::{Batches, OpenBatch};
+use super::leases::Rounds;
+use super::publishers::Publishers;
+use super::results::Results;
+use super::{Batch, BatchNo, Event, Fact, MemberId, Policy, Reply, Round, RoundNo, Version};
 
 /// The state of one pool.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pool {
-    policy: Policy,
+    pub(super) policy: Policy,
+    pub(super) publishers: Publishers,
+    pub(super) batches: Batches,
+    pub(super) rounds: Rounds,
+    pub(super) results: Results,
 }
 
 /// Everything that a pool's state is made of, read from the ledger's rows at start.
@@ -15,11 +25,11 @@ pub struct Pool {
 pub struct Snapshot {
     pub policy: Policy,
     /// Batches opened so far.
-    pub batches: u64,
+    pub batches: BatchNo,
     /// Manifests so far.
-    pub rounds: u64,
+    pub rounds: RoundNo,
     /// Results so far.
-    pub versions: u64,
+    pub versions: Version,
     /// The highest round that committed.
     pub newest_committed: RoundNo,
     /// The version that the pool's pointer names.
@@ -33,29 +43,108 @@ pub struct Snapshot {
     /// Every publisher with its `complete {through}`.
     pub publishers: Vec<(MemberId, Option<Timestamp>)>,
     /// `complete {label}` of open batches.
-    pub completed_labels: Vec<(u64, MemberId)>,
+    pub completed_labels: Vec<(BatchNo, MemberId)>,
 }
 
 impl Pool {
-    /// A pool from the ledger. A live lease gets a full term from `now`.
+    /// A pool from the ledger. A live lease gets a full term from `now`, and packing all of its time; the facts say so.
     pub fn restore(snapshot: Snapshot, now: Timestamp) -> (Self, Vec<Fact>) {
-        let _ = now;
-        (Self { policy: snapshot.policy }, Vec::new())
+        let policy = snapshot.policy;
+        let mut facts = Vec::new();
+        let mut publishers = Publishers::default();
+        for (member, through) in snapshot.publishers {
+            publishers.add(member, through);
+        }
+        let mut completed: BTreeMap<BatchNo, BTreeSet<MemberId>> = BTreeMap::new();
+        for (batch, member) in snapshot.completed_labels {
+            if publishers.contains(member) {
+                completed.entry(batch).or_default().insert(member);
+            }
+        }
+        let open = snapshot.open.into_iter().map(|(row, members)| {
+            let complete = completed.remove(&row.batch).unwrap_or_default();
+            OpenBatch::restore(row, members, complete, &publishers)
+        });
+        let mut batches = Batches::restore(snapshot.batches, open.collect(), snapshot.closed_windows, now);
+        // What was met by an event was sealed with it, so only instants still to come, or passed while the server was
+        // away, are left: they count from the beginning of time.
+        batches.reschedule_all(Timestamp::EPOCH, &policy, &publishers);
+        let rounds = Rounds::restore(snapshot.rounds, snapshot.live, now, &policy, &mut facts);
+        let results = Results {
+            versions: snapshot.versions,
+            newest_committed: snapshot.newest_committed,
+            pointer: snapshot.pointer,
+        };
+        (Self { policy, publishers, batches, rounds, results }, facts)
     }
 
-    /// Applies one event. Facts are appended to `facts`; after an error there are none of this event and nothing has changed, save
-    /// for what the passing of time caused.
+    /// Applies one event; `now` never goes back. Facts are appended to `facts`, in order. After an error nothing has changed,
+    /// save for what the passing of time caused, and that is in `facts`.
     ///
     /// # Errors
     /// `not_found`, `stale` and the like, in words for the client.
     pub fn apply(&mut self, now: Timestamp, event: Event, facts: &mut Vec<Fact>) -> Result<Reply, Refusal> {
-        let _ = (now, event, facts);
+        self.advance(now, facts);
+        let reply = self.handle(now, event, facts)?;
+        self.advance(now, facts);
+        Ok(reply)
+    }
+
+    /// Does everything that is due by `now`.
+    fn advance(&mut self, now: Timestamp, facts: &mut Vec<Fact>) {
+        self.seal_due(now, facts);
+        self.rounds.run_due(now, &self.policy, facts);
+        self.batches.forget_closed(now);
+    }
+
+    fn handle(&mut self, now: Timestamp, event: Event, facts: &mut Vec<Fact>) -> Result<Reply, Refusal> {
+        match event {
+            Event::Upload(upload) => return Ok(self.upload(&upload, now, facts)),
+            Event::CompleteThrough { member, through } => {
+                return self.complete_through(member, through, now, facts);
+            }
+            Event::CompleteLabel { member, label } => return self.complete_label(member, &label, now, facts),
+            Event::Trigger { target, take } => return self.trigger(&target, take, now, facts),
+            Event::Claim { member, round } => return self.claim(member, round, now, facts),
+            Event::Beat { member, round, attempt } => return self.beat(member, round, attempt, now, facts),
+            Event::Result { member, round, attempt } => {
+                return self.result(member, round, attempt, now, facts);
+            }
+            Event::Fail { member, round, attempt, retryable } => {
+                return self.fail(member, round, attempt, retryable, now, facts);
+            }
+            Event::Ready { round } => return self.ready(round, now, facts),
+            Event::Retry { round } => return self.retry(round, now, facts),
+            Event::Rollback { of } => return self.roll_back(of, facts),
+            Event::PublisherAdded { member } => {
+                if !self.publishers.contains(member) {
+                    self.publishers.add(member, None);
+                    self.batches.joined(member);
+                }
+            }
+            Event::MemberRemoved { member } => {
+                if self.publishers.contains(member) {
+                    self.publishers.remove(member);
+                    self.batches.left(member);
+                }
+                self.rounds.evict(member, now, &self.policy, facts);
+            }
+            Event::Policy(policy) => {
+                let problems = policy.problems();
+                if !problems.is_empty() {
+                    return Err(Refusal::new(Code::Malformed, problems.join("; ")));
+                }
+                self.policy = *policy;
+            }
+            Event::Tick => return Ok(Reply::Done),
+        }
+        self.batches.reschedule_all(now, &self.policy, &self.publishers);
         Ok(Reply::Done)
     }
 
-    /// When the next [`Event::Tick`] can change something.
+    /// When the next [`Event::Tick`] changes something; before that only other events do.
     pub fn next_due(&self) -> Option<Timestamp> {
-        None
+        [self.batches.next_due(), self.rounds.next_due()].into_iter().flatten().min()
     }
 
     /// The policy in force.
@@ -65,33 +154,31 @@ impl Pool {
 
     /// The oldest round on offer.
     pub fn offer(&self) -> Option<&Round> {
-        None
+        self.rounds.offer()
     }
 
     /// A live round.
     pub fn round(&self, round: RoundNo) -> Option<&Round> {
-        let _ = round;
-        None
+        self.rounds.get(round)
     }
 
-    /// The pool's pointer, if a result was ever committed.
+    /// The version that the pool's pointer names, if a result was ever committed.
     pub fn pointer(&self) -> Option<Version> {
-        None
+        self.results.pointer
     }
 
     /// The open batch of that number.
-    pub fn batch(&self, batch: u64) -> Option<&Batch> {
-        let _ = batch;
-        None
+    pub fn batch(&self, batch: BatchNo) -> Option<&Batch> {
+        self.batches.get(batch).map(|open| &open.row)
     }
 
     /// Every open batch, in order of opening.
     pub fn open_batches(&self) -> impl Iterator<Item = &Batch> {
-        std::iter::empty()
+        self.batches.iter().map(|open| &open.row)
     }
 
     /// Every round neither committed nor failed, oldest first.
     pub fn live_rounds(&self) -> impl Iterator<Item = &Round> {
-        std::iter::empty()
+        self.rounds.iter()
     }
 }

@@ -1,0 +1,157 @@
+//! Which batch an upload belongs to.
+//!
+//! A window is *closed* when its batch was sealed or carried away, or when its end + deadline has passed, whether or not it
+//! ever had an upload. An upload whose window is closed, or whose label has a sealed part, is *late*; so is one that would
+//! open a batch when the pool has as many as it may.
+
+use millpond_protocol::{Timestamp, limits};
+
+use super::batches::Batches;
+use super::policy::{Grouping, Late, Policy};
+use super::pool::Pool;
+use super::{Fact, Group, Rejection, Reply, Rule, Upload};
+
+/// The event time that counts, and whether it is the time of receipt because the client's lay in the future.
+pub(super) fn event_time(claimed: Option<Timestamp>, receipt: Timestamp) -> (Timestamp, bool) {
+    match claimed {
+        None => (receipt, false),
+        Some(time) if time > receipt.after(limits::CLOCK_TOLERANCE) => (receipt, true),
+        Some(time) => (time, false),
+    }
+}
+
+/// Where an upload goes, and whether it is late there.
+struct Place {
+    group: Group,
+    late: bool,
+}
+
+impl Batches {
+    /// The window that holds `time`.
+    fn window(policy: &Policy, time: Timestamp) -> Group {
+        let (from, to) = policy.window(time);
+        Group::Window { from, to }
+    }
+
+    fn is_closed(&self, group: &Group, now: Timestamp, policy: &Policy) -> bool {
+        let aged = match group {
+            Group::Window { to, .. } => to.after(policy.deadline()) <= now,
+            Group::Label { .. } | Group::Count => false,
+        };
+        self.find(group).is_none() && (aged || self.was_closed(group))
+    }
+
+    /// The first window not closed, from that of `time` on; none at the end of the calendar.
+    pub(super) fn first_not_closed(&self, time: Timestamp, now: Timestamp, policy: &Policy) -> Option<Group> {
+        let (mut from, mut to) = policy.window(time);
+        loop {
+            let group = Group::Window { from, to };
+            if !self.is_closed(&group, now, policy) {
+                return Some(group);
+            }
+            let next = policy.window(to);
+            if next.0 <= from {
+                return None;
+            }
+            (from, to) = next;
+        }
+    }
+
+    /// Whether an upload of that group has a batch to go to, or may open one.
+    fn has_room(&self, group: &Group) -> bool {
+        self.find(group).is_some() || self.len() < limits::OPEN_BATCHES_MAX
+    }
+
+    fn place(
+        &self,
+        upload: &Upload,
+        time: Timestamp,
+        now: Timestamp,
+        policy: &Policy,
+    ) -> Result<Place, Rejection> {
+        let (own, closed) = match policy.grouping {
+            Grouping::Window => {
+                let own = Self::window(policy, time);
+                let closed = self.is_closed(&own, now, policy);
+                (own, closed)
+            }
+            Grouping::Label => {
+                let Some(label) = &upload.label else {
+                    return Err(Rejection {
+                        rule: Rule::LabelRequired,
+                        why: "the upload names no label".to_owned(),
+                    });
+                };
+                let own = match self.find_label(label) {
+                    Some(open) => open.row.group.clone(),
+                    None => {
+                        Group::Label { label: label.clone(), part: upload.sealed_parts.saturating_add(1) }
+                    }
+                };
+                let closed = matches!(own, Group::Label { part: 2.., .. });
+                (own, closed)
+            }
+            Grouping::Count => (Group::Count, false),
+        };
+        if !closed && self.has_room(&own) {
+            return Ok(Place { group: own, late: false });
+        }
+        match policy.late {
+            Late::Reject => Err(Rejection { rule: Rule::Late, why: late_words(&own) }),
+            Late::Next => {
+                let next = match policy.grouping {
+                    Grouping::Window => self.first_not_closed(now, now, policy),
+                    Grouping::Label | Grouping::Count => Some(own),
+                };
+                next.filter(|group| self.has_room(group)).map(|group| Place { group, late: true }).ok_or_else(
+                    || {
+                        let why = format!(
+                            "the pool has {} open batches already; seal some",
+                            limits::OPEN_BATCHES_MAX
+                        );
+                        Rejection { rule: Rule::OpenBatches, why }
+                    },
+                )
+            }
+        }
+    }
+
+    /// The batch that an upload of this moment would join, if it is open.
+    pub(super) fn of_the_moment(
+        &self,
+        now: Timestamp,
+        policy: &Policy,
+    ) -> Option<&super::batches::OpenBatch> {
+        match policy.grouping {
+            Grouping::Window => self.first_not_closed(now, now, policy).and_then(|group| self.find(&group)),
+            Grouping::Label => {
+                self.iter().filter(|batch| matches!(batch.row.group, Group::Label { .. })).last()
+            }
+            Grouping::Count => self.find(&Group::Count),
+        }
+    }
+}
+
+fn late_words(own: &Group) -> String {
+    match own {
+        Group::Window { from, to } => format!("the window from {from} to {to} is closed"),
+        Group::Label { label, .. } => format!("the label {label} is closed"),
+        Group::Count => "the pool has as many open batches as it may".to_owned(),
+    }
+}
+
+impl Pool {
+    /// Puts an upload into its batch.
+    pub(super) fn upload(&mut self, upload: &Upload, now: Timestamp, facts: &mut Vec<Fact>) -> Reply {
+        let (event_time, clamped) = event_time(upload.event_time, now);
+        let Place { group, late } = match self.batches.place(upload, event_time, now, &self.policy) {
+            Ok(place) => place,
+            Err(rejection) => return Reply::Rejected { rejection, event_time, clamped },
+        };
+        let batch = self.batches.open(group, now, &self.policy, facts);
+        let first_of_member = batch.add(upload.member, upload.size, &self.publishers);
+        let batch = batch.row.batch;
+        self.batches.reschedule(batch, now, &self.policy, &self.publishers);
+        Reply::Placed { batch, event_time, late, clamped, first_of_member }
+    }
+}

@@ -1,0 +1,175 @@
+//! Which batch an upload belongs to.
+
+use std::time::Duration;
+
+use millpond::rounds::{Event, Policy, Reply, Target};
+
+use crate::shell::{pool, time};
+
+#[test]
+fn an_upload_joins_the_window_of_its_event_time() {
+    let mut p = pool("window_s = 3600");
+    p.at("11:30").upload("a", "10:59").says("in 1").does(&["batch 1 opens for 10:00–11:00"]);
+    p.upload("b", "11:00").says("in 2").does(&["batch 2 opens for 11:00–12:00"]);
+    p.upload("c", "10:00").says("in 1").does(&[]);
+}
+
+#[test]
+fn the_first_upload_of_a_member_in_a_batch_is_told_apart() {
+    let mut p = pool("window_s = 3600");
+    let mut firsts = Vec::new();
+    for (who, event_time) in [("a", "10:10"), ("a", "10:20"), ("b", "10:10"), ("a", "11:00")] {
+        p.at("11:30").upload(who, event_time);
+        firsts.push(matches!(p.reply, Ok(Reply::Placed { first_of_member: true, .. })));
+    }
+    assert_eq!(firsts, [true, false, true, true]);
+}
+
+#[test]
+fn windows_are_anchored_at_the_epoch_and_not_at_the_first_upload() {
+    let mut p = pool("window_s = 604800");
+    p.at("+2d 10:00").upload("a", "+2d 10:00").does(&["batch 1 opens for 00:00–00:00"]);
+    // The epoch was a Thursday, and so is the fourth of June 2026.
+    p.at("+3d 10:00").upload("a", "+2d 23:59").says("in 1").upload("a", "+3d 00:00").says("in 2");
+}
+
+#[test]
+fn an_upload_without_event_time_has_the_time_of_receipt() {
+    let mut p = pool("window_s = 3600");
+    p.at("10:30").upload_now("a").says("in 1").does(&["batch 1 opens for 10:00–11:00"]);
+}
+
+#[test]
+fn an_event_time_over_two_seconds_ahead_of_receipt_becomes_the_time_of_receipt() {
+    let mut p = pool("window_s = 3600");
+    p.at("10:59:58").upload("a", "11:00:00").says("in 1").does(&["batch 1 opens for 11:00–12:00"]);
+    p.upload("a", "11:00:01").says("in 2, clamped").does(&["batch 2 opens for 10:00–11:00"]);
+    p.upload("a", "+5d 00:00").says("in 2, clamped");
+}
+
+#[test]
+fn a_sealed_window_is_closed_and_the_next_window_takes_what_is_late() {
+    let mut p = pool("window_s = 3600");
+    p.at("10:30").upload("a", "10:10").trigger(Target::Window(time("10:00"))).says("round 1 of batch 1");
+    p.upload("a", "10:20").says("in 2, late").does(&["batch 2 opens for 11:00–12:00"]);
+    p.at("11:30").upload("b", "11:20").says("in 2");
+}
+
+#[test]
+fn a_window_closes_at_its_deadline_whether_or_not_it_ever_had_an_upload() {
+    let mut p = pool("window_s = 3600, deadline_s = 1800");
+    p.at("11:29:59").upload("a", "10:30").says("in 1");
+    let mut p = pool("window_s = 3600, deadline_s = 1800");
+    p.at("11:30").upload("a", "10:30").says("in 1, late").does(&["batch 1 opens for 11:00–12:00"]);
+}
+
+#[test]
+fn without_a_deadline_a_window_closes_at_its_maximum_age() {
+    let mut p = pool("window_s = 3600, max_age_s = 86400");
+    p.at("+1d 10:59:59").upload("a", "10:30").says("in 1");
+    p.at("+1d 11:00").upload("a", "10:30").says("in 2, late");
+}
+
+#[test]
+fn what_is_late_skips_every_closed_window_from_that_of_its_receipt_on() {
+    let mut p = pool("window_s = 3600");
+    p.at("10:59:59").upload("a", "10:30").upload("a", "11:00:01");
+    p.trigger(Target::Window(time("10:00")))
+        .trigger(Target::Window(time("11:00")))
+        .says("round 2 of batch 2");
+    p.upload("b", "10:30").says("in 3, late").does(&["batch 3 opens for 12:00–13:00"]);
+}
+
+#[test]
+fn a_pool_may_reject_what_is_late() {
+    let mut p = pool("window_s = 3600, deadline_s = 60, late = 'reject'");
+    p.at("11:01").upload("a", "10:59").says("rejected: late").does(&[]);
+    p.upload("a", "11:00").says("in 1");
+}
+
+#[test]
+fn a_window_that_was_carried_away_is_closed() {
+    let mut p = pool("window_s = 3600, deadline_s = 3600, min_uploads = 2, below_minimum = 'carry'");
+    p.at("10:30").upload("a", "10:30").complete("a", "11:00").complete("b", "11:00");
+    p.complete("c", "11:00").does(&["batch 2 opens for 11:00–12:00", "batch 1 carried into 2"]);
+    p.upload("b", "10:29").says("in 2, late");
+}
+
+#[test]
+fn an_upload_joins_the_open_part_of_its_label() {
+    let mut p = pool("grouping = 'label'");
+    p.at("10:00").label("a", "x").says("in 1").does(&["batch 1 opens for x part 1"]);
+    p.label("a", "y").says("in 2").label("b", "x").says("in 1");
+}
+
+#[test]
+fn what_is_late_for_a_label_opens_a_further_part_of_it() {
+    let mut p = pool("grouping = 'label'");
+    p.at("10:00").label("a", "x").trigger(Target::Label("x".parse().unwrap())).says("round 1 of batch 1");
+    p.label("b", "x").says("in 2, late").does(&["batch 2 opens for x part 2"]);
+    p.label("c", "x").says("in 2, late").trigger(Target::Oldest);
+    p.label("c", "x").says("in 3, late").does(&["batch 3 opens for x part 3"]);
+}
+
+#[test]
+fn a_sealed_label_rejects_what_is_late_if_the_pool_wants_it_so() {
+    let mut p = pool("grouping = 'label', late = 'reject'");
+    p.at("10:00").label("a", "x").trigger(Target::Oldest).label("b", "x").says("rejected: late");
+    p.label("b", "y").says("in 2");
+}
+
+#[test]
+fn an_upload_without_label_is_rejected_where_labels_group() {
+    pool("grouping = 'label'").at("10:00").upload_now("a").says("rejected: label_required").does(&[]);
+}
+
+#[test]
+fn a_counted_batch_takes_the_next_uploads_in_ledger_order_whatever_their_time() {
+    let mut p = pool("grouping = 'count', count = 2");
+    p.at("10:00").upload("a", "09:00").says("in 1").upload("a", "00:01").says("in 1");
+    p.upload("b", "09:30").says("in 2").does(&["batch 2 opens"]);
+}
+
+/// A pool with as many open batches as it may have, each of a minute of the second of June.
+fn full_pool(policy: &str) -> crate::shell::Shell {
+    let mut p = pool(policy);
+    p.at("+20d 00:00").unchecked = true;
+    let start = time("+1d 00:00");
+    for minute in 0..1_000 {
+        let upload = p.file("a", Some(start.after(Duration::from_secs(60 * minute))), None);
+        p.store(&format!("minute-{minute}"), upload).says(&format!("in {}", minute + 1));
+    }
+    p
+}
+
+#[test]
+fn what_would_open_more_than_a_thousand_batches_is_late() {
+    let mut p = full_pool("window_s = 60");
+    p.upload("b", "+1d 00:00").says("in 1");
+    p.upload("b", "+3d 00:00").says("rejected: open_batches").upload_now("b").says("rejected: open_batches");
+    p.trigger(Target::Oldest).upload_now("c").says("in 1001");
+    p.upload("b", "+3d 00:00").says("in 1001, late");
+}
+
+#[test]
+fn a_pool_that_rejects_what_is_late_rejects_what_would_open_more_than_a_thousand_batches() {
+    full_pool("window_s = 60, late = 'reject'").upload("b", "+3d 00:00").says("rejected: late");
+}
+
+#[test]
+fn open_batches_keep_their_bounds_when_the_policy_changes() {
+    let mut p = pool("window_s = 3600, deadline_s = 600");
+    p.at("10:30").upload("a", "10:20");
+    let policy = Policy { window_s: 1_800, deadline_s: 60, ..p.pool.policy().clone() };
+    p.event(Event::Policy(Box::new(policy))).does(&[]);
+    p.upload("a", "10:20").says("in 2").does(&["batch 2 opens for 10:00–10:30"]);
+    p.tick("10:31").does(&["batch 2 of 1 sealed by deadline", "round 1 sealed"]);
+    p.ready(1).tick("11:10").does(&["batch 1 of 1 sealed by deadline", "round 2 sealed"]);
+}
+
+#[test]
+fn a_policy_with_problems_is_refused() {
+    let mut p = pool("");
+    let policy = Policy { window_s: 1, ..Policy::default() };
+    p.at("10:00").event(Event::Policy(Box::new(policy))).says("malformed").does(&[]);
+}
