@@ -7,7 +7,7 @@ pub const KEY_MAX: usize = 256;
 
 /// How long one call may take, retries included, before it counts as unavailable. Long enough for a pack of 16 MiB over
 /// 5 Mbit/s.
-pub const CALL: Duration = Duration::from_secs(30);
+pub const CALL: Duration = millpond_protocol::limits::STORAGE_TIMEOUT;
 
 /// How often a call is tried in all. More would only hold the caller's time-out while storage is away.
 pub const ATTEMPTS: u32 = 3;

@@ -126,3 +126,28 @@ async fn a_call_outlives_a_restart_of_storage() {
     assert_eq!(call.await.unwrap(), Ok(()));
     serve.abort();
 }
+
+#[tokio::test]
+async fn a_checksum_behind_the_body_is_compared_too() {
+    use minio::s3::types::S3Api as _;
+    let server = Server::start().await;
+    let body = bytes(700_000);
+    let base = server.config.endpoint.as_str().parse().unwrap();
+    let keys = minio::s3::creds::StaticProvider::new("access", common::secret().expose(), None);
+    let client = minio::s3::MinioClient::new(base, Some(keys), None, None).unwrap();
+    for (key, signed) in [("unsigned", false), ("signed", true)] {
+        minio::s3::builders::UploadPart::builder()
+            .client(client.clone())
+            .bucket(minio::s3::types::BucketName::new(common::BUCKET).unwrap())
+            .object(minio::s3::types::ObjectKey::new(key).unwrap())
+            .data(std::sync::Arc::new(Bytes::from(body.clone()).into()))
+            .checksum_algorithm(Some(minio::s3::utils::ChecksumAlgorithm::SHA256))
+            .use_trailing_checksum(true)
+            .use_signed_streaming(signed)
+            .build()
+            .send()
+            .await
+            .unwrap();
+        assert!(server.storage.get(&object(key), body.len()).await.unwrap() == body, "{key}");
+    }
+}

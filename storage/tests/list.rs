@@ -110,12 +110,11 @@ async fn what_is_not_offered_says_so() {
     assert_eq!(refusal(http().get(other).send().await.unwrap()).await, (404, "NoSuchBucket".into()));
     let acl = signed(&server, rusty_s3::Method::Get, "", &[("acl", "")]);
     assert_eq!(refusal(http().get(acl).send().await.unwrap()).await, (501, "NotImplemented".into()));
-    let form = http()
-        .post(server.config.endpoint.join(common::BUCKET).unwrap())
-        .header("content-type", "multipart/form-data; boundary=x")
-        .body("--x--")
-        .send();
-    assert_eq!(refusal(form.await.unwrap()).await, (501, "NotImplemented".into()));
+    for kind in ["multipart/form-data; boundary=x", "Multipart/Form-Data; boundary=x"] {
+        let url = server.config.endpoint.join(common::BUCKET).unwrap();
+        let form = http().post(url).header("content-type", kind).body("--x--").send().await.unwrap();
+        assert_eq!(refusal(form).await, (501, "NotImplemented".into()), "{kind}");
+    }
     let put = server.put_request("k", b"abc", "abc").header("content-md5", "kAFQmDzST7DWlj99KOF/cg==").send();
     assert_eq!(refusal(put.await.unwrap()).await, (501, "NotImplemented".into()));
 }

@@ -9,6 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::{MINUTE, Server, bytes, http, now, object, refusal};
 use millpond_protocol::Sha256;
+use millpond_storage::PresignedPut;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 #[tokio::test]
 async fn a_url_reads_its_object_and_says_how_to_treat_it() {
@@ -130,6 +133,14 @@ async fn changed_headers_or_urls_break_the_signature() {
     headers.push(("x-amz-copy-source", "/millpond/j".into()));
     assert_eq!(send(put.url, headers, body.clone()).await, (403, "AccessDenied".into()));
 
+    // A second signature, whose list of headers would cover the stray one.
+    let put = signed(MINUTE);
+    let mut headers = put.headers;
+    headers.push(("x-amz-copy-source", "/millpond/j".into()));
+    let both = "AWS4-HMAC-SHA256 SignedHeaders=x-amz-checksum-sha256;x-amz-copy-source, Signature=x";
+    headers.push(("authorization", both.into()));
+    assert_eq!(send(put.url, headers, body.clone()).await, (403, "AccessDenied".into()));
+
     let hour_ago = now().before(MINUTE * 60);
     let put = server.storage.presign_put(&object("k"), 1000, Sha256::of(&body), MINUTE, hour_ago);
     assert_eq!(send(put.url, put.headers, body.clone()).await, (403, "AccessDenied".into()));
@@ -143,6 +154,18 @@ async fn changed_headers_or_urls_break_the_signature() {
     assert_eq!(server.files(), Vec::<std::path::PathBuf>::new());
 }
 
+/// The head of a PUT as it stands on the wire, for a client that the test plays itself.
+fn raw_put(server: &Server, put: PresignedPut, more: &str) -> String {
+    let (host, target) = put.url.strip_prefix("http://").unwrap().split_once('/').unwrap();
+    assert_eq!(format!("http://{host}/"), server.config.endpoint.as_str());
+    let headers: String = put.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    format!("PUT /{target} HTTP/1.1\r\nhost: {host}\r\n{headers}{more}\r\n")
+}
+
+async fn connect(server: &Server) -> TcpStream {
+    TcpStream::connect(server.config.endpoint.socket_addrs(|| None).unwrap()[0]).await.unwrap()
+}
+
 #[tokio::test]
 async fn a_refused_client_that_writes_before_it_reads_still_sees_why() {
     let server = Server::start().await;
@@ -150,9 +173,12 @@ async fn a_refused_client_that_writes_before_it_reads_still_sees_why() {
     let long_ago = now().before(MINUTE * 60);
     let put =
         server.storage.presign_put(&object("k"), body.len() as u64, Sha256::of(&body), MINUTE, long_ago);
-    let request =
-        put.headers.into_iter().fold(http().put(put.url), |put, (name, value)| put.header(name, value));
-    assert_eq!(refusal(request.body(body).send().await.unwrap()).await, (403, "AccessDenied".into()));
+    let mut stream = connect(&server).await;
+    stream.write_all(raw_put(&server, put, "").as_bytes()).await.unwrap();
+    stream.write_all(&body).await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 403");
 }
 
 #[tokio::test]
@@ -167,4 +193,26 @@ async fn an_upload_that_stands_still_is_given_up() {
     assert_eq!(refusal(put.await.unwrap()).await, (400, "RequestTimeout".into()));
     assert!(started.elapsed() < Duration::from_secs(5), "nobody waits for the rest of it");
     server.settles_at(0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_asks_before_it_sends_is_told_before_it_sends() {
+    let server = Server::start().await;
+    let body = bytes(1000);
+    let ask = async |at| {
+        let put = server.storage.presign_put(&object("k"), 1000, Sha256::of(&body), MINUTE, at);
+        let mut stream = connect(&server).await;
+        stream.write_all(raw_put(&server, put, "expect: 100-continue\r\n").as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        (stream, String::from_utf8(answer.to_vec()).unwrap())
+    };
+    let (_, answer) = ask(now().before(MINUTE * 60)).await;
+    assert_eq!(answer, "HTTP/1.1 403");
+    let (mut stream, answer) = ask(now()).await;
+    assert_eq!(answer, "HTTP/1.1 100");
+    stream.write_all(&body).await.unwrap();
+    let mut rest = vec![0; " Continue\r\n\r\nHTTP/1.1 200".len()];
+    stream.read_exact(&mut rest).await.unwrap();
+    assert!(rest.ends_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&rest));
 }

@@ -31,7 +31,7 @@ impl Shared {
 
     /// Reads and drops what is left, unless the client has not begun to send. Returns whether the body is at its end.
     pub(super) async fn drain(&self) -> bool {
-        if self.with(|state| state.held_back) {
+        if self.with(|state| state.held_back && !state.body.is_end_stream()) {
             return false;
         }
         let drain = async {

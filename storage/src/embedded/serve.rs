@@ -114,12 +114,19 @@ impl Embedded {
 
 async fn answer(service: S3Service, request: Request<Incoming>) -> Result<Response<Body>, HttpError> {
     let held_back = request.headers().contains_key(EXPECT);
-    let method = request.method().clone();
+    let method = match *request.method() {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::PUT => "PUT",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    };
     let (head, body) = request.into_parts();
     let body = Shared::new(body, held_back);
     // `s3s` collects a form in memory before it looks at who sends it.
-    let is_form = method == Method::POST
-        && head.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"multipart/"));
+    let mut kinds = head.headers.get_all(CONTENT_TYPE).iter();
+    let is_form = kinds.any(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"multipart/"));
     let mut response = if is_form {
         let refused = said(S3ErrorCode::NotImplemented, "Uploads by form are not offered.");
         refused.to_http_response().map_err(|error| HttpError::new(Box::new(error)))?
@@ -128,8 +135,7 @@ async fn answer(service: S3Service, request: Request<Incoming>) -> Result<Respon
     };
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let status = response.status().as_u16().to_string();
-    metrics::counter!("millpond_s3_requests_total", "method" => method.to_string(), "status" => status)
-        .increment(1);
+    metrics::counter!("millpond_s3_requests_total", "method" => method, "status" => status).increment(1);
     // An answer that closes the connection by itself is for a client that does not send.
     if !response.headers().contains_key(CONNECTION) && !body.drain().await {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

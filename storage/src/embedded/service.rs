@@ -245,20 +245,21 @@ impl S3Access for Signed {
         if request.credentials().is_none() {
             return denied("Requests are signed.");
         }
-        let header =
-            request.headers().get(hyper::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let signed = match (header, request.uri().query()) {
-            (Some(header), _) => header
-                .split("SignedHeaders=")
-                .nth(1)
-                .and_then(|rest| rest.split(',').next())
-                .map(String::from),
-            (None, Some(query)) => url::form_urlencoded::parse(query.as_bytes())
-                .find(|(name, _)| name == "X-Amz-SignedHeaders")
-                .map(|(_, value)| value.into_owned()),
-            (None, None) => None,
+        let header = request.headers().get(hyper::header::AUTHORIZATION);
+        let query = request.uri().query().unwrap_or_default().as_bytes();
+        let mut in_query =
+            url::form_urlencoded::parse(query).filter(|(name, _)| name == "X-Amz-SignedHeaders");
+        let signed = match (header, in_query.next(), in_query.next()) {
+            (Some(header), None, None) => header
+                .to_str()
+                .ok()
+                .and_then(|header| header.split_once("SignedHeaders="))
+                .map(|(_, rest)| rest.split(',').next().unwrap_or(rest).to_owned()),
+            (None, Some((_, signed)), None) => Some(signed.into_owned()),
+            // Of two signatures it would not be clear whose list of headers holds.
+            _ => None,
         };
-        let Some(signed) = signed else { return denied("Requests are signed with version 4.") };
+        let Some(signed) = signed else { return denied("Requests have one signature, of version 4.") };
         let covered = |name: &str| signed.split(';').any(|signed| signed.trim() == name);
         let stray = request
             .headers()

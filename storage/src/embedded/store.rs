@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use millpond_protocol::Sha256;
 
-use super::blobs::{BlobId, Blobs, Incoming};
+use super::blobs::{BlobId, Blobs, Incoming, sync_dir};
 use super::catalog::{Catalog, CatalogError, Changed, Check, Object};
 use crate::config::BadConfig;
 
@@ -62,7 +62,11 @@ pub(super) struct Store {
 impl Store {
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
         let disk = |error| OpenError::Disk { path: dir.to_owned(), error };
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(disk)?;
+        if !dir.is_dir() {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(disk)?;
+            let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+            sync_dir(parent.unwrap_or(Path::new("."))).map_err(disk)?;
+        }
         let lock = OpenOptions::new()
             .write(true)
             .create(true)
