@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered, StreamExt};
-use millpond_protocol::{Refusal, limits};
+use millpond_protocol::Refusal;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{ReceiptRow, StateMessage};
@@ -466,9 +466,4 @@ pub(crate) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S) {
         }
     };
     let _ = tokio::time::timeout(LINGER, read).await;
-}
-
-/// The budget for bytes that are read and not committed.
-pub(crate) fn budget(bytes: usize) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(bytes.clamp(2 * limits::BUNDLE_MAX, Semaphore::MAX_PERMITS)))
 }

@@ -71,8 +71,11 @@ impl Gate {
         handle.set_bytes_max(config.out_queue_max);
         let router_dead =
             router::start(handle.outbox().clone(), config.links_max).map_err(GateError::Start)?;
+        // Less than a packet would never be enough.
+        let least = 2 * config.packet_max();
+        let budget = config.uncommitted_bytes_max.clamp(least, Semaphore::MAX_PERMITS);
         let shared = Shared {
-            budget: connection::budget(config.uncommitted_bytes_max),
+            budget: Arc::new(Semaphore::new(budget)),
             strangers: Arc::new(Semaphore::new(config.strangers_max)),
             config: Arc::new(config),
             handle,

@@ -143,8 +143,8 @@ impl Registry {
         let mailbox = Arc::<Mailbox>::default();
         entries.push(Entry { id, client_id: client_id.to_owned(), mailbox: mailbox.clone() });
         drop(members);
-        metrics::gauge!("millpond_gate_connections")
-            .set(self.count.fetch_add(1, Ordering::Relaxed) as f64 + 1.0);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        metrics::gauge!("millpond_gate_connections").increment(1);
         Ok(Registration { registry: self.clone(), key, id, mailbox })
     }
 
@@ -189,8 +189,8 @@ impl Drop for Registration {
             }
         }
         drop(members);
-        let left = self.registry.count.fetch_sub(1, Ordering::Relaxed) - 1;
-        metrics::gauge!("millpond_gate_connections").set(left as f64);
+        self.registry.count.fetch_sub(1, Ordering::Relaxed);
+        metrics::gauge!("millpond_gate_connections").decrement(1);
     }
 }
 

@@ -18,6 +18,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
+/// Both versions of the protocol.
+pub const LEVELS: [u8; 2] = [4, 5];
 /// How long a test waits for what must come.
 pub const SOON: Duration = Duration::from_secs(10);
 
@@ -47,6 +49,7 @@ pub struct Memory {
     pub receipts: Mutex<Vec<ReceiptRow>>,
     pub cursor: Mutex<i64>,
     pub sign_in: Mutex<Option<SignInError>>,
+    held: Mutex<Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>>,
     pub changed: Notify,
 }
 
@@ -57,6 +60,14 @@ impl Memory {
 
     pub fn taken_ids(&self) -> Vec<String> {
         self.taken.lock().unwrap().iter().map(|taken| id_of(&taken.message)).collect()
+    }
+
+    /// Holds the next sign-in after its check: when that is reached, and how it goes on.
+    pub fn hold_sign_in(&self) -> (oneshot::Receiver<()>, oneshot::Sender<()>) {
+        let (reached, wait) = oneshot::channel();
+        let (go_on, gone_on) = oneshot::channel();
+        *self.held.lock().unwrap() = Some((reached, gone_on));
+        (wait, go_on)
     }
 
     /// Waits until `done` holds.
@@ -92,6 +103,11 @@ impl Backend for Memory {
     async fn sign_in(&self, attempt: SignIn) -> Result<Principal, SignInError> {
         if let Some(error) = *self.sign_in.lock().unwrap() {
             return Err(error);
+        }
+        let held = self.held.lock().unwrap().take();
+        if let Some((reached, go_on)) = held {
+            reached.send(()).unwrap();
+            go_on.await.unwrap();
         }
         let role = attempt.member.as_str().split('-').next().unwrap().parse::<Role>();
         match role {
@@ -268,6 +284,12 @@ impl Raw {
     pub async fn ping(&mut self) {
         self.send(&[0xC0, 0]).await;
         assert_eq!(self.packet().await, (0xD0, vec![]));
+    }
+
+    /// Like [`Raw::ping`], with messages on their way.
+    pub async fn ping_among_messages(&mut self) {
+        self.send(&[0xC0, 0]).await;
+        while self.packet().await.0 != 0xD0 {}
     }
 }
 

@@ -1,23 +1,9 @@
-//! The gate over real sockets: the behaviour that members and the coordinator rely on.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-#![allow(dead_code, unreachable_pub, reason = "the support module serves several test crates")]
+//! What a client publishes: taken, decided, acknowledged.
 
-mod support;
-
-use bytes::Bytes;
-use millpond_broker::MemberMessage;
+use millpond_broker::GateConfig;
 use millpond_protocol::{Code, Refusal};
-use support::{Verdict, receipt, server, state};
 
-const LEVELS: [u8; 2] = [4, 5];
-
-fn answer(topic: &str, payload: &str) -> MemberMessage {
-    MemberMessage {
-        topic: topic.to_owned(),
-        payload: Bytes::copy_from_slice(payload.as_bytes()),
-        correlation_data: None,
-    }
-}
+use crate::support::{LEVELS, Verdict, publish, server, server_with, text};
 
 #[tokio::test]
 async fn a_publish_at_qos_1_is_acknowledged_after_the_backend_took_it() {
@@ -183,118 +169,145 @@ async fn a_publish_beyond_what_is_read_past_closes() {
 }
 
 #[tokio::test]
-async fn the_current_state_comes_after_suback_and_live_changes_follow() {
+async fn sixty_four_messages_may_be_undecided_and_then_the_gate_stops_reading() {
+    let server = server().await;
+    for n in 0..70 {
+        server.backend.verdicts.lock().unwrap().insert(format!("u{n}"), Verdict::Wait);
+    }
+    let mut client = server.client(4, "publisher").await;
+    for n in 0..70 {
+        client.publish(1, n + 1, &format!("mp/p/c/publisher/up/u{n}"), b"").await;
+    }
+    server.backend.until(|backend| backend.taken.lock().unwrap().len() == 64).await;
+    let mut other = server.client(4, "publisher-2").await;
+    other.publish(1, 1, "mp/p/c/publisher-2/up/free", b"").await;
+    assert_eq!(other.packet().await, (0x40, vec![0, 1]), "others are not held up");
+    assert_eq!(server.backend.taken.lock().unwrap().len(), 65);
+    for n in 0..70 {
+        let id = format!("u{n}");
+        server.backend.until(|backend| backend.waiting.lock().unwrap().contains_key(&id)).await;
+        server.backend.decide(&id, Ok(()));
+        assert_eq!(client.packet().await, (0x40, vec![0, n + 1]));
+    }
+}
+
+#[tokio::test]
+async fn bytes_beyond_the_budget_of_all_connections_wait_their_turn() {
+    let config = GateConfig { uncommitted_bytes_max: 1, ..GateConfig::default() };
+    // The least that the gate works with is two packets of the largest kind.
+    let server = server_with(config).await;
+    let large = vec![7; 4 << 20];
+    for id in ["a", "b"] {
+        server.backend.verdicts.lock().unwrap().insert(id.into(), Verdict::Wait);
+    }
+    let mut clients = Vec::new();
+    for id in ["a", "b"] {
+        let mut client = server.client_as(4, "publisher", id).await;
+        client.publish(1, 1, &format!("mp/p/c/publisher/bundle/{id}"), &large).await;
+        server.backend.until(|backend| backend.taken_ids().iter().any(|taken| taken == id)).await;
+        clients.push(client);
+    }
+    let mut third = server.client_as(4, "publisher", "c").await;
+    let bytes = publish(4, 1, 1, "mp/p/c/publisher/bundle/c", &[], &large);
+    let sent = tokio::spawn(async move {
+        third.send(&bytes).await;
+        assert_eq!(third.packet().await, (0x40, vec![0, 1]));
+    });
+    let mut small = server.client_as(4, "publisher", "d").await;
+    small.ping().await;
+    assert!(!server.backend.taken_ids().contains(&"c".to_owned()), "there is no room");
+    server.backend.decide("a", Ok(()));
+    sent.await.unwrap();
+    assert_eq!(clients[0].packet().await, (0x40, vec![0, 1]));
+    server.backend.decide("b", Ok(()));
+    assert_eq!(clients[1].packet().await, (0x40, vec![0, 1]));
+}
+
+#[tokio::test]
+async fn a_resent_publish_is_taken_and_acknowledged_again() {
     for level in LEVELS {
         let server = server().await;
-        server.backend.states.lock().unwrap().push(state("mp/p/result", 1, "one"));
-        let mut client = server.client(level, "listener").await;
-        assert_eq!(client.subscribe("mp/p/result", 1).await, 1);
-        let message = client.message().await;
-        assert_eq!((message.text(), message.retain, message.id.is_some()), ("one", true, true));
-        server.handle.publish_state(state("mp/p/result", 2, "two"));
-        let message = client.message().await;
-        assert_eq!((message.text(), message.retain), ("two", false));
-        server.handle.publish_state(state("mp/p/result", 3, ""));
-        assert_eq!(client.message().await.text(), "");
-    }
-}
-
-#[tokio::test]
-async fn a_lower_rank_never_follows_a_higher_one() {
-    let server = server().await;
-    server.backend.states.lock().unwrap().push(state("mp/p/result", 5, "five"));
-    let mut client = server.client(4, "listener").await;
-    client.subscribe("mp/p/#", 0).await;
-    client.subscribe("mp/p/result/#", 0).await;
-    assert_eq!(client.message().await.text(), "five");
-    server.handle.publish_state(state("mp/p/result", 4, "four"));
-    // The router keeps the order of one publisher: what comes next proves that `four` was passed over.
-    server.handle.publish_state(state("mp/p/result/data", 1, "data"));
-    assert_eq!(client.message().await.text(), "data");
-    server.handle.publish_state(state("mp/p/result", 6, "six"));
-    assert_eq!(client.message().await.text(), "six");
-}
-
-#[tokio::test]
-async fn events_reach_operators_that_subscribe() {
-    let server = server().await;
-    let mut client = server.client(5, "operator").await;
-    assert_eq!(client.subscribe("mp/p/event/+", 1).await, 1);
-    client.ping().await;
-    // The subscription is in the router when the next one of the same link has been answered with its state.
-    server.backend.states.lock().unwrap().push(state("mp/p/pool", 1, "card"));
-    client.subscribe("mp/p/pool", 0).await;
-    assert_eq!(client.message().await.text(), "card");
-    server.handle.publish_event("mp/p/event/sealed", "{}");
-    let message = client.message().await;
-    assert_eq!((message.topic.as_str(), message.text()), ("mp/p/event/sealed", "{}"));
-}
-
-#[tokio::test]
-async fn a_message_to_a_member_reaches_each_of_its_connections_that_subscribes() {
-    let server = server().await;
-    let mut first = server.client_as(4, "publisher", "a").await;
-    let mut second = server.client_as(5, "publisher", "b").await;
-    let mut other = server.client_as(5, "publisher-2", "b").await;
-    first.subscribe("mp/p/d/publisher/answer/+", 1).await;
-    second.subscribe("mp/p/d/publisher/#", 0).await;
-    other.subscribe("mp/p/d/publisher-2/#", 0).await;
-    let (pool, member) = ("p".parse().unwrap(), "publisher".parse().unwrap());
-    let mut message = answer("mp/p/d/publisher/answer/time", "now");
-    message.correlation_data = Some(Bytes::from_static(b"c7"));
-    server.handle.to_member(&pool, &member, message);
-    let got = first.message().await;
-    assert_eq!((got.text(), got.id.is_some()), ("now", true));
-    let got = second.message().await;
-    assert_eq!((got.text(), got.id.is_some()), ("now", false));
-    assert_eq!(got.properties, [9, 0, 2, b'c', b'7']);
-    server.handle.to_member(&pool, &member, answer("mp/p/d/publisher/other", "x"));
-    assert_eq!(second.message().await.text(), "x");
-    first.ping().await;
-    other.ping().await;
-}
-
-#[tokio::test]
-async fn receipts_come_in_order_and_the_cursor_moves_with_the_acks() {
-    for (level, qos) in [(4, 0), (4, 1), (5, 1)] {
-        let server = server().await;
-        server.backend.receipts.lock().unwrap().extend((1..=200).map(receipt));
-        *server.backend.cursor.lock().unwrap() = 10;
         let mut client = server.client(level, "publisher").await;
-        client.subscribe("mp/p/d/publisher/receipt", qos).await;
-        for seq in 11..=200 {
-            assert_eq!(client.message().await.text(), format!("receipt {seq}"));
+        for first in [0x32, 0x3A, 0x34, 0x3C] {
+            let mut bytes = publish(level, 1, 5, "mp/p/c/publisher/up/u1", &[], b"");
+            bytes[0] = first;
+            client.send(&bytes).await;
+            let ack = if first & 6 == 2 { 0x40 } else { 0x50 };
+            assert_eq!(client.packet().await, (ack, vec![0, 5]));
         }
-        server.backend.until(|backend| *backend.cursor.lock().unwrap() == 200).await;
-        server.backend.receipts.lock().unwrap().push(receipt(201));
-        server.handle.receipts_ready(&"p".parse().unwrap(), &"publisher".parse().unwrap());
-        assert_eq!(client.message().await.text(), "receipt 201");
+        assert_eq!(server.backend.taken_ids(), ["u1"; 4]);
+        client.send(&[0x62, 2, 0, 5]).await;
+        assert_eq!(client.packet().await, (0x70, vec![0, 5]));
+        client.send(&[0x62, 2, 0, 5]).await;
+        let (first, body) = client.packet().await;
+        assert_eq!((first, body.get(2).copied()), (0x70, (level == 5).then_some(0x92)));
     }
 }
 
 #[tokio::test]
-async fn the_same_client_id_takes_over_and_another_member_with_it_does_not() {
-    let server = server().await;
-    let mut old = server.client_as(5, "publisher", "x").await;
-    let mut other = server.client_as(5, "listener", "x").await;
-    let mut new = server.client_as(5, "publisher", "x").await;
-    assert_eq!(old.end().await, 0x8E);
-    new.ping().await;
-    other.ping().await;
+async fn retain_is_ignored() {
+    for level in LEVELS {
+        let server = server().await;
+        let mut client = server.client(level, "publisher").await;
+        let mut bytes = publish(level, 1, 5, "mp/p/c/publisher/up/u1", &[], b"");
+        bytes[0] |= 1;
+        client.send(&bytes).await;
+        assert_eq!(client.packet().await, (0x40, vec![0, 5]));
+        assert_eq!(server.backend.taken_ids(), ["u1"]);
+    }
 }
 
 #[tokio::test]
-async fn shutdown_drains_what_is_pending_and_says_so() {
+async fn properties_of_mqtt_5_reach_the_backend() {
     let server = server().await;
-    server.backend.verdicts.lock().unwrap().insert("u1".into(), Verdict::Wait);
     let mut client = server.client(5, "publisher").await;
-    client.publish(1, 1, "mp/p/c/publisher/up/u1", b"").await;
-    server.backend.until(|backend| backend.taken_ids() == ["u1"]).await;
-    server.shutdown.cancel();
-    server.backend.decide("u1", Ok(()));
-    assert_eq!(client.packet().await, (0x40, vec![0, 1]));
+    let properties = [
+        &[3][..],
+        &text("image/png"),
+        &[8],
+        &text("mp/p/d/publisher/mine"),
+        &[9],
+        &text("c7"),
+        &[38],
+        &text("name"),
+        &text("ü.png"),
+        &[38],
+        &text("name"),
+        &text("again"),
+    ]
+    .concat();
+    client.send(&publish(5, 1, 1, "mp/p/c/publisher/ask/status", &properties, b"{}")).await;
+    client.packet().await;
+    let taken = server.backend.taken.lock().unwrap()[0].clone();
+    assert_eq!(taken.from, "publisher");
+    assert_eq!(taken.message.content_type.as_deref(), Some("image/png"));
+    assert_eq!(taken.message.response_topic.as_deref(), Some("mp/p/d/publisher/mine"));
+    assert_eq!(taken.message.correlation_data.as_deref(), Some(&b"c7"[..]));
+    let pairs = [("name", "ü.png"), ("name", "again")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    assert_eq!(taken.message.user_properties, pairs);
+}
+
+#[tokio::test]
+async fn a_foreign_response_topic_is_unauthorized_and_nothing_is_taken() {
+    let server = server().await;
+    let mut client = server.client(5, "publisher").await;
+    for topic in ["mp/p/d/listener/x", "mp/p/result", "mp/p/d/publisher/", "mp/p/d/publisher/+", "x"] {
+        let properties = [&[8][..], &text(topic)].concat();
+        client.send(&publish(5, 1, 1, "mp/p/c/publisher/ask/status", &properties, b"{}")).await;
+        assert_eq!(client.packet().await.1[2], 0x87, "{topic}");
+    }
+    assert!(server.backend.taken_ids().is_empty());
+}
+
+#[tokio::test]
+async fn a_long_publish_is_refused_by_its_head_and_its_payload_never_held() {
+    let server = server().await;
+    let mut client = server.client(5, "listener").await;
+    client.publish(1, 1, "mp/p/c/listener/up/u1", &vec![7; 3 << 20]).await;
+    assert_eq!(client.packet().await.1[2], 0x87);
+    client.publish(2, 2, "mp/p/c/listener/ask/time", &vec![7; (256 << 10) + 1]).await;
     let (first, body) = client.packet().await;
-    assert_eq!((first, body[0]), (0xE0, 0x8B));
-    drop(client);
-    server.ended.await.unwrap().unwrap();
+    assert_eq!((first, body[2]), (0x50, 0x97));
+    client.publish(1, 3, "mp/p/c/listener/ask/time", b"{}").await;
+    assert_eq!(client.packet().await, (0x40, vec![0, 3]));
 }

@@ -1,0 +1,9 @@
+//! The gate over real sockets: the behaviour that members and the coordinator rely on.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(unreachable_pub, reason = "what the modules share needs no finer visibility")]
+
+mod connect;
+mod deliver;
+mod hostile;
+mod publish;
+mod support;
