@@ -1,0 +1,228 @@
+//! The ledger's promises: one transaction, failures alone, a core that is never ahead of the rows.
+#![allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+
+use millpond::ledger::manage::find_token;
+use millpond::ledger::uploads::{Body, NewUpload, Stored};
+use millpond::ledger::{Ledger, OpenError, Tx};
+use millpond::rounds::policy::Grouping;
+use millpond::rounds::{Event, Policy, Reply, Target};
+use millpond_protocol::message::Outcome;
+use millpond_protocol::{Code, Principal, Refusal, Role, Sha256, Timestamp};
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    ledger: Ledger,
+    who: Principal,
+}
+
+impl Fixture {
+    async fn new(policy: Policy) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _) = Ledger::open(dir.path()).unwrap();
+        let who = ledger
+            .write(move |tx| {
+                let (pool, _) = tx.apply_pool(&"p".parse().unwrap(), &policy)?;
+                let token = Sha256::of(b"token");
+                tx.add_member(pool, &"m".parse().unwrap(), Role::Publisher, &token)?;
+                Ok(find_token(tx.sql(), &token, tx.now())?.unwrap())
+            })
+            .await
+            .unwrap();
+        Self { dir, ledger, who }
+    }
+
+    async fn upload(&self, id: &str, bytes: &[u8]) -> Result<Stored, Refusal> {
+        let (who, new) = (self.who.clone(), upload(id, bytes));
+        self.ledger.write(move |tx| store(tx, &who, new)).await
+    }
+
+    async fn count(&self, query: &'static str) -> i64 {
+        self.ledger.read(move |sql| Ok(sql.query_row(query, [], |row| row.get(0))?)).await.unwrap()
+    }
+
+    /// The same directory, as a process sees it that starts after this one ended.
+    async fn restart(self) -> Self {
+        let Self { dir, ledger, who } = self;
+        drop(ledger);
+        // The writer lets the lock go once its queue is empty.
+        let ledger = loop {
+            match Ledger::open(dir.path()) {
+                Ok((ledger, _)) => break ledger,
+                Err(OpenError::InUse(_)) => tokio::task::yield_now().await,
+                Err(e) => panic!("{e}"),
+            }
+        };
+        Self { dir, ledger, who }
+    }
+}
+
+fn store(tx: &mut Tx<'_>, who: &Principal, new: NewUpload) -> millpond::ledger::Result<Stored> {
+    let pool = tx.pool_of(who)?;
+    tx.store_upload(pool, who, new)
+}
+
+fn upload(id: &str, bytes: &[u8]) -> NewUpload {
+    NewUpload {
+        upload: id.parse().unwrap(),
+        name: None,
+        content_type: None,
+        meta: None,
+        label: None,
+        event_time: None,
+        sha256: Sha256::of(bytes),
+        sha256_declared: false,
+        size: bytes.len() as u64,
+        bundle: None,
+        body: Body::Inline(bytes::Bytes::copy_from_slice(bytes)),
+    }
+}
+
+fn by_count(count: u64) -> Policy {
+    Policy { grouping: Grouping::Count, count, ..Policy::default() }
+}
+
+#[tokio::test]
+async fn a_repeat_gets_the_first_receipt_and_other_bytes_are_a_conflict() {
+    let f = Fixture::new(by_count(10)).await;
+    let first = f.upload("u", b"one").await.unwrap();
+    let again = f.upload("u", b"one").await.unwrap();
+    assert_eq!((first.repeated, again.repeated), (false, true));
+    assert_eq!(first.receipt, again.receipt);
+    assert_eq!(f.upload("u", b"two").await.unwrap_err().code, Code::Conflict);
+    assert_eq!(f.count("SELECT count(*) FROM uploads").await, 1);
+    assert_eq!(f.count("SELECT count FROM batches").await, 1);
+}
+
+#[tokio::test]
+async fn what_the_rules_reject_is_a_row_with_the_same_answer_for_a_repeat() {
+    let f = Fixture::new(Policy { max_size: 2, ..by_count(10) }).await;
+    let first = f.upload("u", b"three").await.unwrap();
+    assert_eq!(first.receipt.outcome, Outcome::Rejected);
+    let again = f.upload("u", b"three").await.unwrap();
+    assert!(again.repeated);
+    assert_eq!(again.receipt, first.receipt);
+    assert_eq!(f.count("SELECT count(*) FROM payloads").await, 0);
+}
+
+#[tokio::test]
+async fn a_job_that_fails_after_it_moved_the_core_leaves_neither_rows_nor_marks_on_the_core() {
+    let f = Fixture::new(by_count(2)).await;
+    let (who, new) = (f.who.clone(), upload("lost", b"x"));
+    // Three jobs of which the middle one fails, in line before the writer can commit the first.
+    let before = f.upload("a", b"a");
+    let failing = f.ledger.write(move |tx| {
+        store(tx, &who, new)?;
+        Err::<(), _>(Refusal::new(Code::Stale, "after all not").into())
+    });
+    let (before, failing) = tokio::join!(before, failing);
+    assert_eq!(before.unwrap().receipt.batch, Some(1));
+    assert_eq!(failing.unwrap_err().code, Code::Stale);
+    // Had the core counted the lost upload, this one would open batch 2.
+    assert_eq!(f.upload("b", b"b").await.unwrap().receipt.batch, Some(1));
+    assert_eq!(f.upload("c", b"c").await.unwrap().receipt.batch, Some(2));
+    assert_eq!(f.count("SELECT count(*) FROM uploads").await, 3);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_unavailable_and_the_ledger_goes_on_when_there_is_room() {
+    let f = Fixture::new(by_count(1_000)).await;
+    f.upload("before", b"x").await.unwrap();
+    let limit = |pages: &'static str| {
+        f.ledger.write(move |tx| {
+            tx.sql()
+                .query_row(&format!("PRAGMA max_page_count = {pages}"), [], |row| row.get::<_, i64>(0))?;
+            Ok(())
+        })
+    };
+    limit("1").await.unwrap();
+    let full = f.upload("full", &[7; 100_000]).await.unwrap_err();
+    assert_eq!(full.code, Code::Unavailable);
+    limit("1073741823").await.unwrap();
+    assert_eq!(f.upload("full", &[7; 100_000]).await.unwrap().receipt.batch, Some(1));
+    assert_eq!(f.count("SELECT count FROM batches").await, 2);
+}
+
+#[tokio::test]
+async fn a_restart_finds_counts_cores_and_numbers_as_they_were() {
+    let f = Fixture::new(by_count(3)).await;
+    f.upload("a", b"a").await.unwrap();
+    f.upload("b", b"b").await.unwrap();
+    let f = f.restart().await;
+    assert!(f.upload("a", b"a").await.unwrap().repeated);
+    assert_eq!(f.upload("c", b"c").await.unwrap().receipt.batch, Some(1));
+    assert_eq!(f.count("SELECT count(*) FROM batches WHERE state = 'sealed' AND cause = 'full'").await, 1);
+    assert_eq!(f.upload("d", b"d").await.unwrap().receipt.batch, Some(2));
+    let f = f.restart().await;
+    let who = f.who.clone();
+    let rounds = f
+        .ledger
+        .write(move |tx| {
+            let pool = tx.pool_of(&who)?;
+            Ok(tx.core(pool)?.live_rounds().map(|round| round.round).collect::<Vec<_>>())
+        })
+        .await;
+    assert_eq!(rounds.unwrap(), [1]);
+}
+
+#[tokio::test]
+async fn a_second_process_is_refused_while_the_first_one_runs() {
+    let f = Fixture::new(by_count(3)).await;
+    assert!(matches!(Ledger::open(f.dir.path()), Err(OpenError::InUse(_))));
+}
+
+#[tokio::test]
+async fn a_commit_is_told_after_it_is_visible_to_readers() {
+    let f = Fixture::new(by_count(3)).await;
+    let mut commits = f.ledger.commits();
+    f.upload("b", b"b").await.unwrap();
+    let commit = commits.recv().await.unwrap();
+    assert!(commit.receipts.contains(&(f.who.pool.clone(), f.who.name.clone())));
+    assert_eq!(f.count("SELECT count(*) FROM uploads").await, 1);
+}
+
+#[tokio::test]
+async fn a_revoked_members_queued_messages_are_refused_and_its_name_waits_for_its_uploads() {
+    let f = Fixture::new(by_count(3)).await;
+    f.upload("a", b"a").await.unwrap();
+    f.ledger
+        .write(|tx| {
+            let pool = tx.pool(&"p".parse().unwrap())?;
+            tx.revoke_member(pool, &"m".parse().unwrap())
+        })
+        .await
+        .unwrap();
+    assert_eq!(f.upload("b", b"b").await.unwrap_err().code, Code::Unauthorized);
+    let again = |token: &'static [u8]| {
+        f.ledger.write(move |tx| {
+            let pool = tx.pool(&"p".parse().unwrap())?;
+            tx.add_member(pool, &"m".parse().unwrap(), Role::Listener, &Sha256::of(token))
+        })
+    };
+    assert_eq!(again(b"new").await.unwrap_err().code, Code::Conflict);
+    // Once the batch went through its round, the name is free; the member is a new one.
+    f.ledger
+        .write(|tx| {
+            let pool = tx.pool(&"p".parse().unwrap())?;
+            let reply = tx.apply(pool, Event::Trigger { target: Target::Oldest, take: Some(77) })?;
+            assert!(matches!(reply, Reply::Triggered { lease: Some(1), .. }));
+            tx.apply(pool, Event::Fail { member: 77, round: 1, attempt: 1, retryable: false })
+        })
+        .await
+        .unwrap();
+    assert_ne!(again(b"new").await.unwrap(), f.who.id);
+}
+
+#[tokio::test]
+async fn an_expired_token_signs_nobody_in() {
+    let f = Fixture::new(by_count(3)).await;
+    let found = f
+        .ledger
+        .write(|tx| {
+            tx.sql().execute("UPDATE tokens SET expires = 10", [])?;
+            let token = Sha256::of(b"token");
+            let (at, after) = (Timestamp::from_millis(9).unwrap(), Timestamp::from_millis(10).unwrap());
+            Ok((find_token(tx.sql(), &token, at)?.is_some(), find_token(tx.sql(), &token, after)?.is_some()))
+        })
+        .await;
+    assert_eq!(found.unwrap(), (true, false));
+}
