@@ -1,0 +1,230 @@
+//! Messages of real MQTT clients through gate and ingest into the ledger, and back as receipts and state.
+#![allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use millpond::config::Config;
+use millpond::ledger::Ledger;
+use millpond::rounds::Policy;
+use millpond::rounds::policy::Grouping;
+use millpond::server;
+use millpond_protocol::message::{Outcome, Receipt};
+use millpond_protocol::{Code, Role, Sha256};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason, PublishProperties};
+use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+struct Server {
+    addresses: server::Addresses,
+    stop: CancellationToken,
+    done: tokio::task::JoinHandle<anyhow::Result<()>>,
+    _dir: tempfile::TempDir,
+}
+
+/// A server with a pool `p` and one member of each role, named like its role, its token too.
+async fn server(policy: Policy) -> Server {
+    let dir = tempfile::tempdir().unwrap();
+    let (ledger, ended) = Ledger::open(dir.path()).unwrap();
+    ledger
+        .write(move |tx| {
+            let (pool, _) = tx.apply_pool(&"p".parse().unwrap(), &policy)?;
+            for role in Role::ALL {
+                let token = Sha256::of(role.as_str().as_bytes());
+                tx.add_member(pool, &role.as_str().parse().unwrap(), role, &token)?;
+            }
+            Ok(())
+        })
+        .await
+        .unwrap();
+    drop(ledger);
+    let _ = ended.await;
+    let mut config = Config::default();
+    config.server.data_dir = dir.path().to_owned();
+    for listen in [&mut config.mqtt.listen, &mut config.http.listen, &mut config.storage.listen] {
+        listen.set_port(0);
+    }
+    let (ready, addresses) = oneshot::channel();
+    let stop = CancellationToken::new();
+    let done = tokio::spawn(server::run(config, stop.clone(), ready));
+    Server { addresses: addresses.await.unwrap(), stop, done, _dir: dir }
+}
+
+impl Server {
+    async fn stop(self) {
+        self.stop.cancel();
+        self.done.await.unwrap().unwrap();
+    }
+
+    /// Signs a member in.
+    async fn client(&self, role: Role) -> Client {
+        let mut options = MqttOptions::new(role.as_str(), "127.0.0.1", self.addresses.mqtt.port());
+        options.set_credentials(format!("p/{role}"), role.as_str());
+        options.set_max_packet_size(Some(1 << 21));
+        let (client, events) = AsyncClient::new(options, 64);
+        let mut client = Client { client, events, messages: VecDeque::new() };
+        client.until(|packet| matches!(packet, Packet::ConnAck(_)).then_some(())).await;
+        client
+    }
+}
+
+struct Client {
+    client: AsyncClient,
+    events: EventLoop,
+    /// Messages that came while something else was awaited.
+    messages: VecDeque<(String, Vec<u8>)>,
+}
+
+impl Client {
+    /// Reads until something wanted comes; messages are kept for later.
+    async fn until<T>(&mut self, wanted: impl Fn(&Packet) -> Option<T>) -> T {
+        loop {
+            let packet = self.packet().await;
+            if let Packet::Publish(publish) = &packet {
+                let topic = String::from_utf8(publish.topic.to_vec()).unwrap();
+                self.messages.push_back((topic, publish.payload.to_vec()));
+            }
+            if let Some(found) = wanted(&packet) {
+                return found;
+            }
+        }
+    }
+
+    async fn packet(&mut self) -> Packet {
+        let next = async {
+            loop {
+                if let Event::Incoming(packet) = self.events.poll().await.unwrap() {
+                    return packet;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), next).await.expect("what was awaited never came")
+    }
+
+    async fn subscribe(&mut self, filter: &str) {
+        self.client.subscribe(filter, QoS::AtLeastOnce).await.unwrap();
+        self.until(|packet| matches!(packet, Packet::SubAck(_)).then_some(())).await;
+    }
+
+    async fn publish(&mut self, topic: &str, payload: &[u8]) -> PubAckReason {
+        self.publish_with(topic, payload, PublishProperties::default()).await
+    }
+
+    async fn publish_with(&mut self, topic: &str, payload: &[u8], properties: PublishProperties) -> PubAckReason {
+        self.client
+            .publish_with_properties(topic, QoS::AtLeastOnce, false, payload.to_vec(), properties)
+            .await
+            .unwrap();
+        self.until(|packet| match packet {
+            Packet::PubAck(ack) => Some(ack.reason),
+            _ => None,
+        })
+        .await
+    }
+
+    /// The next message whose topic ends like that.
+    async fn message(&mut self, end: &str) -> Vec<u8> {
+        loop {
+            if let Some(at) = self.messages.iter().position(|(topic, _)| topic.ends_with(end)) {
+                return self.messages.remove(at).unwrap().1;
+            }
+            self.until(|packet| matches!(packet, Packet::Publish(_)).then_some(())).await;
+        }
+    }
+
+    async fn receipt(&mut self) -> Receipt {
+        serde_json::from_slice(&self.message("/receipt").await).unwrap()
+    }
+
+    async fn ask(&mut self, op: &str, ask: Value) -> Value {
+        let topic = format!("mp/p/c/{}/ask/{op}", self.events.options.client_id());
+        self.client.publish(topic, QoS::AtMostOnce, false, ask.to_string()).await.unwrap();
+        serde_json::from_slice(&self.message(&format!("/answer/{op}")).await).unwrap()
+    }
+}
+
+fn properties(user: &[(&str, &str)]) -> PublishProperties {
+    let user_properties = user.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    PublishProperties { user_properties, ..PublishProperties::default() }
+}
+
+fn by_count() -> Policy {
+    Policy { grouping: Grouping::Count, count: 100, ..Policy::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_is_acknowledged_receipted_and_found() {
+    let server = server(by_count()).await;
+    let mut publisher = server.client(Role::Publisher).await;
+    publisher.subscribe("mp/p/d/publisher/#").await;
+    let large = vec![7; 200 << 10];
+    for (id, bytes) in [("small", &b"hello"[..]), ("large", &large)] {
+        assert_eq!(publisher.publish(&format!("mp/p/c/publisher/up/{id}"), bytes).await, PubAckReason::Success);
+        let receipt = publisher.receipt().await;
+        assert_eq!((receipt.upload.as_str(), receipt.outcome), (id, Outcome::Stored));
+        assert_eq!(receipt.sha256, Some(Sha256::of(bytes)));
+        let status = publisher.ask("status", json!({"upload": id})).await;
+        assert_eq!((&status["batch"], &status["size"]), (&json!(1), &json!(bytes.len())));
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn receipts_that_were_missed_come_in_order_at_the_next_subscription() {
+    let server = server(by_count()).await;
+    let mut publisher = server.client(Role::Publisher).await;
+    publisher.subscribe("mp/p/d/publisher/receipt").await;
+    publisher.publish("mp/p/c/publisher/up/first", b"1").await;
+    publisher.receipt().await;
+    publisher.client.unsubscribe("mp/p/d/publisher/receipt").await.unwrap();
+    publisher.until(|packet| matches!(packet, Packet::UnsubAck(_)).then_some(())).await;
+    for id in ["a", "b", "c"] {
+        publisher.publish(&format!("mp/p/c/publisher/up/{id}"), id.as_bytes()).await;
+    }
+    publisher.subscribe("mp/p/d/publisher/receipt").await;
+    // The cursor moves a moment after the acknowledgement: the first one may come again, the others must come.
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        let receipt = publisher.receipt().await;
+        if receipt.upload != "first" {
+            seen.push(receipt.upload);
+        }
+    }
+    assert_eq!(seen, ["a", "b", "c"]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_carry_their_code_and_leave_the_id_free() {
+    let server = server(by_count()).await;
+    let mut publisher = server.client(Role::Publisher).await;
+    publisher.subscribe("mp/p/d/publisher/receipt").await;
+    let wrong = properties(&[("sha256", &"0".repeat(64))]);
+    let reason = publisher.publish_with("mp/p/c/publisher/up/u", b"bytes", wrong).await;
+    assert_eq!(reason, PubAckReason::PayloadFormatInvalid);
+    let receipt = publisher.receipt().await;
+    assert_eq!((receipt.outcome, receipt.error.unwrap().code), (Outcome::Refused, Code::Mismatch));
+    assert_eq!(publisher.publish("mp/p/c/publisher/up/u", b"bytes").await, PubAckReason::Success);
+    assert_eq!(publisher.receipt().await.outcome, Outcome::Stored);
+    assert_ne!(publisher.publish("mp/p/c/publisher/up/u", b"other").await, PubAckReason::Success);
+    assert_eq!(publisher.receipt().await.error.unwrap().code, Code::Conflict);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_card_comes_at_subscribe_and_an_operator_hears_of_uploads() {
+    let server = server(by_count()).await;
+    let mut operator = server.client(Role::Operator).await;
+    operator.subscribe("mp/p/pool").await;
+    let card: Value = serde_json::from_slice(&operator.message("/pool").await).unwrap();
+    assert_eq!((&card["pool"], &card["grouping"]), (&json!("p"), &json!("count")));
+    operator.subscribe("mp/p/event/#").await;
+    let mut publisher = server.client(Role::Publisher).await;
+    publisher.publish("mp/p/c/publisher/up/u", b"bytes").await;
+    let event: Value = serde_json::from_slice(&operator.message("/event/uploads").await).unwrap();
+    assert_eq!((&event["stored"], &event["bytes"]), (&json!(1), &json!(5)));
+    server.stop().await;
+}
