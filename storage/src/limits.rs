@@ -33,6 +33,10 @@ pub mod embedded {
     /// Largest object of one PUT, in bytes: what S3 allows. Larger ones are multipart.
     pub const OBJECT: u64 = 5 << 30;
 
+    /// Free bytes of the disk that uploads leave alone, so that objects can still be deleted and the ledger, which
+    /// mostly lies on the same disk, can still commit.
+    pub const MIN_FREE: u64 = 64 << 20;
+
     /// Connections at once; who comes later waits in the listener's backlog. Each may hold two chunks of [`CHUNK`].
     pub const CONNECTIONS: usize = 1024;
 

@@ -145,3 +145,32 @@ async fn stopping_lets_a_running_upload_finish() {
     let server = Server::serve(dir, embedded).await;
     assert!(server.storage.get(&object("k"), 2 << 20).await.unwrap() == declared);
 }
+
+#[tokio::test]
+async fn a_disk_without_room_refuses_uploads_and_still_serves_and_deletes() {
+    let server = Server::start().await;
+    let body = Bytes::from_static(b"old");
+    for key in ["k", "j"] {
+        server.storage.put(&object(key), body.clone(), Sha256::of(&body)).await.unwrap();
+    }
+    let dir = server.stop().await;
+    let mut config = embedded_config();
+    config.min_free = u64::MAX / 2;
+    let embedded = embedded::open(dir.path(), config).unwrap();
+    let server = Server::serve(dir, embedded).await;
+
+    let new = bytes(1 << 20);
+    let put = server.put_request("k", &new, new.clone()).send().await.unwrap();
+    assert_eq!(common::refusal(put).await, (507, "InsufficientStorage".into()));
+    assert!(
+        server
+            .storage
+            .put(&object("k"), new.clone().into(), Sha256::of(&new))
+            .await
+            .unwrap_err()
+            .is_temporary()
+    );
+    assert_eq!(server.storage.get(&object("k"), 3).await.unwrap(), body);
+    server.storage.delete(&object("j")).await.unwrap();
+    server.settles_at(1).await;
+}

@@ -47,12 +47,14 @@ pub(super) struct Swept {
 pub(super) struct Blobs {
     incoming: PathBuf,
     blobs: PathBuf,
+    /// Free bytes of the disk that bodies leave alone.
+    min_free: u64,
 }
 
 impl Blobs {
     /// Makes the directories where they are missing.
-    pub(super) fn open(root: &Path) -> io::Result<Self> {
-        let this = Self { incoming: root.join("incoming"), blobs: root.join("blobs") };
+    pub(super) fn open(root: &Path, min_free: u64) -> io::Result<Self> {
+        let this = Self { incoming: root.join("incoming"), blobs: root.join("blobs"), min_free };
         make_dir(&this.incoming)?;
         make_dir(&this.blobs)?;
         for shard in 0..=u8::MAX {
@@ -63,8 +65,14 @@ impl Blobs {
         Ok(this)
     }
 
-    /// A new, empty body.
-    pub(super) fn create(&self) -> io::Result<Incoming> {
+    /// A new body of so many bytes, of which none is there yet. Bodies on their way do not know of each other, so that
+    /// many at once may still fill the disk; then writing fails.
+    pub(super) fn create(&self, size: u64) -> io::Result<Incoming> {
+        let disk = rustix::fs::statvfs(&self.incoming)?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free < self.min_free.saturating_add(size) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let id = BlobId::random()?;
         let path = self.incoming.join(id.name());
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;

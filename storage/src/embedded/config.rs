@@ -18,6 +18,9 @@ pub struct EmbeddedConfig {
     pub secret_key: Secret,
     /// Largest object of one PUT, in bytes.
     pub max_object: u64,
+    /// Free bytes of the disk that uploads leave alone: an upload that would take more gets 507. Raising it leaves more
+    /// room for the ledger.
+    pub min_free: u64,
     /// Connections at once; later ones wait. Each costs up to 1 MiB of memory while it moves a body.
     pub max_connections: usize,
     /// Uploads at once; later ones wait a while, then are told to slow down.
@@ -39,6 +42,7 @@ impl EmbeddedConfig {
             access_key: access_key.into(),
             secret_key,
             max_object: limits::OBJECT,
+            min_free: limits::MIN_FREE,
             max_connections: limits::CONNECTIONS,
             max_uploads: limits::UPLOADS,
             idle_timeout: limits::IDLE,

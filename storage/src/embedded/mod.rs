@@ -40,6 +40,9 @@
 //! removes those, and everything in `incoming/`. Rows whose file is gone are kept and reported: that is damage, not a
 //! crash. Files that are not named like a blob are left alone.
 //!
+//! A disk that is full refuses uploads (507) and keeps what it has. Uploads stop a little earlier than that, because
+//! deleting an object also needs room for a moment, in the catalogue.
+//!
 //! # Where things are
 //!
 //! `serve` accepts connections and keeps their limits; `service` speaks S3; `conditions`, `list` and `errors` are its
@@ -84,5 +87,5 @@ pub struct Embedded {
 /// A bad configuration, a directory that another process has open or that a newer program wrote, or trouble with the disk.
 pub fn open(dir: &Path, config: EmbeddedConfig) -> Result<Embedded, OpenError> {
     config.validate().map_err(|BadConfig(wrong)| OpenError::Config(BadConfig(wrong)))?;
-    Ok(Embedded { store: Arc::new(Store::open(dir)?), config: Arc::new(config) })
+    Ok(Embedded { store: Arc::new(Store::open(dir, config.min_free)?), config: Arc::new(config) })
 }

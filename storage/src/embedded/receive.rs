@@ -122,9 +122,9 @@ pub(super) async fn receive(
             Some(writing) => Some(join(writing).await?),
             None => None,
         };
-        let store = Arc::clone(store);
+        let (store, size) = (Arc::clone(store), declared.size);
         let write = move || {
-            let mut incoming = begun.map_or_else(|| store.create(), Ok)?;
+            let mut incoming = begun.map_or_else(|| store.create(size), Ok)?;
             incoming.write(&batch)?;
             Ok((store, incoming))
         };

@@ -60,7 +60,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
+    pub(super) fn open(dir: &Path, min_free: u64) -> Result<Self, OpenError> {
         let disk = |error| OpenError::Disk { path: dir.to_owned(), error };
         if !dir.is_dir() {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(disk)?;
@@ -81,7 +81,7 @@ impl Store {
         let path = dir.join("catalog.sqlite");
         let rows = |error| OpenError::Catalog { path: path.clone(), error };
         let catalog = Catalog::open(&path).map_err(rows)?;
-        let blobs = Blobs::open(dir).map_err(disk)?;
+        let blobs = Blobs::open(dir, min_free).map_err(disk)?;
         let swept = blobs.sweep(|first| catalog.blobs(first)).map_err(rows)?;
         if swept.unfinished + swept.orphans > 0 {
             tracing::info!(swept.unfinished, swept.orphans, "removed bodies that no object has");
@@ -92,9 +92,9 @@ impl Store {
         Ok(Self { blobs, catalog, _lock: lock })
     }
 
-    /// A new, empty body. Blocks.
-    pub(super) fn create(&self) -> io::Result<Incoming> {
-        self.blobs.create()
+    /// A new body of so many bytes, of which none is there yet. Blocks.
+    pub(super) fn create(&self, size: u64) -> io::Result<Incoming> {
+        self.blobs.create(size)
     }
 
     /// Puts a complete body on disk for good. Blocks. Until [`Store::publish`] it is nobody's.
