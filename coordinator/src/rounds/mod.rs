@@ -56,9 +56,10 @@
 //! | `grouping` | event times, windows, labels, lateness: the batch of an upload |
 //! | `sealing` | causes, their order, the minimum and carrying |
 //! | `transition`, `leases` | the life of a round; who may take, extend, commit and give back |
+//! | `publishers` | who counts, and what they said by `complete` |
 //! | `results` | versions and the pointer |
 //! | `pool` | the value itself: an event in, facts out; start from rows |
-//! | `batches`, `publishers`, `agenda` | what the rules look things up in |
+//! | `batches`, `agenda` | what the rules look things up in |
 
 #![deny(clippy::wildcard_enum_match_arm)]
 

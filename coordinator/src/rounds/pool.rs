@@ -99,45 +99,33 @@ impl Pool {
 
     fn handle(&mut self, now: Timestamp, event: Event, facts: &mut Vec<Fact>) -> Result<Reply, Refusal> {
         match event {
-            Event::Upload(upload) => return Ok(self.upload(&upload, now, facts)),
-            Event::CompleteThrough { member, through } => {
-                return self.complete_through(member, through, now, facts);
-            }
-            Event::CompleteLabel { member, label } => return self.complete_label(member, &label, now, facts),
-            Event::Trigger { target, take } => return self.trigger(&target, take, now, facts),
-            Event::Claim { member, round } => return self.claim(member, round, now, facts),
-            Event::Beat { member, round, attempt } => return self.beat(member, round, attempt, now, facts),
-            Event::Result { member, round, attempt } => {
-                return self.result(member, round, attempt, now, facts);
-            }
+            Event::Upload(upload) => Ok(self.upload(&upload, now, facts)),
+            Event::CompleteThrough { member, through } => self.complete_through(member, through, now, facts),
+            Event::CompleteLabel { member, label } => self.complete_label(member, &label, now, facts),
+            Event::Trigger { target, take } => self.trigger(&target, take, now, facts),
+            Event::Claim { member, round } => self.claim(member, round, now, facts),
+            Event::Beat { member, round, attempt } => self.beat(member, round, attempt, now, facts),
+            Event::Result { member, round, attempt } => self.result(member, round, attempt, now, facts),
             Event::Fail { member, round, attempt, retryable } => {
-                return self.fail(member, round, attempt, retryable, now, facts);
+                self.fail(member, round, attempt, retryable, now, facts)
             }
-            Event::Ready { round } => return self.ready(round, now, facts),
-            Event::Retry { round } => return self.retry(round, now, facts),
-            Event::Rollback { of } => return self.roll_back(of, facts),
-            Event::PublisherAdded { member } => {
-                if !self.publishers.contains(member) {
-                    self.publishers.add(member, None);
-                    self.batches.joined(member);
-                }
-            }
-            Event::MemberRemoved { member } => {
-                if self.publishers.contains(member) {
-                    self.publishers.remove(member);
-                    self.batches.left(member);
-                }
-                self.rounds.evict(member, now, &self.policy, facts);
-            }
-            Event::Policy(policy) => {
-                let problems = policy.problems();
-                if !problems.is_empty() {
-                    return Err(Refusal::new(Code::Malformed, problems.join("; ")));
-                }
-                self.policy = *policy;
-            }
-            Event::Tick => return Ok(Reply::Done),
+            Event::Ready { round } => self.ready(round, now, facts),
+            Event::Retry { round } => self.retry(round, now, facts),
+            Event::Rollback { of } => self.roll_back(of, facts),
+            Event::PublisherAdded { member } => Ok(self.join(member, now)),
+            Event::MemberRemoved { member } => Ok(self.leave(member, now, facts)),
+            Event::Policy(policy) => self.adopt(*policy, now),
+            Event::Tick => Ok(Reply::Done),
         }
+    }
+
+    /// Another policy from now on: what it changes about open batches is sealed at once.
+    fn adopt(&mut self, policy: Policy, now: Timestamp) -> Result<Reply, Refusal> {
+        let problems = policy.problems();
+        if !problems.is_empty() {
+            return Err(Refusal::new(Code::Malformed, problems.join("; ")));
+        }
+        self.policy = policy;
         self.batches.reschedule_all(now, &self.policy, &self.publishers);
         Ok(Reply::Done)
     }

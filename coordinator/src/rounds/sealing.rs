@@ -191,7 +191,7 @@ impl Pool {
     }
 
     /// The open batch that a trigger means.
-    fn aim(&self, target: &Target, now: Timestamp) -> Result<BatchNo, Refusal> {
+    pub(super) fn aim(&self, target: &Target, now: Timestamp) -> Result<BatchNo, Refusal> {
         let (batch, what) = match target {
             Target::Window(start) => {
                 let starts = |batch: &&OpenBatch| match batch.row.group {
@@ -215,48 +215,5 @@ impl Pool {
             }
         };
         batch.map(|open| open.row.batch).ok_or_else(|| Refusal::new(Code::NotFound, what))
-    }
-
-    /// `complete {through}`: monotone, so that less than before says nothing.
-    pub(super) fn complete_through(
-        &mut self,
-        member: MemberId,
-        through: Timestamp,
-        now: Timestamp,
-        facts: &mut Vec<Fact>,
-    ) -> Result<Reply, Refusal> {
-        self.require_publisher(member)?;
-        let before = self.publishers.all_through();
-        if self.publishers.complete(member, through) {
-            facts.push(Fact::CompletedThrough { member, through });
-        }
-        if self.publishers.all_through() != before {
-            self.batches.reschedule_all(now, &self.policy, &self.publishers);
-        }
-        Ok(Reply::Done)
-    }
-
-    /// `complete {label}`: of the part that is open now.
-    pub(super) fn complete_label(
-        &mut self,
-        member: MemberId,
-        label: &millpond_protocol::Label,
-        now: Timestamp,
-        facts: &mut Vec<Fact>,
-    ) -> Result<Reply, Refusal> {
-        self.require_publisher(member)?;
-        let batch = self.aim(&Target::Label(label.clone()), now)?;
-        if self.batches.get_mut(batch).is_some_and(|open| open.complete(member)) {
-            facts.push(Fact::CompletedLabel { batch, member });
-            self.batches.reschedule(batch, now, &self.policy, &self.publishers);
-        }
-        Ok(Reply::Done)
-    }
-
-    fn require_publisher(&self, member: MemberId) -> Result<(), Refusal> {
-        if self.publishers.contains(member) {
-            return Ok(());
-        }
-        Err(Refusal::new(Code::Unauthorized, "only a publisher of the pool can say that it has nothing more"))
     }
 }

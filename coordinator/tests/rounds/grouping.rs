@@ -168,6 +168,14 @@ fn open_batches_keep_their_bounds_when_the_policy_changes() {
 }
 
 #[test]
+fn an_open_window_takes_uploads_until_its_own_deadline_though_the_policy_has_a_shorter_one_by_now() {
+    let mut p = pool("window_s = 3600, deadline_s = 600");
+    p.at("10:30").upload("a", "10:20");
+    let policy = Policy { deadline_s: 60, ..p.pool.policy().clone() };
+    p.event(Event::Policy(Box::new(policy))).at("11:05").upload("a", "10:59").says("in 1");
+}
+
+#[test]
 fn a_policy_with_problems_is_refused() {
     let mut p = pool("");
     let policy = Policy { window_s: 1, ..Policy::default() };

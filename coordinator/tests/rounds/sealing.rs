@@ -119,6 +119,12 @@ fn a_revoked_member_counts_for_no_quorum() {
 }
 
 #[test]
+fn without_publishers_there_is_no_quorum() {
+    let mut p = pool("grouping = 'label', quorum_share = 0.5").publishers("");
+    p.at("10:00").label("z", "x").says("in 1").does(&["batch 1 opens for x part 1"]);
+}
+
+#[test]
 fn a_window_is_complete_when_every_publisher_has_said_so_past_its_end() {
     let mut p = pool("window_s = 3600");
     p.at("10:30")
@@ -189,6 +195,20 @@ fn a_part_of_a_label_is_complete_when_every_publisher_has_said_so_of_it() {
     p.complete_label("b", "x").does(&["batch 1 of 1 sealed by complete", "round 1 sealed"]);
     p.complete_label("b", "x").says("not_found");
     p.label("a", "x").says("in 3, late").complete_label("b", "x").does(&[]);
+}
+
+#[test]
+fn what_a_revoked_member_said_of_a_label_counts_no_more() {
+    let mut p = pool("grouping = 'label'");
+    p.at("10:00").label("a", "x").complete_label("a", "x").remove("a").complete_label("b", "x").does(&[]);
+    p.complete_label("c", "x").does(&["batch 1 of 1 sealed by complete", "round 1 sealed"]);
+}
+
+#[test]
+fn completion_does_not_wait_for_the_grace_of_a_quorum() {
+    let mut p = pool("window_s = 3600, quorum = 1, grace_s = 600").publishers("a");
+    p.at("10:30").upload_now("a").complete("a", "11:00");
+    p.does(&["batch 1 of 1 sealed by complete", "round 1 sealed"]);
 }
 
 #[test]
