@@ -113,7 +113,12 @@ impl Client {
         self.publish_with(topic, payload, PublishProperties::default()).await
     }
 
-    async fn publish_with(&mut self, topic: &str, payload: &[u8], properties: PublishProperties) -> PubAckReason {
+    async fn publish_with(
+        &mut self,
+        topic: &str,
+        payload: &[u8],
+        properties: PublishProperties,
+    ) -> PubAckReason {
         self.client
             .publish_with_properties(topic, QoS::AtLeastOnce, false, payload.to_vec(), properties)
             .await
@@ -162,7 +167,10 @@ async fn an_upload_is_acknowledged_receipted_and_found() {
     publisher.subscribe("mp/p/d/publisher/#").await;
     let large = vec![7; 200 << 10];
     for (id, bytes) in [("small", &b"hello"[..]), ("large", &large)] {
-        assert_eq!(publisher.publish(&format!("mp/p/c/publisher/up/{id}"), bytes).await, PubAckReason::Success);
+        assert_eq!(
+            publisher.publish(&format!("mp/p/c/publisher/up/{id}"), bytes).await,
+            PubAckReason::Success
+        );
         let receipt = publisher.receipt().await;
         assert_eq!((receipt.upload.as_str(), receipt.outcome), (id, Outcome::Stored));
         assert_eq!(receipt.sha256, Some(Sha256::of(bytes)));

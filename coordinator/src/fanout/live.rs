@@ -143,7 +143,7 @@ fn pools(sql: &Connection) -> LedgerResult<BTreeMap<PoolId, (PoolName, u64)>> {
     let mut pools = BTreeMap::new();
     for row in rows {
         let (id, name, seq) = row?;
-        pools.insert(id, (name.parse().map_err(Refusal::from)?, seq));
+        pools.insert(id, (name.parse()?, seq));
     }
     Ok(pools)
 }

@@ -1,6 +1,6 @@
 //! Where the bytes of uploads and results are.
 
-use millpond_protocol::{FileName, MemberName, Refusal, Sha256, UploadId};
+use millpond_protocol::{FileName, MemberName, Sha256, UploadId};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::objects::{self, Object};
@@ -42,7 +42,7 @@ pub fn upload_body(
     let Some((seq, name, size, sha256, object)) = row else { return Ok(None) };
     Ok(Some(UploadBody {
         seq,
-        name: name.parse().map_err(Refusal::from)?,
+        name: name.parse()?,
         size,
         sha256: Sha256(sha256),
         object: object.map(|id| objects::object(sql, id)).transpose()?,
@@ -71,7 +71,7 @@ pub fn result_body(sql: &Connection, pool: PoolId, version: u64) -> Result<Optio
         .optional()?;
     let Some((name, size, sha256, object, data)) = row else { return Ok(None) };
     Ok(Some(ResultBody {
-        name: name.parse().map_err(Refusal::from)?,
+        name: name.parse()?,
         size,
         sha256: Sha256(sha256),
         object: objects::object(sql, object)?,

@@ -1,5 +1,6 @@
 //! Errors inside a ledger job.
 
+use millpond_protocol::ids::BadName;
 use millpond_protocol::{Code, Refusal};
 
 /// What a job returns.
@@ -14,6 +15,12 @@ pub enum Error {
     Sql(#[from] rusqlite::Error),
     #[error("a row's JSON does not read: {0}")]
     Json(#[from] serde_json::Error),
+}
+
+impl From<BadName> for Error {
+    fn from(bad: BadName) -> Self {
+        Self::Refused(bad.into())
+    }
 }
 
 impl Error {

@@ -2,7 +2,7 @@
 
 use millpond_protocol::message::Outcome;
 use millpond_protocol::message::answer::{ResultInfo, UploadInfo};
-use millpond_protocol::{FileName, Refusal, Sha256, Timestamp, UploadId};
+use millpond_protocol::{FileName, Sha256, Timestamp, UploadId};
 use rusqlite::{Connection, Row, params};
 
 use super::uploads::{CLAMPED, LATE};
@@ -64,15 +64,15 @@ pub fn upload(sql: &Connection, member: i64, upload: &UploadId) -> Result<Option
 }
 
 fn upload_of(row: &Row<'_>) -> Result<(u64, UploadInfo)> {
-    let upload: UploadId = row.get::<_, String>(2)?.parse().map_err(Refusal::from)?;
+    let upload: UploadId = row.get::<_, String>(2)?.parse()?;
     let name = match row.get::<_, Option<String>>(4)? {
-        Some(name) => name.parse().map_err(Refusal::from)?,
+        Some(name) => name.parse()?,
         None => FileName::from(&upload),
     };
     let rule: Option<String> = row.get(3)?;
     let flags: u32 = row.get(9)?;
     let info = UploadInfo {
-        member: row.get::<_, String>(1)?.parse().map_err(Refusal::from)?,
+        member: row.get::<_, String>(1)?.parse()?,
         upload,
         outcome: if rule.is_some() { Outcome::Rejected } else { Outcome::Stored },
         name,
@@ -107,7 +107,7 @@ pub fn results(sql: &Connection, pool: PoolId, before: Option<u64>, max: usize) 
             round: row.get(1)?,
             batch: row.get(2)?,
             of: row.get(3)?,
-            name: row.get::<_, String>(4)?.parse().map_err(Refusal::from)?,
+            name: row.get::<_, String>(4)?.parse()?,
             size: row.get(5)?,
             sha256: Sha256(row.get(6)?),
             committed: Timestamp::clamped(row.get(7)?),

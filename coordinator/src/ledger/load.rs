@@ -48,7 +48,7 @@ pub(super) fn pool(sql: &Connection, id: PoolId, now: Timestamp) -> Result<(Entr
         completed_labels: completed_labels(sql, id)?,
     };
     let (core, facts) = Pool::restore(snapshot, now);
-    let name = name.parse().map_err(millpond_protocol::Refusal::from)?;
+    let name = name.parse()?;
     Ok((Entry { name, core, due: None, counters, policy_version }, facts))
 }
 

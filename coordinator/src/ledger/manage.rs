@@ -140,7 +140,7 @@ impl Tx<'_> {
             .query_map([pool], |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?;
         for name in names {
-            self.revoke_member(pool, &name.parse().map_err(Refusal::from)?)?;
+            self.revoke_member(pool, &name.parse()?)?;
         }
         self.sql
             .prepare_cached("UPDATE pools SET removed = ?2 WHERE id = ?1")?
@@ -190,8 +190,8 @@ pub fn find_token(
         .optional()?;
     let Some((id, name, role, pool)) = found else { return Ok(None) };
     Ok(Some(Principal {
-        pool: pool.parse().map_err(Refusal::from)?,
-        name: name.parse().map_err(Refusal::from)?,
+        pool: pool.parse()?,
+        name: name.parse()?,
         role: role.parse().map_err(|e: String| Refusal::new(Code::Malformed, e))?,
         id,
     }))

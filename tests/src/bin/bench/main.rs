@@ -1,0 +1,44 @@
+//! The benchmarks: each prints its figure beside a reference measured in the same run.
+//!
+//!     cargo run --release -p millpond-tests --bin bench            all of them
+//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, seal, fanout, idle
+//!
+//! The server is a child process, so that its memory can be told from the load's.
+
+mod fanout;
+mod idle;
+mod ingest;
+mod seal;
+mod server;
+mod wire;
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    match (args.next().as_deref(), args.next()) {
+        (Some("serve"), Some(dir)) => server::serve(Path::new(&dir)).await,
+        (None, _) => {
+            ingest::run().await?;
+            seal::run().await?;
+            fanout::run().await?;
+            idle::run().await
+        }
+        (Some("ingest"), None) => ingest::run().await,
+        (Some("seal"), None) => seal::run().await,
+        (Some("fanout"), None) => fanout::run().await,
+        (Some("idle"), None) => idle::run().await,
+        (Some(other), _) => {
+            bail!("there is no benchmark {other}: ingest, seal, fanout, idle, or none for all")
+        }
+    }
+}
+
+/// The value below which `share` of the sorted values lie.
+fn percentile(sorted: &[f64], share: f64) -> f64 {
+    let at = ((sorted.len() as f64 - 1.0) * share).round() as usize;
+    sorted.get(at).copied().unwrap_or(f64::NAN)
+}

@@ -1,0 +1,96 @@
+//! A server in a process of its own, over a directory that was filled beforehand.
+
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use millpond::config::Config;
+use millpond::ledger::Ledger;
+use millpond::rounds::Policy;
+use millpond::server::{Addresses, run};
+use millpond_protocol::{Role, Sha256};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+/// A running server; dropped, it is killed.
+pub struct Server {
+    child: Child,
+    pub addresses: Addresses,
+}
+
+impl Server {
+    /// Starts one over `dir` and waits until it serves.
+    pub async fn start(dir: &Path) -> Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?).arg("serve").arg(dir).spawn()?;
+        let ports = dir.join("ports.json");
+        for _ in 0..600 {
+            if let Ok(text) = std::fs::read(&ports)
+                && let Ok(addresses) = serde_json::from_slice(&text)
+            {
+                return Ok(Self { child, addresses });
+            }
+            if let Some(status) = child.try_wait()? {
+                bail!("the server ended: {status}");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        bail!("the server does not start within a minute")
+    }
+
+    /// Resident memory in MiB: now, and at its peak.
+    pub fn memory(&self) -> Result<(f64, f64)> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let kib = |key: &str| -> Result<f64> {
+            let line = status.lines().find(|line| line.starts_with(key)).context("no such line in /proc")?;
+            Ok(line.split_whitespace().nth(1).context("no number")?.parse::<f64>()? / 1024.0)
+        };
+        Ok((kib("VmRSS:")?, kib("VmHWM:")?))
+    }
+
+    /// Lets the peak begin anew.
+    pub fn reset_peak(&self) -> Result<()> {
+        Ok(std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5")?)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It is our own child, and nothing of it is needed any more.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The child's side.
+pub async fn serve(dir: &Path) -> Result<()> {
+    let mut config = Config::default();
+    config.server.data_dir = dir.to_owned();
+    for listen in [&mut config.mqtt.listen, &mut config.http.listen, &mut config.storage.listen] {
+        listen.set_port(0);
+    }
+    let (ready, _addresses) = oneshot::channel();
+    run(config, CancellationToken::new(), ready).await
+}
+
+/// Makes pool `p` with `publishers` members `pub0` …, `listeners` members `lis0` …, and the processor `proc`. A member's token is its name.
+pub async fn prepare(ledger: &Ledger, policy: Policy, publishers: usize, listeners: usize) -> Result<()> {
+    ledger
+        .write(move |tx| {
+            let (pool, _) = tx.apply_pool(&"p".parse()?, &policy)?;
+            let mut add = |name: String, role| {
+                let token = Sha256::of(name.as_bytes());
+                tx.add_member(pool, &name.parse()?, role, &token)
+            };
+            for n in 0..publishers {
+                add(format!("pub{n}"), Role::Publisher)?;
+            }
+            for n in 0..listeners {
+                add(format!("lis{n}"), Role::Listener)?;
+            }
+            add("proc".into(), Role::Processor)?;
+            Ok(())
+        })
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! The least of an MQTT 3.1.1 client: packets written by hand, so that the load costs little beside the server.
+
+use anyhow::{Result, bail, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+/// One signed-in connection.
+pub struct Connection {
+    pub read: BufReader<OwnedReadHalf>,
+    pub write: OwnedWriteHalf,
+}
+
+impl Connection {
+    /// Signs `member` of pool `p` in; its token is its name.
+    pub async fn open(address: std::net::SocketAddr, member: &str) -> Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let (read, mut write) = stream.into_split();
+        let mut body = Vec::new();
+        text(&mut body, "MQTT");
+        // Protocol level 4; user name, password, clean session; no keepalive.
+        body.extend([4, 0b1100_0010, 0, 0]);
+        for field in [member, &format!("p/{member}"), member] {
+            text(&mut body, field);
+        }
+        write.write_all(&packet(0x10, &body)).await?;
+        let mut connection = Self { read: BufReader::with_capacity(64 << 10, read), write };
+        let (kind, answer) = connection.receive().await?;
+        ensure!(kind == 0x20 && answer == [0, 0], "CONNACK {kind:#x} {answer:?}");
+        Ok(connection)
+    }
+
+    /// The first byte and the body of the next packet.
+    pub async fn receive(&mut self) -> Result<(u8, Vec<u8>)> {
+        let kind = self.read.read_u8().await?;
+        let (mut length, mut shift) = (0_usize, 0);
+        loop {
+            let byte = self.read.read_u8().await?;
+            length |= usize::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                break;
+            }
+            shift += 7;
+            ensure!(shift < 28, "the length does not end");
+        }
+        let mut body = vec![0; length];
+        self.read.read_exact(&mut body).await?;
+        Ok((kind, body))
+    }
+
+    /// Subscribes at QoS 1.
+    pub async fn subscribe(&mut self, filter: &str) -> Result<()> {
+        let mut body = vec![0, 1];
+        text(&mut body, filter);
+        body.push(1);
+        self.write.write_all(&packet(0x82, &body)).await?;
+        loop {
+            let (kind, body) = self.receive().await?;
+            match kind & 0xf0 {
+                0x90 => {
+                    ensure!(body.last() == Some(&1), "{filter} was refused");
+                    return Ok(());
+                }
+                0x30 => {}
+                _ => bail!("packet {kind:#x} in place of SUBACK"),
+            }
+        }
+    }
+}
+
+/// A QoS 1 PUBLISH.
+pub fn publish(id: u16, topic: &str, payload: &[u8]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(topic.len() + payload.len() + 4);
+    text(&mut body, topic);
+    body.extend(id.to_be_bytes());
+    body.extend(payload);
+    packet(0x32, &body)
+}
+
+/// The topic and the payload of a received PUBLISH with its packet id, if it has one.
+pub fn parse_publish(kind: u8, body: &[u8]) -> Option<(&str, Option<u16>, &[u8])> {
+    let length = usize::from(u16::from_be_bytes(body.get(..2)?.try_into().ok()?));
+    let topic = std::str::from_utf8(body.get(2..2 + length)?).ok()?;
+    let rest = body.get(2 + length..)?;
+    if kind & 0b110 == 0 {
+        return Some((topic, None, rest));
+    }
+    Some((topic, Some(u16::from_be_bytes(rest.get(..2)?.try_into().ok()?)), &rest[2..]))
+}
+
+/// A PUBACK.
+pub fn puback(id: u16) -> Vec<u8> {
+    packet(0x40, &id.to_be_bytes())
+}
+
+fn text(body: &mut Vec<u8>, text: &str) {
+    body.extend((text.len() as u16).to_be_bytes());
+    body.extend(text.as_bytes());
+}
+
+fn packet(kind: u8, body: &[u8]) -> Vec<u8> {
+    let mut packet = vec![kind];
+    let mut length = body.len();
+    loop {
+        let byte = (length & 0x7f) as u8;
+        length >>= 7;
+        packet.push(if length > 0 { byte | 0x80 } else { byte });
+        if length == 0 {
+            break;
+        }
+    }
+    packet.extend(body);
+    packet
+}
