@@ -69,7 +69,6 @@ pub use catalog::CatalogError;
 pub use config::EmbeddedConfig;
 pub use store::OpenError;
 
-use crate::config::BadConfig;
 use store::Store;
 
 /// An open directory of objects, ready to be served.
@@ -86,6 +85,6 @@ pub struct Embedded {
 ///
 /// A bad configuration, a directory that another process has open or that a newer program wrote, or trouble with the disk.
 pub fn open(dir: &Path, config: EmbeddedConfig) -> Result<Embedded, OpenError> {
-    config.validate().map_err(|BadConfig(wrong)| OpenError::Config(BadConfig(wrong)))?;
+    config.validate().map_err(OpenError::Config)?;
     Ok(Embedded { store: Arc::new(Store::open(dir, config.min_free)?), config: Arc::new(config) })
 }

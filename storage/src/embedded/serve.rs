@@ -30,6 +30,9 @@ impl Embedded {
     /// Answers requests on `listener` until `shutdown`, then lets those that are under way go on for
     /// [`EmbeddedConfig::grace`](super::EmbeddedConfig::grace).
     ///
+    /// May run on several listeners at once, each with limits of its own: a listener that only the server itself knows
+    /// stays reachable however many clients are on the public one.
+    ///
     /// # Errors
     ///
     /// None today; a listener that stops working for a moment is tried again.
