@@ -51,10 +51,21 @@ fn rewritten<T: Serialize + DeserializeOwned>(text: &str) -> Map<String, Value> 
 #[derive(serde::Serialize, serde::Deserialize)]
 struct HeadOnly {}
 
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Latest {
+    result: Option<Pointer>,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Uploads {
+    uploads: Vec<answer::UploadInfo>,
+    cursor: Option<String>,
+}
+
 #[test]
 fn every_example_is_what_the_types_read_and_write() {
     let examples = examples();
-    assert!(examples.len() >= 27, "examples are gone");
+    assert!(examples.len() >= 30, "examples are gone");
     for (name, text) in examples {
         let written = match name.as_str() {
             "ask-time" | "ask-latest" => rewritten::<HeadOnly>(&text),
@@ -73,6 +84,9 @@ fn every_example_is_what_the_types_read_and_write() {
             "answer-trigger" => rewritten::<answer::Triggered>(&text),
             "answer-files" => rewritten::<answer::FilesPage>(&text),
             "answer-status" => rewritten::<answer::UploadInfo>(&text),
+            "answer-complete" => rewritten::<HeadOnly>(&text),
+            "answer-latest" => rewritten::<Latest>(&text),
+            "answer-history" => rewritten::<Uploads>(&text),
             "answer-get" => rewritten::<answer::Bytes>(&text),
             "answer-error" => rewritten::<ErrorBody>(&text),
             "card" => rewritten::<Card>(&text),
