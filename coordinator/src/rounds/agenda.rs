@@ -20,8 +20,12 @@ impl<K> Default for Agenda<K> {
 impl<K: Ord + Clone> Agenda<K> {
     /// Makes `key` due at `at` and at no other time.
     pub(super) fn set(&mut self, key: K, at: Timestamp) {
-        if let Some(before) = self.times.insert(key.clone(), at) {
-            self.order.remove(&(before, key.clone()));
+        match self.times.insert(key.clone(), at) {
+            Some(before) if before == at => return,
+            Some(before) => {
+                self.order.remove(&(before, key.clone()));
+            }
+            None => {}
         }
         self.order.insert((at, key));
     }

@@ -32,7 +32,7 @@ pub enum Event {
     /// A publisher joined: `complete` and `quorum` count it from now on.
     PublisherAdded { member: MemberId },
     /// A member was revoked or removed, or its role changed: its leases end, it counts no more, and what it said by
-    /// `complete` is void (its rows go with it).
+    /// `complete` is void.
     MemberRemoved { member: MemberId },
     /// The policy changed; open batches keep the bounds and deadlines they opened with. A longer deadline opens windows
     /// again that the shorter one had closed. A policy with problems is `malformed`.

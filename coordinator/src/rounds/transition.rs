@@ -115,7 +115,6 @@ pub(super) fn transition(
 
         (S::Failed { .. }, M::Retry) => {
             next.spent = 0;
-            next.holder = None;
             next.state = if round.ready { S::Offered { since: now } } else { S::Sealed { since: now } };
             RoundStep::Retried
         }

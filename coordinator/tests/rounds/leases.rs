@@ -1,6 +1,6 @@
 //! Who holds a round, for how long, and what happens when nothing comes back.
 
-use millpond::rounds::{Event, Target};
+use millpond::rounds::{Event, Round, Target};
 
 use crate::shell::{Shell, pool};
 
@@ -200,14 +200,14 @@ fn a_round_given_back_before_it_is_ready_is_offered_when_it_is() {
 
 #[test]
 fn an_operator_gives_a_failed_round_three_more_attempts() {
-    let mut p = offered("");
-    p.claim("p").fail("p", 1, 1, false).retry(1).says("done").does(&["round 1 retried"]);
-    p.claim("p")
-        .says("round 1, attempt 2")
-        .fail("p", 1, 2, true)
-        .does(&["round 1 returned, pauses until 10:00:05"]);
-    p.tick("10:00:05").claim("p").says("round 1, attempt 3").fail("p", 1, 3, true).tick("10:00:35");
-    p.claim("p").says("round 1, attempt 4").fail("p", 1, 4, true).does(&["round 1 failed: attempts"]);
+    let mut p = offered("lease_term_s = 60");
+    p.claim("p").fail("p", 1, 1, true).tick("10:00:05").claim("p").fail("p", 1, 2, true).tick("10:00:35");
+    p.claim("p").at("10:02").tick("10:02").does(&["round 1 failed: attempts"]);
+    p.retry(1).says("done").does(&["round 1 retried"]).result("p", 1, 3).says("stale");
+    p.claim("p").says("round 1, attempt 4");
+    p.fail("p", 1, 4, true).does(&["round 1 returned, pauses until 10:02:05"]);
+    p.tick("10:02:05").claim("p").fail("p", 1, 5, true).tick("10:02:35");
+    p.claim("p").says("round 1, attempt 6").fail("p", 1, 6, true).does(&["round 1 failed: attempts"]);
 }
 
 #[test]
@@ -226,7 +226,11 @@ fn a_failed_round_that_was_never_packed_waits_for_that_when_it_is_retried() {
 #[test]
 fn only_a_failed_round_can_be_retried() {
     let mut p = offered("");
-    p.retry(1).says("not_found").claim("p").result("p", 1, 1).retry(1).says("not_found");
+    p.retry(1).says("not_found").claim("p").fail("p", 1, 1, false);
+    let failed = p.rows.rounds[&1].clone();
+    p.event(Event::Retry { round: Round { round: 2, ..failed.clone() } }).says("not_found");
+    p.retry(1).says("done").event(Event::Retry { round: failed }).says("not_found");
+    p.claim("p").result("p", 1, 2).says("version 1").retry(1).says("not_found");
 }
 
 #[test]
@@ -252,8 +256,9 @@ fn at_start_every_live_lease_gets_a_full_term() {
 #[test]
 fn at_start_packing_gets_all_of_its_time() {
     let mut p = pool("");
-    p.at("10:00").upload_now("a").trigger_and_take("p").at("14:00").restart();
-    p.tick("14:29:59").does(&[]).tick("14:30").does(&["round 1 unpacked"]);
+    p.at("10:00").upload_now("a").trigger_and_take("p").upload_now("a").trigger(Target::Oldest);
+    p.at("14:00").restart().tick("14:29:59").does(&[]);
+    p.tick("14:30").does(&["round 1 unpacked", "round 2 unpacked"]);
 }
 
 #[test]

@@ -353,4 +353,5 @@ fn a_restart_changes_no_deadline_and_no_cause() {
     let mut p = pool("window_s = 3600, quorum = 1, grace_s = 60, deadline_s = 600");
     p.at("10:30").upload_now("a").at("15:00").restart().does(&[]);
     p.tick("15:00").does(&["batch 1 of 1 sealed by quorum", "round 1 sealed"]);
+    assert_eq!(p.rows.rounds[&1].sealed, time("11:01"));
 }

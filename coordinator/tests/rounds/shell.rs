@@ -202,11 +202,14 @@ impl Shell {
         } else {
             match event {
                 Event::PublisherAdded { member } => {
-                    self.rows.publishers.entry(member).or_insert(None);
+                    // Who was removed and joins again is another member: its rows are not those of the first.
+                    if !self.rows.publishers.contains_key(&member) {
+                        self.rows.completed_labels.retain(|(_, it)| *it != member);
+                        self.rows.publishers.insert(member, None);
+                    }
                 }
                 Event::MemberRemoved { member } => {
                     self.rows.publishers.remove(&member);
-                    self.rows.completed_labels.retain(|(_, it)| *it != member);
                 }
                 Event::Policy(policy) => self.rows.policy = *policy,
                 _ => {}
