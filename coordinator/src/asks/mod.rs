@@ -1,6 +1,7 @@
 //! The ops of `ask/{op}`, over MQTT and HTTP alike: one function an op, each with a typed request.
 
 pub mod answer;
+mod lease;
 pub mod over_mqtt;
 mod reads;
 mod rounds;

@@ -1,0 +1,100 @@
+//! Objects that dispatch writes: a row before the bytes, the bytes before they count.
+
+use bytes::Bytes;
+use millpond_protocol::{Refusal, Sha256};
+
+use super::{Context, Trouble};
+use crate::ledger::objects::Object;
+use crate::ledger::{Ledger, PoolId, Result, Tx};
+
+/// What dispatch writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Pack,
+    Manifest,
+    Story,
+}
+
+impl Kind {
+    /// The segment of the key after the pool's id.
+    fn segment(self) -> &'static str {
+        match self {
+            Self::Pack => "pack",
+            Self::Manifest => "manifest",
+            Self::Story => "round",
+        }
+    }
+}
+
+/// Writes the object and then runs `count`, which makes it live and says what it is for. Whatever fails dooms the object.
+pub(super) async fn write<T, F>(
+    context: &Context,
+    pool: PoolId,
+    kind: Kind,
+    bytes: Bytes,
+    sha256: Sha256,
+    count: F,
+) -> std::result::Result<T, Trouble>
+where
+    T: Send + 'static,
+    F: FnOnce(&mut Tx<'_>, i64) -> Result<T> + Send + 'static,
+{
+    let object = put(context, pool, kind, bytes, sha256).await?;
+    let id = object.id;
+    let counted = context.ledger.write(move |tx| {
+        tx.live_object(id)?;
+        count(tx, id)
+    });
+    match counted.await {
+        Ok(counted) => Ok(counted),
+        Err(refusal) => {
+            doom(&context.ledger, id).await?;
+            Err(refusal.into())
+        }
+    }
+}
+
+/// Writes the object, which stays `granted`.
+pub(super) async fn put(
+    context: &Context,
+    pool: PoolId,
+    kind: Kind,
+    bytes: Bytes,
+    sha256: Sha256,
+) -> std::result::Result<Object, Trouble> {
+    let size = bytes.len() as u64;
+    let grant = context.ledger.write(move |tx| match kind {
+        // A manifest's key begins with its hash, so that it can be found and checked without the ledger.
+        Kind::Manifest => tx.grant_object(pool, &format!("{}/{sha256}", kind.segment()), size, sha256),
+        Kind::Pack | Kind::Story => tx.grant_object(pool, kind.segment(), size, sha256),
+    });
+    let object = grant.await?;
+    if let Err(error) = context.storage.put(&object.key, bytes, sha256).await {
+        // It may be there all the same: the sweep removes it.
+        doom(&context.ledger, object.id).await?;
+        return Err(error.into());
+    }
+    Ok(object)
+}
+
+/// The object does not count.
+pub(super) async fn doom(ledger: &Ledger, id: i64) -> std::result::Result<(), Refusal> {
+    ledger.write(move |tx| tx.doom_object(id)).await
+}
+
+/// Dooms what an earlier run of this process was about to write.
+pub(super) async fn doom_left_over(ledger: &Ledger) -> std::result::Result<usize, Refusal> {
+    let job = |tx: &mut Tx<'_>| {
+        let mut doomed = 0;
+        for kind in [Kind::Pack, Kind::Manifest, Kind::Story] {
+            doomed += tx
+                .sql()
+                .prepare_cached(
+                    "UPDATE objects SET state = 'doomed' WHERE state = 'granted' AND key GLOB ?1",
+                )?
+                .execute([format!("*/{}/*", kind.segment())])?;
+        }
+        Ok(doomed)
+    };
+    ledger.write(job).await
+}

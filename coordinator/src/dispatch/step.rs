@@ -1,0 +1,114 @@
+//! What is to be done for a pool, found from its rows; the most urgent first.
+
+use millpond_protocol::{Refusal, limits};
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::pack::{self, Fill};
+use super::seal::{self, Sealed};
+use super::{Context, Trouble, story};
+use crate::ledger::{Ledger, PoolId, Result, row_id};
+use crate::rounds::policy::Select;
+use crate::rounds::{Event, Policy};
+
+/// The next thing to do.
+enum Step {
+    /// Packs and manifest of a sealed batch.
+    Seal(Box<Sealed>),
+    /// A round's manifest is there and its core does not know.
+    Ready(u64),
+    /// Payloads that are in a pack.
+    Purge { batch: i64, n: u64 },
+    /// A full pack of an open batch.
+    Pack(i64),
+    /// `round.json` of an ended round.
+    Story(u64),
+}
+
+/// Takes one step after the other until nothing is left.
+pub(super) async fn work(context: Context, pool: PoolId) -> std::result::Result<(), Trouble> {
+    while let Some(step) = context.ledger.read(move |sql| next(sql, pool)).await? {
+        match step {
+            Step::Seal(sealed) => seal::finish(&context, pool, *sealed).await?,
+            Step::Ready(round) => ready(&context, pool, round).await?,
+            Step::Purge { batch, n } => pack::purge(&context, batch, n).await?,
+            Step::Pack(batch) => {
+                if !pack::write(&context, pool, batch, Fill::Full).await? {
+                    return Err(Trouble::Corrupt(format!("batch {batch} counts more than it has")));
+                }
+            }
+            Step::Story(round) => story::write(&context, pool, round).await?,
+        }
+    }
+    Ok(())
+}
+
+fn next(sql: &Connection, pool: PoolId) -> Result<Option<Step>> {
+    if let Some(sealed) = seal::next(sql, pool)? {
+        return Ok(Some(Step::Seal(Box::new(sealed))));
+    }
+    let unready: Option<u64> = sql
+        .prepare_cached(
+            "SELECT r.round FROM rounds r JOIN manifests m ON m.pool_id = r.pool_id AND m.seq = r.round \
+             WHERE r.pool_id = ?1 AND r.state NOT IN ('committed', 'failed') \
+             AND NOT json_extract(r.record, '$.ready') LIMIT 1",
+        )?
+        .query_row([pool], |row| row.get(0))
+        .optional()?;
+    if let Some(round) = unready {
+        return Ok(Some(Step::Ready(round)));
+    }
+    let unpurged = sql
+        .prepare_cached(
+            "SELECT batch_id, n FROM packs WHERE purged = 0 AND batch_id >= ?1 AND batch_id < ?2 \
+             ORDER BY batch_id, n LIMIT 1",
+        )?
+        .query_row(params![row_id(pool, 0), row_id(pool + 1, 0)], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    if let Some((batch, n)) = unpurged {
+        return Ok(Some(Step::Purge { batch, n }));
+    }
+    if let Some(batch) = full(sql, pool)? {
+        return Ok(Some(Step::Pack(batch)));
+    }
+    Ok(story::untold(sql, pool)?.map(Step::Story))
+}
+
+/// An open batch with a pack's worth of small files, in a pool where every file counts.
+fn full(sql: &Connection, pool: PoolId) -> Result<Option<i64>> {
+    let found: Option<(i64, String)> = sql
+        .prepare_cached(
+            "SELECT b.id, p.policy FROM batches b JOIN pools p ON p.id = b.pool_id \
+             WHERE b.pool_id = ?1 AND b.state = 'open' AND b.small_bytes - b.packed_bytes >= ?2 ORDER BY b.id LIMIT 1",
+        )?
+        .query_row(params![pool, limits::PACK_MAX], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((batch, policy)) = found else { return Ok(None) };
+    let policy: Policy = serde_json::from_str(&policy)?;
+    Ok((policy.select == Select::All).then_some(batch))
+}
+
+async fn ready(context: &Context, pool: PoolId, round: u64) -> std::result::Result<(), Trouble> {
+    let job = context.ledger.write(move |tx| {
+        // It may have ended since it was read.
+        if tx.core(pool)?.round(round).is_some_and(|live| !live.ready) {
+            tx.apply(pool, Event::Ready { round })?;
+        }
+        Ok(tx.core(pool)?.round(round).is_none_or(|live| live.ready))
+    });
+    match job.await? {
+        true => Ok(()),
+        false => Err(Trouble::Corrupt(format!("round {round} does not take that it is ready"))),
+    }
+}
+
+/// Every pool.
+pub(super) async fn pools(ledger: &Ledger) -> std::result::Result<Vec<PoolId>, Refusal> {
+    ledger
+        .read(|sql| {
+            let mut statement =
+                sql.prepare_cached("SELECT id FROM pools WHERE removed IS NULL ORDER BY id")?;
+            let rows = statement.query_map([], |row| row.get(0))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
+        .await
+}

@@ -1,0 +1,10 @@
+//! Dispatch over a real ledger and the real embedded storage: packs, manifests, leases and the ops of rounds.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod asks;
+mod manifests;
+mod packs;
+mod seal_to_ready;
+mod trouble;
+mod world;

@@ -1,0 +1,140 @@
+//! What manifests say, and how they hang together.
+
+use millpond_protocol::access::Op;
+use millpond_protocol::{Role, Sha256, Timestamp};
+use serde_json::{Value, json};
+
+use crate::world::{World, file, files, window};
+
+fn lines(manifest: &[u8]) -> (Value, Vec<Value>) {
+    let mut lines =
+        manifest.split(|b| *b == b'\n').map(|line| serde_json::from_slice(line).unwrap_or_default());
+    let header = lines.next().unwrap();
+    let mut entries: Vec<Value> = lines.collect();
+    // The file ends with a newline.
+    assert_eq!(entries.pop(), Some(Value::Null));
+    (header, entries)
+}
+
+fn uploads(entries: &[Value]) -> Vec<String> {
+    let path = |e: &Value| format!("{}/{}", e["member"].as_str().unwrap(), e["upload"].as_str().unwrap());
+    entries.iter().map(path).collect()
+}
+
+#[tokio::test]
+async fn a_manifest_lists_every_upload_with_what_its_member_said_of_it() {
+    let mut world = World::new(json!({})).await;
+    world.dispatch();
+    let b = world.member("b", Role::Publisher).await;
+    let a = world.member("a", Role::Publisher).await;
+    let mut told = file("told", "hello\n");
+    told.name = Some("täglich.csv".parse().unwrap());
+    told.content_type = Some("text/csv".into());
+    told.meta = Some("{\n  \"unit\": \"K\"\n}".into());
+    world.upload(&b, vec![told, file("plain", "x")]).await;
+    world.upload_large(&a, "large", vec![1; 200 << 10]).await;
+    let trigger = json!({"id": "t", "window": window()});
+    let operator = world.member("boss", Role::Operator).await;
+    world.ask(&operator, Op::Trigger, trigger).await.unwrap();
+
+    let manifest = world.manifest(1).await;
+    let (header, entries) = lines(&manifest);
+    let to = window().after(std::time::Duration::from_secs(3600));
+    let expected = json!({"pool": "p", "seq": 1, "prev": null, "cause": "trigger", "from": window(), "to": to,
+        "count": 3, "bytes": (200 << 10) + 7, "policy_version": 1});
+    assert_eq!(header, expected);
+    assert_eq!(uploads(&entries), ["a/large", "b/plain", "b/told"]);
+    let expected = json!({"member": "b", "upload": "told", "name": "täglich.csv", "size": 6,
+        "sha256": Sha256::of(b"hello\n"), "event_time": window(), "content_type": "text/csv", "meta": {"unit": "K"}});
+    assert_eq!(entries[2], expected);
+    let key: String = world
+        .sql(|sql| {
+            sql.query_row("SELECT key FROM objects WHERE key LIKE '%/manifest/%'", [], |row| row.get(0))
+        })
+        .await;
+    assert!(key.contains(&Sha256::of(&manifest).to_string()), "{key}");
+}
+
+#[tokio::test]
+async fn the_manifests_of_a_pool_are_a_chain_over_skipped_batches_too() {
+    let policy = json!({"grouping": "count", "count": 2, "min_members": 2, "below_minimum": "skip"});
+    let mut world = World::new(policy).await;
+    let (a, b) = (world.member("a", Role::Publisher).await, world.member("b", Role::Publisher).await);
+    // The middle one has one member only and is skipped.
+    for (n, who) in [&a, &b, &a, &a, &b, &a].into_iter().enumerate() {
+        world.upload(who, vec![file(&format!("u{n}"), format!("{n}"))]).await;
+    }
+    world.dispatch();
+    world.until("SELECT count(*) FROM manifests", 3).await;
+    let mut prev = Value::Null;
+    for seq in 1..=3 {
+        let manifest = world.manifest(seq).await;
+        let (header, entries) = lines(&manifest);
+        assert_eq!((&header["seq"], &header["prev"], entries.len()), (&json!(seq), &prev, 2));
+        prev = json!(Sha256::of(&manifest));
+    }
+    assert_eq!(world.number("SELECT count(*) FROM packs").await, 2);
+    assert_eq!(world.number("SELECT count(*) FROM rounds WHERE json_extract(record, '$.ready')").await, 2);
+}
+
+#[tokio::test]
+async fn what_was_carried_into_a_batch_is_packed_and_listed_with_it() {
+    let policy = json!({"window_s": 3600, "deadline_s": 1, "min_uploads": 3, "below_minimum": "carry"});
+    let mut world = World::new(policy).await;
+    world.dispatch();
+    let who = world.member("edge", Role::Publisher).await;
+    // The window ended long ago, so its batch is due at once, and too small: it joins the window of now.
+    let early = world.member("early", Role::Publisher).await;
+    world.upload(&early, vec![file("old", "old")]).await;
+    let mut new = files(0..2, 100);
+    for file in &mut new {
+        file.event_time = None;
+    }
+    world.upload(&who, new).await;
+    world.until("SELECT count(*) FROM batches WHERE state = 'open'", 1).await;
+    let operator = world.member("boss", Role::Operator).await;
+    world.ask(&operator, Op::Trigger, json!({"id": "t", "which": "open"})).await.unwrap();
+    let (header, entries) = lines(&world.manifest(1).await);
+    assert_eq!(header["count"], 3);
+    assert_eq!(uploads(&entries), ["early/old", "edge/u000000", "edge/u000001"]);
+    assert_eq!(world.number("SELECT sum(files) FROM packs").await, 3);
+    world.until("SELECT count(*) FROM payloads", 0).await;
+}
+
+#[tokio::test]
+async fn superseded_uploads_are_marked_and_stay_out_of_packs_and_leases() {
+    for (select, counts) in [("latest", ["b", "large-2"]), ("first", ["a", "large-1"])] {
+        let mut world = World::new(json!({"select": select})).await;
+        let who = world.member("edge", Role::Publisher).await;
+        let big = world.member("huge", Role::Publisher).await;
+        let at = |ms| Some(Timestamp::from_millis(window().as_millis() + ms).unwrap());
+        // Of equal times the upload id decides; the order of arrival never does.
+        let mut sent = vec![file("b", "b"), file("a", "a"), file("middle", "m")];
+        for (file, ms) in sent.iter_mut().zip([5, 1, 3]) {
+            file.event_time = at(ms);
+        }
+        world.upload(&who, sent).await;
+        for name in ["large-2", "large-1"] {
+            world.upload_large(&big, name, name.repeat(30_000).into_bytes()).await;
+        }
+        let server = world.member("server", Role::Processor).await;
+        world.dispatch();
+        let ask = json!({"id": "t", "take": true, "wait_s": 60});
+        let triggered = world.ask(&server, Op::Trigger, ask).await.unwrap();
+
+        let (_, entries) = lines(&world.manifest(1).await);
+        let counted: Vec<_> = entries.iter().filter(|e| e["superseded"] != true).cloned().collect();
+        assert_eq!(entries.len(), 5);
+        assert_eq!(uploads(&counted), [format!("edge/{}", counts[0]), format!("huge/{}", counts[1])]);
+        let files = triggered["lease"]["files"].as_array().unwrap();
+        assert_eq!(files.len(), 2, "{files:?}");
+        assert_eq!(files[1]["upload"], counts[1]);
+        assert_eq!(world.number("SELECT sum(files) FROM packs").await, 1);
+        // Their own members can still get them.
+        world.until("SELECT count(*) FROM packs WHERE purged = 1", 1).await;
+        for upload in ["a", "b", "middle"] {
+            world.ask(&who, Op::Get, json!({"upload": upload})).await.unwrap();
+        }
+        assert_eq!(world.number("SELECT count(*) FROM payloads").await, 2);
+    }
+}
