@@ -201,12 +201,10 @@ impl Shell {
             assert_eq!((&facts, &self.pool), (&by_time, &unmoved), "a refused event changes nothing");
         } else {
             match event {
-                Event::PublisherAdded { member } => {
-                    // Who was removed and joins again is another member: its rows are not those of the first.
-                    if !self.rows.publishers.contains_key(&member) {
-                        self.rows.completed_labels.retain(|(_, it)| *it != member);
-                        self.rows.publishers.insert(member, None);
-                    }
+                // Who was removed and joins again is another member: its rows are not those of the first.
+                Event::PublisherAdded { member } if !self.rows.publishers.contains_key(&member) => {
+                    self.rows.completed_labels.retain(|(_, it)| *it != member);
+                    self.rows.publishers.insert(member, None);
                 }
                 Event::MemberRemoved { member } => {
                     self.rows.publishers.remove(&member);
