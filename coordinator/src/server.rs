@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use millpond_broker::{Gate, GateConfig, GateHandle};
+use millpond_protocol::Sha256;
 use millpond_storage::{Secret, Storage, StorageConfig, embedded};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -21,6 +22,7 @@ use crate::config::{Config, StorageMode};
 use crate::dispatch;
 use crate::fanout::live;
 use crate::fanout::state::{Shown, States};
+use crate::http;
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
 use crate::secrets;
@@ -47,6 +49,8 @@ pub async fn run(
     shutdown: CancellationToken,
     ready: oneshot::Sender<Addresses>,
 ) -> anyhow::Result<()> {
+    // First of all: what counts before it is lost.
+    http::install_metrics();
     let dir = config.server.data_dir.clone();
     let (ledger, ledger_ended) = Ledger::open(&dir)?;
     let mut tasks = JoinSet::new();
@@ -55,9 +59,9 @@ pub async fn run(
 
     let (storage, storage_address) = storage(&config, &mut tasks, &inner).await?;
     let mqtt = listen("mqtt.listen", config.mqtt.listen).await?;
-    let http = listen("http.listen", config.http.listen).await?;
+    let http_listener = listen("http.listen", config.http.listen).await?;
     let addresses =
-        Addresses { mqtt: mqtt.local_addr()?, http: http.local_addr()?, storage: storage_address };
+        Addresses { mqtt: mqtt.local_addr()?, http: http_listener.local_addr()?, storage: storage_address };
 
     let gate_handle = GateHandle::new();
     let shown = Shown {
@@ -76,7 +80,17 @@ pub async fn run(
     let mut fronts = JoinSet::new();
     let stop = front.clone();
     fronts.spawn(async move { gate.serve(mqtt, stop).await.context("the gate") });
-    drop(http);
+    let api = http::Parts {
+        asks,
+        admin: Sha256::of(secrets::load_or_create(&dir.join("admin.token"), "mpa_")?.as_bytes()),
+        mqtt: (public_host(&config, addresses.mqtt, &storage.public_url), addresses.mqtt.port()),
+        storage_url: storage.public_url.to_string(),
+        request_timeout: Duration::from_secs(config.http.request_timeout_s),
+        event_streams_max: config.http.event_streams_max,
+        grace: Duration::from_secs(config.server.shutdown_grace_s),
+        shutdown: front.clone(),
+    };
+    fronts.spawn(part("HTTP", http::run(http_listener, api)));
 
     write_ports(&dir, &addresses)?;
     tracing::info!(mqtt = %addresses.mqtt, http = %addresses.http, "millpond serves");
@@ -184,6 +198,15 @@ async fn storage(
         .context("storage does not answer: check storage.endpoint")?
         .context("storage does not keep a test object: check storage.endpoint, bucket and credentials")?;
     Ok((Opened { handle, public_url }, address))
+}
+
+/// The host that clients are told to connect to over MQTT.
+fn public_host(config: &Config, listens: SocketAddr, storage: &Url) -> String {
+    match config.mqtt.public_host.as_str() {
+        "" if listens.ip().is_unspecified() => storage.host_str().unwrap_or("localhost").to_owned(),
+        "" => listens.ip().to_string(),
+        host => host.to_owned(),
+    }
 }
 
 fn host_of(address: SocketAddr) -> String {

@@ -70,15 +70,11 @@ async fn follow(path: &str, last: &mut u64, client: &Client, out: &Out) -> Resul
 }
 
 fn show(out: &Out, event: &EventRow) {
+    let whole = if out.is_json() { serde_json::to_string(event) } else { serde_json::to_string(&event.body) };
+    let whole = whole.unwrap_or_default();
     if out.is_json() {
-        out.line(serde_json::to_string(event).unwrap_or_default());
+        out.line(whole);
     } else {
-        out.line(format!(
-            "{:>6} {} {:<16} {}",
-            event.seq,
-            event.at,
-            event.kind,
-            printable(&event.body.to_string())
-        ));
+        out.line(format!("{:>6} {} {:<16} {}", event.seq, event.at, event.kind, printable(&whole)));
     }
 }

@@ -2,9 +2,14 @@
 
 use std::path::PathBuf;
 
-use super::failure::{Failure, USAGE};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::failure::{FAILED, Failure, USAGE};
 use super::output::Out;
 use crate::config::Config;
+use crate::{logging, server};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -39,5 +44,37 @@ pub(super) fn run(args: &Args, out: &Out) -> Result<(), Failure> {
         out.show(&config, |out, _| out.line("the configuration is good"));
         return Ok(());
     }
-    Err(Failure::new(USAGE, "only --check-config works yet"))
+    logging::init(&config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        stop_on_signal(shutdown.clone())?;
+        // Whoever wants the addresses reads DATA/ports.json.
+        let (ready, _) = oneshot::channel();
+        server::run(config, shutdown, ready).await.map_err(|error| Failure::new(FAILED, format!("{error:#}")))
+    })
+}
+
+/// Begins the shutdown at the first SIGTERM or SIGINT, and ends the process at the second.
+///
+/// # Errors
+/// The signals cannot be watched.
+pub(super) fn stop_on_signal(shutdown: CancellationToken) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        for begun in [false, true] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if begun {
+                // Nothing that was acknowledged is lost by this; the next start recovers.
+                std::process::exit(i32::from(FAILED));
+            }
+            tracing::info!("stopping: what was begun is finished first; a second signal ends it at once");
+            shutdown.cancel();
+        }
+    });
+    Ok(())
 }

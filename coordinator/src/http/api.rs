@@ -4,7 +4,7 @@
 use millpond_protocol::message::answer::{ResultInfo, UploadInfo};
 use millpond_protocol::{MemberName, PoolName, Role, Sha256, Timestamp};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::rounds::{Cause, FailCause, Group, Policy};
 
@@ -320,7 +320,9 @@ pub struct EventRow {
     #[serde(rename = "type")]
     pub kind: String,
     pub at: Timestamp,
-    pub body: Value,
+    /// The event's own keys.
+    #[serde(flatten)]
+    pub body: Map<String, Value>,
 }
 
 /// `GET /v1/pools/{pool}/events` without `text/event-stream`: a page, oldest first; go on from `next`.

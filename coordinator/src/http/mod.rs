@@ -1,3 +1,148 @@
 //! The HTTP API: `/v1` for the command line and for operators' programs, health, metrics, and the event stream.
+//!
+//! One file a resource, each with its routes, the checks and the SQL of its reads; changes are jobs of the ledger. Who
+//! may do what is [`millpond_protocol::access::may`], as over MQTT; an admin stands above it. [`api`] is the JSON.
 
 pub mod api;
+mod asks;
+mod auth;
+mod batches;
+mod error;
+mod events;
+mod health;
+mod members;
+mod metrics;
+mod page;
+mod pools;
+mod results;
+mod rounds;
+mod serve;
+mod status;
+mod uploads;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{delete, get, post};
+use millpond_protocol::{Refusal, Sha256, Timestamp, limits};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::asks::Asks;
+use crate::ledger::Ledger;
+use error::Failed;
+
+pub use metrics::install as install_metrics;
+
+/// Bytes of a request's body: what the longest ask has.
+const BODY_MAX: usize = limits::ASK_MAX;
+
+/// What the API needs of the rest of the server.
+pub struct Parts {
+    /// Ledger, storage and the ops.
+    pub asks: Asks,
+    /// The hash of the admin token.
+    pub admin: Sha256,
+    /// Host and port that clients are told to connect to over MQTT.
+    pub mqtt: (String, u16),
+    /// The URL that clients and processors reach storage by.
+    pub storage_url: String,
+    /// Longest time for a request; event streams are exempt.
+    pub request_timeout: Duration,
+    /// Event streams at once.
+    pub event_streams_max: usize,
+    /// How long requests may go on after the shutdown began.
+    pub grace: Duration,
+    /// Ends the server.
+    pub shutdown: CancellationToken,
+}
+
+/// What handlers work with; clones share it.
+#[derive(Clone)]
+struct Api(Arc<Shared>);
+
+struct Shared {
+    ledger: Ledger,
+    asks: Asks,
+    admin: Sha256,
+    mqtt: (String, u16),
+    storage_url: String,
+    request_timeout: Duration,
+    streams: Arc<Semaphore>,
+    shutdown: CancellationToken,
+    started: Timestamp,
+    readiness: health::Readiness,
+    gauges: metrics::Gauges,
+}
+
+/// Answers on `listener` until the shutdown, then drains.
+pub async fn run(listener: TcpListener, parts: Parts) {
+    let (shutdown, grace) = (parts.shutdown.clone(), parts.grace);
+    metrics::install();
+    let upkeep = tokio::spawn(metrics::upkeep(shutdown.clone()));
+    serve::serve(listener, router(parts), shutdown, grace).await;
+    upkeep.abort();
+}
+
+fn router(parts: Parts) -> Router {
+    let api = Api(Arc::new(Shared {
+        ledger: parts.asks.ledger.clone(),
+        asks: parts.asks,
+        admin: parts.admin,
+        mqtt: parts.mqtt,
+        storage_url: parts.storage_url,
+        request_timeout: parts.request_timeout,
+        streams: Arc::new(Semaphore::new(parts.event_streams_max)),
+        shutdown: parts.shutdown,
+        started: crate::ledger::now(),
+        readiness: health::Readiness::default(),
+        gauges: metrics::Gauges::default(),
+    }));
+    let pool = Router::new()
+        .route("/", get(pools::show).put(pools::apply).patch(pools::set).delete(pools::remove))
+        .route("/members", get(members::list).post(members::add))
+        .route("/members/{member}", delete(members::revoke))
+        .route("/members/{member}/tokens", post(members::token))
+        .route("/uploads", get(uploads::list))
+        .route("/uploads/{member}/{upload}", get(uploads::show))
+        .route("/batches", get(batches::list))
+        .route("/batches/{batch}", get(batches::show))
+        .route("/rounds", get(rounds::list))
+        .route("/rounds/{round}", get(rounds::show))
+        .route("/rounds/{round}/retry", post(rounds::retry))
+        .route("/results", get(results::list))
+        .route("/results/{version}/rollback", post(results::roll_back))
+        .route("/events", get(events::feed))
+        .route("/ask/{op}", post(asks::ask));
+    Router::new()
+        .route("/v1/status", get(status::show))
+        .route("/v1/pools", get(pools::list))
+        .nest("/v1/pools/{pool}", pool)
+        .route("/metrics", get(metrics::show))
+        .route("/readyz", get(health::ready))
+        .layer(middleware::from_fn_with_state(api.clone(), in_time))
+        .route("/healthz", get(health::alive))
+        .fallback(error::no_such_path)
+        .method_not_allowed_fallback(error::no_such_path)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(middleware::from_fn(metrics::observe))
+        .with_state(api)
+}
+
+/// Gives a request up after its time. What a job of the ledger was asked for may still become true: every change can be
+/// repeated.
+async fn in_time(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let limit = api.0.request_timeout;
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Failed::from(Refusal::unavailable(format!("no answer within {limit:?}"))).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::error::not_found;
 use super::tx::Tx;
 use super::{PoolId, Result};
-use crate::rounds::{Event, Policy};
+use crate::rounds::{Event, Policy, Round, RoundState};
 
 impl Tx<'_> {
     /// Makes a pool, or gives an existing one another policy. Returns its id and whether anything changed.
@@ -104,6 +104,71 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Gives a member one more token, or one in place of all it has, which ends its sessions. Returns its role. The same
+    /// token again changes nothing.
+    ///
+    /// # Errors
+    /// `not_found`; `conflict` if the token is somebody else's.
+    pub fn give_token(
+        &mut self,
+        pool: PoolId,
+        name: &MemberName,
+        token: &Sha256,
+        replace: bool,
+    ) -> Result<Role> {
+        let (id, role) =
+            find_member(self.sql, pool, name)?.ok_or_else(|| not_found(format!("member {name}")))?;
+        let holder: Option<i64> = self
+            .sql
+            .prepare_cached("SELECT member_id FROM tokens WHERE hash = ?1")?
+            .query_row([token.0.as_slice()], |row| row.get(0))
+            .optional()?;
+        if holder.is_some_and(|holder| holder != id) {
+            return Err(Refusal::new(Code::Conflict, "the token is in use")
+                .hint("make a new random one")
+                .into());
+        }
+        let others = if replace {
+            self.sql
+                .prepare_cached("DELETE FROM tokens WHERE member_id = ?1 AND hash <> ?2")?
+                .execute(params![id, token.0.as_slice()])?
+        } else {
+            0
+        };
+        if holder.is_none() {
+            self.add_token(id, token)?;
+        }
+        if others > 0 {
+            let pool_name = self.entry(pool)?.name.clone();
+            self.effects.commit.ended.push((pool_name, name.clone(), "token replaced"));
+        }
+        if holder.is_none() || others > 0 {
+            self.event(pool, "token-added", &json!({"member": name, "replaced": others}))?;
+        }
+        Ok(role)
+    }
+
+    /// Offers a failed round again, for as many attempts as a new one has.
+    ///
+    /// # Errors
+    /// `not_found`; `stale` if the round has not failed.
+    pub fn retry_round(&mut self, pool: PoolId, round: u64) -> Result<()> {
+        let record: Option<String> = self
+            .sql
+            .prepare_cached("SELECT record FROM rounds WHERE pool_id = ?1 AND round = ?2")?
+            .query_row(params![pool, round], |row| row.get(0))
+            .optional()?;
+        let record = record.ok_or_else(|| not_found(format!("round {round}")))?;
+        let record: Round = serde_json::from_str(&record)?;
+        if !matches!(record.state, RoundState::Failed { .. }) {
+            return Err(Refusal::new(Code::Stale, format!("round {round} has not failed"))
+                .hint("only a failed round can be offered again")
+                .into());
+        }
+        self.apply(pool, Event::Retry { round: record })?;
+        Ok(())
+    }
+
     /// Revokes a member: its tokens, sessions and leases end with this commit; its name is free once nothing of it is
     /// in an open batch or a live round.
     ///
@@ -127,11 +192,18 @@ impl Tx<'_> {
     /// Removes a pool: its members are revoked, its name is free, its rows stay.
     ///
     /// # Errors
-    /// `conflict` while a round is live.
-    pub fn remove_pool(&mut self, pool: PoolId) -> Result<()> {
+    /// `conflict` while a round is live and, unless `force` says that they may never be processed, while uploads wait in
+    /// open batches.
+    pub fn remove_pool(&mut self, pool: PoolId, force: bool) -> Result<()> {
         if self.core(pool)?.live_rounds().next().is_some() {
             return Err(Refusal::new(Code::Conflict, "a round of the pool is live")
                 .hint("let it end, or let the processor `fail` it")
+                .into());
+        }
+        let waiting: u64 = self.core(pool)?.open_batches().map(|batch| batch.count).sum();
+        if waiting > 0 && !force {
+            return Err(Refusal::new(Code::Conflict, format!("{waiting} uploads wait in open batches"))
+                .hint("trigger them first, or remove the pool by force: they will never be processed")
                 .into());
         }
         let names: Vec<String> = self

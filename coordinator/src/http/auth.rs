@@ -1,0 +1,116 @@
+//! Who asks: a bearer token, the admin's or a device's.
+
+use axum::extract::FromRequestParts;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use millpond_protocol::access::{Action, may};
+use millpond_protocol::{Code, PoolName, Principal, Refusal, Sha256};
+
+use super::Api;
+use super::error::Failed;
+use super::serve::Peer;
+use crate::ledger::{manage, now};
+
+/// Who sent the request, and from where.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    who: Who,
+    /// The client's address, for the audit trail.
+    pub source: String,
+}
+
+#[derive(Debug, Clone)]
+enum Who {
+    Admin,
+    Member(Principal),
+}
+
+impl Caller {
+    /// Checks that the caller may do this in the pool. Whether the pool exists makes no difference.
+    ///
+    /// # Errors
+    /// `unauthorized`.
+    pub(super) fn check(&self, pool: &PoolName, action: Action<'_>) -> Result<(), Refusal> {
+        match &self.who {
+            Who::Admin => Ok(()),
+            Who::Member(member) if member.pool == *pool && may(member, action) => Ok(()),
+            Who::Member(member) => Err(Refusal::new(
+                Code::Unauthorized,
+                format!("{} {}/{} may not do this in pool {pool}", member.role, member.pool, member.name),
+            )
+            .hint("use the admin token, or that of an operator of the pool")),
+        }
+    }
+
+    /// Checks that the caller stands above pools.
+    ///
+    /// # Errors
+    /// `unauthorized`.
+    pub(super) fn check_admin(&self) -> Result<(), Refusal> {
+        match &self.who {
+            Who::Admin => Ok(()),
+            Who::Member(_) => Err(Refusal::new(Code::Unauthorized, "this takes the admin token")),
+        }
+    }
+
+    /// The member who asks; none for the admin.
+    pub(super) fn member(&self) -> Option<&Principal> {
+        match &self.who {
+            Who::Admin => None,
+            Who::Member(member) => Some(member),
+        }
+    }
+
+    /// The only pool that the caller may see; none: all.
+    ///
+    /// # Errors
+    /// `unauthorized` for members who may see none.
+    pub(super) fn scope(&self) -> Result<Option<PoolName>, Refusal> {
+        match &self.who {
+            Who::Admin => Ok(None),
+            Who::Member(member) => {
+                self.check(&member.pool, Action::Inspect)?;
+                Ok(Some(member.pool.clone()))
+            }
+        }
+    }
+
+    /// The caller's name in the audit trail.
+    pub(super) fn name(&self) -> String {
+        match &self.who {
+            Who::Admin => "admin".to_owned(),
+            Who::Member(member) => format!("{}/{}", member.pool, member.name),
+        }
+    }
+}
+
+impl FromRequestParts<Api> for Caller {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Failed> {
+        let source =
+            parts.extensions.get::<Peer>().map_or_else(String::new, |Peer(address)| address.to_string());
+        let value = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let presented = value
+            .and_then(|value| value.split_once(' '))
+            .filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer"));
+        let Some((_, presented)) = presented else {
+            return Err(Refusal::new(Code::Unauthorized, "the request carries no bearer token")
+                .hint("send Authorization: Bearer TOKEN")
+                .into());
+        };
+        let hash = Sha256::of(presented.trim().as_bytes());
+        // Digests are compared, so the time that it takes says nothing of the token.
+        if hash == api.0.admin {
+            return Ok(Self { who: Who::Admin, source });
+        }
+        match api.0.ledger.read(move |sql| manage::find_token(sql, &hash, now())).await? {
+            Some(member) => Ok(Self { who: Who::Member(member), source }),
+            None => {
+                metrics::counter!("millpond_http_sign_in_failures_total").increment(1);
+                tracing::warn!(client.address = %source, "HTTP: a token that is not valid");
+                Err(Refusal::new(Code::Unauthorized, "the token is not valid").into())
+            }
+        }
+    }
+}

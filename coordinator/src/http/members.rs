@@ -1,0 +1,174 @@
+//! `/v1/pools/{pool}/members`: members and their tokens.
+
+use axum::Json;
+use axum::extract::State;
+use millpond_protocol::access::Action;
+use millpond_protocol::{Code, MemberName, PoolName, Refusal, Role, Sha256, Timestamp};
+use rusqlite::{OptionalExtension as _, params};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Api;
+use super::api::{HandOut, MemberInfo, Members, NewMember, NewToken};
+use super::auth::Caller;
+use super::error::{Answer, Asked, Body, Params};
+use crate::ledger::{Tx, manage};
+use crate::secrets;
+
+/// The query of a list.
+#[derive(Deserialize)]
+pub(super) struct List {
+    /// Also those that were revoked.
+    #[serde(default)]
+    all: bool,
+}
+
+pub(super) async fn list(
+    State(api): State<Api>,
+    caller: Caller,
+    Params(pool): Params<PoolName>,
+    Asked(List { all }): Asked<List>,
+) -> Answer<Members> {
+    caller.check(&pool, Action::Inspect)?;
+    let members = api
+        .0
+        .ledger
+        .read(move |sql| {
+            let pool = manage::find_pool(sql, &pool)?;
+            let mut newest_delivery = sql.prepare_cached(
+                "SELECT state, version FROM deliveries WHERE pool_id = ?1 AND member_id = ?2 \
+                 ORDER BY version DESC LIMIT 1",
+            )?;
+            let mut statement = sql.prepare_cached(
+                "SELECT m.id, m.name, m.role, m.created, m.revoked, \
+                 (SELECT count(*) FROM tokens t WHERE t.member_id = m.id), \
+                 (SELECT received FROM uploads u WHERE u.member_id = m.id ORDER BY u.seq DESC LIMIT 1) \
+                 FROM members m WHERE m.pool_id = ?1 AND (?2 OR m.revoked IS NULL) ORDER BY m.name, m.id",
+            )?;
+            let rows = statement.query_and_then(params![pool, all], |row| {
+                let delivery: Option<(String, u64)> = newest_delivery
+                    .query_row(params![pool, row.get::<_, i64>(0)?], |row| Ok((row.get(0)?, row.get(1)?)))
+                    .optional()?;
+                let (delivery, version) = delivery.unzip();
+                Ok(MemberInfo {
+                    member: row.get::<_, String>(1)?.parse().map_err(Refusal::from)?,
+                    role: role(&row.get::<_, String>(2)?)?,
+                    created: Timestamp::clamped(row.get(3)?),
+                    revoked: row.get::<_, Option<i64>>(4)?.map(Timestamp::clamped),
+                    tokens: row.get(5)?,
+                    last_upload: row.get::<_, Option<i64>>(6)?.map(Timestamp::clamped),
+                    delivery,
+                    version,
+                })
+            })?;
+            rows.collect::<crate::ledger::Result<_>>()
+        })
+        .await?;
+    Ok(Json(Members { members }))
+}
+
+pub(super) async fn add(
+    State(api): State<Api>,
+    caller: Caller,
+    Params(pool): Params<PoolName>,
+    Body(new): Body<NewMember>,
+) -> Answer<HandOut> {
+    caller.check(&pool, Action::Manage)?;
+    let (token, hash) = mint(new.token_sha256)?;
+    let (member, role) = (new.member.clone(), new.role);
+    let job = {
+        let (pool, member, brought) = (pool.clone(), member.clone(), new.token_sha256.is_some());
+        move |tx: &mut Tx<'_>| {
+            let id = tx.pool(&pool)?;
+            // A device that brought its own hash repeats the request if the answer was lost.
+            if brought
+                && let Some(found) = manage::find_token(tx.sql(), &hash, tx.now())?
+                && (&found.pool, &found.name, found.role) == (&pool, &member, role)
+            {
+                return Ok(());
+            }
+            tx.add_member(id, &member, role, &hash)?;
+            let detail = json!({ "member": member, "role": role });
+            tx.audit(Some(&pool), &caller.name(), &caller.source, "member-add", &detail)
+        }
+    };
+    api.0.ledger.write(job).await?;
+    Ok(Json(hand_out(&api, pool, member, role, token)))
+}
+
+pub(super) async fn revoke(
+    State(api): State<Api>,
+    caller: Caller,
+    Params((pool, member)): Params<(PoolName, MemberName)>,
+) -> Answer<Value> {
+    caller.check(&pool, Action::Manage)?;
+    let job = move |tx: &mut Tx<'_>| {
+        let id = tx.pool(&pool)?;
+        tx.revoke_member(id, &member)?;
+        let detail = json!({ "member": member });
+        tx.audit(Some(&pool), &caller.name(), &caller.source, "member-revoke", &detail)
+    };
+    api.0.ledger.write(job).await?;
+    Ok(Json(json!({})))
+}
+
+pub(super) async fn token(
+    State(api): State<Api>,
+    caller: Caller,
+    Params((pool, member)): Params<(PoolName, MemberName)>,
+    Body(new): Body<NewToken>,
+) -> Answer<HandOut> {
+    caller.check(&pool, Action::Manage)?;
+    let (token, hash) = mint(new.token_sha256)?;
+    let job = {
+        let (pool, member) = (pool.clone(), member.clone());
+        move |tx: &mut Tx<'_>| {
+            let id = tx.pool(&pool)?;
+            let role = tx.give_token(id, &member, &hash, new.replace)?;
+            let detail = json!({ "member": member, "replace": new.replace });
+            tx.audit(Some(&pool), &caller.name(), &caller.source, "token-new", &detail)?;
+            Ok(role)
+        }
+    };
+    let role = api.0.ledger.write(job).await?;
+    Ok(Json(hand_out(&api, pool, member, role, token)))
+}
+
+/// The hash that is kept, and the token where the server makes it.
+fn mint(brought: Option<Sha256>) -> Result<(Option<String>, Sha256), Refusal> {
+    match brought {
+        Some(hash) => Ok((None, hash)),
+        None => {
+            let token = secrets::random("mpd_").map_err(|error| Refusal::unavailable(error.to_string()))?;
+            let hash = Sha256::of(token.as_bytes());
+            Ok((Some(token), hash))
+        }
+    }
+}
+
+fn hand_out(api: &Api, pool: PoolName, member: MemberName, role: Role, token: Option<String>) -> HandOut {
+    let (host, port) = &api.0.mqtt;
+    let user = format!("{pool}/{member}");
+    let password = token.as_deref().unwrap_or("TOKEN");
+    let connect = format!("-h {host} -p {port} -u {user} -P {password}");
+    let example = match role {
+        Role::Publisher => {
+            format!("mosquitto_pub {connect} -q 1 -t mp/{pool}/c/{member}/up/first -m hello")
+        }
+        Role::Listener => {
+            format!("mosquitto_sub {connect} -q 1 -t mp/{pool}/result -t mp/{pool}/result/data -v")
+        }
+        Role::Processor => {
+            format!("mosquitto_sub {connect} -q 1 -t mp/{pool}/offer -t mp/{pool}/d/{member}/# -v")
+        }
+        Role::Trigger => {
+            format!("mosquitto_pub {connect} -q 1 -t mp/{pool}/c/{member}/ask/trigger -m '{{\"id\":\"t1\"}}'")
+        }
+        Role::Operator => format!("mosquitto_sub {connect} -q 1 -t mp/{pool}/event/# -v"),
+    };
+    HandOut { pool, member, role, mqtt_host: host.clone(), mqtt_port: *port, user, token, example }
+}
+
+fn role(text: &str) -> Result<Role, Refusal> {
+    text.parse().map_err(|error: String| Refusal::new(Code::Malformed, error))
+}

@@ -1,0 +1,199 @@
+//! `/metrics`: what the process counts, in the Prometheus text format, and gauges that are read from the ledger.
+//!
+//! Nothing is labelled by pool or member: there may be thousands. What one pool does is in `/v1/status`.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use millpond_protocol::Refusal;
+use rusqlite::Connection;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::Api;
+use super::error::Failed;
+use crate::ledger::{Ledger, Result};
+
+/// How long gauges hold that cost a query.
+const FRESH: Duration = Duration::from_secs(5);
+/// How often the recorder folds its samples, so that they take no memory where nobody scrapes.
+const UPKEEP: Duration = Duration::from_secs(15);
+/// Upper bounds in seconds, from a fast disk's sync to a time-out.
+const SECONDS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+/// Upper bounds of the number of jobs in one commit.
+const JOBS: [f64; 9] = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 500.0, 1_000.0];
+
+static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+
+/// Makes this process keep its metrics. Call it before anything else starts: what counts earlier is lost. A second call
+/// does nothing.
+pub fn install() {
+    let _ = handle();
+}
+
+fn handle() -> Option<&'static PrometheusHandle> {
+    HANDLE
+        .get_or_init(|| {
+            let recorder = PrometheusBuilder::new()
+                .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
+                .and_then(|builder| {
+                    builder.set_buckets_for_metric(Matcher::Full("millpond_commit_jobs".into()), &JOBS)
+                })
+                .ok()?
+                .build_recorder();
+            let handle = recorder.handle();
+            // Somebody else's recorder is in place only where the server is a part of a larger program.
+            metrics::set_global_recorder(recorder).ok()?;
+            describe();
+            Some(handle)
+        })
+        .as_ref()
+}
+
+/// Keeps the recorder's memory bounded until the shutdown.
+pub(super) async fn upkeep(shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(UPKEEP);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => if let Some(handle) = handle() { handle.run_upkeep() },
+        }
+    }
+}
+
+/// Counts requests and their time by route.
+pub(super) async fn observe(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let method = request.method().as_str().to_owned();
+    let path = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
+    let response = next.run(request).await;
+    let status = response.status().as_u16().to_string();
+    counter!("millpond_http_requests_total", "method" => method, "path" => path.clone(), "status" => status)
+        .increment(1);
+    histogram!("millpond_http_request_seconds", "path" => path).record(started.elapsed().as_secs_f64());
+    response
+}
+
+pub(super) async fn show(State(api): State<Api>) -> std::result::Result<Response, Failed> {
+    let Some(handle) = handle() else {
+        return Err(Refusal::unavailable("the metrics of this process are kept elsewhere").into());
+    };
+    api.0.gauges.refresh(&api.0.ledger).await?;
+    let text = handle.render();
+    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+}
+
+/// Gauges that are read from the ledger when somebody scrapes.
+#[derive(Default)]
+pub(super) struct Gauges(Mutex<Option<Instant>>);
+
+impl Gauges {
+    async fn refresh(&self, ledger: &Ledger) -> std::result::Result<(), Refusal> {
+        let mut read = self.0.lock().await;
+        if read.is_some_and(|at| at.elapsed() < FRESH) {
+            return Ok(());
+        }
+        for (name, state, value) in ledger.read(counts).await? {
+            gauge!(name, "state" => state).set(value as f64);
+        }
+        *read = Some(Instant::now());
+        Ok(())
+    }
+}
+
+type Gauge = (&'static str, String, i64);
+
+fn counts(sql: &Connection) -> Result<Vec<Gauge>> {
+    let mut gauges: Vec<Gauge> = Vec::new();
+    // A state that nothing is in any more must fall to 0, so each is named.
+    for (name, states, text) in [
+        (
+            "millpond_batches",
+            &["open", "carried", "sealed"][..],
+            "SELECT count(*) FROM batches WHERE state = ?1 AND pool_id IN (SELECT id FROM pools WHERE removed IS NULL)",
+        ),
+        (
+            "millpond_rounds",
+            &["sealed", "offered", "leased", "pausing", "committed", "failed"],
+            "SELECT count(*) FROM rounds WHERE state = ?1 AND pool_id IN (SELECT id FROM pools WHERE removed IS NULL)",
+        ),
+        (
+            "millpond_members",
+            &["publisher", "listener", "processor", "trigger", "operator"],
+            "SELECT count(*) FROM members WHERE role = ?1 AND revoked IS NULL",
+        ),
+        (
+            "millpond_deliveries",
+            &["fetched", "verified", "applied", "failed"],
+            "SELECT count(*) FROM pools p JOIN deliveries d ON d.pool_id = p.id AND d.version = p.pointer \
+             WHERE d.state = ?1 AND p.removed IS NULL",
+        ),
+        ("millpond_objects", &["granted", "live", "doomed"], "SELECT count(*) FROM objects WHERE state = ?1"),
+    ] {
+        let mut statement = sql.prepare_cached(text)?;
+        for state in states {
+            gauges.push((name, (*state).to_owned(), statement.query_row([state], |row| row.get(0))?));
+        }
+    }
+    Ok(gauges)
+}
+
+/// Every metric with its meaning; docs/operate.md has the same table.
+fn describe() {
+    for (name, meaning) in COUNTERS {
+        describe_counter!(name, meaning);
+    }
+    for (name, meaning) in GAUGES {
+        describe_gauge!(name, meaning);
+    }
+    for (name, meaning) in HISTOGRAMS {
+        describe_histogram!(name, meaning);
+    }
+}
+
+pub(super) const COUNTERS: [(&str, &str); 20] = [
+    ("millpond_uploads_total", "Uploads with a row, by outcome"),
+    ("millpond_upload_bytes_total", "Bytes of uploads with a row"),
+    ("millpond_results_total", "Results that were committed"),
+    ("millpond_deliveries_total", "What members said of results, by state"),
+    ("millpond_refusals_total", "Messages refused behind the gate, by code"),
+    ("millpond_ask_errors_total", "Asks answered with an error, by code"),
+    ("millpond_gate_bytes_in_total", "Bytes read from MQTT clients"),
+    ("millpond_gate_bytes_out_total", "Bytes written to MQTT clients"),
+    ("millpond_gate_publishes_total", "PUBLISH packets taken"),
+    ("millpond_gate_refusals_total", "PUBLISH packets refused by the gate, by code"),
+    ("millpond_gate_sign_ins_refused_total", "CONNECTs with wrong credentials or over a limit"),
+    ("millpond_gate_stalled_total", "Connections ended because they took no byte for too long"),
+    ("millpond_gate_strangers_turned_away_total", "Connections closed because too many had not signed in"),
+    ("millpond_gate_events_dropped_total", "Live messages that the router could not take"),
+    ("millpond_packs_total", "Packs written"),
+    ("millpond_pack_bytes_total", "Bytes of packs written"),
+    ("millpond_storage_calls_total", "Calls to storage, by op and outcome"),
+    ("millpond_s3_requests_total", "Requests to the embedded storage, by method and status"),
+    ("millpond_http_requests_total", "Requests to the HTTP API, by method, path and status"),
+    ("millpond_http_sign_in_failures_total", "HTTP requests with a token that is not valid"),
+];
+
+pub(super) const GAUGES: [(&str, &str); 6] = [
+    ("millpond_batches", "Batches, by state"),
+    ("millpond_rounds", "Rounds, by state"),
+    ("millpond_members", "Members that are not revoked, by role"),
+    ("millpond_deliveries", "Members by what they last said of the current result of their pool"),
+    ("millpond_objects", "Objects in storage, by state"),
+    ("millpond_gate_connections", "MQTT connections"),
+];
+
+pub(super) const HISTOGRAMS: [(&str, &str); 5] = [
+    ("millpond_gate_ack_seconds", "From the last byte of a PUBLISH to its acknowledgement"),
+    ("millpond_commit_seconds", "One commit of the ledger, sync included"),
+    ("millpond_commit_jobs", "Jobs that share one commit"),
+    ("millpond_storage_call_seconds", "One call to storage, retries included, by op"),
+    ("millpond_http_request_seconds", "One request to the HTTP API, by path"),
+];
