@@ -4,6 +4,7 @@
 //! no new connections, what was begun is finished within the grace, then the process ends.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +53,12 @@ pub async fn run(
     // First of all: what counts before it is lost.
     http::install_metrics();
     let dir = config.server.data_dir.clone();
+    // It holds what clients sent and the keys to it: nobody else on this machine may look.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .with_context(|| format!("{} cannot be made: change server.data_dir", dir.display()))?;
     let (ledger, ledger_ended) = Ledger::open(&dir)?;
     let mut tasks = JoinSet::new();
     // The parts stop from the outside inwards: storage serves until the last of the others has ended.
