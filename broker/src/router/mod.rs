@@ -1,39 +1,34 @@
-//! The embedded router, and the only file that knows `rumqttd`.
+//! The embedded router, and the only folder that knows `rumqttd`.
 //!
 //! It fans live pool-wide messages out: state topics and events. It may drop anything at any time, so a [`Link`] reports
 //! jumps, and nothing that matters depends on it. What its behaviour imposes:
 //!
-//! - Its calls block, so one thread ([`Front`]) makes all of them; everybody else leaves work in the [`Outbox`].
+//! - Its calls block, so one thread (`front`) makes all of them; everybody else leaves work in the [`Outbox`].
 //! - It never frees logs, filters or client ids: links subscribe to a few fixed filters of a pool (the session filters
 //!   further), and client ids are slot numbers that are used again.
 //! - An event for a link that it has already removed ends it. A [`Link`] is therefore closed by the front alone, after
 //!   the last event of its owner.
-//! - A link that was removed while it was scheduled can leave it waiting for any next event: the front's heartbeat is one.
+//! - It takes all packets of a link at the first event of that link, so a packet can overtake those of other links: a
+//!   publish that is sent after a subscription can be handled before it. The front's `Barrier` comes in between.
+//! - A link that was removed while it was scheduled can leave it asleep until any next event, although others have
+//!   messages to get: the front sends it pings, while it opens links too.
+
+mod front;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use rumqttd::local::{LinkBuilder, LinkError, LinkRx, LinkTx};
-use rumqttd::protocol::{Disconnect, DisconnectReasonCode, Packet, PingReq, Publish, PublishProperties};
-use rumqttd::{Notification, RouterConfig};
+use bytes::{Buf, Bytes};
+use rumqttd::Notification;
+use rumqttd::local::{LinkError, LinkRx};
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::front::start;
 use crate::backend::StateMessage;
 
 /// Events that may wait for the router; older ones are dropped.
 const EVENTS_MAX: usize = 10_000;
-/// Messages that the router hands to a link at once.
-const BATCH: u64 = 100;
-/// Bytes of one segment of a filter's log. Two are kept: a slow link can be that much behind before it loses messages.
-const SEGMENT_BYTES: usize = 256 << 10;
-/// How often the router hears something at least.
-const HEARTBEAT: Duration = Duration::from_millis(500);
-/// How long its answer may take before it counts as dead.
-const PONG_MAX: Duration = Duration::from_secs(30);
-
 /// The router is gone: the process should end and be started again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -147,8 +142,8 @@ impl Outbox {
         self.wake.notify_one();
     }
 
-    /// Everything that waits, after [`HEARTBEAT`] at the latest.
-    fn take(&self) -> Waiting {
+    /// Everything that waits, after `timeout` at the latest.
+    fn take(&self, timeout: Duration) -> Waiting {
         let waiting = self.lock();
         let idle = |waiting: &mut Waiting| {
             waiting.states.is_empty()
@@ -158,181 +153,13 @@ impl Outbox {
                 && !waiting.stop
         };
         let (mut waiting, _) =
-            self.wake.wait_timeout_while(waiting, HEARTBEAT, idle).unwrap_or_else(PoisonError::into_inner);
+            self.wake.wait_timeout_while(waiting, timeout, idle).unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut waiting)
     }
 
     /// Nothing panics under this lock, so a poisoned one still holds a consistent value.
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Starts the router and its front. The token is cancelled when the router is gone.
-///
-/// # Errors
-/// The front's thread cannot be started, or the router does not answer.
-pub(crate) fn start(outbox: Arc<Outbox>, links_max: usize) -> Result<CancellationToken, std::io::Error> {
-    let config = RouterConfig {
-        max_connections: links_max + 1,
-        max_outgoing_packet_count: BATCH,
-        max_segment_size: SEGMENT_BYTES,
-        max_segment_count: 2,
-        ..RouterConfig::default()
-    };
-    let router = rumqttd::Router::new(0, config).spawn();
-    // The sender's type cannot be named, hence the closure.
-    let open = move |client_id: &str| -> Result<Opened, RouterDead> {
-        Ok(LinkBuilder::new(client_id, router.clone()).build()?)
-    };
-    let (publisher, own, _) = open("publisher").map_err(std::io::Error::other)?;
-    let dead = CancellationToken::new();
-    let guard = dead.clone().drop_guard();
-    std::thread::Builder::new().name("gate-router".into()).spawn(move || {
-        // Dropped however the thread ends.
-        let _guard = guard;
-        let links = Links { open, links: HashMap::new(), free: Vec::new(), next: 0, max: links_max };
-        let mut front = Front { outbox, publisher, own, links };
-        if let Err(error) = front.run() {
-            tracing::error!(%error, "the message router has ended");
-        }
-    })?;
-    Ok(dead)
-}
-
-/// What opening a link gives.
-type Opened = (LinkTx, LinkRx, Notification);
-
-/// The thread that talks to the router.
-struct Front<O> {
-    outbox: Arc<Outbox>,
-    publisher: LinkTx,
-    own: LinkRx,
-    links: Links<O>,
-}
-
-impl<O> Front<O>
-where
-    O: Fn(&str) -> Result<Opened, RouterDead>,
-{
-    fn run(&mut self) -> Result<(), RouterDead> {
-        loop {
-            let work = self.outbox.take();
-            if work.stop {
-                return Ok(());
-            }
-            let is_idle = work.is_empty();
-            for slot in work.closed {
-                self.links.close(slot)?;
-            }
-            for attach in work.attach {
-                let answer = self.links.attach(&self.outbox, attach.link, attach.filters)?;
-                // Whoever asked may have gone: a link that nobody takes closes itself.
-                drop(attach.reply.send(answer));
-            }
-            for (topic, message) in work.states {
-                let properties = PublishProperties {
-                    user_properties: message.user_properties,
-                    content_type: message.content_type,
-                    ..PublishProperties::default()
-                };
-                self.publish(topic, message.rank, &message.payload, Some(properties))?;
-            }
-            for (topic, payload) in work.events {
-                self.publish(topic, 0, &payload, None)?;
-            }
-            if is_idle {
-                self.heartbeat()?;
-            }
-        }
-    }
-
-    /// One round trip.
-    fn heartbeat(&mut self) -> Result<(), RouterDead> {
-        send(&mut self.publisher, Packet::PingReq(PingReq))?;
-        let deadline = Instant::now() + PONG_MAX;
-        // A wake-up without a message is possible.
-        while self.own.recv_deadline(deadline)?.is_none() {}
-        Ok(())
-    }
-
-    fn publish(
-        &mut self,
-        topic: String,
-        rank: u64,
-        payload: &[u8],
-        properties: Option<PublishProperties>,
-    ) -> Result<(), RouterDead> {
-        let mut ranked = BytesMut::with_capacity(8 + payload.len());
-        ranked.put_u64(rank);
-        ranked.put_slice(payload);
-        let publish = Publish::new(Bytes::from(topic), ranked.freeze(), false);
-        send(&mut self.publisher, Packet::Publish(publish, properties))
-    }
-}
-
-/// The links that connections hold, by slot.
-struct Links<O> {
-    open: O,
-    links: HashMap<usize, LinkTx>,
-    free: Vec<usize>,
-    next: usize,
-    max: usize,
-}
-
-impl<O> Links<O>
-where
-    O: Fn(&str) -> Result<Opened, RouterDead>,
-{
-    fn attach(
-        &mut self,
-        outbox: &Arc<Outbox>,
-        link: Option<usize>,
-        filters: Vec<String>,
-    ) -> Result<Result<Attached, NoLink>, RouterDead> {
-        if let Some(slot) = link {
-            self.subscribe(slot, filters)?;
-            return Ok(Ok(Attached::Same));
-        }
-        if self.links.len() >= self.max {
-            return Ok(Err(NoLink::Full));
-        }
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.next += 1;
-            self.next
-        });
-        let (tx, rx, _) = (self.open)(&format!("link-{slot}"))?;
-        self.links.insert(slot, tx);
-        self.subscribe(slot, filters)?;
-        let link = Link { slot, rx, outbox: outbox.clone(), must_wake: false };
-        Ok(Ok(Attached::New(link)))
-    }
-
-    fn subscribe(&mut self, slot: usize, filters: Vec<String>) -> Result<(), RouterDead> {
-        if let Some(tx) = self.links.get_mut(&slot) {
-            for filter in filters {
-                tx.subscribe(filter)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn close(&mut self, slot: usize) -> Result<(), RouterDead> {
-        if let Some(mut tx) = self.links.remove(&slot) {
-            let disconnect = Disconnect { reason_code: DisconnectReasonCode::NormalDisconnection };
-            send(&mut tx, Packet::Disconnect(disconnect, None))?;
-            self.free.push(slot);
-        }
-        Ok(())
-    }
-}
-
-/// `LinkTx::send` is async in name only: it blocks on the router's channel and is ready at its first poll.
-fn send(tx: &mut LinkTx, packet: Packet) -> Result<(), RouterDead> {
-    use futures_util::FutureExt;
-    match tx.send(packet).now_or_never() {
-        Some(sent) => Ok(sent.map(|_| ())?),
-        None => Err(RouterDead("a send did not block".to_owned())),
     }
 }
 
