@@ -98,6 +98,16 @@ impl Outbound {
         self.bytes
     }
 
+    #[cfg(test)]
+    pub(super) fn in_flight_len(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn rank_of(&self, topic: &str) -> Option<u64> {
+        self.states.get(topic).and_then(|state| state.rank)
+    }
+
     pub(super) fn push(&mut self, message: Message) {
         self.bytes += message.bytes();
         self.messages.push_back(message);
