@@ -1,7 +1,7 @@
 //! From the gate into the ledger: every message of a member, taken before it is acknowledged.
 //!
 //! [`Ingest`] is what stands behind the gate. A small upload is hashed here and put in line at once; bytes above
-//! [`SMALL_MAX`](limits::SMALL_MAX) go to storage first ([`stage`]). The acknowledgement waits for the commit.
+//! 128 KiB go to storage first (`stage.rs`). The acknowledgement waits for the commit.
 
 mod bundle;
 mod delivery;

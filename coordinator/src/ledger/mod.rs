@@ -1,6 +1,6 @@
 //! The ledger: one SQLite file that is the truth of everything Millpond has acknowledged.
 //!
-//! All writes go through one thread ([`writer`]), which gathers what waits into one transaction, feeds the pools' pure
+//! All writes go through one thread (`writer.rs`), which gathers what waits into one transaction, feeds the pools' pure
 //! cores inside it, commits, and only then lets answers and [`Commit`] notices out. So a state change and the messages
 //! that it causes become true together, and an acknowledgement means fsync. Readers have their own connections.
 //!

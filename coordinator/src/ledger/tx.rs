@@ -17,6 +17,8 @@ pub(super) struct State {
     pub names: HashMap<PoolName, PoolId>,
     /// When each pool's core wants a tick.
     pub due: BTreeSet<(Timestamp, PoolId)>,
+    /// The time of the last job: the cores' clock never goes back, though the wall's may.
+    pub now: Timestamp,
     /// Members revoked since the start: what they had in the queue is refused.
     pub revoked: HashSet<MemberId>,
 }
@@ -81,6 +83,8 @@ pub(super) struct Effects {
     pub commit: Commit,
     /// Pools whose core was fed: its row is written at the flush; its core is read again if the job fails.
     pub touched: BTreeSet<PoolId>,
+    /// A core took an event: if the job fails, it is ahead of the rows.
+    pub moved: bool,
     /// What uploads added to open batches: files, bytes, small bytes.
     pub batches: BTreeMap<i64, (u64, u64, u64)>,
 }
@@ -142,6 +146,7 @@ impl Tx<'_> {
         let mut facts = Vec::new();
         let entry = self.state.pools.get_mut(&pool).ok_or_else(|| not_found("such pool"))?;
         let reply = entry.core.apply(now, event, &mut facts);
+        self.effects.moved |= reply.is_ok() || !facts.is_empty();
         self.record(pool, facts)?;
         Ok(reply?)
     }

@@ -25,18 +25,12 @@ const IDLE: Duration = Duration::from_secs(1);
 pub(super) struct Job(Box<dyn FnOnce(&mut Tx<'_>) -> Ran + Send>);
 
 struct Ran {
-    failed: Option<Failure>,
+    failed: bool,
     finish: Finish,
 }
 
 /// Lets a job's answer out once the group's fate is known.
 type Finish = Box<dyn FnOnce(std::result::Result<(), Refusal>) + Send>;
-
-/// Why a job's savepoint is rolled back.
-enum Failure {
-    Refused,
-    Sql,
-}
 
 /// Wraps a job and the channel that waits for it.
 pub(super) fn job<T, F>(run: F, answer: oneshot::Sender<std::result::Result<T, Refusal>>) -> Job
@@ -46,11 +40,7 @@ where
 {
     Job(Box::new(move |tx| {
         let outcome = run(tx);
-        let failed = match &outcome {
-            Ok(_) => None,
-            Err(Error::Refused(_)) => Some(Failure::Refused),
-            Err(Error::Sql(_) | Error::Json(_)) => Some(Failure::Sql),
-        };
+        let failed = outcome.is_err();
         let outcome = outcome.map_err(Error::into_refusal);
         // Whoever asked may have gone: what was committed stays committed.
         let finish = Box::new(move |fate: std::result::Result<(), Refusal>| {
@@ -182,9 +172,10 @@ impl Writer {
         for pool in &effects.touched {
             self.state.reschedule(*pool);
         }
-        let kept = match ran.failed {
-            None => self.savepoint("RELEASE job").map(|()| group.merge(effects)),
-            Some(failure) => self.undo(&failure, effects, group),
+        let kept = if ran.failed {
+            self.undo(effects, group)
+        } else {
+            self.savepoint("RELEASE job").map(|()| group.merge(effects))
         };
         // After some errors (disk full, I/O) SQLite has rolled the whole transaction back.
         if kept.is_err() || self.sql.is_autocommit() {
@@ -197,11 +188,11 @@ impl Writer {
     }
 
     /// Takes a failed job back: its rows by the savepoint, its marks on the cores by reading them again.
-    fn undo(&mut self, failure: &Failure, effects: Effects, group: &mut Group) -> rusqlite::Result<()> {
+    fn undo(&mut self, effects: Effects, group: &mut Group) -> rusqlite::Result<()> {
         self.savepoint("ROLLBACK TO job")?;
         self.savepoint("RELEASE job")?;
-        // A core that refuses has not changed; only rows that failed after it did leave it ahead of the ledger.
-        if matches!(failure, Failure::Refused) && effects.commit.is_empty() && effects.batches.is_empty() {
+        // A core that refuses has not changed.
+        if !effects.moved {
             group.effects.touched.extend(effects.touched);
             return Ok(());
         }
@@ -293,7 +284,8 @@ impl Group {
 }
 
 fn tx<'a>(sql: &'a Connection, state: &'a mut State) -> Tx<'a> {
-    Tx { sql, now: now(), state, effects: Effects::default() }
+    state.now = state.now.max(now());
+    Tx { sql, now: state.now, state, effects: Effects::default() }
 }
 
 /// Writes what is kept in memory during a group: the pools' counters and what uploads added to open batches.
