@@ -28,7 +28,7 @@ pub(super) type Page = (Vec<LeaseFile>, Option<String>);
 /// The lease of that attempt as an answer of at most `room` bytes.
 ///
 /// # Errors
-/// `not_found` if there is no such round.
+/// `not_found` if there is no such round, `too_large` if the lease without its files has no room.
 pub(super) async fn answer(
     asks: &Asks,
     pool: PoolId,
@@ -53,8 +53,12 @@ pub(super) async fn answer(
         params: found.params,
         reference: found.reference,
     };
+    let Some(room) = room.checked_sub(size(&lease) + AROUND) else {
+        return Err(Refusal::new(Code::TooLarge, format!("an answer of {room} bytes cannot hold the lease"))
+            .limit(room as u64)
+            .hint("repeat the ask with the same id and a larger max_answer"));
+    };
     if lease.ready {
-        let room = room.saturating_sub(size(&lease) + AROUND);
         // A lease without room for a file still is one: the cursor leads to all of them.
         (lease.files, lease.cursor) = files(asks, pool, lease.batch, Place::START, room).await?;
     }

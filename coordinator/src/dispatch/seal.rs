@@ -112,7 +112,7 @@ pub(super) async fn finish(
     if told.is_err() {
         object::doom(&context.ledger, id).await?;
     }
-    metrics::histogram!("millpond_sealed_to_ready_seconds").record(started.elapsed().as_secs_f64());
+    metrics::histogram!("millpond_dispatch_seal_seconds").record(started.elapsed().as_secs_f64());
     told
 }
 

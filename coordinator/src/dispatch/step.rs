@@ -43,6 +43,12 @@ pub(super) async fn work(context: Context, pool: PoolId) -> std::result::Result<
 }
 
 fn next(sql: &Connection, pool: PoolId) -> Result<Option<Step>> {
+    let removed: bool = sql
+        .prepare_cached("SELECT NOT EXISTS (SELECT 1 FROM pools WHERE id = ?1 AND removed IS NULL)")?
+        .query_row([pool], |row| row.get(0))?;
+    if removed {
+        return Ok(None);
+    }
     if let Some(sealed) = seal::next(sql, pool)? {
         return Ok(Some(Step::Seal(Box::new(sealed))));
     }

@@ -101,6 +101,18 @@ async fn the_files_of_a_lease_come_in_pages_that_fit_the_answer() {
 }
 
 #[tokio::test]
+async fn a_lease_that_does_not_fit_the_answer_is_had_by_asking_for_more_room() {
+    let (world, server) = world().await;
+    let params = "x".repeat(3_000);
+    let mut ask = json!({"id": "t", "take": true, "wait_s": 60, "params": params, "max_answer": 2_000});
+    assert_eq!(world.ask(&server, Op::Trigger, ask.clone()).await, Err(Code::TooLarge));
+    ask["max_answer"] = 8_000.into();
+    let answer = world.ask(&server, Op::Trigger, ask).await.unwrap();
+    assert_eq!((&answer["round"], &answer["lease"]["attempt"]), (&json!(1), &json!(1)));
+    assert_eq!(answer["lease"]["params"], params);
+}
+
+#[tokio::test]
 async fn another_round_member_or_attempt_is_refused() {
     let (world, server) = world().await;
     let other = world.member("other", Role::Processor).await;

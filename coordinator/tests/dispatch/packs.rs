@@ -157,6 +157,29 @@ async fn payloads_leave_the_ledger_and_their_bytes_are_still_found() {
 }
 
 #[tokio::test]
+async fn a_file_in_a_pack_that_was_written_under_another_select_is_found() {
+    let mut world = World::new(json!({})).await;
+    world.dispatch();
+    let who = world.member("edge", Role::Publisher).await;
+    let sent = files(0..170, 100 << 10);
+    world.upload(&who, sent.clone()).await;
+    world.until(PURGED, 1).await;
+    let policy = serde_json::from_value(json!({"select": "latest"})).unwrap();
+    world.ledger.write(move |tx| tx.apply_pool(&"p".parse().unwrap(), &policy)).await.unwrap();
+    trigger(&world).await;
+    world.until(PURGED, 2).await;
+    // The newest alone counts and is in a pack of its own.
+    assert_eq!(world.number("SELECT min(files) FROM packs").await, 1);
+    for (seq, sent) in [(0, &sent[0]), (97, &sent[97])] {
+        let seq = world.sql(move |sql| {
+            sql.query_row("SELECT seq FROM uploads ORDER BY seq LIMIT 1 OFFSET ?1", [seq], |row| row.get(0))
+        });
+        let bytes = read_small(&world.ledger, &world.storage, seq.await).await.unwrap();
+        assert_eq!(Sha256::of(&bytes), sent.sha256);
+    }
+}
+
+#[tokio::test]
 async fn purging_goes_on_after_a_restart() {
     let mut world = World::new(json!({})).await;
     world.dispatch();
