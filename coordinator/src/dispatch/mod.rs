@@ -1,19 +1,19 @@
 //! Dispatch: what a sealed batch needs before a processor can work on it, and what is told of the round afterwards.
 //!
 //! One loop listens to what commits and looks at the pools concerned; one task a pool takes one step after the other
-//! until nothing is left ([`step`]). Every step is found from committed rows and ends in one ledger job, so a crash at
+//! until nothing is left (`step`). Every step is found from committed rows and ends in one ledger job, so a crash at
 //! any point repeats a step and never loses one:
 //!
 //! | step | file |
 //! |---|---|
-//! | a sealed batch has no manifest: write its packs and manifest, tell the core `Ready` | [`seal`] |
-//! | a round was offered anew and its manifest exists: tell the core `Ready` | [`step`] |
-//! | the payloads of a pack are still in the ledger: delete them | [`pack`] |
-//! | an open batch has a pack's worth of small files: write the pack ahead | [`pack`] |
-//! | a round has ended: write `round.json` | [`story`] |
+//! | a sealed batch has no manifest: write its packs and manifest, tell the core `Ready` | `seal` |
+//! | a round was offered anew and its manifest exists: tell the core `Ready` | `step` |
+//! | the payloads of a pack are still in the ledger: delete them | `pack` |
+//! | an open batch has a pack's worth of small files: write the pack ahead | `pack` |
+//! | a round has ended: write `round.json` | `story` |
 //!
 //! Bytes go to storage before they count: a `granted` row, the PUT (compared by its SHA-256), then `live` in the job that
-//! makes them count ([`object`]). What did not come to count is doomed, and [`sweep`] deletes it.
+//! makes them count (`object`). What did not come to count is doomed, and [`sweep`] deletes it.
 
 mod manifest;
 mod object;
