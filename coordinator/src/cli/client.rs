@@ -87,8 +87,13 @@ pub(super) struct Client {
 }
 
 impl Client {
+    /// A client for the server that the command line names.
     pub(super) fn new(target: &Target) -> Result<Self, Failure> {
-        let server = target.server.clone();
+        Self::with_token(target.server.clone(), target.token()?)
+    }
+
+    /// A client for this server, with this token.
+    pub(super) fn with_token(server: Url, token: String) -> Result<Self, Failure> {
         if !matches!(server.scheme(), "http" | "https") || server.cannot_be_a_base() {
             return Err(Failure::new(USAGE, format!("{server} is no http:// or https:// URL")));
         }
@@ -98,7 +103,7 @@ impl Client {
             builder = builder.no_proxy();
         }
         let http = builder.build().map_err(|error| Failure::new(FAILED, error.to_string()))?;
-        Ok(Self { http, server, token: target.token()? })
+        Ok(Self { http, server, token })
     }
 
     /// GET of a path below `/v1/`; its parts are names and numbers, which need no escaping.

@@ -6,6 +6,7 @@
 
 mod batch;
 mod client;
+mod dev;
 mod events;
 mod failure;
 mod member;
@@ -44,6 +45,8 @@ struct Cli {
 enum Command {
     /// Run a server.
     Serve(serve::Args),
+    /// Run a server on loopback with a pool and members to play with.
+    Dev(dev::Args),
     /// Pools and their policies.
     #[command(subcommand)]
     Pool(pool::Command),
@@ -99,6 +102,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(cli: Cli, out: &Out) -> Result<(), Failure> {
     let command = match cli.command {
         Command::Serve(args) => return serve::run(&args, out),
+        Command::Dev(args) => return dev::run(&args, out),
         command => command,
     };
     // One request at a time: one thread is enough.
@@ -106,7 +110,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<(), Failure> {
     runtime.block_on(async {
         let client = Client::new(&cli.target)?;
         match command {
-            Command::Serve(_) => Ok(()),
+            Command::Serve(_) | Command::Dev(_) => Ok(()),
             Command::Pool(command) => pool::run(command, &client, out).await,
             Command::Member(command) => member::run(command, &client, out).await,
             Command::Token(command) => token::run(command, &client, out).await,
@@ -135,6 +139,8 @@ mod tests {
     fn every_command_of_this_version_is_understood() {
         for line in [
             "serve --config a.toml --data d --check-config",
+            "dev",
+            "dev --ports auto --data d",
             "pool apply pool.toml",
             "pool add p window_s=60 grouping=label",
             "pool list",

@@ -28,14 +28,16 @@ impl Args {
     fn load(&self) -> Result<Config, Failure> {
         let data =
             self.data.iter().map(|dir| ("MILLPOND__SERVER__DATA_DIR".to_owned(), dir.display().to_string()));
-        // A variable whose name or value is no UTF-8 is none of ours.
-        let env =
-            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
-        Config::load(self.config.as_deref(), env.chain(data)).map_err(|bad| {
+        Config::load(self.config.as_deref(), environment().chain(data)).map_err(|bad| {
             Failure::new(USAGE, format!("the configuration is wrong in {} places:\n{bad}", bad.0.len()))
                 .hint("config/millpond.toml lists every key with its default, unit and meaning")
         })
     }
+}
+
+/// The environment; a variable whose name or value is no UTF-8 is none of ours.
+pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
 }
 
 pub(super) fn run(args: &Args, out: &Out) -> Result<(), Failure> {
