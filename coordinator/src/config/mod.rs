@@ -199,7 +199,7 @@ impl Default for Storage {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Auto, filter: "info".into() }
+        Self { format: LogFormat::Auto, filter: "info,rumqttd=warn".into() }
     }
 }
 
