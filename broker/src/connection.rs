@@ -5,29 +5,28 @@
 //! outcomes, look-ups, the link, the budget, the socket in both directions, and the time.
 
 use std::future::poll_fn;
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered, StreamExt};
 use millpond_protocol::Refusal;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{ReceiptRow, StateMessage};
 use crate::codec::Bad;
 use crate::codec::frame::{Framer, Next};
 use crate::codec::{read, reason};
 use crate::gate::Shared;
 use crate::handshake::Welcome;
+use crate::lookup::{Found, lookup};
 use crate::registry::Registration;
-use crate::router::{Attached, Link, NoLink};
+use crate::router::{Attached, Link, Live, NoLink};
 use crate::session::{Effect, End, Session};
+use crate::socket::{Moved, linger, poll_io};
 
 /// Bytes of the read buffer of an idle connection, and the most that it grows to for small packets.
 const READ_MIN: usize = 2 << 10;
@@ -36,24 +35,6 @@ const READ_MAX: usize = 64 << 10;
 const DRAIN: Duration = Duration::from_secs(60);
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(5);
-/// How long, and how many bytes, are read and thrown away so that the last words are not lost to a reset.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 1 << 20;
-
-/// Answers to questions of the session.
-enum Found {
-    Attached(Result<Attached, NoLink>),
-    State { replay: bool, result: Result<Vec<StateMessage>, Refusal> },
-    Cursor(Result<i64, Refusal>),
-    Receipts(Result<Vec<ReceiptRow>, Refusal>),
-}
-
-/// What the socket did.
-enum Moved {
-    Read(usize),
-    Wrote(usize),
-}
-
 /// Runs a connection until it ends.
 pub(crate) async fn run<S>(io: S, welcome: Welcome, gate: Arc<Shared>, shutdown: CancellationToken)
 where
@@ -248,27 +229,8 @@ where
                     backend.refused(who, &topic, &refusal);
                 }
                 Effect::ReceiptsAcknowledged(seq) => backend.receipts_acknowledged(who, seq),
-                Effect::Attach(filters) => {
-                    // The first link is the one for all later filters.
-                    let attach = self.gate.handle.outbox().clone().attach(self.slot, filters);
-                    self.lookups.push(Box::pin(async move { Found::Attached(attach.await) }));
-                }
-                Effect::State { filter, replay } => {
-                    let (backend, who) = (backend.clone(), who.clone());
-                    self.lookups.push(Box::pin(async move {
-                        Found::State { replay, result: backend.state(&who, &filter).await }
-                    }));
-                }
-                Effect::Cursor => {
-                    let (backend, who) = (backend.clone(), who.clone());
-                    self.lookups
-                        .push(Box::pin(async move { Found::Cursor(backend.receipt_cursor(&who).await) }));
-                }
-                Effect::Receipts { after, max } => {
-                    let (backend, who) = (backend.clone(), who.clone());
-                    self.lookups.push(Box::pin(async move {
-                        Found::Receipts(backend.receipts(&who, after, max).await)
-                    }));
+                Effect::Ask(question) => {
+                    self.lookups.push(lookup(question, &self.gate, who, self.slot));
                 }
             }
         }
@@ -402,7 +364,7 @@ async fn next_outcomes(
     .await;
 }
 
-async fn next_live(link: &mut Option<Link>) -> Option<crate::router::Live> {
+async fn next_live(link: &mut Option<Link>) -> Option<Live> {
     match link {
         Some(link) => link.next().await.ok(),
         None => std::future::pending().await,
@@ -416,54 +378,4 @@ async fn charged(
         Some(charging) => charging.await,
         None => std::future::pending().await,
     }
-}
-
-/// Writes what can be written, then reads if that is wanted.
-fn poll_io<S: AsyncRead + AsyncWrite + Unpin>(
-    io: &mut S,
-    out: &mut crate::codec::write::Out,
-    stream: &mut BytesMut,
-    read_size: usize,
-    reads: bool,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<Moved>> {
-    let mut wrote = 0;
-    while out.has_remaining() {
-        match tokio_util::io::poll_write_buf(Pin::new(&mut *io), cx, out) {
-            Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            Poll::Ready(Ok(n)) => wrote += n,
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-            Poll::Pending => break,
-        }
-    }
-    if wrote > 0 {
-        return Poll::Ready(Ok(Moved::Wrote(wrote)));
-    }
-    if reads {
-        if stream.capacity() - stream.len() < read_size {
-            stream.reserve(read_size);
-        }
-        if let Poll::Ready(read) = tokio_util::io::poll_read_buf(Pin::new(&mut *io), cx, stream) {
-            return Poll::Ready(read.map(Moved::Read));
-        }
-    }
-    Poll::Pending
-}
-
-/// Reads and drops what is still coming, for a while: closing a socket with unread bytes resets it, and the client would
-/// not see what it was told last.
-pub(crate) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S) {
-    // Whoever has gone need not be waited for.
-    let _ = io.shutdown().await;
-    let mut left = LINGER_BYTES;
-    let mut scrap = vec![0; 16 << 10];
-    let read = async {
-        while let Ok(n) = io.read(&mut scrap).await {
-            left = left.saturating_sub(n);
-            if n == 0 || left == 0 {
-                return;
-            }
-        }
-    };
-    let _ = tokio::time::timeout(LINGER, read).await;
 }

@@ -77,7 +77,7 @@ where
     };
     let written = tokio::time::timeout(gate.config.connect_timeout, io.write_all_buf(&mut out)).await;
     if welcome.is_none() {
-        super::connection::linger(io).await;
+        crate::socket::linger(io).await;
     }
     written.ok()?.ok()?;
     welcome
@@ -127,7 +127,7 @@ async fn answer_bad<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S, bad: BadConne
     }
     // Whoever cannot be told is not told.
     let _ = tokio::time::timeout(limits::CONNECT_TIMEOUT, io.write_all_buf(&mut out)).await;
-    super::connection::linger(io).await;
+    crate::socket::linger(io).await;
 }
 
 fn refuse(out: &mut Out, version: Version, explains: bool, refused: &Refused) {

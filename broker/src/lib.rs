@@ -8,6 +8,8 @@
 //! | `gate` | start, accept loop, shutdown |
 //! | `handshake` | CONNECT to session: version, credentials, take-over |
 //! | `connection` | the task of one connection: all its I/O |
+//! | `lookup` | a session's questions to the backend and the router |
+//! | `socket` | waiting for a socket in both directions |
 //! | `session` | the protocol itself, without I/O |
 //! | `codec` | bytes to packets and back |
 //! | `registry` | who is connected, and each one's mailbox |
@@ -21,9 +23,11 @@ mod connection;
 mod gate;
 mod handle;
 mod handshake;
+mod lookup;
 mod registry;
 mod router;
 mod session;
+mod socket;
 
 pub use backend::{Backend, Incoming, MemberMessage, ReceiptRow, SignIn, SignInError, StateMessage};
 pub use config::GateConfig;

@@ -42,6 +42,15 @@ pub(crate) enum Effect {
     Take(Incoming),
     /// Tell the backend that the gate refused a PUBLISH.
     Refused { topic: String, refusal: Refusal },
+    /// Find something out.
+    Ask(Question),
+    /// The client has every receipt up to here.
+    ReceiptsAcknowledged(i64),
+}
+
+/// Something that the session wants to know.
+#[derive(Debug)]
+pub(crate) enum Question {
     /// Subscribe to fixed filters of the router; answered by [`Session::attached`].
     Attach(Vec<String>),
     /// Ask for the current state; answered by [`Session::state`].
@@ -50,8 +59,6 @@ pub(crate) enum Effect {
     Cursor,
     /// Ask for a page of receipts; answered by [`Session::receipts`].
     Receipts { after: i64, max: usize },
-    /// The client has every receipt up to here.
-    ReceiptsAcknowledged(i64),
 }
 
 /// How a session ended.

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use bytes::Buf;
 
 use super::outbound::Sent;
-use super::{Effect, Session};
+use super::{Effect, Question, Session};
 use crate::backend::ReceiptRow;
 use crate::codec::write::Delivery;
 
@@ -156,7 +156,7 @@ impl Session {
         if self.out.remaining() < super::OUT_HIGH
             && let Some((after, max)) = self.receipts.wanted()
         {
-            self.effects.push_back(Effect::Receipts { after, max });
+            self.effects.push_back(Effect::Ask(Question::Receipts { after, max }));
         }
         if let Some(seq) = self.receipts.report.take() {
             self.effects.push_back(Effect::ReceiptsAcknowledged(seq));

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use millpond_protocol::access::may;
 use millpond_protocol::{Action, PoolName, topic};
 
-use super::{Effect, Session};
+use super::{Effect, Question, Session};
 use crate::codec::packet::{Replay, Subscribe, Unsubscribe};
 use crate::codec::{Version, reason};
 use crate::router::Live;
@@ -134,7 +134,10 @@ impl Session {
     pub(super) fn resynchronise(&mut self) {
         for subscription in &self.subscriptions.list {
             if states_of(&self.who.pool, &subscription.filter).next().is_some() {
-                self.effects.push_back(Effect::State { filter: subscription.filter.clone(), replay: false });
+                self.effects.push_back(Effect::Ask(Question::State {
+                    filter: subscription.filter.clone(),
+                    replay: false,
+                }));
             }
         }
     }
@@ -147,17 +150,18 @@ impl Session {
         let channels = std::mem::take(&mut self.subscriptions.to_attach);
         if !channels.is_empty() {
             self.subscriptions.attaching = true;
-            self.effects.push_back(Effect::Attach(channels));
+            self.effects.push_back(Effect::Ask(Question::Attach(channels)));
         } else {
             let then = std::mem::take(&mut self.subscriptions.then);
-            self.effects.extend(then.into_iter().map(|filter| Effect::State { filter, replay: true }));
+            self.effects
+                .extend(then.into_iter().map(|filter| Effect::Ask(Question::State { filter, replay: true })));
         }
     }
 
     fn follow_receipts(&mut self) {
         let wanted = self.subscriptions.of(self.receipts.topic()).is_some();
         if self.receipts.follow(wanted) {
-            self.effects.push_back(Effect::Cursor);
+            self.effects.push_back(Effect::Ask(Question::Cursor));
         }
     }
 

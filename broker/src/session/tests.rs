@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use millpond_protocol::{Code, Principal, Refusal, Role};
 use proptest::prelude::*;
 
-use super::{Effect, End, Session};
+use super::{Effect, End, Question, Session};
 use crate::backend::{MemberMessage, ReceiptRow, StateMessage};
 use crate::codec::frame::{Framer, Next};
 use crate::codec::packet::{Connect, Filter, Head, Packet, Publish, Replay, Subscribe};
@@ -153,13 +153,22 @@ fn state_is_asked_for_behind_the_subscription_to_its_changes() {
     session.packet(subscribe("mp/p/result"), now);
     session.packet(subscribe("mp/p/pool"), now);
     let effects: Vec<Effect> = session.effects.drain(..).collect();
-    assert!(matches!(&effects[..], [Effect::Attach(filters)] if filters == &["mp/p/result"]), "{effects:?}");
+    assert!(
+        matches!(&effects[..], [Effect::Ask(Question::Attach(filters))] if filters == &["mp/p/result"]),
+        "{effects:?}"
+    );
     session.attached(Ok(()));
     let effects: Vec<Effect> = session.effects.drain(..).collect();
-    assert!(matches!(&effects[..], [Effect::Attach(filters)] if filters == &["mp/p/pool"]), "{effects:?}");
+    assert!(
+        matches!(&effects[..], [Effect::Ask(Question::Attach(filters))] if filters == &["mp/p/pool"]),
+        "{effects:?}"
+    );
     session.attached(Ok(()));
     let effects: Vec<Effect> = session.effects.drain(..).collect();
-    assert!(matches!(&effects[..], [Effect::State { .. }, Effect::State { .. }]), "{effects:?}");
+    assert!(
+        matches!(&effects[..], [Effect::Ask(Question::State { .. }), Effect::Ask(Question::State { .. })]),
+        "{effects:?}"
+    );
 }
 
 #[test]
@@ -173,7 +182,7 @@ fn a_jump_of_the_router_asks_for_what_is_current_now() {
     session.live(live(2, 8));
     assert!(session.effects.is_empty());
     session.live(live(4, 10));
-    assert!(matches!(session.effects.pop_front(), Some(Effect::State { replay: false, .. })));
+    assert!(matches!(session.effects.pop_front(), Some(Effect::Ask(Question::State { replay: false, .. }))));
 }
 
 #[test]

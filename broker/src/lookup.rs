@@ -1,0 +1,40 @@
+//! The questions of a session, put to the backend and the router.
+
+use futures_util::future::BoxFuture;
+use millpond_protocol::{Principal, Refusal};
+
+use crate::backend::{ReceiptRow, StateMessage};
+use crate::gate::Shared;
+use crate::router::{Attached, NoLink};
+use crate::session::Question;
+
+/// Answers to questions of the session.
+pub(crate) enum Found {
+    Attached(Result<Attached, NoLink>),
+    State { replay: bool, result: Result<Vec<StateMessage>, Refusal> },
+    Cursor(Result<i64, Refusal>),
+    Receipts(Result<Vec<ReceiptRow>, Refusal>),
+}
+
+/// Asks. `slot`: the router's link that the connection already has.
+pub(crate) fn lookup(
+    question: Question,
+    gate: &Shared,
+    who: &Principal,
+    slot: Option<usize>,
+) -> BoxFuture<'static, Found> {
+    let (backend, who) = (gate.backend.clone(), who.clone());
+    match question {
+        Question::Attach(filters) => {
+            let attach = gate.handle.outbox().clone().attach(slot, filters);
+            Box::pin(async move { Found::Attached(attach.await) })
+        }
+        Question::State { filter, replay } => {
+            Box::pin(async move { Found::State { replay, result: backend.state(&who, &filter).await } })
+        }
+        Question::Cursor => Box::pin(async move { Found::Cursor(backend.receipt_cursor(&who).await) }),
+        Question::Receipts { after, max } => {
+            Box::pin(async move { Found::Receipts(backend.receipts(&who, after, max).await) })
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Waiting for a socket in both directions at once, and leaving it so that the last words arrive.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::codec::write::Out;
+
+/// How long, and how many bytes, are read and thrown away so that the last words are not lost to a reset.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1 << 20;
+
+/// What the socket did.
+pub(crate) enum Moved {
+    Read(usize),
+    Wrote(usize),
+}
+
+/// Writes what can be written, then reads if that is wanted.
+pub(crate) fn poll_io<S: AsyncRead + AsyncWrite + Unpin>(
+    io: &mut S,
+    out: &mut Out,
+    stream: &mut BytesMut,
+    read_size: usize,
+    reads: bool,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<Moved>> {
+    let mut wrote = 0;
+    while out.has_remaining() {
+        match tokio_util::io::poll_write_buf(Pin::new(&mut *io), cx, out) {
+            Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            Poll::Ready(Ok(n)) => wrote += n,
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending => break,
+        }
+    }
+    if wrote > 0 {
+        return Poll::Ready(Ok(Moved::Wrote(wrote)));
+    }
+    if reads {
+        if stream.capacity() - stream.len() < read_size {
+            stream.reserve(read_size);
+        }
+        if let Poll::Ready(read) = tokio_util::io::poll_read_buf(Pin::new(&mut *io), cx, stream) {
+            return Poll::Ready(read.map(Moved::Read));
+        }
+    }
+    Poll::Pending
+}
+
+/// Reads and drops what is still coming, for a while: closing a socket with unread bytes resets it, and the client would
+/// not see what it was told last.
+pub(crate) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S) {
+    // Whoever has gone need not be waited for.
+    let _ = io.shutdown().await;
+    let mut left = LINGER_BYTES;
+    let mut scrap = vec![0; 16 << 10];
+    let read = async {
+        while let Ok(n) = io.read(&mut scrap).await {
+            left = left.saturating_sub(n);
+            if n == 0 || left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, read).await;
+}
