@@ -24,12 +24,14 @@ async fn shutdown_drains_what_is_pending_and_says_so() {
     let mut client = server.client(5, "publisher").await;
     client.publish(1, 1, "mp/p/c/publisher/up/u1", b"").await;
     server.backend.until(|backend| backend.taken_ids() == ["u1"]).await;
+    let mut idle = server.client(5, "listener").await;
     server.shutdown.cancel();
+    assert_eq!(idle.end().await, 0x8B);
     server.backend.decide("u1", Ok(()));
     assert_eq!(client.packet().await, (0x40, vec![0, 1]));
     let (first, body) = client.packet().await;
     assert_eq!((first, body[0]), (0xE0, 0x8B));
-    drop(client);
+    drop((client, idle));
     server.ended.await.unwrap().unwrap();
 }
 

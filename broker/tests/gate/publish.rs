@@ -49,6 +49,21 @@ async fn a_publish_at_qos_0_right_before_disconnect_still_reaches_the_backend() 
 }
 
 #[tokio::test]
+async fn what_is_held_behind_a_large_message_is_taken_after_the_client_has_gone() {
+    for level in LEVELS {
+        let server = server().await;
+        server.backend.verdicts.lock().unwrap().insert("large".into(), Verdict::Wait);
+        let mut client = server.client(level, "publisher").await;
+        client.publish(0, 0, "mp/p/c/publisher/up/large", &vec![7; 200 << 10]).await;
+        client.publish(0, 0, "mp/p/c/publisher/up/held", b"").await;
+        client.send(&[0xE0, 0]).await;
+        assert_eq!(client.packet_or_end().await, None);
+        server.backend.decide("large", Ok(()));
+        server.backend.until(|backend| backend.taken_ids() == ["large", "held"]).await;
+    }
+}
+
+#[tokio::test]
 async fn acks_keep_the_order_of_receipt_when_outcomes_do_not() {
     for level in LEVELS {
         let server = server().await;
@@ -214,7 +229,9 @@ async fn bytes_beyond_the_budget_of_all_connections_wait_their_turn() {
         assert_eq!(third.packet().await, (0x40, vec![0, 1]));
     });
     let mut small = server.client_as(4, "publisher", "d").await;
-    small.ping().await;
+    for _ in 0..500 {
+        small.ping().await;
+    }
     assert!(!server.backend.taken_ids().contains(&"c".to_owned()), "there is no room");
     server.backend.decide("a", Ok(()));
     sent.await.unwrap();
