@@ -298,7 +298,12 @@ impl Session {
     /// Where the receipts begin.
     pub(crate) fn cursor(&mut self, result: Result<i64, Refusal>) {
         match result {
-            Ok(cursor) => self.receipts.start(cursor),
+            Ok(cursor) => {
+                self.receipts.start(cursor);
+                for (id, codes) in std::mem::take(&mut self.receipts.subacks) {
+                    self.out.suback(self.version, 0x90, id, &codes);
+                }
+            }
             Err(refusal) => self.refuse_for_now(&refusal),
         }
     }

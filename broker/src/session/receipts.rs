@@ -29,6 +29,8 @@ pub(super) struct Receipts {
     unwritten: VecDeque<(u64, i64)>,
     /// Acknowledged up to here, and not yet reported.
     report: Option<i64>,
+    /// SUBACKs (packet id and codes) that wait for the beginning: after one, no receipt is missed.
+    pub(super) subacks: Vec<(u16, Vec<u8>)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +54,7 @@ impl Receipts {
             sent: VecDeque::new(),
             unwritten: VecDeque::new(),
             report: None,
+            subacks: Vec::new(),
         }
     }
 

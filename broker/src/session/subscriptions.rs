@@ -106,10 +106,14 @@ impl Session {
                 replays.push(asked.filter.clone());
             }
         }
-        self.out.suback(self.version, 0x90, subscribe.id, &codes);
         self.subscriptions.then.extend(replays);
         self.attach_then_ask();
-        self.follow_receipts();
+        if self.follow_receipts() {
+            // What is published after the SUBACK has a receipt to come, so the backend must have set the beginning first.
+            self.receipts.subacks.push((subscribe.id, codes));
+        } else {
+            self.out.suback(self.version, 0x90, subscribe.id, &codes);
+        }
     }
 
     pub(super) fn on_unsubscribe(&mut self, unsubscribe: &Unsubscribe) {
@@ -158,11 +162,14 @@ impl Session {
         }
     }
 
-    fn follow_receipts(&mut self) {
+    /// Tells whether the backend is asked where to begin.
+    fn follow_receipts(&mut self) -> bool {
         let wanted = self.subscriptions.of(self.receipts.topic()).is_some();
-        if self.receipts.follow(wanted) {
+        let starts = self.receipts.follow(wanted);
+        if starts {
             self.effects.push_back(Effect::Ask(Question::Cursor));
         }
+        starts
     }
 
     fn may_subscribe(&self, filter: &str) -> Result<(), u8> {

@@ -355,3 +355,14 @@ proptest! {
         prop_assert_eq!((session.uncommitted(), session.uncommitted_bytes()), (0, 0));
     }
 }
+
+#[test]
+fn a_subscription_to_receipts_is_granted_only_when_their_beginning_is_set() {
+    let now = Instant::now();
+    let mut session = session(Version::V4, now);
+    session.packet(subscribe("mp/p/d/m/#"), now);
+    session.packet(subscribe("mp/p/d/m/answer/#"), now);
+    assert_eq!(written(&mut session), [0x90, 3, 0, 1, 1], "the second one has nothing to wait for");
+    session.cursor(Ok(7));
+    assert_eq!(written(&mut session), [0x90, 3, 0, 1, 1]);
+}
