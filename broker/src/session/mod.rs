@@ -318,11 +318,12 @@ impl Session {
 
     /// Encodes what may be sent now, and asks for what is missing.
     pub(crate) fn pump(&mut self) {
-        if self.end.is_some() {
-            return;
+        if self.end.is_none() {
+            self.send_messages();
+            self.send_states();
+            self.send_receipts();
         }
-        self.send_messages();
-        self.send_states();
-        self.send_receipts();
+        // What was acknowledged right before the end counts.
+        self.report_receipts();
     }
 }

@@ -161,6 +161,9 @@ impl Session {
         {
             self.effects.push_back(Effect::Ask(Question::Receipts { after, max }));
         }
+    }
+
+    pub(super) fn report_receipts(&mut self) {
         if let Some(seq) = self.receipts.report.take() {
             self.effects.push_back(Effect::ReceiptsAcknowledged(seq));
         }

@@ -252,6 +252,27 @@ async fn a_receipt_that_is_not_acknowledged_comes_again_on_the_next_connection()
 }
 
 #[tokio::test]
+async fn receipts_that_are_acknowledged_right_before_disconnect_count() {
+    for (level, qos) in [(4, 1), (5, 1), (4, 0)] {
+        let server = server().await;
+        server.backend.receipts.lock().unwrap().extend((1..=3).map(receipt));
+        let mut client = server.client(level, "publisher").await;
+        client.subscribe("mp/p/d/publisher/receipt", qos).await;
+        let mut bytes = Vec::new();
+        for _ in 0..3 {
+            let (first, body) = client.packet().await;
+            if let Some(id) = Message::parse(level, first, &body).id {
+                bytes.extend([0x40, 2, 0, id as u8]);
+            }
+        }
+        bytes.extend([0xE0, 0]);
+        client.send(&bytes).await;
+        assert_eq!(client.packet_or_end().await, None);
+        server.backend.until(|backend| *backend.cursor.lock().unwrap() == 3).await;
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_reads_nothing_is_ended_and_holds_up_nobody() {
     let server = server().await;
     let mut lazy = server.client_as(5, "publisher", "lazy").await;
