@@ -37,6 +37,9 @@ pub struct GateConfig {
     pub subscriptions_max: usize,
     /// How long a connection may take no byte of what is to be written to it, or pause inside a packet.
     pub stall_timeout: Duration,
+    /// Bytes a second at which a long packet comes in at least, beside `stall_timeout`: it holds its part of
+    /// `uncommitted_bytes_max` meanwhile. Raising it cuts slow links off.
+    pub rate_min: usize,
     /// How long [`crate::Gate::serve`] waits for acknowledgements after its shutdown began.
     pub shutdown_grace: Duration,
 }
@@ -59,6 +62,7 @@ impl Default for GateConfig {
             out_queue_max: limits::OUT_QUEUE_MAX,
             subscriptions_max: limits::SUBSCRIPTIONS_MAX,
             stall_timeout: Duration::from_secs(30),
+            rate_min: 4 << 10,
             shutdown_grace: limits::SHUTDOWN_GRACE,
         }
     }

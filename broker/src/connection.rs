@@ -54,6 +54,7 @@ where
         charge: None,
         charging: None,
         wants_budget: 0,
+        whole_by: None,
         moved: Instant::now(),
         read_at: Instant::now(),
         gate,
@@ -77,6 +78,8 @@ struct Connection<S> {
     charging: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
     /// Bytes of the packet that is being read.
     wants_budget: usize,
+    /// When it must be whole.
+    whole_by: Option<Instant>,
     /// When the socket last took or gave a byte.
     moved: Instant,
     /// When it last gave one.
@@ -162,7 +165,7 @@ where
             let next = self.framer.next(&mut self.stream, |head, payload| session.judge(head, payload));
             match next {
                 Ok(Next::Packet(first, body)) => {
-                    self.wants_budget = 0;
+                    (self.wants_budget, self.whole_by) = (0, None);
                     match read::packet(self.framer.version(), first, body) {
                         Ok(packet) => self.session.packet(packet, now),
                         Err(bad) => self.session.fail(bad),
@@ -199,6 +202,10 @@ where
                 Some(charge) => charge.merge(permit),
                 None => self.charge = Some(permit),
             }
+        }
+        if self.wants_budget > READ_MAX {
+            let time = Duration::from_secs((self.wants_budget / self.gate.config.rate_min.max(1)) as u64);
+            self.whole_by = Some(Instant::now() + self.gate.config.stall_timeout + time);
         }
         self.framer.grant();
     }
@@ -290,12 +297,19 @@ where
 
     fn deadline(&self) -> Instant {
         let stall = self.moved + self.gate.config.stall_timeout;
-        self.session.deadline().map_or(stall, |silence| silence.min(stall))
+        [self.session.deadline(), self.whole_by].into_iter().flatten().fold(stall, Instant::min)
     }
 
     /// Whether the connection has stalled.
     fn on_timer(&mut self) -> bool {
         let now = Instant::now();
+        if self.whole_by.is_some_and(|due| now >= due) {
+            // Not the client's fault where the gate itself stopped reading.
+            if self.session.has_room() {
+                return true;
+            }
+            self.whole_by = Some(now + self.gate.config.stall_timeout);
+        }
         if now >= self.moved + self.gate.config.stall_timeout {
             if self.is_waiting_for_socket() {
                 metrics::counter!("millpond_gate_stalled_total").increment(1);

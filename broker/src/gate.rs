@@ -18,6 +18,9 @@ use crate::{connection, handshake, router};
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How often gauges are brought up to date.
+const GAUGES: Duration = Duration::from_secs(5);
+
 /// Why the gate cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum GateError {
@@ -48,9 +51,19 @@ pub(crate) struct Shared {
     pub(crate) ack_seconds: metrics::Histogram,
     strangers: Arc<Semaphore>,
     client_ids: AtomicU64,
+    /// Permits of `budget` when nothing is read.
+    budget_max: usize,
 }
 
 impl Shared {
+    fn measure(&self) {
+        let uncommitted = self.budget_max.saturating_sub(self.budget.available_permits());
+        metrics::gauge!("millpond_gate_uncommitted_bytes").set(uncommitted as f64);
+        let strangers = self.config.strangers_max.saturating_sub(self.strangers.available_permits());
+        metrics::gauge!("millpond_gate_strangers").set(strangers as f64);
+        metrics::gauge!("millpond_gate_router_queue").set(self.handle.outbox().len() as f64);
+    }
+
     /// A client id for a client that brought none.
     pub(crate) fn next_client_id(&self) -> String {
         // Client ids count within a member only, so they need not be hard to guess.
@@ -85,6 +98,7 @@ impl Gate {
             publishes: metrics::counter!("millpond_gate_publishes_total"),
             ack_seconds: metrics::histogram!("millpond_gate_ack_seconds"),
             client_ids: AtomicU64::new(1),
+            budget_max: budget,
         };
         Ok(Self { shared: Arc::new(shared), router_dead })
     }
@@ -104,11 +118,13 @@ impl Gate {
         let stop = shutdown.child_token();
         let abort = CancellationToken::new();
         let _abort = abort.clone().drop_guard();
+        let mut gauges = tokio::time::interval(GAUGES);
         let result = loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break Ok(()),
                 () = self.router_dead.cancelled() => break Err(GateError::RouterDead),
+                _ = gauges.tick() => self.shared.measure(),
                 accepted = listener.accept() => match accepted {
                     Ok((io, from)) => self.admit(io, from, &tasks, &stop, &abort),
                     Err(error) => {

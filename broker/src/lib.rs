@@ -15,6 +15,11 @@
 //! | `registry` | who is connected, and each one's mailbox |
 //! | `router` | live pool-wide messages, through `rumqttd` |
 //! | `handle` | the coordinator's way in |
+//!
+//! Metrics, all with the prefix `millpond_gate_`: gauges `connections`, `strangers`, `uncommitted_bytes`,
+//! `router_queue`; counters `publishes_total`, `refusals_total{code}`, `bytes_in_total`, `bytes_out_total`,
+//! `sign_ins_refused_total`, `strangers_turned_away_total`, `stalled_total`, `events_dropped_total`; histogram
+//! `ack_seconds`, from receipt of a PUBLISH to its PUBACK or PUBREC.
 
 pub mod backend;
 mod codec;

@@ -1,7 +1,7 @@
 //! The questions of a session, put to the backend and the router.
 
 use futures_util::future::BoxFuture;
-use millpond_protocol::{Principal, Refusal};
+use millpond_protocol::{Principal, Refusal, limits};
 
 use crate::backend::{ReceiptRow, StateMessage};
 use crate::gate::Shared;
@@ -30,11 +30,23 @@ pub(crate) fn lookup(
             Box::pin(async move { Found::Attached(attach.await) })
         }
         Question::State { filter, replay } => {
-            Box::pin(async move { Found::State { replay, result: backend.state(&who, &filter).await } })
+            Box::pin(
+                async move { Found::State { replay, result: in_time(backend.state(&who, &filter)).await } },
+            )
         }
-        Question::Cursor => Box::pin(async move { Found::Cursor(backend.receipt_cursor(&who).await) }),
+        Question::Cursor => {
+            Box::pin(async move { Found::Cursor(in_time(backend.receipt_cursor(&who)).await) })
+        }
         Question::Receipts { after, max } => {
-            Box::pin(async move { Found::Receipts(backend.receipts(&who, after, max).await) })
+            Box::pin(async move { Found::Receipts(in_time(backend.receipts(&who, after, max)).await) })
         }
+    }
+}
+
+/// Nothing waits for ever: the client is closed and asks again.
+async fn in_time<T>(answer: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    match tokio::time::timeout(limits::STORAGE_TIMEOUT, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Refusal::unavailable("the server does not answer in time")),
     }
 }

@@ -131,6 +131,12 @@ impl Outbox {
         answer.await.unwrap_or(Err(NoLink::Dead))
     }
 
+    /// Messages that wait for the router.
+    pub(crate) fn len(&self) -> usize {
+        let waiting = self.lock();
+        waiting.states.len() + waiting.events.len()
+    }
+
     /// Ends the front.
     pub(crate) fn stop(&self) {
         self.lock().stop = true;

@@ -1,7 +1,11 @@
 //! What a client publishes: taken, decided, acknowledged.
 
+use std::time::Duration;
+
 use millpond_broker::GateConfig;
 use millpond_protocol::{Code, Refusal};
+
+use tokio::io::AsyncWriteExt;
 
 use crate::support::{LEVELS, Verdict, publish, server, server_with, text};
 
@@ -238,6 +242,24 @@ async fn bytes_beyond_the_budget_of_all_connections_wait_their_turn() {
     assert_eq!(clients[0].packet().await, (0x40, vec![0, 1]));
     server.backend.decide("b", Ok(()));
     assert_eq!(clients[1].packet().await, (0x40, vec![0, 1]));
+}
+
+#[tokio::test]
+async fn a_long_publish_that_trickles_in_is_closed() {
+    let config =
+        GateConfig { stall_timeout: Duration::from_millis(500), rate_min: 1 << 20, ..GateConfig::default() };
+    let server = server_with(config).await;
+    let mut client = server.client(4, "publisher").await;
+    let bytes = publish(4, 1, 1, "mp/p/c/publisher/up/u1", &[], &vec![7; 200 << 10]);
+    let mut pieces = bytes.chunks(100);
+    // Each piece comes in time, and all of them would take a minute.
+    while server.handle.connections() == 1 {
+        if client.io.write_all(pieces.next().unwrap()).await.is_err() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    assert!(server.backend.taken_ids().is_empty());
 }
 
 #[tokio::test]
