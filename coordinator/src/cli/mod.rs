@@ -175,6 +175,20 @@ mod tests {
     }
 
     #[test]
+    fn the_commands_in_the_operators_manual_are_understood() {
+        let manual = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operate.md");
+        let manual = std::fs::read_to_string(manual).unwrap();
+        let mut seen = 0;
+        for line in manual.lines().filter(|line| line.starts_with("millpond ")) {
+            if let Err(error) = Cli::try_parse_from(line.split(' ')) {
+                panic!("{line}: {error}");
+            }
+            seen += 1;
+        }
+        assert!(seen >= 15, "{seen} commands");
+    }
+
+    #[test]
     fn names_are_checked_before_anything_is_sent() {
         for line in [
             "pool show Pool",

@@ -97,6 +97,7 @@ pub(super) struct Gauges(Mutex<Option<Instant>>);
 impl Gauges {
     async fn refresh(&self, ledger: &Ledger) -> std::result::Result<(), Refusal> {
         let mut read = self.0.lock().await;
+        gauge!("millpond_ledger_queue").set(ledger.queued() as f64);
         if read.is_some_and(|at| at.elapsed() < FRESH) {
             return Ok(());
         }
@@ -158,7 +159,7 @@ fn describe() {
     }
 }
 
-pub(super) const COUNTERS: [(&str, &str); 20] = [
+pub(super) const COUNTERS: [(&str, &str); 24] = [
     ("millpond_uploads_total", "Uploads with a row, by outcome"),
     ("millpond_upload_bytes_total", "Bytes of uploads with a row"),
     ("millpond_results_total", "Results that were committed"),
@@ -175,25 +176,78 @@ pub(super) const COUNTERS: [(&str, &str); 20] = [
     ("millpond_gate_events_dropped_total", "Live messages that the router could not take"),
     ("millpond_packs_total", "Packs written"),
     ("millpond_pack_bytes_total", "Bytes of packs written"),
+    ("millpond_dispatch_failures_total", "Attempts at packing that failed and are repeated, by cause"),
+    ("millpond_log_bytes_dropped_total", "Bytes of processors' logs over the limit of a round"),
+    ("millpond_objects_swept_total", "Objects removed from storage that nothing needs"),
     ("millpond_storage_calls_total", "Calls to storage, by op and outcome"),
     ("millpond_s3_requests_total", "Requests to the embedded storage, by method and status"),
     ("millpond_http_requests_total", "Requests to the HTTP API, by method, path and status"),
+    ("millpond_http_refusals_total", "HTTP requests that were refused, by code"),
     ("millpond_http_sign_in_failures_total", "HTTP requests with a token that is not valid"),
 ];
 
-pub(super) const GAUGES: [(&str, &str); 6] = [
+pub(super) const GAUGES: [(&str, &str); 7] = [
     ("millpond_batches", "Batches, by state"),
     ("millpond_rounds", "Rounds, by state"),
     ("millpond_members", "Members that are not revoked, by role"),
     ("millpond_deliveries", "Members by what they last said of the current result of their pool"),
     ("millpond_objects", "Objects in storage, by state"),
+    ("millpond_ledger_queue", "Jobs that wait for the ledger's writer"),
     ("millpond_gate_connections", "MQTT connections"),
 ];
 
-pub(super) const HISTOGRAMS: [(&str, &str); 5] = [
+pub(super) const HISTOGRAMS: [(&str, &str); 6] = [
     ("millpond_gate_ack_seconds", "From the last byte of a PUBLISH to its acknowledgement"),
     ("millpond_commit_seconds", "One commit of the ledger, sync included"),
     ("millpond_commit_jobs", "Jobs that share one commit"),
+    (
+        "millpond_dispatch_seal_seconds",
+        "From the begin of packing a sealed batch to its packs and manifest being written",
+    ),
     ("millpond_storage_call_seconds", "One call to storage, retries included, by op"),
     ("millpond_http_request_seconds", "One request to the HTTP API, by path"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    fn described() -> BTreeSet<String> {
+        let all = COUNTERS.iter().chain(&GAUGES).chain(&HISTOGRAMS);
+        all.map(|(name, _)| (*name).to_owned()).collect()
+    }
+
+    fn is_metric(text: &str) -> bool {
+        let rest = text.strip_prefix("millpond_").unwrap_or_default();
+        !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    }
+
+    fn collect(dir: &Path, found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, found);
+            } else {
+                let text = std::fs::read_to_string(&path).unwrap();
+                found.extend(text.split('"').filter(|text| is_metric(text)).map(str::to_owned));
+            }
+        }
+    }
+
+    #[test]
+    fn every_metric_of_the_code_is_described_here_and_in_the_operators_manual() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut used = BTreeSet::new();
+        for part in ["broker/src", "coordinator/src", "storage/src"] {
+            collect(&root.join(part), &mut used);
+        }
+        assert_eq!(used, described());
+        let manual = std::fs::read_to_string(root.join("docs/operate.md")).unwrap();
+        let rows = manual.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        let listed: BTreeSet<String> = rows.filter(|name| is_metric(name)).map(str::to_owned).collect();
+        assert_eq!(listed, described());
+    }
+}

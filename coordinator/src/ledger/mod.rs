@@ -22,6 +22,7 @@ mod writer;
 
 use std::fs::{File, OpenOptions};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ pub struct Ledger(Arc<Inner>);
 
 struct Inner {
     jobs: mpsc::Sender<writer::Job>,
+    /// Jobs in line.
+    queued: Arc<AtomicUsize>,
     commits: broadcast::Sender<Arc<Commit>>,
     readers: Mutex<Vec<Connection>>,
     reading: Semaphore,
@@ -98,6 +101,7 @@ impl Ledger {
         let ended = writer::start(sql, queue, commits.clone())?;
         let inner = Inner {
             jobs,
+            queued: Arc::default(),
             commits,
             readers: Mutex::new(readers),
             reading: Semaphore::new(READERS),
@@ -120,7 +124,13 @@ impl Ledger {
     {
         let (answer, outcome) = oneshot::channel();
         // A send fails only after the writer ended: the receiver then says so.
-        let _ = self.0.jobs.send(writer::job(job, answer));
+        let queued = self.0.queued.clone();
+        queued.fetch_add(1, Ordering::Relaxed);
+        let counted = move |tx: &mut Tx<'_>| {
+            queued.fetch_sub(1, Ordering::Relaxed);
+            job(tx)
+        };
+        let _ = self.0.jobs.send(writer::job(counted, answer));
         async move { outcome.await.unwrap_or_else(|_| Err(Refusal::unavailable("the ledger has stopped"))) }
     }
 
@@ -144,6 +154,11 @@ impl Ledger {
             outcome
         };
         tokio::task::spawn_blocking(run).await.map_err(|_| stopped())?
+    }
+
+    /// Jobs that wait for the writer.
+    pub fn queued(&self) -> usize {
+        self.0.queued.load(Ordering::Relaxed)
     }
 
     /// What commits from now on. A listener that lags looks at the ledger afresh.
