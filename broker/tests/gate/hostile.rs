@@ -221,3 +221,17 @@ async fn a_publish_outside_ones_space_is_refused_alike_whether_the_place_exists_
     }
     assert!(server.backend.taken_ids().is_empty());
 }
+
+#[tokio::test]
+async fn subscriptions_beyond_the_limit_are_refused_and_those_held_can_be_renewed() {
+    for level in LEVELS {
+        let server = server().await;
+        let mut raw = server.client(level, "publisher").await;
+        for n in 0..64 {
+            assert_eq!(raw.subscribe(&format!("mp/p/d/publisher/x{n}"), 1).await, 1);
+        }
+        let code = raw.subscribe("mp/p/d/publisher/x64", 1).await;
+        assert_eq!(code, if level == 5 { 0x97 } else { 0x80 });
+        assert_eq!(raw.subscribe("mp/p/d/publisher/x0", 0).await, 0);
+    }
+}

@@ -7,4 +7,5 @@ mod connect;
 mod deliver;
 mod hostile;
 mod publish;
+mod soak;
 mod support;
