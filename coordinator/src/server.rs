@@ -3,7 +3,7 @@
 //! Nothing listens to the outside before the ledger has recovered and storage has answered a test object. Stop means:
 //! no new connections, what was begun is finished within the grace, then the process ends.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,7 +168,7 @@ async fn storage(
     let settings = &config.storage;
     let mut secret = settings.secret_key.expose().to_owned();
     let mut access_key = settings.access_key.clone();
-    let mut address = None;
+    let (mut address, mut embedded) = (None, None);
     let endpoint = match settings.mode {
         StorageMode::Embedded => {
             if secret.is_empty() {
@@ -183,18 +183,24 @@ async fn storage(
             server.grace = Duration::from_secs(config.server.shutdown_grace_s);
             let dir = config.server.data_dir.join("objects");
             let opened = tokio::task::spawn_blocking(move || embedded::open(&dir, server)).await??;
-            let listener = listen("storage.listen", settings.listen).await?;
-            let local = listener.local_addr()?;
-            address = Some(local);
-            let stop = stop.clone();
-            tasks.spawn(async move { opened.serve(listener, stop).await.context("embedded storage") });
-            let host = if local.ip().is_unspecified() { "127.0.0.1".to_owned() } else { host_of(local) };
-            Url::parse(&format!("http://{host}:{}", local.port()))?
+            // The server's own calls have a listener to themselves: clients cannot use up its connections.
+            let own = listen("a port of 127.0.0.1", (Ipv4Addr::LOCALHOST, 0).into()).await?;
+            let endpoint = url_of(own.local_addr()?)?;
+            let public = listen("storage.listen", settings.listen).await?;
+            address = Some(public.local_addr()?);
+            let (server, own_stop) = (opened.clone(), stop.clone());
+            tasks.spawn(async move { server.serve(own, own_stop).await.context("embedded storage") });
+            embedded = Some((opened, public));
+            endpoint
         }
         StorageMode::External => settings.endpoint.clone().context("storage.endpoint is missing")?,
     };
     let mut client = StorageConfig::new(endpoint.clone(), &settings.bucket, &access_key, Secret::new(secret));
-    client.public_url = settings.public_url.clone().unwrap_or(endpoint);
+    client.public_url = match (&settings.public_url, address) {
+        (Some(url), _) => url.clone(),
+        (None, Some(address)) => url_of(address)?,
+        (None, None) => endpoint,
+    };
     client.region.clone_from(&settings.region);
     client.path_style = settings.path_style;
     client.call_timeout = Duration::from_secs(settings.call_timeout_s);
@@ -204,6 +210,10 @@ async fn storage(
         .await
         .context("storage does not answer: check storage.endpoint")?
         .context("storage does not keep a test object: check storage.endpoint, bucket and credentials")?;
+    if let Some((server, public)) = embedded {
+        let stop = stop.clone();
+        tasks.spawn(async move { server.serve(public, stop).await.context("embedded storage") });
+    }
     Ok((Opened { handle, public_url }, address))
 }
 
@@ -216,11 +226,14 @@ fn public_host(config: &Config, listens: SocketAddr, storage: &Url) -> String {
     }
 }
 
-fn host_of(address: SocketAddr) -> String {
-    match address {
-        SocketAddr::V4(v4) => v4.ip().to_string(),
-        SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
+/// How programs on this machine reach an address that listens.
+fn url_of(mut address: SocketAddr) -> anyhow::Result<Url> {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        IpAddr::V4(_) | IpAddr::V6(_) => {}
     }
+    Ok(Url::parse(&format!("http://{address}"))?)
 }
 
 fn gate_config(config: &Config) -> GateConfig {
