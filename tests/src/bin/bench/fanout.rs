@@ -13,6 +13,7 @@ use super::{percentile, wire};
 
 const LISTENERS: usize = 1_000;
 const ROUNDS: usize = 5;
+const PUBACK: u8 = 0x40;
 
 pub async fn run() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -49,10 +50,10 @@ pub async fn run() -> Result<()> {
         publisher.receive().await?;
         let ask = format!(r#"{{"id": "t{round}", "take": true, "wait_s": 30}}"#);
         processor.write.write_all(&wire::publish(1, "mp/p/c/proc/ask/trigger", ask.as_bytes())).await?;
-        until(&mut processor, |kind| kind & 0xf0 == 0x30).await?;
+        until(&mut processor, |_, topic| topic.ends_with("/answer/trigger")).await?;
         let topic = format!("mp/p/c/proc/result/{round}/1");
         processor.write.write_all(&wire::publish(2, &topic, b"result")).await?;
-        until(&mut processor, |kind| kind == 0x40).await?;
+        until(&mut processor, |kind, _| kind == PUBACK).await?;
         let committed = Instant::now();
         let mut latest = committed;
         for _ in 0..LISTENERS {
@@ -67,13 +68,16 @@ pub async fn run() -> Result<()> {
     Ok(())
 }
 
-async fn until(connection: &mut wire::Connection, wanted: impl Fn(u8) -> bool) -> Result<()> {
+/// Reads until a wanted packet comes, by its first byte and, of a PUBLISH, its topic; messages are acknowledged.
+async fn until(connection: &mut wire::Connection, wanted: impl Fn(u8, &str) -> bool) -> Result<()> {
     loop {
         let (kind, body) = connection.receive().await?;
-        if let Some((_, Some(id), _)) = wire::parse_publish(kind, &body).filter(|_| kind & 0xf0 == 0x30) {
+        let published = wire::parse_publish(kind, &body).filter(|_| kind & 0xf0 == 0x30);
+        let (topic, id) = published.map_or(("", None), |(topic, id, _)| (topic, id));
+        if let Some(id) = id {
             connection.write.write_all(&wire::puback(id)).await?;
         }
-        if wanted(kind) {
+        if wanted(kind, topic) {
             return Ok(());
         }
     }

@@ -65,7 +65,7 @@ async fn measure(count: usize) -> Result<(f64, f64, f64)> {
 
 async fn fill(dir: &Path, count: usize) -> Result<()> {
     let (ledger, ended) = Ledger::open(dir)?;
-    let policy = Policy { grouping: Grouping::Count, count: u64::MAX >> 1, ..Policy::default() };
+    let policy = Policy { grouping: Grouping::Count, count: 10_000_000, ..Policy::default() };
     prepare(&ledger, policy, MEMBERS, 0).await?;
     let mut payload = vec![b'x'; SIZE];
     for from in (0..count).step_by(2_000) {
