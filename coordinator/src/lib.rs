@@ -3,6 +3,7 @@
 pub mod asks;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod dispatch;
 pub mod fanout;
 pub mod http;

@@ -1,1 +1,22 @@
-//! Placeholder.
+//! The harness of the end-to-end tests: the real binary as a child process, on ports that the system picks, in a directory of
+//! its own; MQTT and HTTP clients; and the tools that transcripts need.
+//!
+//! A test starts a [`Server`], makes a pool and members over `/v1`, and speaks MQTT through [`Link`] (MQTT 5) or
+//! [`Plain`] (3.1.1). Readiness is what `/readyz` says; SIGTERM and SIGKILL are ordinary steps.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "this crate is nothing but tests")]
+
+mod api;
+mod mill;
+mod plain;
+mod process;
+mod server;
+mod tools;
+
+pub use api::Api;
+pub use mill::{Leased, Mill};
+pub use millpond::demo::{Beside, Credentials, Link, Message};
+pub use plain::Plain;
+pub use process::Process;
+pub use server::{Ports, Server};
+pub use tools::{binary, python, recent_hour, repository, tool};

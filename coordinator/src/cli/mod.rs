@@ -6,6 +6,7 @@
 
 mod batch;
 mod client;
+mod demo;
 mod dev;
 mod events;
 mod failure;
@@ -43,6 +44,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Play the whole story on this machine: a server, publishers, a processor, listeners.
+    Demo(demo::Args),
     /// Run a server.
     Serve(serve::Args),
     /// Run a server on loopback with a pool and members to play with.
@@ -101,6 +104,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn dispatch(cli: Cli, out: &Out) -> Result<(), Failure> {
     let command = match cli.command {
+        Command::Demo(args) => return demo::run(&args, out),
         Command::Serve(args) => return serve::run(&args, out),
         Command::Dev(args) => return dev::run(&args, out),
         command => command,
@@ -110,7 +114,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<(), Failure> {
     runtime.block_on(async {
         let client = Client::new(&cli.target)?;
         match command {
-            Command::Serve(_) | Command::Dev(_) => Ok(()),
+            Command::Demo(_) | Command::Serve(_) | Command::Dev(_) => Ok(()),
             Command::Pool(command) => pool::run(command, &client, out).await,
             Command::Member(command) => member::run(command, &client, out).await,
             Command::Token(command) => token::run(command, &client, out).await,
@@ -138,6 +142,7 @@ mod tests {
     #[test]
     fn every_command_of_this_version_is_understood() {
         for line in [
+            "demo --clients 5 --rounds 3 --json",
             "serve --config a.toml --data d --check-config",
             "dev",
             "dev --ports auto --data d",

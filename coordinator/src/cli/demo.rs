@@ -1,0 +1,22 @@
+//! `millpond demo`
+
+use super::failure::{FAILED, Failure};
+use super::output::Out;
+use crate::demo;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    options: demo::Options,
+}
+
+/// Exits with 0 only if every hash matched and every upload is in exactly one batch.
+pub(super) fn run(args: &Args, out: &Out) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let report = runtime.block_on(demo::run(args.options));
+    // Whatever still runs belongs to a server that has been stopped.
+    runtime.shutdown_background();
+    let report = report.map_err(|error| Failure::new(FAILED, format!("the demo failed: {error:#}")))?;
+    out.show(&report, |out, report| out.line(report.table()));
+    Ok(())
+}

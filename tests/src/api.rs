@@ -1,0 +1,64 @@
+//! The HTTP API as a client sees it.
+
+use reqwest::Method;
+use serde_json::Value;
+
+/// A caller of `/v1` with a token.
+#[derive(Clone)]
+pub struct Api {
+    http: reqwest::Client,
+    base: String,
+    token: String,
+}
+
+impl Api {
+    /// A caller; `base` is `http://host:port`.
+    pub fn new(base: impl Into<String>, token: impl Into<String>) -> Self {
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self { http, base: base.into(), token: token.into() }
+    }
+
+    /// Status and body of any request; a body that is no JSON becomes a string.
+    pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> (u16, Value) {
+        let mut request = self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await.unwrap_or_else(|error| panic!("{path}: {error}"));
+        let status = response.status().as_u16();
+        let text = response.text().await.unwrap();
+        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    async fn good(&self, method: Method, path: &str, body: Option<&Value>) -> Value {
+        let (status, answer) = self.call(method, path, body).await;
+        assert!((200..300).contains(&status), "{path} answered {status}: {answer}");
+        answer
+    }
+
+    /// GET that has to succeed; the path begins with `/`.
+    pub async fn get(&self, path: &str) -> Value {
+        self.good(Method::GET, path, None).await
+    }
+
+    /// PUT that has to succeed.
+    pub async fn put(&self, path: &str, body: &Value) -> Value {
+        self.good(Method::PUT, path, Some(body)).await
+    }
+
+    /// POST that has to succeed.
+    pub async fn post(&self, path: &str, body: &Value) -> Value {
+        self.good(Method::POST, path, Some(body)).await
+    }
+
+    /// DELETE that has to succeed.
+    pub async fn delete(&self, path: &str) -> Value {
+        self.good(Method::DELETE, path, None).await
+    }
+
+    /// The bytes behind a presigned URL, fetched as anybody would.
+    pub async fn fetch(&self, url: &str) -> bytes::Bytes {
+        let response = self.http.get(url).send().await.unwrap().error_for_status().unwrap();
+        response.bytes().await.unwrap()
+    }
+}

@@ -1,0 +1,50 @@
+//! Programs that tests start.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The program under test: what `MILLPOND_BIN` names, else the one that cargo built beside the tests.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("MILLPOND_BIN") {
+        return path.into();
+    }
+    let test = std::env::current_exe().unwrap();
+    let built = test.parent().and_then(Path::parent).unwrap().join("millpond-under-test");
+    assert!(built.exists(), "{} is missing: cargo builds it with the tests", built.display());
+    built
+}
+
+/// The repository's root.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+}
+
+/// Whether a tool that a test needs is there. Without it the test says so and ends; with `CI=true` it fails.
+pub fn tool(name: &str) -> bool {
+    let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .any(|directory| directory.join(name).is_file());
+    found || missing(name)
+}
+
+/// Whether there is a Python with paho-mqtt, under the same rule as [`tool`].
+pub fn python() -> bool {
+    let found = Command::new("python3")
+        .args(["-c", "import paho.mqtt.client"])
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    found || missing("python3 with paho-mqtt")
+}
+
+fn missing(what: &str) -> bool {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{what} is not installed");
+    eprintln!("skipped: {what} is not installed");
+    false
+}
+
+/// The start of an hour that has passed, in milliseconds: a window that is still open, and stays so during the test.
+pub fn recent_hour() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let hours = i64::try_from(now.as_secs() / 3_600).unwrap();
+    (hours - 5) * 3_600_000
+}

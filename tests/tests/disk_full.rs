@@ -1,0 +1,54 @@
+//! A disk that is full refuses uploads for the time being, loses nothing, and is no trap: room made is room used.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::process::Command;
+
+use millpond_protocol::Role;
+use millpond_tests::{Beside, Link, Server, recent_hour};
+use serde_json::json;
+
+/// Whether this test may mount a file system that only its server sees.
+fn may_mount() -> bool {
+    let allowed = Command::new("unshare").args(["-m", "true"]).output().is_ok_and(|o| o.status.success());
+    if !allowed {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "unshare -m needs root");
+        eprintln!("skipped: unshare -m needs root");
+    }
+    allowed
+}
+
+#[tokio::test]
+async fn a_full_disk_acknowledges_nothing_that_it_cannot_keep_and_recovers() {
+    if !may_mount() {
+        return;
+    }
+    let mut server = Server::prepare(&[]);
+    let inside = server.launch_on_small_disk(96).await;
+    server.pool("demo", json!({ "window_s": 3_600 })).await;
+    let edge = server.member("demo", "edge", Role::Publisher).await;
+    // Leave little room.
+    let ballast = inside.join("ballast");
+    let mut fill = Command::new("sh");
+    fill.args(["-c", r#"cat /dev/zero > "$1" 2>/dev/null; truncate -s -1500K "$1""#, "sh"]).arg(&ballast);
+    fill.status().unwrap();
+
+    let topic = |n: usize| format!("mp/demo/c/edge/up/u{n}/{}", recent_hour());
+    let mut acknowledged = 0;
+    let mut refused = 0;
+    while refused < 3 {
+        let link = Link::connect(edge.clone()).await.unwrap();
+        while link.publish(&topic(acknowledged), vec![b'x'; 60_000], Beside::default()).await.is_ok() {
+            acknowledged += 1;
+            assert!(acknowledged < 1_000, "the disk does not fill");
+        }
+        refused += 1;
+    }
+    assert!(server.process().status().is_none(), "the server gave up");
+    assert_eq!(server.uploads("demo").await.len(), acknowledged);
+
+    std::fs::remove_file(ballast).unwrap();
+    let link = Link::connect(edge).await.unwrap();
+    link.publish(&topic(acknowledged), vec![b'x'; 60_000], Beside::default()).await.unwrap();
+    assert_eq!(server.uploads("demo").await.len(), acknowledged + 1);
+}
