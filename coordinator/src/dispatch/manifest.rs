@@ -16,6 +16,7 @@ use millpond_protocol::{Label, Sha256, Timestamp};
 use rusqlite::{Connection, types::ValueRef};
 use serde::Serialize;
 
+use super::buffer;
 use super::seal::Sealed;
 use crate::ledger::uploads::{CLAMPED, LATE};
 use crate::ledger::{PoolId, Result};
@@ -97,7 +98,7 @@ pub(super) fn build(sql: &Connection, pool: PoolId, sealed: &Sealed) -> Result<M
     rows.sort_unstable_by(|a, b| a.member.cmp(&b.member).then_with(|| a.upload.cmp(&b.upload)));
 
     let header = header(sealed, &rows)?;
-    let mut out = Vec::with_capacity(header.len() + 1 + rows.len() * ENTRY);
+    let mut out = buffer::with_room(header.len() + 1 + rows.len() * ENTRY);
     out.extend_from_slice(header.as_bytes());
     out.push(b'\n');
     for row in &rows {
@@ -168,7 +169,7 @@ fn members(sql: &Connection, pool: PoolId) -> Result<Members> {
 }
 
 fn rows(sql: &Connection, sealed: &Sealed, members: &Members) -> Result<Vec<Row>> {
-    let mut all = Vec::with_capacity(usize::try_from(sealed.count).unwrap_or_default());
+    let mut all = buffer::with_room(usize::try_from(sealed.count).unwrap_or_default());
     let mut statement = sql.prepare_cached(
         "SELECT member_id, upload, size, sha256, event_time, flags, name, content_type, meta, \
          EXISTS (SELECT 1 FROM superseded s WHERE s.seq = u.seq) FROM uploads u WHERE batch_id = ?1 ORDER BY seq",

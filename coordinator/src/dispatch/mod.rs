@@ -15,6 +15,7 @@
 //! Bytes go to storage before they count: a `granted` row, the PUT (compared by its SHA-256), then `live` in the job that
 //! makes them count (`object`). What did not come to count is doomed, and [`sweep`] deletes it.
 
+mod buffer;
 mod manifest;
 mod object;
 mod pack;

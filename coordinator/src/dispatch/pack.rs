@@ -10,7 +10,7 @@ use rusqlite::{Connection, params};
 
 use super::object::{self, Kind};
 use super::select::ROWS;
-use super::{Context, Trouble};
+use super::{Context, Trouble, buffer};
 use crate::ledger::{Error, PoolId, Result};
 
 /// The two blocks of zeros that end a tar file.
@@ -80,7 +80,7 @@ pub(super) fn build(sql: &Connection, batch: i64, fill: Fill) -> Result<Option<P
         return Ok(None);
     }
     let capacity = usize::try_from((unpacked + END).min(limits::PACK_MAX)).unwrap_or_default();
-    let mut tar = tar::Builder::new(Vec::with_capacity(capacity));
+    let mut tar = tar::Builder::new(buffer::with_room(capacity));
     let (mut files, mut packed, mut last, mut full) = (0, 0, after, false);
 
     // LEFT JOIN: a payload that is missing must be noticed, not left out.

@@ -20,6 +20,7 @@ async fn seal_to_ready() {
         let mut world = World::new(json!({})).await;
         world.dispatch();
         let server = world.member("server", Role::Processor).await;
+        let fresh = memory("VmRSS");
         let each = count / 100;
         for member in 0..100 {
             let who = world.member(&format!("edge-{member:03}"), Role::Publisher).await;
@@ -30,7 +31,7 @@ async fn seal_to_ready() {
                 start = end;
             }
         }
-        // Packs that can be written ahead are.
+        // Whatever can be packed ahead is.
         let open = "SELECT count(*) FROM batches WHERE small_bytes - packed_bytes >= 16 * 1024 * 1024";
         world.until(open, 0).await;
         world.until("SELECT count(*) FROM packs WHERE purged = 0", 0).await;
@@ -41,11 +42,14 @@ async fn seal_to_ready() {
             world.ask(&server, Op::Trigger, json!({"id": "t", "take": true, "wait_s": 60})).await.unwrap();
         let took = started.elapsed();
         assert_eq!(answer["lease"]["ready"], true);
-        let (peak, manifest) = (memory("VmHWM"), world.manifest(1).await.len());
+        let peak = memory("VmHWM");
+        let manifest = world.number("SELECT size FROM objects WHERE key LIKE '%/manifest/%'").await;
         println!(
-            "{count} uploads of 1 KiB: sealed to ready {took:?}, manifest {} KiB, memory {} KiB above idle",
+            "{count} uploads of 1 KiB: sealed to ready {took:?}, manifest {} KiB, memory {} KiB above the {idle} KiB \
+             before the seal and {} KiB above the {fresh} KiB of an empty pool",
             manifest / 1024,
-            peak.saturating_sub(idle)
+            peak.saturating_sub(idle),
+            peak.saturating_sub(fresh)
         );
     }
 }
