@@ -146,10 +146,6 @@ pub struct Limits {
     pub uncommitted_bytes_max: usize,
     /// Messages of one connection that are not committed. Raising it helps single fast clients.
     pub uncommitted_per_connection: usize,
-    /// Seconds that URLs for uploads, packs and manifests hold. Raising it lets a leaked URL work longer.
-    pub url_validity_s: u64,
-    /// Seconds that URLs of results hold.
-    pub result_url_validity_s: u64,
 }
 
 impl Default for Server {
@@ -211,8 +207,6 @@ impl Default for Limits {
             connect_timeout_s: limits::CONNECT_TIMEOUT.as_secs(),
             uncommitted_bytes_max: limits::UNCOMMITTED_BYTES_MAX,
             uncommitted_per_connection: limits::UNCOMMITTED_PER_CONNECTION,
-            url_validity_s: limits::URL_VALIDITY.as_secs(),
-            result_url_validity_s: limits::RESULT_URL_VALIDITY.as_secs(),
         }
     }
 }

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use millpond_protocol::access::Action;
 use millpond_protocol::message::answer::UploadInfo;
-use millpond_protocol::{MemberName, PoolName, Timestamp, UploadId};
+use millpond_protocol::{Code, MemberName, PoolName, Refusal, Timestamp, UploadId};
 use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::Deserialize;
 
@@ -84,7 +84,11 @@ pub(super) async fn show(
                 )?
                 .query_row(params![pool, member.as_str(), upload.as_str()], |row| row.get(0))
                 .optional()?;
-            let seq = seq.ok_or_else(|| not_found(format!("upload {upload} of {member}")))?;
+            let seq = seq.ok_or_else(|| {
+                Refusal::new(Code::NotFound, format!("there is no upload {upload} of {member}")).hint(
+                    "it never came, or it was refused: refusals leave no row and stand in the event feed",
+                )
+            })?;
             story(sql, pool, seq)
         })
         .await?;

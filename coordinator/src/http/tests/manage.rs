@@ -1,0 +1,145 @@
+//! Pools, members and tokens; who may do what; bad requests.
+
+use super::*;
+
+#[tokio::test]
+async fn applying_a_pool_twice_changes_it_once_and_says_what() {
+    let server = Server::start().await;
+    let applied: Applied = server.admin(Method::PUT, "/v1/pools/p", json!({"window_s": 60})).await;
+    assert!(applied.created && applied.policy_version == 1);
+    assert_eq!(applied.changed.len(), 1);
+    assert_eq!((applied.changed[0].key.as_str(), &applied.changed[0].to), ("window_s", &json!(60)));
+
+    let again: Applied = server.admin(Method::PUT, "/v1/pools/p", json!({"window_s": 60})).await;
+    assert!(!again.created && again.changed.is_empty() && again.policy_version == 1);
+
+    let set: Applied = server.admin(Method::PATCH, "/v1/pools/p", json!({"late": "reject"})).await;
+    assert_eq!(set.policy_version, 2);
+    assert_eq!((&set.changed[0].from, &set.changed[0].to), (&Some(json!("next")), &json!("reject")));
+    let info: PoolInfo = server.get("/v1/pools/p").await;
+    assert_eq!((info.policy.window_s, info.policy_version), (60, 2));
+
+    let new = server.refused(ADMIN, Method::PUT, "/v1/pools/p?new=true", json!({})).await;
+    assert_eq!(new, (409, "conflict".to_owned()));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn bad_requests_get_their_code_and_change_nothing() {
+    let server = Server::start().await;
+    server.pool("p", &[]).await;
+    let long = "x".repeat(BODY_MAX + 1);
+    for (method, path, body, expected) in [
+        (Method::PUT, "/v1/pools/Bad_Name", json!({}), (400, "malformed")),
+        (Method::PUT, "/v1/pools/q", json!({"window": 60}), (400, "malformed")),
+        (Method::PUT, "/v1/pools/q", json!({"window_s": 1}), (400, "malformed")),
+        (Method::PUT, "/v1/pools/q", json!([]), (400, "malformed")),
+        (Method::PUT, "/v1/pools/q", json!({ "late": long }), (413, "too_large")),
+        (Method::PATCH, "/v1/pools/p", json!({"window_s": "long"}), (400, "malformed")),
+        (Method::PATCH, "/v1/pools/nobody", json!({}), (404, "not_found")),
+        (
+            Method::POST,
+            "/v1/pools/p/members",
+            json!({"member": "a/b", "role": "publisher"}),
+            (400, "malformed"),
+        ),
+        (Method::POST, "/v1/pools/p/members", json!({"member": "a", "role": "king"}), (400, "malformed")),
+        (Method::POST, "/v1/pools/p/members", json!({"member": "a"}), (400, "malformed")),
+        (Method::DELETE, "/v1/pools/p/members/nobody", Value::Null, (404, "not_found")),
+        (Method::POST, "/v1/pools/p/members/nobody/tokens", Value::Null, (404, "not_found")),
+        (Method::GET, "/v1/pools/p/uploads?limit=0", Value::Null, (400, "malformed")),
+        (Method::GET, "/v1/pools/p/uploads?cursor=x", Value::Null, (400, "malformed")),
+        (Method::GET, "/v1/pools/p/uploads?batch=x", Value::Null, (400, "malformed")),
+        (Method::GET, "/v1/pools/p/uploads/m/u", Value::Null, (404, "not_found")),
+        (Method::GET, "/v1/pools/p/batches/7", Value::Null, (404, "not_found")),
+        (Method::GET, "/v1/pools/p/batches/-1", Value::Null, (400, "malformed")),
+        (Method::GET, "/v1/pools/p/rounds/7", Value::Null, (404, "not_found")),
+        (Method::POST, "/v1/pools/p/rounds/7/retry", Value::Null, (404, "not_found")),
+        (Method::POST, "/v1/pools/p/results/7/rollback", Value::Null, (404, "not_found")),
+        (Method::GET, "/v1/pools/p/nothing", Value::Null, (404, "not_found")),
+        (Method::POST, "/v1/status", Value::Null, (404, "not_found")),
+    ] {
+        let found = server.refused(ADMIN, method.clone(), path, body).await;
+        assert_eq!(found, (expected.0, expected.1.to_owned()), "{method} {path}");
+    }
+    let pools: Pools = server.get("/v1/pools").await;
+    assert_eq!(pools.pools.len(), 1);
+    let members: Members = server.get("/v1/pools/p/members?all=true").await;
+    assert_eq!(members.members, []);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn only_admins_and_operators_of_the_pool_may_look_and_manage() {
+    let server = Server::start().await;
+    let own = [("op", "operator"), ("pub", "publisher"), ("proc", "processor")];
+    let tokens = server.pool("p", &own).await;
+    server.pool("q", &[]).await;
+    let (operator, publisher, processor) = (&tokens[0], &tokens[1], &tokens[2]);
+    let denied = (403, "unauthorized".to_owned());
+
+    for token in ["", "nonsense", publisher, processor] {
+        for path in ["/v1/pools", "/v1/pools/p", "/v1/status", "/v1/pools/p/uploads", "/v1/pools/p/events"] {
+            assert_eq!(server.refused(token, Method::GET, path, Value::Null).await, denied, "{path}");
+        }
+    }
+    // A pool that is not theirs and one that does not exist look the same.
+    for pool in ["q", "nothing"] {
+        let path = format!("/v1/pools/{pool}");
+        assert_eq!(server.refused(operator, Method::GET, &path, Value::Null).await, denied);
+        assert_eq!(server.refused(operator, Method::PUT, &path, json!({})).await, denied);
+    }
+    let (status, pools) = server.send(operator, Method::GET, "/v1/pools", Value::Null).await;
+    assert_eq!((status, pools["pools"].as_array().unwrap().len()), (StatusCode::OK, 1));
+    let (status, _) = server.send(operator, Method::PATCH, "/v1/pools/p", json!({"late": "reject"})).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(server.refused(operator, Method::DELETE, "/v1/pools/p", Value::Null).await, denied);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_member_is_handed_all_it_needs_once_and_revoking_ends_its_tokens() {
+    let server = Server::start().await;
+    server.pool("p", &[]).await;
+    let new = json!({"member": "dev-1", "role": "operator"});
+    let hand_out: HandOut = server.admin(Method::POST, "/v1/pools/p/members", new.clone()).await;
+    let token = hand_out.token.unwrap();
+    assert_eq!((hand_out.user.as_str(), hand_out.mqtt_port), ("p/dev-1", 1883));
+    assert!(
+        hand_out.example.contains("mosquitto_sub -h broker.example") && hand_out.example.contains(&token)
+    );
+    let taken = server.refused(ADMIN, Method::POST, "/v1/pools/p/members", new).await;
+    assert_eq!(taken, (409, "conflict".to_owned()));
+    let members: Members = server.get("/v1/pools/p/members").await;
+    assert!(!serde_json::to_string(&members).unwrap().contains(&token));
+
+    let path = "/v1/pools/p/members/dev-1/tokens";
+    let second: HandOut = server.admin(Method::POST, path, json!({})).await;
+    let third: HandOut = server.admin(Method::POST, path, json!({"replace": true})).await;
+    for (token, valid) in
+        [(&token, false), (&second.token.unwrap(), false), (third.token.as_ref().unwrap(), true)]
+    {
+        let (status, _) = server.send(token, Method::GET, "/v1/pools/p", Value::Null).await;
+        assert_eq!(status.is_success(), valid);
+    }
+    let _: Value = server.admin(Method::DELETE, "/v1/pools/p/members/dev-1", Value::Null).await;
+    let denied = server.refused(third.token.as_ref().unwrap(), Method::GET, "/v1/pools/p", Value::Null).await;
+    assert_eq!(denied.0, 403);
+    let members: Members = server.get("/v1/pools/p/members?all=true").await;
+    assert!(members.members[0].revoked.is_some() && members.members[0].tokens == 0);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_device_that_brings_its_own_hash_may_repeat_the_request() {
+    let server = Server::start().await;
+    server.pool("p", &[]).await;
+    let new = json!({"member": "m", "role": "operator", "token_sha256": Sha256::of(b"made by the device")});
+    for _ in 0..2 {
+        let hand_out: HandOut = server.admin(Method::POST, "/v1/pools/p/members", new.clone()).await;
+        assert_eq!(hand_out.token, None);
+    }
+    let (status, _) = server.send("made by the device", Method::GET, "/v1/pools/p", Value::Null).await;
+    assert_eq!(status, StatusCode::OK);
+    server.stop().await;
+}

@@ -1,0 +1,149 @@
+//! The API over real connections, a real ledger and the embedded storage.
+
+use std::time::Duration;
+
+use millpond_protocol::Principal;
+use millpond_protocol::message::answer::UploadInfo;
+use millpond_storage::{Secret, Storage, StorageConfig, embedded};
+use reqwest::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+mod inspect;
+mod manage;
+
+use super::api::*;
+use super::*;
+use crate::fanout::state::{Shown, States};
+use crate::ledger::uploads::{Body, NewUpload};
+use crate::rounds::{Event, Target};
+
+const ADMIN: &str = "mpa_a-token-that-nobody-guesses-in-a-test";
+
+/// A running API; everything ends with it.
+struct Server {
+    url: String,
+    http: reqwest::Client,
+    ledger: Ledger,
+    shutdown: CancellationToken,
+    storage: CancellationToken,
+    done: tokio::task::JoinHandle<()>,
+    _dir: TempDir,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _) = Ledger::open(dir.path()).unwrap();
+        let secret = "sixteen-and-more-letters";
+        let config = embedded::EmbeddedConfig::new("millpond", "key", Secret::new(secret));
+        let embedded = embedded::open(&dir.path().join("objects"), config).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let stop = CancellationToken::new();
+        let (serving, stopped) = (embedded.clone(), stop.clone());
+        tokio::spawn(async move { serving.serve(listener, stopped).await });
+        let storage =
+            Storage::new(&StorageConfig::new(endpoint, "millpond", "key", Secret::new(secret))).unwrap();
+        let shown =
+            Shown { publish_max: 1, bundle_max: 1, upload_max: 1, storage_host: "files.example".to_owned() };
+        let states = States::new(ledger.clone(), storage.clone(), shown);
+        let shutdown = CancellationToken::new();
+        let parts = Parts {
+            asks: Asks { ledger: ledger.clone(), storage, states },
+            admin: Sha256::of(ADMIN.as_bytes()),
+            mqtt: ("broker.example".to_owned(), 1883),
+            storage_url: "http://files.example".to_owned(),
+            request_timeout: Duration::from_secs(20),
+            event_streams_max: 1,
+            grace: Duration::from_secs(5),
+            shutdown: shutdown.clone(),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let done = tokio::spawn(run(listener, parts));
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self { url, http, ledger, shutdown, storage: stop, done, _dir: dir }
+    }
+
+    async fn send(&self, token: &str, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
+        let mut request = self.http.request(method, format!("{}{path}", self.url)).bearer_auth(token);
+        if !body.is_null() {
+            request = request.json(&body);
+        }
+        let response = request.send().await.unwrap();
+        let status = response.status();
+        let text = response.text().await.unwrap();
+        (status, serde_json::from_str(&text).unwrap_or_else(|_| panic!("{status}: {text}")))
+    }
+
+    /// A request of the admin that must succeed.
+    async fn admin<T: DeserializeOwned>(&self, method: Method, path: &str, body: Value) -> T {
+        let (status, answer) = self.send(ADMIN, method, path, body).await;
+        assert!(status.is_success(), "{path}: {status} {answer}");
+        serde_json::from_value(answer).unwrap()
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> T {
+        self.admin(Method::GET, path, Value::Null).await
+    }
+
+    /// The code and status of a request that must be refused.
+    async fn refused(&self, token: &str, method: Method, path: &str, body: Value) -> (u16, String) {
+        let (status, answer) = self.send(token, method, path, body).await;
+        assert!(!status.is_success(), "{path}: {answer}");
+        assert!(!answer["error"]["message"].as_str().unwrap().is_empty());
+        (status.as_u16(), answer["error"]["code"].as_str().unwrap().to_owned())
+    }
+
+    /// A pool with minute windows, and a member of each role that is named; their tokens in that order.
+    async fn pool(&self, pool: &str, members: &[(&str, &str)]) -> Vec<String> {
+        let _: Applied = self.admin(Method::PUT, &format!("/v1/pools/{pool}"), json!({"window_s": 60})).await;
+        let mut tokens = Vec::new();
+        for (member, role) in members {
+            let path = format!("/v1/pools/{pool}/members");
+            let hand_out: HandOut =
+                self.admin(Method::POST, &path, json!({"member": member, "role": role})).await;
+            tokens.push(hand_out.token.unwrap());
+        }
+        tokens
+    }
+
+    async fn principal(&self, token: &str) -> Principal {
+        let hash = Sha256::of(token.as_bytes());
+        let find = move |sql: &rusqlite::Connection| {
+            crate::ledger::manage::find_token(sql, &hash, crate::ledger::now())
+        };
+        self.ledger.read(find).await.unwrap().unwrap()
+    }
+
+    /// Stores an upload as if it had come over MQTT.
+    async fn upload(&self, token: &str, upload: &str, data: &'static [u8]) {
+        let who = self.principal(token).await;
+        let new = NewUpload {
+            upload: upload.parse().unwrap(),
+            name: None,
+            content_type: None,
+            meta: None,
+            label: None,
+            event_time: Some(crate::ledger::now().before(Duration::from_secs(600))),
+            sha256: Sha256::of(data),
+            sha256_declared: false,
+            size: data.len() as u64,
+            bundle: None,
+            body: Body::Inline(data.into()),
+        };
+        let store = move |tx: &mut crate::ledger::Tx<'_>| {
+            let pool = tx.pool_of(&who)?;
+            tx.store_upload(pool, &who, new)
+        };
+        self.ledger.write(store).await.unwrap();
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.done.await.unwrap();
+        self.storage.cancel();
+    }
+}
