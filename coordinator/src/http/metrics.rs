@@ -186,7 +186,7 @@ pub(super) const COUNTERS: [(&str, &str); 24] = [
     ("millpond_http_sign_in_failures_total", "HTTP requests with a token that is not valid"),
 ];
 
-pub(super) const GAUGES: [(&str, &str); 7] = [
+pub(super) const GAUGES: [(&str, &str); 10] = [
     ("millpond_batches", "Batches, by state"),
     ("millpond_rounds", "Rounds, by state"),
     ("millpond_members", "Members that are not revoked, by role"),
@@ -194,6 +194,9 @@ pub(super) const GAUGES: [(&str, &str); 7] = [
     ("millpond_objects", "Objects in storage, by state"),
     ("millpond_ledger_queue", "Jobs that wait for the ledger's writer"),
     ("millpond_gate_connections", "MQTT connections"),
+    ("millpond_gate_strangers", "Connections that have not signed in yet"),
+    ("millpond_gate_uncommitted_bytes", "Bytes that were read from MQTT clients and are not committed"),
+    ("millpond_gate_router_queue", "Live messages that wait for the router"),
 ];
 
 pub(super) const HISTOGRAMS: [(&str, &str); 6] = [

@@ -115,7 +115,10 @@ async fn a_member_is_handed_all_it_needs_once_and_revoking_ends_its_tokens() {
 
     let path = "/v1/pools/p/members/dev-1/tokens";
     let second: HandOut = server.admin(Method::POST, path, json!({})).await;
+    let mut commits = server.ledger.commits();
     let third: HandOut = server.admin(Method::POST, path, json!({"replace": true})).await;
+    let ended = &commits.recv().await.unwrap().ended;
+    assert!(matches!(&ended[..], [(_, member, _)] if member.as_str() == "dev-1"), "its sessions end");
     for (token, valid) in
         [(&token, false), (&second.token.unwrap(), false), (third.token.as_ref().unwrap(), true)]
     {
