@@ -25,7 +25,7 @@ use crate::fanout::live;
 use crate::fanout::state::{Shown, States};
 use crate::http;
 use crate::ingest::Ingest;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, prune};
 use crate::secrets;
 
 /// How long storage may take to answer at the start.
@@ -83,6 +83,7 @@ pub async fn run(
     let gate = Gate::start(gate_config(&config), gate_handle.clone(), Arc::new(ingest))?;
 
     tasks.spawn(part("dispatch", dispatch::run(ledger.clone(), storage.handle.clone(), inner.clone())));
+    tasks.spawn(part("prune", prune::run(ledger.clone(), inner.clone())));
     tasks.spawn(part("fan-out", live::run(ledger.clone(), states, gate_handle, inner.clone())));
     let mut fronts = JoinSet::new();
     let stop = front.clone();

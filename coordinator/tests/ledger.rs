@@ -241,3 +241,19 @@ async fn an_expired_token_signs_nobody_in() {
         .await;
     assert_eq!(found.unwrap(), (true, false));
 }
+
+#[tokio::test]
+async fn asks_are_forgotten_after_a_day_and_not_before() {
+    let f = Fixture::new(by_count(3)).await;
+    let who = f.who.clone();
+    let left = f.ledger.write(move |tx| {
+        for ask in ["old", "new"] {
+            tx.remember(&who, "trigger", ask, &serde_json::json!({}))?;
+        }
+        tx.sql().execute("UPDATE asks SET at = at - 86400001 WHERE ask = 'old'", [])?;
+        assert_eq!(tx.forget_asks()?, 1);
+        Ok((tx.remembered(&who, "trigger", "old")?, tx.remembered(&who, "trigger", "new")?))
+    });
+    let (old, new) = left.await.unwrap();
+    assert!(old.is_none() && new.is_some());
+}

@@ -195,7 +195,7 @@ impl Default for Storage {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Auto, filter: "info,rumqttd=warn".into() }
+        Self { format: LogFormat::Auto, filter: "info,rumqttd=off,s3s=off".into() }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod manage;
 mod migrate;
 mod notice;
 pub mod objects;
+pub mod prune;
 pub mod results;
 mod tx;
 pub mod uploads;
