@@ -79,7 +79,7 @@ pub async fn run(
     };
     let states = States::new(ledger.clone(), storage.handle.clone(), shown);
     let asks = Asks { ledger: ledger.clone(), storage: storage.handle.clone(), states: states.clone() };
-    let ingest = Ingest::new(asks.clone(), gate_handle.clone(), states.clone());
+    let ingest = Ingest::start(asks.clone(), gate_handle.clone(), states.clone()).await?;
     let gate = Gate::start(gate_config(&config), gate_handle.clone(), Arc::new(ingest))?;
 
     tasks.spawn(part("dispatch", dispatch::run(ledger.clone(), storage.handle.clone(), inner.clone())));

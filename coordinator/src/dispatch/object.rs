@@ -87,12 +87,7 @@ pub(super) async fn doom_left_over(ledger: &Ledger) -> std::result::Result<usize
     let job = |tx: &mut Tx<'_>| {
         let mut doomed = 0;
         for kind in [Kind::Pack, Kind::Manifest, Kind::Story] {
-            doomed += tx
-                .sql()
-                .prepare_cached(
-                    "UPDATE objects SET state = 'doomed' WHERE state = 'granted' AND key GLOB ?1",
-                )?
-                .execute([format!("*/{}/*", kind.segment())])?;
+            doomed += tx.doom_left_over(kind.segment())?;
         }
         Ok(doomed)
     };

@@ -123,7 +123,7 @@ async fn store_staged(ctx: &Ctx, who: &Principal, mut parsed: Parsed) -> Result<
         if bytes.len() <= limits::SMALL_MAX {
             continue;
         }
-        match stage::object(ctx, who, "upload", entry.sha256, bytes.clone()).await {
+        match stage::object(ctx, who, stage::Kind::Upload, entry.sha256, bytes.clone()).await {
             Ok(object) => {
                 entry.body = Body::Object(object.id);
                 staged.push((index, object.id));

@@ -47,11 +47,16 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    /// Wires the gate's messages to the ledger, and what members ask to [`Asks`].
-    pub fn new(asks: Asks, gate: GateHandle, states: States) -> Self {
+    /// Wires the gate's messages to the ledger, and what members ask to [`Asks`]; first forgets what an earlier run staged
+    /// and never counted.
+    ///
+    /// # Errors
+    /// The ledger cannot be used.
+    pub async fn start(asks: Asks, gate: GateHandle, states: States) -> Result<Self, Refusal> {
+        stage::recover(&asks.ledger).await?;
         let ctx = Ctx { ledger: asks.ledger.clone(), storage: asks.storage.clone(), gate: gate.clone() };
         let cursors = Cursors::start(asks.ledger.clone());
-        Self { ctx, asks: Arc::new(MqttAsks::new(asks, gate)), states, cursors }
+        Ok(Self { ctx, asks: Arc::new(MqttAsks::new(asks, gate)), states, cursors })
     }
 }
 

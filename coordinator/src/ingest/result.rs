@@ -61,7 +61,7 @@ async fn commit(
     if let Some(repeat) = check(ctx, who, round, attempt, sha256).await? {
         return Ok((sha256, repeat));
     }
-    let object = stage::object(ctx, who, "result", sha256, message.payload.clone()).await?;
+    let object = stage::object(ctx, who, stage::Kind::Result, sha256, message.payload.clone()).await?;
     let new = NewResult {
         round,
         attempt,

@@ -9,7 +9,34 @@ use millpond_protocol::{Principal, Refusal, Sha256};
 use super::{Ctx, up};
 use crate::ledger::objects::Object;
 use crate::ledger::uploads::{Body, NewUpload, Stored, find_receipt};
+use crate::ledger::{Ledger, Tx};
 use crate::rounds::acceptance::{Candidate, accept};
+
+/// What a staged object is, as its key says.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    Upload,
+    Result,
+}
+
+impl Kind {
+    fn segment(self) -> &'static str {
+        match self {
+            Self::Upload => "upload",
+            Self::Result => "result",
+        }
+    }
+}
+
+/// Dooms what an earlier run staged and never counted. To be called before anything is staged.
+pub(super) async fn recover(ledger: &Ledger) -> Result<(), Refusal> {
+    let doom = |tx: &mut Tx<'_>| {
+        [Kind::Upload, Kind::Result]
+            .into_iter()
+            .try_for_each(|kind| tx.doom_left_over(kind.segment()).map(drop))
+    };
+    ledger.write(doom).await
+}
 
 /// Stages and stores an upload.
 pub(super) async fn upload(
@@ -20,7 +47,7 @@ pub(super) async fn upload(
     bytes: Bytes,
 ) -> Result<Stored, Refusal> {
     let staged = if worthwhile(ctx, who, &new).await? {
-        Some(object(ctx, who, "upload", new.sha256, bytes).await?)
+        Some(object(ctx, who, Kind::Upload, new.sha256, bytes).await?)
     } else {
         None
     };
@@ -56,7 +83,7 @@ async fn worthwhile(ctx: &Ctx, who: &Principal, new: &NewUpload) -> Result<bool,
 pub(super) async fn object(
     ctx: &Ctx,
     who: &Principal,
-    kind: &'static str,
+    kind: Kind,
     sha256: Sha256,
     bytes: Bytes,
 ) -> Result<Object, Refusal> {
@@ -65,7 +92,7 @@ pub(super) async fn object(
         .ledger
         .write(move |tx| {
             let pool = tx.pool_of(&owner)?;
-            tx.grant_object(pool, kind, size, sha256)
+            tx.grant_object(pool, kind.segment(), size, sha256)
         })
         .await?;
     match ctx.storage.put(&object.key, bytes, sha256).await {

@@ -44,6 +44,14 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Dooms what an earlier run of this process was about to write under `kind`; how many.
+    pub fn doom_left_over(&mut self, kind: &str) -> Result<usize> {
+        Ok(self
+            .sql
+            .prepare_cached("UPDATE objects SET state = 'doomed' WHERE state = 'granted' AND key GLOB ?1")?
+            .execute([format!("*/{kind}/*")])?)
+    }
+
     /// The object is not needed: the sweep deletes it after this commit.
     pub fn doom_object(&mut self, id: i64) -> Result<()> {
         self.sql
