@@ -75,8 +75,6 @@ pub const LEASE_MAX: Duration = Duration::from_secs(30 * 86_400);
 pub const PARALLEL_ROUNDS_MAX: u32 = 1_000;
 /// Longest `spread` of a policy: a result that takes a day to reach its members is late enough.
 pub const SPREAD_MAX: Duration = Duration::from_secs(86_400);
-/// Days that a policy may keep uploads: a century.
-pub const KEEP_DAYS_MAX: u64 = 36_500;
 /// Open batches of a pool: bounds the core's memory. What would open another is late.
 pub const OPEN_BATCHES_MAX: usize = 1_000;
 /// How often a batch below its minimum is carried on before it runs all the same.

@@ -55,10 +55,6 @@ pub struct Policy {
     pub parallel_rounds: u32,
     /// Seconds over which members spread their downloads of a result; more is gentler on the network.
     pub spread_s: u64,
-    /// Days that uploads and manifest bodies are kept after their round ended.
-    pub keep_uploads_days: u64,
-    /// Results that are kept, beside those pointed to in the last 24 hours.
-    pub keep_results: u64,
 }
 
 /// What the uploads of a batch have in common.
@@ -121,8 +117,6 @@ impl Default for Policy {
             round_max_s: limits::ROUND_MAX.as_secs(),
             parallel_rounds: 1,
             spread_s: 0,
-            keep_uploads_days: 7,
-            keep_results: 10,
         }
     }
 }
@@ -149,8 +143,6 @@ impl Policy {
         range("round_max_s", self.round_max_s, 1, limits::LEASE_MAX.as_secs());
         range("parallel_rounds", self.parallel_rounds.into(), 1, limits::PARALLEL_ROUNDS_MAX.into());
         range("spread_s", self.spread_s, 0, limits::SPREAD_MAX.as_secs());
-        range("keep_uploads_days", self.keep_uploads_days, 0, limits::KEEP_DAYS_MAX);
-        range("keep_results", self.keep_results, 1, limits::BATCH_COUNT_MAX);
         if !(0.0..=1.0).contains(&self.quorum_share) {
             problems.push(format!("quorum_share = {} is not from 0.0 to 1.0", self.quorum_share));
         }

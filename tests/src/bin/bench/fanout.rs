@@ -1,11 +1,13 @@
 //! One pointer to many listening members: from the result's acknowledgement to the last of them.
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use millpond::ledger::Ledger;
 use millpond::rounds::Policy;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use super::server::{Server, prepare};
@@ -14,6 +16,8 @@ use super::{percentile, wire};
 const LISTENERS: usize = 1_000;
 const ROUNDS: usize = 5;
 const PUBACK: u8 = 0x40;
+/// Bytes of a pointer with its URL.
+const POINTER: usize = 700;
 
 pub async fn run() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -64,8 +68,42 @@ pub async fn run() -> Result<()> {
     }
     last.sort_by(f64::total_cmp);
     println!("one pointer to {LISTENERS} listening members, from the result's PUBACK, median of {ROUNDS}");
-    println!("  the last has it after {:.0} ms", percentile(&last, 0.5) * 1e3);
+    let (reference, last) = (bare_sockets().await?, percentile(&last, 0.5));
+    println!("  bare sockets      {:>9.1} ms (one task writes the same bytes to as many)", reference * 1e3);
+    println!("  the last has it   {:>9.1} ms   {:.1} of bare sockets", last * 1e3, last / reference);
     Ok(())
+}
+
+/// The reference: one task that writes a pointer's worth to as many sockets, one after the other.
+async fn bare_sockets() -> Result<f64> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let (heard, mut hearing) = mpsc::channel(LISTENERS);
+    let mut sockets = Vec::new();
+    for _ in 0..LISTENERS {
+        let mut stream = TcpStream::connect(listener.local_addr()?).await?;
+        sockets.push(listener.accept().await?.0);
+        let heard = heard.clone();
+        tokio::spawn(async move {
+            let mut message = [0; POINTER];
+            while stream.read_exact(&mut message).await.is_ok() {
+                // Whoever measures has gone at the end.
+                let _ = heard.send(()).await;
+            }
+        });
+    }
+    let mut last = Vec::new();
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        for socket in &mut sockets {
+            socket.write_all(&[0; POINTER]).await?;
+        }
+        for _ in 0..LISTENERS {
+            hearing.recv().await;
+        }
+        last.push(start.elapsed().as_secs_f64());
+    }
+    last.sort_by(f64::total_cmp);
+    Ok(percentile(&last, 0.5))
 }
 
 /// Reads until a wanted packet comes, by its first byte and, of a PUBLISH, its topic; messages are acknowledged.
