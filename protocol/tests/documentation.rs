@@ -52,6 +52,20 @@ fn rewritten<T: Serialize + DeserializeOwned>(text: &str) -> Map<String, Value> 
 struct HeadOnly {}
 
 #[derive(serde::Serialize, serde::Deserialize)]
+struct Done {
+    round: u64,
+    attempt: u32,
+    version: u64,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Fail {
+    round: u64,
+    attempt: u32,
+    state: String,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
 struct Latest {
     result: Option<Pointer>,
 }
@@ -65,7 +79,7 @@ struct Uploads {
 #[test]
 fn every_example_is_what_the_types_read_and_write() {
     let examples = examples();
-    assert!(examples.len() >= 30, "examples are gone");
+    assert!(examples.len() >= 32, "examples are gone");
     for (name, text) in examples {
         let written = match name.as_str() {
             "ask-time" | "ask-latest" => rewritten::<HeadOnly>(&text),
@@ -84,6 +98,8 @@ fn every_example_is_what_the_types_read_and_write() {
             "answer-trigger" => rewritten::<answer::Triggered>(&text),
             "answer-files" => rewritten::<answer::FilesPage>(&text),
             "answer-status" => rewritten::<answer::UploadInfo>(&text),
+            "answer-done" => rewritten::<Done>(&text),
+            "answer-fail" => rewritten::<Fail>(&text),
             "answer-complete" => rewritten::<HeadOnly>(&text),
             "answer-latest" => rewritten::<Latest>(&text),
             "answer-history" => rewritten::<Uploads>(&text),

@@ -1,0 +1,131 @@
+//! docs/protocol.md shows an example of every message: what the server really sends has the same keys.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::BTreeSet;
+
+use millpond_protocol::Role;
+use millpond_protocol::access::Op;
+use millpond_tests::{Beside, Link, Mill, Server, recent_hour, repository};
+use serde_json::{Value, json};
+
+/// The keys of an object, those of objects inside as `outer.inner`; of a list, those of its items.
+fn keys(value: &Value, at: &str, into: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                let path = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+                // What the client chose itself has any shape.
+                let opaque = matches!(key.as_str(), "params" | "ref" | "meta");
+                into.insert(path.clone());
+                if !opaque {
+                    keys(value, &path, into);
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| keys(item, at, into)),
+        _ => {}
+    }
+}
+
+fn example(name: &str) -> Vec<Value> {
+    let path = repository().join("docs/golden").join(name);
+    let text = std::fs::read_to_string(path).unwrap();
+    serde_json::Deserializer::from_str(&text).into_iter().map(Result::unwrap).collect()
+}
+
+/// Every key that is sent is in one of the examples, and those that are always sent are sent.
+#[track_caller]
+fn documented(what: &str, sent: &[Value], examples: &[&str], optional: &[&str]) {
+    let (mut shown, mut real) = (BTreeSet::new(), BTreeSet::new());
+    examples.iter().flat_map(|name| example(name)).for_each(|value| keys(&value, "", &mut shown));
+    sent.iter().for_each(|value| keys(value, "", &mut real));
+    let unknown: Vec<_> = real.difference(&shown).collect();
+    assert!(unknown.is_empty(), "{what}: {unknown:?} stand in no example: {sent:?}");
+    let missing: Vec<_> = shown.difference(&real).filter(|key| !optional.contains(&key.as_str())).collect();
+    assert!(missing.is_empty(), "{what}: {missing:?} are not sent: {sent:?}");
+}
+
+async fn next(link: &mut Link, topic: &str) -> Value {
+    loop {
+        let message = link.next().await.unwrap();
+        if message.topic == topic {
+            return serde_json::from_slice(&message.payload).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn messages_have_the_keys_that_the_document_shows() {
+    let server = Server::start().await;
+    server.pool("demo", json!({ "window_s": 3_600, "deadline_s": 7_200 })).await;
+    let mut edge = Link::open(server.member("demo", "edge", Role::Publisher).await).await.unwrap();
+    let mill = Mill::join(server.member("demo", "mill", Role::Processor).await, server.api()).await;
+
+    edge.subscribe("mp/demo/pool").await.unwrap();
+    documented("the card", &[next(&mut edge, "mp/demo/pool").await], &["message/card.json"], &[]);
+
+    let receipt = "mp/demo/d/edge/receipt";
+    let topic = format!("mp/demo/c/edge/up/u1/{}", recent_hour() + 3 * 3_600_000);
+    let beside = Beside {
+        user_properties: vec![("meta".into(), "{\"sensor\":7}".into())],
+        content_type: Some("text/csv".into()),
+    };
+    edge.publish(&topic, "bytes", beside.clone()).await.unwrap();
+    documented("a receipt", &[next(&mut edge, receipt).await], &["message/receipt-stored.json"], &[]);
+    edge.offer(&topic, "other", beside.clone()).await.unwrap();
+    let refused = ["message/receipt-refused.json"];
+    documented("a refusal's receipt", &[next(&mut edge, receipt).await], &refused, &["sha256", "error.hint"]);
+    edge.offer("mp/demo/c/edge/up/u2", "", beside.clone()).await.unwrap();
+    let rejected = ["message/receipt-rejected.json"];
+    documented("a rejection's receipt", &[next(&mut edge, receipt).await], &rejected, &["error.hint"]);
+    let late = format!("mp/demo/c/edge/up/large/{}", recent_hour());
+    edge.publish(&late, vec![b'x'; 200_000], Beside::default()).await.unwrap();
+    next(&mut edge, receipt).await;
+
+    let lease = mill.trigger(&json!({ "which": "oldest", "params": 1, "ref": 2 })).await.unwrap();
+    let manifest = server.api().fetch(lease.manifest_url.as_deref().unwrap()).await;
+    let lines: Vec<Value> =
+        serde_json::Deserializer::from_slice(&manifest).into_iter().map(Result::unwrap).collect();
+    documented("a manifest", &lines, &["manifest.jsonl"], &["late"]);
+
+    let answer = |op, ask: Value| {
+        let link = &mill.link;
+        async move { link.ask::<Value>(op, &ask).await.unwrap() }
+    };
+    let this = json!({ "round": lease.round, "attempt": lease.attempt });
+    let with = |more: Value| {
+        let mut ask = this.clone();
+        ask.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        ask
+    };
+    let large = ["cursor", "files.member", "files.upload"];
+    let beat = answer(Op::Beat, with(json!({ "id": "b1" }))).await;
+    documented("a lease", &[beat], &["message/answer-lease.json"], &large);
+    let files = answer(Op::Files, this.clone()).await;
+    documented("files", &[files], &["message/answer-files.json"], &large);
+    documented("time", &[answer(Op::Time, json!({ "id": "t" })).await], &["message/answer-time.json"], &[]);
+
+    let give_back = with(json!({ "id": "f1", "error": "x", "retryable": true }));
+    let fail = answer(Op::Fail, give_back).await;
+    documented("fail", &[fail], &["message/answer-fail.json"], &[]);
+    // The late one's round, as the first is pausing.
+    let lease = mill.trigger(&json!({ "which": "oldest" })).await.unwrap();
+    mill.answer(&lease, "result").await.unwrap();
+    let done = json!({ "id": "d1", "round": lease.round, "attempt": lease.attempt });
+    documented("done", &[answer(Op::Done, done).await], &["message/answer-done.json"], &[]);
+    let ask = async |op, ask: Value| edge.ask::<Value>(op, &ask).await.unwrap();
+    let status = ask(Op::Status, json!({ "id": "s", "upload": "large" })).await;
+    documented("status", &[status], &["message/answer-status.json"], &[]);
+    let history = ask(Op::History, json!({ "id": "h", "batch": lease.batch })).await;
+    documented("history", &[history], &["message/answer-history.json"], &["cursor"]);
+    let get = ask(Op::Get, json!({ "id": "g", "version": 1 })).await;
+    documented("get", &[get], &["message/answer-get.json"], &[]);
+    let complete = ask(Op::Complete, json!({ "id": "c", "through": 1 })).await;
+    documented("complete", &[complete], &["message/answer-complete.json"], &[]);
+    let latest = ask(Op::Latest, json!({ "id": "l" })).await;
+    documented("latest", &[latest], &["message/answer-latest.json"], &["result.content_type"]);
+    edge.subscribe("mp/demo/result").await.unwrap();
+    let pointer = next(&mut edge, "mp/demo/result").await;
+    documented("the pointer", &[pointer], &["message/pointer.json"], &["content_type"]);
+}
