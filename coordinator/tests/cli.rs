@@ -154,3 +154,34 @@ fn check_config_names_everything_that_is_wrong_and_exits_with_2() {
         assert!(said.contains(part), "{part} in {said}");
     }
 }
+
+#[test]
+fn the_shipped_configuration_starts_a_server_and_sigterm_ends_it_with_0() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let mut serve = command("serve --config config/millpond.toml --data");
+    serve.arg(&data).stderr(Stdio::null());
+    for listener in ["MQTT", "HTTP", "STORAGE"] {
+        serve.env(format!("MILLPOND__{listener}__LISTEN"), "127.0.0.1:0");
+    }
+    let mut server = serve.spawn().unwrap();
+    let ports = loop {
+        // It is renamed into place when the server is ready.
+        if let Ok(text) = std::fs::read_to_string(data.join("ports.json")) {
+            break serde_json::from_str::<Value>(&text).unwrap();
+        }
+        assert!(server.try_wait().unwrap().is_none(), "the server ended");
+        std::thread::yield_now();
+    };
+    let url = format!("http://{}", ports["http"].as_str().unwrap());
+    let status = command("status --json --server")
+        .args([&url, "--token-file"])
+        .arg(data.join("admin.token"))
+        .output()
+        .unwrap();
+    assert!(status.status.success(), "{}", text(&status.stderr));
+    let id = server.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+    assert!(!data.join("ports.json").exists());
+}

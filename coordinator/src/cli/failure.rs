@@ -52,3 +52,18 @@ impl From<std::io::Error> for Failure {
         Self::new(FAILED, error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use millpond_protocol::Code;
+
+    use super::*;
+
+    #[test]
+    fn what_can_succeed_later_exits_with_75_and_every_other_refusal_with_1() {
+        for code in Code::ALL {
+            let expected = if matches!(code, Code::Quota | Code::Unavailable) { 75 } else { 1 };
+            assert_eq!(Failure::from(Refusal::new(code, "no")).exit, expected, "{code}");
+        }
+    }
+}

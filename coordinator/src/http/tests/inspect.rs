@@ -53,11 +53,7 @@ async fn asks_have_twins_over_http_for_members_and_not_for_the_admin() {
         .send(&tokens[0], Method::POST, "/v1/pools/p/ask/status", json!({"id": "a1", "upload": "u1"}))
         .await;
     assert_eq!((status, &answer["id"], &answer["outcome"]), (StatusCode::OK, &json!("a1"), &json!("stored")));
-    let trigger = |tx: &mut crate::ledger::Tx<'_>| {
-        let pool = tx.pool(&"p".parse().map_err(Refusal::from)?)?;
-        tx.apply(pool, Event::Trigger { target: Target::Oldest, take: None })
-    };
-    server.ledger.write(trigger).await.unwrap();
+    server.trigger("p").await;
     let rounds: Rounds = server.get("/v1/pools/p/rounds").await;
     assert_eq!((rounds.rounds[0].state.as_str(), rounds.rounds[0].attempt), ("sealed", 0));
     let story: RoundStory = server.get("/v1/pools/p/rounds/1").await;

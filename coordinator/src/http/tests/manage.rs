@@ -1,6 +1,8 @@
 //! Pools, members and tokens; who may do what; bad requests.
 
 use super::*;
+use crate::config::PoolFile;
+use crate::rounds::Cause;
 
 #[tokio::test]
 async fn applying_a_pool_twice_changes_it_once_and_says_what() {
@@ -144,5 +146,27 @@ async fn a_device_that_brings_its_own_hash_may_repeat_the_request() {
     }
     let (status, _) = server.send("made by the device", Method::GET, "/v1/pools/p", Value::Null).await;
     assert_eq!(status, StatusCode::OK);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn every_shipped_pool_can_be_applied_takes_uploads_and_is_sealed_by_a_trigger() {
+    let server = Server::start().await;
+    let shipped = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/pools");
+    for file in std::fs::read_dir(shipped).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        let PoolFile { name, policy } = PoolFile::parse(&text, "").unwrap();
+        let path = format!("/v1/pools/{name}");
+        let applied: Applied = server.admin(Method::PUT, &path, json!(policy)).await;
+        assert!(applied.created, "{name}");
+        let new = json!({"member": "m", "role": "publisher"});
+        let hand_out: HandOut = server.admin(Method::POST, &format!("{path}/members"), new).await;
+        server.upload(&hand_out.token.unwrap(), "u", b"bytes").await;
+        let upload: UploadStory = server.get(&format!("{path}/uploads/m/u")).await;
+        assert_eq!(upload.info.batch_state.as_deref(), Some("open"), "{name}: {:?}", upload.story);
+        server.trigger(name.as_str()).await;
+        let batch: BatchInfo = server.get(&format!("{path}/batches/1")).await;
+        assert_eq!((batch.state.as_str(), batch.cause), ("sealed", Some(Cause::Trigger)), "{name}");
+    }
     server.stop().await;
 }

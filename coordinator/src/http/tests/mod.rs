@@ -126,10 +126,11 @@ impl Server {
             name: None,
             content_type: None,
             meta: None,
-            label: None,
-            event_time: Some(crate::ledger::now().before(Duration::from_secs(600))),
+            // Pools that group otherwise ignore it.
+            label: Some("a-label".parse().unwrap()),
+            event_time: None,
             sha256: Sha256::of(data),
-            sha256_declared: false,
+            sha256_declared: true,
             size: data.len() as u64,
             bundle: None,
             body: Body::Inline(data.into()),
@@ -139,6 +140,16 @@ impl Server {
             tx.store_upload(pool, &who, new)
         };
         self.ledger.write(store).await.unwrap();
+    }
+
+    /// Seals the oldest batch.
+    async fn trigger(&self, pool: &str) {
+        let pool: millpond_protocol::PoolName = pool.parse().unwrap();
+        let trigger = move |tx: &mut crate::ledger::Tx<'_>| {
+            let pool = tx.pool(&pool)?;
+            tx.apply(pool, Event::Trigger { target: Target::Oldest, take: None })
+        };
+        self.ledger.write(trigger).await.unwrap();
     }
 
     async fn stop(self) {
