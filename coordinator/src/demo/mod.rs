@@ -1,10 +1,10 @@
 //! `millpond demo`: the main job as a story with the real server and real MQTT connections, on ephemeral loopback ports and
 //! in a directory that is gone at the end.
 //!
-//! Act by act: publishers fill the window of a day, each with its own habit ([`publisher`]); the batch is sealed, first
+//! Act by act: publishers fill the window of a day, each with its own habit (`publisher`); the batch is sealed, first
 //! because everybody said that they had nothing more, later because the external server asks for it; a processor takes the
-//! round ([`processor`]), the very first one dies over it and is replaced; its one result reaches every member, who
-//! checks it ([`member`]). One file comes late, one listener after everything. At the end the manifests must list every
+//! round (`processor`), the very first one dies over it and is replaced; its one result reaches every member, who
+//! checks it (`member`). One file comes late, one listener after everything. At the end the manifests must list every
 //! upload exactly once, and each must name the one before it.
 
 mod link;
