@@ -71,7 +71,7 @@ pub(super) async fn run(command: Command, client: &Client, out: &Out) -> Result<
 /// Prints what a device needs to connect.
 pub(super) fn show_hand_out(out: &Out, hand_out: &HandOut, format: Format) {
     let token = hand_out.token.as_deref().unwrap_or_default();
-    let HandOut { pool, member, role, mqtt_host, mqtt_port, user, example, .. } = hand_out;
+    let HandOut { pool, member, role, mqtt_host, mqtt_port, storage_url, user, example, .. } = hand_out;
     match format {
         _ if out.is_json() => out.show(hand_out, |_, _| {}),
         Format::Json => Out::new(true).show(hand_out, |_, _| {}),
@@ -83,6 +83,7 @@ pub(super) fn show_hand_out(out: &Out, hand_out: &HandOut, format: Format) {
                 ("MILLPOND_ROLE", role.to_string()),
                 ("MILLPOND_MQTT_HOST", mqtt_host.clone()),
                 ("MILLPOND_MQTT_PORT", mqtt_port.to_string()),
+                ("MILLPOND_STORAGE_URL", storage_url.clone()),
                 ("MILLPOND_MQTT_USER", user.clone()),
                 ("MILLPOND_MQTT_TOKEN", token.to_owned()),
             ] {
@@ -92,6 +93,7 @@ pub(super) fn show_hand_out(out: &Out, hand_out: &HandOut, format: Format) {
         Format::Text => {
             out.line(format!("{role} {member} of pool {pool}"));
             out.line(format!("  MQTT      {mqtt_host}:{mqtt_port}"));
+            out.line(format!("  files     {storage_url}"));
             out.line(format!("  user      {user}"));
             out.line(format!("  password  {token}"));
             out.line("  The password is shown this once and kept nowhere: write it down now.");

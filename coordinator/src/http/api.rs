@@ -131,6 +131,8 @@ pub struct HandOut {
     pub role: Role,
     pub mqtt_host: String,
     pub mqtt_port: u16,
+    /// What the URLs of files begin with: the device must reach it too.
+    pub storage_url: String,
     /// The MQTT user name.
     pub user: String,
     /// The MQTT password; absent if the device made it itself.

@@ -148,6 +148,7 @@ fn mint(brought: Option<Sha256>) -> Result<(Option<String>, Sha256), Refusal> {
 
 fn hand_out(api: &Api, pool: PoolName, member: MemberName, role: Role, token: Option<String>) -> HandOut {
     let (host, port) = &api.0.mqtt;
+    let storage_url = api.0.storage_url.clone();
     let user = format!("{pool}/{member}");
     let password = token.as_deref().unwrap_or("TOKEN");
     let connect = format!("-h {host} -p {port} -u {user} -P {password}");
@@ -166,7 +167,17 @@ fn hand_out(api: &Api, pool: PoolName, member: MemberName, role: Role, token: Op
         }
         Role::Operator => format!("mosquitto_sub {connect} -q 1 -t mp/{pool}/event/# -v"),
     };
-    HandOut { pool, member, role, mqtt_host: host.clone(), mqtt_port: *port, user, token, example }
+    HandOut {
+        pool,
+        member,
+        role,
+        mqtt_host: host.clone(),
+        mqtt_port: *port,
+        storage_url,
+        user,
+        token,
+        example,
+    }
 }
 
 fn role(text: &str) -> Result<Role, Refusal> {

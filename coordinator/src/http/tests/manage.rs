@@ -107,6 +107,7 @@ async fn a_member_is_handed_all_it_needs_once_and_revoking_ends_its_tokens() {
     let hand_out: HandOut = server.admin(Method::POST, "/v1/pools/p/members", new.clone()).await;
     let token = hand_out.token.unwrap();
     assert_eq!((hand_out.user.as_str(), hand_out.mqtt_port), ("p/dev-1", 1883));
+    assert_eq!(hand_out.storage_url, "http://files.example");
     assert!(
         hand_out.example.contains("mosquitto_sub -h broker.example") && hand_out.example.contains(&token)
     );
