@@ -1,4 +1,5 @@
-//! What an operator may change about the gate. Every field has the default of [`millpond_protocol::limits`].
+//! What an operator may change about the gate. What is a limit of the protocol has its default from
+//! [`millpond_protocol::limits`]; `links_max`, `stall_timeout` and `rate_min` are the gate's own.
 
 use std::time::Duration;
 

@@ -101,13 +101,9 @@ pub const STORAGE_TIMEOUT: Duration = Duration::from_secs(30);
 pub const URL_VALIDITY: Duration = Duration::from_secs(900);
 /// Validity of a presigned URL of a result.
 pub const RESULT_URL_VALIDITY: Duration = Duration::from_secs(3_600);
-/// How long a grant for a PUT holds (default).
-pub const GRANT_VALIDITY: Duration = Duration::from_secs(86_400);
 /// Receipts kept for replay for each member.
 pub const RECEIPTS_KEPT: usize = 10_000;
 /// Age of receipts kept for replay.
 pub const RECEIPTS_KEPT_FOR: Duration = Duration::from_secs(7 * 86_400);
-/// How long key and hash of an upload outlive its bytes: a repeat stays a repeat.
-pub const KEYS_KEPT_FOR: Duration = Duration::from_secs(180 * 86_400);
 /// How long the server drains after SIGTERM (default).
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);

@@ -268,8 +268,17 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// As many cases as that, or as PROPTEST_CASES says.
+fn cases(cases: u32) -> ProptestConfig {
+    let config = ProptestConfig::default();
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => config,
+        None => ProptestConfig { cases, ..config },
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+    #![proptest_config(cases(500))]
 
     #[test]
     fn no_sequence_of_events_panics_or_breaks_what_always_holds(

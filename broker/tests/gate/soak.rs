@@ -1,4 +1,4 @@
-//! What only shows under load: run it with `cargo test --test gate -- --ignored`.
+//! What only shows under load: run it with `cargo test -p millpond-broker --release --test gate -- --ignored`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -88,8 +88,17 @@ fn deliver(shell: &mut Shell, (id, event): &(String, Event)) {
     };
 }
 
+/// As many cases as that, or as PROPTEST_CASES says.
+fn cases(cases: u32) -> ProptestConfig {
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => config,
+        None => ProptestConfig { cases, ..config },
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(200))]
 
     /// Permuting arrivals, repeating any message and restarting at any point changes no entry of a manifest that was
     /// sealed by `complete`, carries included.
@@ -263,7 +272,7 @@ fn batches_by(mut pool: Pool, end: Timestamp, often: bool) -> Vec<Fact> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(300))]
 
     /// The shell of these tests checks after every event that a restart would change nothing, that `next_due` is exact and
     /// that errors change nothing; and of every fact that it fits what was written before: sealed batches and committed
