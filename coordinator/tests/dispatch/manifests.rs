@@ -55,6 +55,56 @@ async fn a_manifest_lists_every_upload_with_what_its_member_said_of_it() {
     assert!(key.contains(&Sha256::of(&manifest).to_string()), "{key}");
 }
 
+/// Milliseconds.
+const DAY: i64 = 86_400_000;
+
+/// Only what differs from run to run, and the names that the document gives, are put in the place of what was written.
+#[tokio::test]
+async fn the_manifest_of_the_document_is_what_is_written_byte_for_byte() {
+    let mut world = World::new(json!({"window_s": DAY / 1_000})).await;
+    // The window of now: what is late joins it.
+    let from = millpond::ledger::now().as_millis() / DAY * DAY;
+    let [yesterday, too_late, from, event_time, to] =
+        [from - DAY, from - 1, from, from + 1, from + DAY].map(|at| Timestamp::from_millis(at).unwrap());
+    let who = world.member("edge-7", Role::Publisher).await;
+    let operator = world.member("boss", Role::Operator).await;
+    let mut before = file("before", "before");
+    before.event_time = Some(yesterday);
+    let mut upload = file("day-1.a", "hello\n");
+    upload.name = Some("temperatures.csv".parse().unwrap());
+    upload.content_type = Some("text/csv".into());
+    upload.meta = Some(r#"{"sensor": 7}"#.into());
+    upload.event_time = Some(event_time);
+    world.upload(&who, vec![before, upload]).await;
+    world.dispatch();
+    let seal = |id, window| world.ask(&operator, Op::Trigger, json!({"id": id, "window": window}));
+    seal("t-1", yesterday).await.unwrap();
+    // Its own window is closed now: it joins the next.
+    let map = vec![b'm'; 409_600];
+    let mut late = file("map-2026-11-21", map.clone());
+    late.event_time = Some(too_late);
+    world.upload(&who, vec![late]).await;
+    seal("t-2", from).await.unwrap();
+    let prev = Sha256::of(&world.manifest(1).await).to_string();
+    let mut written = String::from_utf8(world.manifest(2).await).unwrap();
+    for (found, documented) in [
+        (r#""pool":"p""#.to_owned(), r#""pool":"demo""#),
+        (r#""seq":2"#.to_owned(), r#""seq":7"#),
+        (prev, "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"),
+        (r#""cause":"trigger""#.to_owned(), r#""cause":"deadline""#),
+        (format!(r#""from":"{from}""#), r#""from":"2026-11-21T10:00:00.000Z""#),
+        (format!(r#""to":"{}""#, to), r#""to":"2026-11-21T11:00:00.000Z""#),
+        (format!(r#""event_time":"{event_time}""#), r#""event_time":"2026-11-21T10:04:00.000Z""#),
+        (format!(r#""event_time":"{too_late}""#), r#""event_time":"2026-11-21T09:59:59.999Z""#),
+        (Sha256::of(&map).to_string(), "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"),
+    ] {
+        assert_eq!(written.matches(&found).count(), 1, "{found} in {written}");
+        written = written.replace(&found, documented);
+    }
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/golden/manifest.jsonl");
+    assert_eq!(written, std::fs::read_to_string(golden).unwrap());
+}
+
 #[tokio::test]
 async fn the_manifests_of_a_pool_are_a_chain_over_skipped_batches_too() {
     let policy = json!({"grouping": "count", "count": 2, "min_members": 2, "below_minimum": "skip"});
