@@ -69,6 +69,11 @@ impl GateHandle {
         self.shared.registry.end(pool, member, reason);
     }
 
+    /// Ends every connection, so that each signs in again and is told everything as it stands.
+    pub fn disconnect_all(&self) {
+        self.shared.registry.end_all(EndReason::Behind);
+    }
+
     /// How many connections have signed in.
     pub fn connections(&self) -> usize {
         self.shared.registry.count()

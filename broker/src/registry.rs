@@ -18,6 +18,8 @@ pub enum EndReason {
     TakenOver,
     /// More was queued to it than it may hold.
     QueueFull,
+    /// The coordinator lost sight of what this session was told: signing in again makes that good.
+    Behind,
 }
 
 /// What waits for one connection's task. Bounded by bytes; what does not fit ends the connection.
@@ -167,6 +169,14 @@ impl Registry {
         let members = lock(&self.members);
         self.endings.fetch_add(1, Ordering::SeqCst);
         for entry in members.get(&(pool.clone(), member.clone())).into_iter().flatten() {
+            entry.mailbox.end(reason);
+        }
+    }
+
+    pub(crate) fn end_all(&self, reason: EndReason) {
+        let members = lock(&self.members);
+        self.endings.fetch_add(1, Ordering::SeqCst);
+        for entry in members.values().flatten() {
             entry.mailbox.end(reason);
         }
     }

@@ -141,19 +141,104 @@ async fn a_statement_whose_job_fails_was_never_made() {
 async fn a_full_disk_is_unavailable_and_the_ledger_goes_on_when_there_is_room() {
     let f = Fixture::new(by_count(1_000)).await;
     f.upload("before", b"x").await.unwrap();
-    let limit = |pages: &'static str| {
-        f.ledger.write(move |tx| {
-            tx.sql()
-                .query_row(&format!("PRAGMA max_page_count = {pages}"), [], |row| row.get::<_, i64>(0))?;
-            Ok(())
-        })
-    };
-    limit("1").await.unwrap();
+    limit_pages(&f, "1").await;
     let full = f.upload("full", &[7; 100_000]).await.unwrap_err();
     assert_eq!(full.code, Code::Unavailable);
-    limit("1073741823").await.unwrap();
+    limit_pages(&f, "1073741823").await;
     assert_eq!(f.upload("full", &[7; 100_000]).await.unwrap().receipt.batch, Some(1));
     assert_eq!(f.count("SELECT count FROM batches").await, 2);
+}
+
+/// Makes the file as large as it may get, so that the next row finds the disk full.
+async fn limit_pages(f: &Fixture, pages: &'static str) {
+    let limit = f.ledger.write(move |tx| {
+        tx.sql().query_row(&format!("PRAGMA max_page_count = {pages}"), [], |row| row.get::<_, i64>(0))?;
+        Ok(())
+    });
+    limit.await.unwrap();
+}
+
+#[tokio::test]
+async fn of_a_group_that_meets_a_full_disk_nothing_is_kept() {
+    let f = Fixture::new(by_count(1_000)).await;
+    f.upload("before", b"x").await.unwrap();
+    limit_pages(&f, "1").await;
+    // Jobs that wait together: an upload that does not fit, then small ones that would.
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let started = f.ledger.write(move |_| {
+        // Until all of them are in line.
+        let _ = wait.recv();
+        Ok(())
+    });
+    let mut refused = Vec::new();
+    for n in 0..20 {
+        let (who, new) =
+            (f.who.clone(), upload(&format!("u{n}"), &vec![7; if n == 0 { 100_000 } else { 1 }]));
+        refused.push(f.ledger.write(move |tx| store(tx, &who, new)));
+        let who = f.who.clone();
+        drop(f.ledger.write(move |tx| {
+            let pool = tx.pool_of(&who)?;
+            tx.event(pool, "refused", &serde_json::json!({"n": n, "pad": "x".repeat(4_000)}))
+        }));
+    }
+    drop(go);
+    started.await.unwrap_or_default();
+    let mut stored = 1;
+    for outcome in refused {
+        stored += i64::from(outcome.await.is_ok());
+    }
+    limit_pages(&f, "1073741823").await;
+    assert_eq!(f.count("SELECT count(*) FROM uploads").await, stored, "what was refused is not there");
+    f.upload("after", b"y").await.unwrap();
+    assert_eq!(f.count("SELECT count FROM batches").await, stored + 1);
+    let f = f.restart().await;
+    assert_eq!(f.upload("later", b"z").await.unwrap().receipt.batch, Some(1));
+}
+
+#[tokio::test]
+async fn a_refusal_at_the_instant_of_a_deadline_leaves_no_gap_in_the_chain() {
+    let f = Fixture::new(Policy { deadline_s: 1, max_age_s: 60, ..by_count(1_000) }).await;
+    f.upload("a", b"a").await.unwrap();
+    let due = f.count("SELECT deadline FROM batches").await;
+    // Triggers that the core refuses, before, at and after the instant at which it seals by itself.
+    loop {
+        let who = f.who.clone();
+        let refused = f.ledger.write(move |tx| {
+            let pool = tx.pool_of(&who)?;
+            let target = Target::Window(Timestamp::EPOCH);
+            tx.apply(pool, Event::Trigger { target, take: None }).map(drop)
+        });
+        assert_eq!(refused.await.unwrap_err().code, Code::NotFound);
+        if millpond::ledger::now().as_millis() > due + 100 {
+            break;
+        }
+    }
+    assert_eq!(f.count("SELECT count(*) FROM batches WHERE state = 'sealed' AND round = 1").await, 1);
+    assert_eq!(f.count("SELECT rounds FROM pools").await, 1);
+}
+
+#[tokio::test]
+async fn a_pool_whose_job_failed_was_never_made() {
+    let f = Fixture::new(by_count(3)).await;
+    let failing = f.ledger.write(|tx| {
+        tx.apply_pool(&"q".parse()?, &by_count(3))?;
+        Err::<(), _>(Refusal::new(Code::Stale, "after all not").into())
+    });
+    assert_eq!(failing.await.unwrap_err().code, Code::Stale);
+    let found = f.ledger.write(|tx| tx.pool(&"q".parse()?)).await;
+    assert_eq!(found.unwrap_err().code, Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_revocation_that_failed_revokes_nobody() {
+    let f = Fixture::new(by_count(3)).await;
+    let failing = f.ledger.write(|tx| {
+        let pool = tx.pool(&"p".parse()?)?;
+        tx.revoke_member(pool, &"m".parse()?)?;
+        Err::<(), _>(Refusal::new(Code::Stale, "after all not").into())
+    });
+    assert_eq!(failing.await.unwrap_err().code, Code::Stale);
+    assert_eq!(f.upload("a", b"a").await.unwrap().receipt.batch, Some(1));
 }
 
 #[tokio::test]

@@ -69,9 +69,10 @@ impl Inbound {
     }
 }
 
-/// A positive decimal number without sign or leading zeros, so that each number has one spelling.
-fn number<N: std::str::FromStr + ToString>(text: &str, what: &str) -> Result<N, Refusal> {
-    let value = text.parse::<N>().ok().filter(|value| value.to_string() == text && text != "0");
+/// A positive decimal number below 2^63 without sign or leading zeros, so that each number has one spelling.
+fn number<N: TryFrom<i64>>(text: &str, what: &str) -> Result<N, Refusal> {
+    let value = text.parse::<i64>().ok().filter(|value| *value > 0 && value.to_string() == text);
+    let value = value.and_then(|value| N::try_from(value).ok());
     value.ok_or_else(|| Refusal::new(Code::Malformed, format!("{} is no {what}: use 1, 2, 3 …", shown(text))))
 }
 
@@ -200,6 +201,7 @@ mod tests {
             "result/1",
             "delivery/-1",
             "delivery/99999999999999999999",
+            "delivery/9223372036854775808",
             "down/u1",
         ] {
             assert_eq!(parse(rest), Err(Code::Malformed), "{rest:?}");

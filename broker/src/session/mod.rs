@@ -204,6 +204,7 @@ impl Session {
         let (code, what) = match reason {
             EndReason::Revoked => (reason::NOT_AUTHORIZED, "the credentials are no longer valid"),
             EndReason::TakenOver => (reason::TAKEN_OVER, "the same client id connected again"),
+            EndReason::Behind => (reason::SERVER_BUSY, "the server fell behind: connect again"),
             EndReason::QueueFull => (reason::QUOTA, "too much was waiting for this connection"),
         };
         self.fail(Bad { code, what });

@@ -38,7 +38,10 @@ fn cursor(text: Option<&str>) -> Result<Option<u64>, Refusal> {
 }
 
 /// A list cut to fit: as many items as `room` takes, and a cursor if there are more.
-fn fitting<T: Serialize>(key: &str, items: Vec<(u64, T)>, room: usize) -> Value {
+///
+/// # Errors
+/// `too_large` if not even the first item fits.
+fn fitting<T: Serialize>(key: &str, items: Vec<(u64, T)>, room: usize) -> Result<Value, Refusal> {
     // Braces, keys, the cursor and the ask's id.
     let mut left = room.saturating_sub(256);
     let mut fitting = Vec::new();
@@ -47,6 +50,14 @@ fn fitting<T: Serialize>(key: &str, items: Vec<(u64, T)>, room: usize) -> Value 
     for (number, item) in items {
         let item = serde_json::to_value(item).unwrap_or_default();
         let size = item.to_string().len() + 1;
+        if size > left && fitting.is_empty() {
+            return Err(Refusal::new(
+                Code::TooLarge,
+                format!("an item of {size} bytes does not fit the answer"),
+            )
+            .limit(room as u64)
+            .hint("name a larger max_answer, up to 262144"));
+        }
         if size > left {
             answer.insert("cursor".into(), last.to_string().into());
             break;
@@ -56,5 +67,5 @@ fn fitting<T: Serialize>(key: &str, items: Vec<(u64, T)>, room: usize) -> Value 
         fitting.push(item);
     }
     answer.insert(key.into(), fitting.into());
-    Value::Object(answer)
+    Ok(Value::Object(answer))
 }

@@ -63,12 +63,12 @@ pub(super) async fn history(
             match ask.of {
                 ask::HistoryOf::Uploads => {
                     let of = uploads_of(sql, pool, owner.as_ref(), ask.batch)?;
-                    Ok(super::fitting("uploads", history::uploads(sql, pool, of, before, max)?, room))
+                    Ok(super::fitting("uploads", history::uploads(sql, pool, of, before, max)?, room)?)
                 }
                 ask::HistoryOf::Results => {
                     let found = history::results(sql, pool, before, max)?;
                     let numbered = found.into_iter().map(|result| (result.version, result)).collect();
-                    Ok(super::fitting("results", numbered, room))
+                    Ok(super::fitting("results", numbered, room)?)
                 }
             }
         })
@@ -102,8 +102,9 @@ pub(super) async fn get(
                 .ledger
                 .read(move |sql| {
                     let pool = find_pool(sql, &pool)?;
-                    bodies::upload_body(sql, pool, &owner, &upload)?
-                        .ok_or_else(|| not_found(format!("upload {upload} of {owner}")))
+                    let missing = || not_found(format!("upload {upload} of {owner}"));
+                    let (member, _) = find_member(sql, pool, &owner)?.ok_or_else(missing)?;
+                    bodies::upload_body(sql, member, &upload)?.ok_or_else(missing)
                 })
                 .await?;
             let bytes = match found.object {

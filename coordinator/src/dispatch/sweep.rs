@@ -35,7 +35,8 @@ pub async fn sweep(ledger: &Ledger, storage: &Storage, now: Timestamp) -> Result
         let page = ledger
             .read(move |sql| {
                 let mut statement = sql.prepare_cached(
-                    "SELECT id, key FROM objects WHERE state = 'doomed' AND created <= ?1 AND id > ?2 \
+                    "SELECT id, key FROM objects WHERE state = 'doomed' AND state IN ('granted', 'doomed') \
+                     AND created <= ?1 AND id > ?2 \
                      ORDER BY id LIMIT ?3",
                 )?;
                 let rows = statement.query_map(rusqlite::params![before, after, PAGE], |row| {
@@ -70,7 +71,9 @@ async fn delete(storage: &Storage, page: Vec<(i64, String)>) -> (Vec<i64>, Optio
         match key.parse::<ObjectKey>() {
             Ok(key) => match storage.delete(&key).await {
                 Ok(()) => gone.push(id),
-                Err(error) => return (gone, Some(error)),
+                Err(error) if error.is_temporary() => return (gone, Some(error)),
+                // One key that storage refuses does not keep the others.
+                Err(error) => tracing::error!(%key, %error, "sweep: an object is not deleted"),
             },
             Err(error) => tracing::error!(key, %error, "sweep: a row's key is none"),
         }

@@ -1,12 +1,12 @@
 //! The live half of fan-out: turns commits into messages to whoever is connected.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use millpond_broker::{EndReason, GateHandle};
-use millpond_protocol::{PoolName, Refusal, topic};
+use millpond_protocol::{Code, PoolName, Refusal, topic};
 use rusqlite::Connection;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -23,16 +23,15 @@ const PAGE: usize = 500;
 /// Tells the gate what commits until `shutdown`.
 pub async fn run(ledger: Ledger, states: States, gate: GateHandle, shutdown: CancellationToken) {
     let mut commits = ledger.commits();
-    let mut live = Live { ledger, states, gate, told: BTreeMap::new(), uploads: BTreeSet::new() };
+    let mut live = Live { ledger, states, gate, told: None, left: BTreeMap::new() };
     live.begin().await;
     let mut sums = tokio::time::interval(SUM);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            _ = sums.tick() => live.sum().await,
+            _ = sums.tick() => live.tick().await,
             commit = commits.recv() => match commit {
                 Ok(commit) => live.tell(&commit).await,
-                // Whoever is connected may have missed something: tell everything as it stands.
                 Err(RecvError::Lagged(_)) => live.tell_all().await,
                 Err(RecvError::Closed) => return,
             },
@@ -44,16 +43,16 @@ struct Live {
     ledger: Ledger,
     states: States,
     gate: GateHandle,
-    /// Up to where each pool's feed was told.
-    told: BTreeMap<PoolId, (PoolName, u64)>,
-    /// Pools with uploads that were not told yet.
-    uploads: BTreeSet<PoolId>,
+    /// Up to where each pool's feed was told; none until the first look at the ledger succeeded.
+    told: Option<BTreeMap<PoolId, (PoolName, u64)>>,
+    /// What is still to be told: uploads that wait for their sum, and what could not be read.
+    left: BTreeMap<PoolId, PoolChange>,
 }
 
 impl Live {
     async fn begin(&mut self) {
         match self.ledger.read(pools).await {
-            Ok(pools) => self.told = pools,
+            Ok(pools) => self.told = Some(pools),
             Err(refusal) => tracing::error!(%refusal, "fan-out: the pools do not read"),
         }
     }
@@ -67,16 +66,28 @@ impl Live {
             self.gate.disconnect_member(pool, member, EndReason::Revoked);
         }
         for (id, change) in &commit.pools {
-            self.told.entry(*id).or_insert_with(|| (change.name.clone(), 0));
-            if change.uploads {
-                self.uploads.insert(*id);
+            self.tell_pool(*id, change).await;
+        }
+    }
+
+    /// Tells what changed in a pool; what cannot be read now is told at the next tick. Uploads alone wait for it anyway.
+    async fn tell_pool(&mut self, id: PoolId, change: &PoolChange) {
+        let mut left = PoolChange::of(change.name.clone());
+        left.uploads = change.uploads;
+        if let Err(refusal) = self.tell_states(change).await {
+            // A pool that was removed has no state any more.
+            if refusal.code != Code::NotFound {
+                tracing::warn!(%refusal, pool = %change.name, "fan-out: a state does not read and is told later");
+                left.add(change);
             }
-            if let Err(refusal) = self.tell_states(change).await {
-                tracing::debug!(%refusal, pool = %change.name, "fan-out: a state does not read");
-            }
-            if change.events {
-                self.tell_events(*id).await;
-            }
+        }
+        if change.events && self.tell_events(id, &change.name).await {
+            left.uploads = false;
+        } else {
+            left.events = change.events;
+        }
+        if left.is_something() {
+            self.left.entry(id).or_insert_with(|| PoolChange::of(change.name.clone())).add(&left);
         }
     }
 
@@ -95,45 +106,49 @@ impl Live {
         Ok(())
     }
 
+    /// Commits were missed: whose sessions should have ended is not known, so everybody signs in again, which brings
+    /// state and receipts as they stand; the feed goes on from where it was.
     async fn tell_all(&mut self) {
+        tracing::warn!("fan-out fell behind: every session ends and comes back");
+        self.gate.disconnect_all();
         let Ok(pools) = self.ledger.read(pools).await else { return };
         for (id, (name, _)) in pools {
-            self.told.entry(id).or_insert_with(|| (name.clone(), 0));
-            let everything = PoolChange {
-                name,
-                uploads: true,
-                events: true,
-                pack: false,
-                rounds: true,
-                pointer: true,
-                card: true,
+            let mut change = PoolChange::of(name);
+            change.events = true;
+            self.left.entry(id).or_insert_with(|| PoolChange::of(change.name.clone())).add(&change);
+        }
+    }
+
+    async fn tick(&mut self) {
+        if self.told.is_none() {
+            self.begin().await;
+        }
+        for (id, mut change) in std::mem::take(&mut self.left) {
+            change.events |= change.uploads;
+            change.uploads = false;
+            self.tell_pool(id, &change).await;
+        }
+    }
+
+    /// Tells the pool's feed to its end; whether that worked.
+    async fn tell_events(&mut self, pool: PoolId, name: &PoolName) -> bool {
+        let Some(told) = &mut self.told else { return false };
+        let (_, told) = told.entry(pool).or_insert_with(|| (name.clone(), 0));
+        loop {
+            let after = *told;
+            let Ok(events) = self.ledger.read(move |sql| feed::after(sql, pool, after, PAGE)).await else {
+                return false;
             };
-            if let Err(refusal) = self.tell_states(&everything).await {
-                tracing::debug!(%refusal, "fan-out: a state does not read");
+            let more = events.len() >= PAGE;
+            for event in events {
+                *told = event.seq;
+                let payload = serde_json::to_vec(&event.body).unwrap_or_default();
+                self.gate.publish_event(topic::event(name, &event.kind), Bytes::from(payload));
             }
-            self.tell_events(id).await;
+            if !more {
+                return true;
+            }
         }
-    }
-
-    async fn sum(&mut self) {
-        for pool in std::mem::take(&mut self.uploads) {
-            self.tell_events(pool).await;
-        }
-    }
-
-    async fn tell_events(&mut self, pool: PoolId) {
-        let Some((name, told)) = self.told.get_mut(&pool) else { return };
-        let after = *told;
-        // Uploads that wait for their sum keep waiting unless an event comes after them.
-        let Ok(events) = self.ledger.read(move |sql| feed::after(sql, pool, after, PAGE)).await else {
-            return;
-        };
-        for event in events {
-            *told = event.seq;
-            let payload = serde_json::to_vec(&event.body).unwrap_or_default();
-            self.gate.publish_event(topic::event(name, &event.kind), Bytes::from(payload));
-        }
-        self.uploads.remove(&pool);
     }
 }
 

@@ -23,8 +23,7 @@ pub async fn cursor(ledger: &Ledger, who: &Principal) -> Result<i64, Refusal> {
             let cursor: Option<i64> = sql
                 .prepare_cached("SELECT receipt_cursor FROM members WHERE id = ?1")?
                 .query_row([id], |row| row.get(0))?;
-            let floor = uploads::replay_floor(sql, id, crate::ledger::now())?;
-            Ok(cursor.map(|cursor| cursor.max(floor)))
+            cursor.map(|cursor| uploads::replay_from(sql, id, cursor, crate::ledger::now())).transpose()
         })
         .await?;
     if let Some(cursor) = known {

@@ -159,10 +159,14 @@ fn describe() {
     }
 }
 
-pub(super) const COUNTERS: [(&str, &str); 24] = [
+pub(super) const COUNTERS: [(&str, &str); 25] = [
     ("millpond_uploads_total", "Uploads with a row, by outcome"),
     ("millpond_upload_bytes_total", "Bytes of uploads with a row"),
     ("millpond_results_total", "Results that were committed"),
+    (
+        "millpond_feed_dropped_total",
+        "Refusals and repeats that did not become events, because there were too many",
+    ),
     ("millpond_deliveries_total", "What members said of results, by state"),
     ("millpond_refusals_total", "Messages refused behind the gate, by code"),
     ("millpond_ask_errors_total", "Asks answered with an error, by code"),

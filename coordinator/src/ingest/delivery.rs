@@ -36,11 +36,13 @@ pub(super) fn take(
             return Err(Refusal::new(Code::NotFound, format!("there is no version {version}")).into());
         }
         let reason = delivery.reason.map(|reason| clip(reason, REASON_MAX));
-        tx.sql()
+        let changed = tx
+            .sql()
             .prepare_cached(
                 "INSERT INTO deliveries (pool_id, version, member_id, state, sha256, reason, at) \
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO UPDATE SET \
-                 state = excluded.state, sha256 = excluded.sha256, reason = excluded.reason, at = excluded.at",
+                 state = excluded.state, sha256 = excluded.sha256, reason = excluded.reason, at = excluded.at \
+                 WHERE (state, sha256, reason) IS NOT (excluded.state, excluded.sha256, excluded.reason)",
             )?
             .execute(params![
                 pool,
@@ -51,7 +53,7 @@ pub(super) fn take(
                 reason,
                 tx.now().as_millis()
             ])?;
-        if delivery.state == DeliveryState::Failed {
+        if changed > 0 && delivery.state == DeliveryState::Failed {
             tx.event(pool, "delivery-failed", &json!({"member": who.name, "version": version, "reason": reason}))?;
         }
         metrics::counter!("millpond_deliveries_total", "state" => delivery.state.as_str()).increment(1);

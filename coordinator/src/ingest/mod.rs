@@ -11,6 +11,7 @@ mod stage;
 mod up;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
@@ -22,6 +23,7 @@ use millpond_protocol::topic::Inbound;
 use millpond_protocol::{Principal, Refusal, Sha256, topic};
 use millpond_storage::Storage;
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use crate::asks::Asks;
 use crate::asks::over_mqtt::MqttAsks;
@@ -30,12 +32,19 @@ use crate::fanout::state::States;
 use crate::ledger::manage::find_token;
 use crate::ledger::{Ledger, now};
 
+/// Receipts without a row on their way into the event feed, and how long each takes a place: at most 256 a second become
+/// events, for a member can be refused as fast as it can send.
+const FEEDING_MAX: usize = 256;
+const FEED_PAUSE: Duration = Duration::from_secs(1);
+
 /// What the ways in share.
 #[derive(Clone)]
 pub(crate) struct Ctx {
     pub ledger: Ledger,
     pub storage: Storage,
     pub gate: GateHandle,
+    /// Receipts without a row that are on their way into the event feed.
+    feeding: Arc<Semaphore>,
 }
 
 /// The coordinator behind the gate.
@@ -54,7 +63,12 @@ impl Ingest {
     /// The ledger cannot be used.
     pub async fn start(asks: Asks, gate: GateHandle, states: States) -> Result<Self, Refusal> {
         stage::recover(&asks.ledger).await?;
-        let ctx = Ctx { ledger: asks.ledger.clone(), storage: asks.storage.clone(), gate: gate.clone() };
+        let ctx = Ctx {
+            ledger: asks.ledger.clone(),
+            storage: asks.storage.clone(),
+            gate: gate.clone(),
+            feeding: Arc::new(Semaphore::new(FEEDING_MAX)),
+        };
         let cursors = Cursors::start(asks.ledger.clone());
         Ok(Self { ctx, asks: Arc::new(MqttAsks::new(asks, gate)), states, cursors })
     }
@@ -142,13 +156,24 @@ impl Ctx {
         self.feed(who, "refused", &receipt);
     }
 
-    /// Puts a receipt without a row into the event feed. Whoever waits for the acknowledgement does not wait for this.
+    /// Puts a receipt without a row into the event feed. Whoever waits for the acknowledgement does not wait for this,
+    /// and a flood of refusals is counted, not written.
     fn feed(&self, who: &Principal, kind: &'static str, receipt: &Receipt) {
+        let Ok(permit) = self.feeding.clone().try_acquire_owned() else {
+            metrics::counter!("millpond_feed_dropped_total").increment(1);
+            return;
+        };
         let body = json!({"member": who.name, "receipt": receipt});
         let who = who.clone();
-        drop(self.ledger.write(move |tx| {
+        let told = self.ledger.write(move |tx| {
             let pool = tx.pool_of(&who)?;
             tx.event(pool, kind, &body)
-        }));
+        });
+        tokio::spawn(async move {
+            // It can fail only together with the ledger, which says so.
+            let _ = told.await;
+            tokio::time::sleep(FEED_PAUSE).await;
+            drop(permit);
+        });
     }
 }

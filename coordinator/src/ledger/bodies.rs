@@ -1,6 +1,6 @@
 //! Where the bytes of uploads and results are.
 
-use millpond_protocol::{FileName, MemberName, Sha256, UploadId};
+use millpond_protocol::{FileName, Sha256, UploadId};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::objects::{self, Object};
@@ -16,20 +16,14 @@ pub struct UploadBody {
     pub object: Option<Object>,
 }
 
-/// Where an upload's bytes are; none if there is no such upload or it was rejected.
-pub fn upload_body(
-    sql: &Connection,
-    pool: PoolId,
-    member: &MemberName,
-    upload: &UploadId,
-) -> Result<Option<UploadBody>> {
+/// Where an upload's bytes are; none if the member has no such upload or it was rejected.
+pub fn upload_body(sql: &Connection, member: i64, upload: &UploadId) -> Result<Option<UploadBody>> {
     let row = sql
         .prepare_cached(
-            "SELECT u.seq, coalesce(u.name, u.upload), u.size, u.sha256, u.object_id FROM uploads u \
-             JOIN members m ON m.id = u.member_id WHERE m.pool_id = ?1 AND m.name = ?2 AND u.upload = ?3 \
-             AND u.rule IS NULL ORDER BY u.seq DESC LIMIT 1",
+            "SELECT seq, coalesce(name, upload), size, sha256, object_id FROM uploads \
+             WHERE member_id = ?1 AND upload = ?2 AND rule IS NULL",
         )?
-        .query_row(params![pool, member.as_str(), upload.as_str()], |row| {
+        .query_row(params![member, upload.as_str()], |row| {
             Ok((
                 row.get(0)?,
                 row.get::<_, String>(1)?,

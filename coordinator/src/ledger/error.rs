@@ -24,10 +24,19 @@ impl From<BadName> for Error {
 }
 
 impl Error {
+    /// Whether a row that was looked for is not there.
+    pub(super) fn is_no_row(&self) -> bool {
+        matches!(self, Self::Sql(rusqlite::Error::QueryReturnedNoRows))
+    }
+
     /// What the caller is told. A failing disk is `unavailable`; its details are for the log alone.
     pub fn into_refusal(self) -> Refusal {
         match self {
             Self::Refused(refusal) => refusal,
+            // A number above 2^63: the client's, for ours never get there.
+            Self::Sql(rusqlite::Error::ToSqlConversionFailure(error)) => {
+                Refusal::new(Code::Malformed, format!("a number is out of range: {error}"))
+            }
             Self::Sql(error) => {
                 tracing::error!(error = %error, "ledger: SQLite failed");
                 Refusal::unavailable("the ledger cannot be used now")

@@ -50,7 +50,8 @@ impl Tx<'_> {
             )?
             .execute(params![name.as_str(), serde_json::to_string(policy)?, self.now.as_millis()])?;
         let id = self.sql.last_insert_rowid();
-        self.effects.touched.insert(id);
+        self.touch(id);
+        self.effects.moved = true;
         self.reload(id)?;
         self.event(id, "policy", &json!(policy))?;
         self.change(id)?.card = true;
@@ -182,7 +183,7 @@ impl Tx<'_> {
             .execute(params![id, self.now.as_millis()])?;
         self.sql.prepare_cached("DELETE FROM tokens WHERE member_id = ?1")?.execute([id])?;
         self.apply(pool, Event::MemberRemoved { member: id })?;
-        self.state.revoked.insert(id);
+        self.effects.revoked.push(id);
         self.event(pool, "member-revoked", &json!({"member": name}))?;
         let pool_name = self.entry(pool)?.name.clone();
         self.effects.commit.ended.push((pool_name, name.clone(), "revoked"));
@@ -217,6 +218,8 @@ impl Tx<'_> {
         self.sql
             .prepare_cached("UPDATE pools SET removed = ?2 WHERE id = ?1")?
             .execute(params![pool, self.now.as_millis()])?;
+        self.touch(pool);
+        self.effects.moved = true;
         self.state.remove(pool);
         Ok(())
     }

@@ -24,7 +24,7 @@ mod writer;
 use std::fs::{File, OpenOptions};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use millpond_protocol::{Refusal, Timestamp};
@@ -69,7 +69,7 @@ struct Inner {
     queued: Arc<AtomicUsize>,
     commits: broadcast::Sender<Arc<Commit>>,
     readers: Mutex<Vec<Connection>>,
-    reading: Semaphore,
+    reading: Arc<Semaphore>,
     /// Held for as long as the process uses the data directory.
     _lock: File,
 }
@@ -105,7 +105,7 @@ impl Ledger {
             queued: Arc::default(),
             commits,
             readers: Mutex::new(readers),
-            reading: Semaphore::new(READERS),
+            reading: Arc::new(Semaphore::new(READERS)),
             _lock: lock,
         };
         Ok((Self(Arc::new(inner)), ended))
@@ -127,11 +127,7 @@ impl Ledger {
         // A send fails only after the writer ended: the receiver then says so.
         let queued = self.0.queued.clone();
         queued.fetch_add(1, Ordering::Relaxed);
-        let counted = move |tx: &mut Tx<'_>| {
-            queued.fetch_sub(1, Ordering::Relaxed);
-            job(tx)
-        };
-        let _ = self.0.jobs.send(writer::job(counted, answer));
+        let _ = self.0.jobs.send(writer::job(job, answer, queued));
         async move { outcome.await.unwrap_or_else(|_| Err(Refusal::unavailable("the ledger has stopped"))) }
     }
 
@@ -145,14 +141,14 @@ impl Ledger {
         F: FnOnce(&Connection) -> Result<T> + Send + 'static,
     {
         let stopped = || Refusal::unavailable("the ledger has stopped");
-        let _permit = self.0.reading.acquire().await.map_err(|_| stopped())?;
+        // The permit goes with the connection, not with the caller, who may give up while the query runs.
+        let permit = self.0.reading.clone().acquire_owned().await.map_err(|_| stopped())?;
         let inner = self.0.clone();
         let run = move || {
-            let reader = inner.readers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
-            let reader = reader.ok_or_else(stopped)?;
-            let outcome = job(&reader).map_err(Error::into_refusal);
-            inner.readers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(reader);
-            outcome
+            let _permit = permit;
+            let sql = inner.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let reader = Reader { sql, home: &inner.readers };
+            job(reader.sql.as_ref().ok_or_else(stopped)?).map_err(Error::into_refusal)
         };
         tokio::task::spawn_blocking(run).await.map_err(|_| stopped())?
     }
@@ -165,6 +161,19 @@ impl Ledger {
     /// What commits from now on. A listener that lags looks at the ledger afresh.
     pub fn commits(&self) -> broadcast::Receiver<Arc<Commit>> {
         self.0.commits.subscribe()
+    }
+}
+
+/// A reader connection on loan: it comes back however the query ends.
+struct Reader<'a> {
+    sql: Option<Connection>,
+    home: &'a Mutex<Vec<Connection>>,
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        home.extend(self.sql.take());
     }
 }
 

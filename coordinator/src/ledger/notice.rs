@@ -36,8 +36,24 @@ pub struct PoolChange {
 }
 
 impl PoolChange {
-    fn of(name: PoolName) -> Self {
+    /// Nothing changed yet in the pool of that name.
+    pub fn of(name: PoolName) -> Self {
         Self { name, uploads: false, events: false, pack: false, rounds: false, pointer: false, card: false }
+    }
+
+    /// Takes up what else changed.
+    pub fn add(&mut self, other: &Self) {
+        self.uploads |= other.uploads;
+        self.events |= other.events;
+        self.pack |= other.pack;
+        self.rounds |= other.rounds;
+        self.pointer |= other.pointer;
+        self.card |= other.card;
+    }
+
+    /// Whether anything changed.
+    pub fn is_something(&self) -> bool {
+        self.uploads || self.events || self.pack || self.rounds || self.pointer || self.card
     }
 }
 
@@ -50,13 +66,7 @@ impl Commit {
     pub(super) fn add(&mut self, other: Self) {
         self.receipts.extend(other.receipts);
         for (pool, change) in other.pools {
-            let sum = self.pool(pool, &change.name);
-            sum.uploads |= change.uploads;
-            sum.events |= change.events;
-            sum.pack |= change.pack;
-            sum.rounds |= change.rounds;
-            sum.pointer |= change.pointer;
-            sum.card |= change.card;
+            self.pool(pool, &change.name).add(&change);
         }
         self.ended.extend(other.ended);
     }

@@ -48,7 +48,7 @@ impl Tx<'_> {
     pub fn doom_left_over(&mut self, kind: &str) -> Result<usize> {
         Ok(self
             .sql
-            .prepare_cached("UPDATE objects SET state = 'doomed' WHERE state = 'granted' AND key GLOB ?1")?
+            .prepare_cached("UPDATE objects SET state = 'doomed' WHERE state = 'granted' AND state IN ('granted', 'doomed') AND key GLOB ?1")?
             .execute([format!("*/{kind}/*")])?)
     }
 

@@ -1,6 +1,7 @@
 //! What a job may do inside the group's transaction, and the writer's memory of the pools.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Instant;
 
 use millpond_protocol::{PoolName, Principal, Refusal, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -17,8 +18,8 @@ pub(super) struct State {
     pub names: HashMap<PoolName, PoolId>,
     /// When each pool's core wants a tick.
     pub due: BTreeSet<(Timestamp, PoolId)>,
-    /// The time of the last job: the cores' clock never goes back, though the wall's may.
-    pub now: Timestamp,
+    /// The time of the last job, and when that was.
+    last: Option<(Timestamp, Instant)>,
     /// Members revoked since the start: what they had in the queue is refused.
     pub revoked: HashSet<MemberId>,
 }
@@ -45,6 +46,25 @@ pub(super) struct Counters {
 }
 
 impl State {
+    /// The cores' time: the wall's, but it never goes back and never stands still, whatever the wall's does.
+    pub fn clock(&mut self) -> Timestamp {
+        let wall = super::now();
+        let now = self.last.map_or(wall, |(last, at)| wall.max(last.after(at.elapsed())));
+        if self.last.is_none_or(|(last, _)| now > last) {
+            self.last = Some((now, Instant::now()));
+        }
+        now
+    }
+
+    /// Lets a pool's next tick wait.
+    pub fn postpone(&mut self, id: PoolId, until: Timestamp) {
+        let Some(entry) = self.pools.get_mut(&id) else { return };
+        if let Some(due) = entry.due.replace(until) {
+            self.due.remove(&(due, id));
+        }
+        self.due.insert((until, id));
+    }
+
     /// Puts a pool's core in place, new or read again.
     pub fn put(&mut self, id: PoolId, entry: Entry) {
         self.remove(id);
@@ -83,6 +103,10 @@ pub(super) struct Effects {
     pub commit: Commit,
     /// Pools whose core was fed: its row is written at the flush; its core is read again if the job fails.
     pub touched: BTreeSet<PoolId>,
+    /// Counters of touched pools before the job.
+    pub before: BTreeMap<PoolId, Counters>,
+    /// Members that the job revoked.
+    pub revoked: Vec<MemberId>,
     /// A core took an event: if the job fails, it is ahead of the rows.
     pub moved: bool,
     /// What uploads added to open batches: files, bytes, small bytes.
@@ -121,7 +145,7 @@ impl Tx<'_> {
     /// # Errors
     /// `unauthorized` if the member was revoked meanwhile, `not_found` if the pool was removed.
     pub fn pool_of(&self, who: &Principal) -> Result<PoolId> {
-        if self.state.revoked.contains(&who.id) {
+        if self.state.revoked.contains(&who.id) || self.effects.revoked.contains(&who.id) {
             let message = format!("{}/{} was revoked", who.pool, who.name);
             return Err(Refusal::new(millpond_protocol::Code::Unauthorized, message).into());
         }
@@ -142,7 +166,7 @@ impl Tx<'_> {
     /// The core's refusal, in words for the client.
     pub fn apply(&mut self, pool: PoolId, event: Event) -> Result<Reply> {
         let now = self.now;
-        self.effects.touched.insert(pool);
+        self.touch(pool);
         let mut facts = Vec::new();
         let entry = self.state.pools.get_mut(&pool).ok_or_else(|| not_found("such pool"))?;
         let reply = entry.core.apply(now, event, &mut facts);
@@ -205,10 +229,19 @@ impl Tx<'_> {
 
     /// The next number of the pool's sequence of uploads and events.
     pub(super) fn next_seq(&mut self, pool: PoolId) -> Result<u64> {
-        self.effects.touched.insert(pool);
+        self.touch(pool);
         let entry = self.state.pools.get_mut(&pool).ok_or_else(|| not_found("such pool"))?;
         entry.counters.seq += 1;
         Ok(entry.counters.seq)
+    }
+
+    /// Notes that the job changes the writer's memory of the pool.
+    pub(super) fn touch(&mut self, pool: PoolId) {
+        if self.effects.touched.insert(pool)
+            && let Some(entry) = self.state.pools.get(&pool)
+        {
+            self.effects.before.insert(pool, entry.counters);
+        }
     }
 
     pub(super) fn entry(&self, pool: PoolId) -> Result<&Entry> {

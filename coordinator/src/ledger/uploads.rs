@@ -268,19 +268,20 @@ fn receipt(
     }
 }
 
-/// Bounds of a member's replay: receipts older than these are not sent again.
-pub fn replay_floor(sql: &Connection, member: i64, now: Timestamp) -> Result<i64> {
+/// Where the replay of a member's receipts after `cursor` begins: those beyond the number and the age that are kept are
+/// not sent again.
+pub fn replay_from(sql: &Connection, member: i64, cursor: i64, now: Timestamp) -> Result<i64> {
     let kept = i64::try_from(limits::RECEIPTS_KEPT).unwrap_or(i64::MAX);
     let by_count: Option<i64> = sql
-        .prepare_cached("SELECT seq FROM uploads WHERE member_id = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2")?
-        .query_row(params![member, kept], |row| row.get(0))
+        .prepare_cached(
+            "SELECT seq FROM uploads WHERE member_id = ?1 AND seq > ?2 ORDER BY seq DESC LIMIT 1 OFFSET ?3",
+        )?
+        .query_row(params![member, cursor, kept], |row| row.get(0))
         .optional()?;
+    let from = by_count.unwrap_or(cursor);
     let since = now.before(limits::RECEIPTS_KEPT_FOR).as_millis();
     let by_age: Option<i64> = sql
-        .prepare_cached(
-            "SELECT max(seq) FROM (SELECT seq, received FROM uploads WHERE member_id = ?1 ORDER BY seq DESC LIMIT ?2) \
-             WHERE received < ?3",
-        )?
-        .query_row(params![member, kept, since], |row| row.get(0))?;
-    Ok(by_count.max(by_age).unwrap_or(0))
+        .prepare_cached("SELECT max(seq) FROM uploads WHERE member_id = ?1 AND seq > ?2 AND received < ?3")?
+        .query_row(params![member, from, since], |row| row.get(0))?;
+    Ok(by_age.unwrap_or(from))
 }

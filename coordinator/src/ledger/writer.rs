@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use super::notice::Commit;
 use super::tx::{Effects, State, Tx};
-use super::{Error, OpenError, PoolId, Result, load, now};
+use super::{Error, OpenError, PoolId, Result, load};
 use crate::rounds::Event;
 
 /// Jobs of one group: bounds the time that the first one waits for the last one.
@@ -21,8 +22,16 @@ const GROUP_TIME: Duration = Duration::from_millis(20);
 /// The writer looks at the clock at least this often, so that a clock step is noticed.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// A job in line: runs in the transaction, and says what to do once the group's fate is known.
-pub(super) struct Job(Box<dyn FnOnce(&mut Tx<'_>) -> Ran + Send>);
+/// Between a group that was lost and the next one.
+const LOST_PAUSE: Duration = Duration::from_millis(50);
+/// A pool whose tick failed waits that long for the next one.
+const TICK_PAUSE: Duration = Duration::from_secs(5);
+
+/// A job in line: runs in the transaction, and says what to do once the group's fate is known. Without a transaction,
+/// because the group is lost, it only says that.
+pub(super) struct Job(Run);
+
+type Run = Box<dyn FnOnce(Option<&mut Tx<'_>>) -> Ran + Send>;
 
 struct Ran {
     failed: bool,
@@ -32,22 +41,33 @@ struct Ran {
 /// Lets a job's answer out once the group's fate is known.
 type Finish = Box<dyn FnOnce(std::result::Result<(), Refusal>) + Send>;
 
-/// Wraps a job and the channel that waits for it.
-pub(super) fn job<T, F>(run: F, answer: oneshot::Sender<std::result::Result<T, Refusal>>) -> Job
+/// Wraps a job and the channel that waits for it; `queued` counts the jobs in line.
+pub(super) fn job<T, F>(
+    run: F,
+    answer: oneshot::Sender<std::result::Result<T, Refusal>>,
+    queued: Arc<AtomicUsize>,
+) -> Job
 where
     T: Send + 'static,
     F: FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
 {
     Job(Box::new(move |tx| {
-        let outcome = run(tx);
+        queued.fetch_sub(1, Ordering::Relaxed);
+        let outcome = match tx {
+            Some(tx) => run(tx).map_err(Error::into_refusal),
+            None => Err(not_now()),
+        };
         let failed = outcome.is_err();
-        let outcome = outcome.map_err(Error::into_refusal);
         // Whoever asked may have gone: what was committed stays committed.
         let finish = Box::new(move |fate: std::result::Result<(), Refusal>| {
             let _ = answer.send(fate.and(outcome));
         });
         Ran { failed, finish }
     }))
+}
+
+fn not_now() -> Refusal {
+    Refusal::unavailable("the ledger could not commit")
 }
 
 /// Loads the pools and starts the thread. The receiver resolves when the thread has ended.
@@ -110,15 +130,17 @@ impl Writer {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            if first.is_some() || self.state.due.first().is_some_and(|(due, _)| *due <= now()) {
+            let now = self.state.clock();
+            if first.is_some() || self.state.due.first().is_some_and(|(due, _)| *due <= now) {
                 self.group(first, queue);
             }
         }
     }
 
     /// How long nothing can happen without a job.
-    fn idle(&self) -> Duration {
-        self.state.due.first().map_or(IDLE, |(due, _)| due.since(now()).min(IDLE))
+    fn idle(&mut self) -> Duration {
+        let now = self.state.clock();
+        self.state.due.first().map_or(IDLE, |(due, _)| due.since(now).min(IDLE))
     }
 
     fn group(&mut self, first: Option<Job>, queue: &Receiver<Job>) {
@@ -128,54 +150,80 @@ impl Writer {
             tracing::error!(%error, "ledger: no transaction begins");
             group.lost = true;
         }
-        self.tick(&mut group);
         let mut next = first;
-        while let Some(Job(run)) = next.take() {
+        loop {
+            // Before every job: what time causes stays though the job fails.
+            self.tick(&mut group);
+            let Some(Job(run)) = next.take() else { break };
             self.one(run, &mut group);
-            if group.finish.len() < GROUP_JOBS && started.elapsed() < GROUP_TIME {
+            if !group.lost && group.finish.len() < GROUP_JOBS && started.elapsed() < GROUP_TIME {
                 next = queue.try_recv().ok();
             }
         }
         self.end(group, started);
     }
 
-    /// Lets due cores see the time, outside of any job: what time causes stays though a job fails.
+    /// Lets due cores see the time, each in a savepoint of its own.
     fn tick(&mut self, group: &mut Group) {
+        let now = self.state.clock();
         while let Some(&(due, pool)) = self.state.due.first() {
-            if group.lost || due > now() {
+            if group.lost || due > now {
                 return;
             }
-            let mut tx = tx(&self.sql, &mut self.state);
-            let ticked = tx.apply(pool, Event::Tick);
-            let effects = tx.effects;
-            if let Err(error) = ticked {
+            let mut failed = None;
+            self.step(group, |tx| {
+                failed = tx.apply(pool, Event::Tick).err();
+                failed.is_some()
+            });
+            if let Some(error) = failed {
                 tracing::error!(%error, pool, "ledger: a tick failed");
-                group.lost = true;
             }
-            group.merge(effects);
-            self.state.reschedule(pool);
-            // A core that wants the same instant again would spin here; one that advances never does.
+            // A core that advances never wants the same instant again.
             if self.state.due.first() == Some(&(due, pool)) {
-                return;
+                self.state.postpone(pool, now.after(TICK_PAUSE));
             }
         }
     }
 
-    fn one(&mut self, run: Box<dyn FnOnce(&mut Tx<'_>) -> Ran + Send>, group: &mut Group) {
-        if !group.lost && self.savepoint("SAVEPOINT job").is_err() {
+    /// Runs one job; in a group that is lost it is only told so, for nothing may be written outside the transaction.
+    fn one(&mut self, run: Run, group: &mut Group) {
+        if group.lost {
+            group.finish.push(run(None).finish);
+            return;
+        }
+        let mut finish = None;
+        let mut run = Some(run);
+        self.step(group, |tx| {
+            let Some(ran) = run.take().map(|run| run(Some(tx))) else { return true };
+            finish = Some(ran.finish);
+            ran.failed
+        });
+        // The savepoint did not even begin.
+        let finish = finish.or_else(|| run.map(|run| run(None).finish));
+        group.finish.extend(finish);
+    }
+
+    /// Runs `work` in a savepoint; it says whether it failed and is to be taken back.
+    fn step(&mut self, group: &mut Group, work: impl FnOnce(&mut Tx<'_>) -> bool) {
+        if self.savepoint("SAVEPOINT job").is_err() {
             group.lost = true;
+            return;
         }
         let mut tx = tx(&self.sql, &mut self.state);
-        let ran = run(&mut tx);
+        let failed = work(&mut tx);
         let effects = tx.effects;
-        group.finish.push(ran.finish);
+        // Should the group be lost, all of these are read again.
+        group.effects.touched.extend(effects.touched.iter().copied());
         for pool in &effects.touched {
             self.state.reschedule(*pool);
         }
-        let kept = if ran.failed {
+        let kept = if failed {
             self.undo(effects, group)
         } else {
-            self.savepoint("RELEASE job").map(|()| group.merge(effects))
+            self.savepoint("RELEASE job").map(|()| {
+                self.state.revoked.extend(&effects.revoked);
+                group.merge(effects);
+            })
         };
         // After some errors (disk full, I/O) SQLite has rolled the whole transaction back.
         if kept.is_err() || self.sql.is_autocommit() {
@@ -191,9 +239,17 @@ impl Writer {
     fn undo(&mut self, effects: Effects, group: &mut Group) -> rusqlite::Result<()> {
         self.savepoint("ROLLBACK TO job")?;
         self.savepoint("RELEASE job")?;
+        // The rows that the cores are read from must say what was before this job.
+        for pool in &effects.touched {
+            match (effects.before.get(pool), self.state.pools.get_mut(pool)) {
+                (Some(before), Some(entry)) => entry.counters = *before,
+                // The job made the pool.
+                (None, Some(_)) => self.state.remove(*pool),
+                (_, None) => {}
+            }
+        }
         // A core that refuses has not changed.
         if !effects.moved {
-            group.effects.touched.extend(effects.touched);
             return Ok(());
         }
         if flush(&self.sql, &self.state, &mut group.effects).is_err() {
@@ -212,6 +268,7 @@ impl Writer {
         let effects = tx.effects;
         match reloaded {
             Ok(()) => group.merge(effects),
+            Err(error) if error.is_no_row() => self.state.remove(pool),
             Err(error) => {
                 tracing::error!(%error, pool, "ledger: a pool does not read");
                 group.lost = true;
@@ -260,15 +317,22 @@ impl Writer {
         {
             tracing::error!(%error, "ledger: ROLLBACK failed");
         }
-        for pool in group.effects.touched.clone() {
-            match load::pool(&self.sql, pool, now()) {
-                Ok((entry, _)) => self.state.put(pool, entry),
+        for member in &group.effects.revoked {
+            self.state.revoked.remove(member);
+        }
+        let now = self.state.clock();
+        for pool in &group.effects.touched {
+            match load::pool(&self.sql, *pool, now) {
+                Ok((entry, _)) => self.state.put(*pool, entry),
+                Err(error) if error.is_no_row() => self.state.remove(*pool),
                 Err(error) => tracing::error!(%error, pool, "ledger: a pool does not read"),
             }
         }
         for finish in group.finish {
-            finish(Err(Refusal::unavailable("the ledger could not commit")));
+            finish(Err(not_now()));
         }
+        // What is due stays due: without a pause a disk that refuses everything would be asked without end.
+        std::thread::sleep(LOST_PAUSE);
     }
 }
 
@@ -276,6 +340,7 @@ impl Group {
     fn merge(&mut self, effects: Effects) {
         self.effects.commit.add(effects.commit);
         self.effects.touched.extend(effects.touched);
+        self.effects.revoked.extend(effects.revoked);
         for (batch, (count, bytes, small)) in effects.batches {
             let sum = self.effects.batches.entry(batch).or_default();
             *sum = (sum.0 + count, sum.1 + bytes, sum.2 + small);
@@ -284,8 +349,7 @@ impl Group {
 }
 
 fn tx<'a>(sql: &'a Connection, state: &'a mut State) -> Tx<'a> {
-    state.now = state.now.max(now());
-    Tx { sql, now: state.now, state, effects: Effects::default() }
+    Tx { sql, now: state.clock(), state, effects: Effects::default() }
 }
 
 /// Writes what is kept in memory during a group: the pools' counters and what uploads added to open batches.

@@ -29,6 +29,7 @@ CREATE TABLE members (
     receipt_cursor INTEGER                -- seq up to which receipts are acknowledged; none: never subscribed
 ) STRICT;
 CREATE UNIQUE INDEX members_name ON members (pool_id, name) WHERE revoked IS NULL;
+CREATE INDEX members_every ON members (pool_id, name);
 
 CREATE TABLE tokens (
     hash BLOB PRIMARY KEY,                -- SHA-256 of the token
@@ -115,6 +116,7 @@ CREATE TABLE batch_members (
     uploaded INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (batch_id, member_id)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX batch_members_member ON batch_members (member_id);
 
 CREATE TABLE packs (
     batch_id INTEGER NOT NULL,
@@ -150,6 +152,7 @@ CREATE TABLE rounds (
     PRIMARY KEY (pool_id, round)
 ) STRICT;
 CREATE INDEX rounds_live ON rounds (pool_id, state) WHERE state NOT IN ('committed', 'failed');
+CREATE INDEX rounds_offered ON rounds (pool_id, round) WHERE state = 'offered';
 CREATE INDEX rounds_untold ON rounds (pool_id) WHERE story_object IS NULL AND state IN ('committed', 'failed');
 
 CREATE TABLE attempts (
@@ -206,6 +209,7 @@ CREATE TABLE deliveries (
     at INTEGER NOT NULL,
     PRIMARY KEY (pool_id, version, member_id)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX deliveries_member ON deliveries (pool_id, member_id, version);
 
 -- First answers to state-changing asks, for 24 h.
 CREATE TABLE asks (
