@@ -129,3 +129,42 @@ async fn messages_have_the_keys_that_the_document_shows() {
     let pointer = next(&mut edge, "mp/demo/result").await;
     documented("the pointer", &[pointer], &["message/pointer.json"], &["content_type"]);
 }
+
+#[tokio::test]
+async fn events_and_rarer_answers_have_the_keys_that_the_document_shows() {
+    let server = Server::start().await;
+    server.pool("demo", json!({ "window_s": 3_600, "deadline_s": 7_200 })).await;
+    let edge = Link::open(server.member("demo", "edge", Role::Publisher).await).await.unwrap();
+    let mut boss = Link::open(server.member("demo", "boss", Role::Operator).await).await.unwrap();
+    let mut mill = Mill::join(server.member("demo", "mill", Role::Processor).await, server.api()).await;
+    boss.subscribe("mp/demo/event/#").await.unwrap();
+
+    let nothing: Value = mill.link.ask(Op::Claim, &json!({ "id": "c" })).await.unwrap();
+    documented("no lease", &[nothing], &["message/answer-claim-nothing.json"], &[]);
+
+    let topic = format!("mp/demo/c/edge/up/u1/{}", recent_hour());
+    edge.publish(&topic, "bytes", Beside::default()).await.unwrap();
+    let lease = mill.trigger(&json!({ "ref": 2 })).await.unwrap();
+    let uploads = next(&mut boss, "mp/demo/event/uploads").await;
+    documented("a sum of uploads", &[uploads], &["message/event-uploads.json"], &[]);
+    mill.answer(&lease, vec![b'r'; 200_000]).await.unwrap();
+    let committed = next(&mut boss, "mp/demo/event/round-committed").await;
+    documented("a round's event", &[committed], &["message/event-round.json"], &[]);
+
+    let topic = format!("mp/demo/c/mill/result/{}/9", lease.round);
+    mill.link.offer(&topic, "other", Beside::default()).await.unwrap();
+    let refused = loop {
+        let receipt = next(&mut mill.link, "mp/demo/d/mill/receipt").await;
+        if receipt["outcome"] == "refused" {
+            break receipt;
+        }
+    };
+    let example = "message/receipt-refused-result.json";
+    documented("a refused result's receipt", &[refused], &[example], &["error.hint"]);
+
+    let results = edge.ask(Op::History, &json!({ "id": "h", "of": "results" })).await.unwrap();
+    let example = "message/answer-history-results.json";
+    documented("results", &[results], &[example], &["cursor", "results.of"]);
+    let get = edge.ask(Op::Get, &json!({ "id": "g", "version": 1 })).await.unwrap();
+    documented("a file's URL", &[get], &["message/answer-get-url.json"], &[]);
+}

@@ -1,5 +1,7 @@
 //! The ops of rounds.
 
+use std::collections::BTreeSet;
+
 use millpond_protocol::access::Op;
 use millpond_protocol::{Code, Principal, Role, Sha256, limits};
 use serde_json::{Value, json};
@@ -136,6 +138,25 @@ async fn another_round_member_or_attempt_is_refused() {
     world.ask(&server, Op::Beat, json!({"id": "b", "round": 1, "attempt": 1})).await.unwrap();
 }
 
+/// The story of a round with one attempt, as the document's example has it.
+fn assert_keys_of_the_document(story: &Value) {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/golden/message/round.json");
+    let example: Value = serde_json::from_str(&std::fs::read_to_string(example).unwrap()).unwrap();
+    let keys = |of: &Value, place: &str| -> BTreeSet<String> {
+        of.pointer(place).unwrap().as_object().unwrap().keys().cloned().collect()
+    };
+    for (told, documented, left_out) in [
+        ("", "", Some("params")),
+        ("/attempts/0", "/attempts/1", None),
+        ("/log/0", "/log/0", None),
+        ("/result", "/result", Some("content_type")),
+    ] {
+        let mut documented = keys(&example, documented);
+        documented.retain(|key| Some(key.as_str()) != left_out);
+        assert_eq!(keys(story, told), documented, "{told}");
+    }
+}
+
 #[tokio::test]
 async fn done_closes_the_log_of_a_result_and_the_story_tells_it() {
     let (world, server) = world().await;
@@ -160,6 +181,7 @@ async fn done_closes_the_log_of_a_result_and_the_story_tells_it() {
     assert_eq!(story["attempts"][0]["warnings"], json!(["w"]));
     assert_eq!(story["attempts"][0]["progress"], 0.5);
     assert_eq!(story["result"]["sha256"], json!(Sha256::of(b"result")));
+    assert_keys_of_the_document(&story);
     // The lease's files stay open to who held it last.
     world.ask(&server, Op::Files, json!({"round": 1, "attempt": 1})).await.unwrap();
 }
