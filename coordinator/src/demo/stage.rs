@@ -77,7 +77,7 @@ impl Stage {
 
     /// Makes the pool: a window is a day, and a lease ends soon after its processor.
     async fn make_pool(&self) -> anyhow::Result<()> {
-        let policy = json!({ "grouping": "window", "window_s": super::WINDOW.as_secs(), "lease_term_s": 2 });
+        let policy = json!({ "grouping": "window", "window_s": super::WINDOW.as_secs(), "lease_term_s": 5 });
         let path = format!("pools/{}", self.pool);
         let _: Value = self.api(reqwest::Method::PUT, &path, &policy).await?;
         Ok(())
