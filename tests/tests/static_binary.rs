@@ -23,6 +23,7 @@ fn the_static_binary_plays_the_demo_in_an_empty_root() {
         .arg(root.path())
         .args(["/millpond", "demo", "--clients", "4", "--json"])
         .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
