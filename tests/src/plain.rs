@@ -148,8 +148,10 @@ impl Plain {
         what: &str,
         mut found: impl FnMut(&Event) -> Option<T>,
     ) -> anyhow::Result<T> {
+        // For the whole wait: pings alone would keep it going for ever.
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            let Ok(event) = tokio::time::timeout(PATIENCE, self.events.poll()).await else {
+            let Ok(event) = tokio::time::timeout_at(deadline, self.events.poll()).await else {
                 bail!("{} waited in vain for {what}", self.who.member);
             };
             let event = event.with_context(|| format!("{} waited for {what}", self.who.member))?;
