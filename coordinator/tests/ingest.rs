@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use millpond::config::Config;
+use millpond::config::{Config, Secret, StorageMode};
 use millpond::ledger::Ledger;
 use millpond::rounds::Policy;
 use millpond::rounds::policy::Grouping;
@@ -235,4 +235,24 @@ async fn the_card_comes_at_subscribe_and_an_operator_hears_of_uploads() {
     let event: Value = serde_json::from_slice(&operator.message("/event/uploads").await).unwrap();
     assert_eq!((&event["stored"], &event["bytes"]), (&json!(1), &json!(5)));
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_storage_does_not_answer_never_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mut config = Config::default();
+    config.server.data_dir = dir.path().to_owned();
+    config.mqtt.listen.set_port(0);
+    config.http.listen.set_port(0);
+    config.storage.mode = StorageMode::External;
+    config.storage.endpoint = Some(format!("http://{closed}").parse().unwrap());
+    config.storage.access_key = "key".into();
+    config.storage.secret_key = Secret::new("sixteen-characters");
+    config.storage.call_timeout_s = 1;
+    let (ready, addresses) = oneshot::channel();
+    let refused = server::run(config, CancellationToken::new(), ready).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("storage.endpoint"), "{refused:#}");
+    assert!(addresses.await.is_err());
+    assert!(!dir.path().join("ports.json").exists());
 }

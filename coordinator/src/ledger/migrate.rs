@@ -11,22 +11,37 @@ const MIGRATIONS: [&str; 1] = [include_str!("schema/0001.sql")];
 
 /// Brings the file up to date.
 pub(super) fn run(sql: &mut Connection, path: &Path) -> Result<(), OpenError> {
-    let known = u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX);
+    migrate(sql, path, &MIGRATIONS)
+}
+
+fn migrate(sql: &mut Connection, path: &Path, migrations: &[&str]) -> Result<(), OpenError> {
+    let known = u32::try_from(migrations.len()).unwrap_or(u32::MAX);
     let found: u32 = sql.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if found > known {
         return Err(OpenError::Newer { found, known });
     }
     if found > 0 && found < known {
-        let copy = path.with_extension(format!("db.schema-{found}"));
-        sql.execute("VACUUM INTO ?1", [copy.display().to_string()])?;
+        copy(sql, &path.with_extension(format!("db.schema-{found}")))?;
     }
-    for (version, migration) in (1..).zip(MIGRATIONS).filter(|(version, _)| *version > found) {
+    for (version, migration) in (1..).zip(migrations).filter(|(version, _)| *version > found) {
         let tx = sql.transaction()?;
         tx.execute_batch(migration)?;
         tx.pragma_update(None, "user_version", version)?;
         tx.commit()?;
     }
     Ok(())
+}
+
+/// Keeps the file as it is now; a copy that an earlier start left behind, whole or not, is replaced.
+fn copy(sql: &Connection, to: &Path) -> Result<(), OpenError> {
+    let io = |source| OpenError::Io { path: to.display().to_string(), source };
+    let new = to.with_extension("new");
+    match std::fs::remove_file(&new) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
+        Ok(()) | Err(_) => {}
+    }
+    sql.execute("VACUUM INTO ?1", [new.display().to_string()])?;
+    std::fs::rename(&new, to).map_err(io)
 }
 
 #[cfg(test)]
@@ -43,6 +58,29 @@ mod tests {
         assert!(matches!(refused, Err(OpenError::Newer { found: 99, known: 1 })), "{refused:?}");
         let tables: u32 = sql.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).unwrap();
         assert_eq!(tables, 0);
+    }
+
+    #[test]
+    fn an_older_file_is_copied_before_it_is_changed_and_keeps_its_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.db");
+        let copy = dir.path().join("ledger.db.schema-1");
+        // What a start that died in the middle left behind.
+        std::fs::write(&copy, "half").unwrap();
+        std::fs::write(copy.with_extension("new"), "half").unwrap();
+        let (one, two) =
+            ("CREATE TABLE a (x); INSERT INTO a VALUES (7)", "ALTER TABLE a ADD COLUMN y DEFAULT 8");
+        let mut sql = Connection::open(&path).unwrap();
+        migrate(&mut sql, &path, &[one]).unwrap();
+        migrate(&mut sql, &path, &[one, two]).unwrap();
+        let row = |sql: &Connection, columns: &str| {
+            let query = format!("SELECT {columns} FROM a");
+            sql.query_row(&query, [], |row| row.get::<_, i64>(0))
+        };
+        assert_eq!(row(&sql, "x + y"), Ok(15));
+        let copy = Connection::open(&copy).unwrap();
+        assert_eq!(row(&copy, "x"), Ok(7));
+        assert!(row(&copy, "y").is_err(), "the copy is from before");
     }
 
     #[test]
