@@ -20,7 +20,7 @@ use url::Url;
 
 use crate::asks::Asks;
 use crate::config::{Config, StorageMode};
-use crate::dispatch;
+use crate::dispatch::Dispatch;
 use crate::fanout::live;
 use crate::fanout::state::{Shown, States};
 use crate::http;
@@ -82,7 +82,9 @@ pub async fn run(
     let ingest = Ingest::start(asks.clone(), gate_handle.clone(), states.clone()).await?;
     let gate = Gate::start(gate_config(&config), gate_handle.clone(), Arc::new(ingest))?;
 
-    tasks.spawn(part("dispatch", dispatch::run(ledger.clone(), storage.handle.clone(), inner.clone())));
+    let dispatch = Dispatch::new(ledger.clone(), storage.handle.clone());
+    let troubles = dispatch.troubles();
+    tasks.spawn(part("dispatch", dispatch.run(inner.clone())));
     tasks.spawn(part("prune", prune::run(ledger.clone(), inner.clone())));
     tasks.spawn(part("fan-out", live::run(ledger.clone(), states, gate_handle, inner.clone())));
     let mut fronts = JoinSet::new();
@@ -90,6 +92,7 @@ pub async fn run(
     fronts.spawn(async move { gate.serve(mqtt, stop).await.context("the gate") });
     let api = http::Parts {
         asks,
+        troubles,
         admin: Sha256::of(secrets::load_or_create(&dir.join("admin.token"), "mpa_")?.as_bytes()),
         mqtt: (public_host(&config, addresses.mqtt, &storage.public_url), addresses.mqtt.port()),
         storage_url: storage.public_url.to_string(),

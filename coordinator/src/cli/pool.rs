@@ -129,6 +129,11 @@ pub(super) fn show_pools(out: &Out, pools: &[PoolStatus]) {
         .collect();
     let header = ["POOL", "BY", "MEMBERS", "WAITING UPLOADS", "ROUNDS", "RESULT"];
     out.table(header, rows, "there are no pools: make one with `millpond pool add NAME`");
+    for pool in pools {
+        if let Some(trouble) = &pool.trouble {
+            out.line(format!("  ! {}: packing does not get on: {trouble}", pool.pool));
+        }
+    }
 }
 
 /// Live rounds in words.

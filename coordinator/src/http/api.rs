@@ -45,6 +45,9 @@ pub struct PoolStatus {
     /// When the newest upload came.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_upload: Option<Timestamp>,
+    /// Why packing does not get on, while it does not; it is tried again for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// `GET /v1/pools/{pool}`.

@@ -30,10 +30,11 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
 use millpond_protocol::{Refusal, Sha256, Timestamp, limits};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::asks::Asks;
+use crate::dispatch::Troubles;
 use crate::ledger::Ledger;
 use error::Failed;
 
@@ -46,6 +47,8 @@ const BODY_MAX: usize = limits::ASK_MAX;
 pub struct Parts {
     /// Ledger, storage and the ops.
     pub asks: Asks,
+    /// Pools whose packing does not get on.
+    pub troubles: watch::Receiver<Troubles>,
     /// The hash of the admin token.
     pub admin: Sha256,
     /// Host and port that clients are told to connect to over MQTT.
@@ -69,6 +72,7 @@ struct Api(Arc<Shared>);
 struct Shared {
     ledger: Ledger,
     asks: Asks,
+    troubles: watch::Receiver<Troubles>,
     admin: Sha256,
     mqtt: (String, u16),
     storage_url: String,
@@ -93,6 +97,7 @@ fn router(parts: Parts) -> Router {
     let api = Api(Arc::new(Shared {
         ledger: parts.asks.ledger.clone(),
         asks: parts.asks,
+        troubles: parts.troubles,
         admin: parts.admin,
         mqtt: parts.mqtt,
         storage_url: parts.storage_url,

@@ -12,12 +12,14 @@ use super::Api;
 use super::api::{Applied, Change, PoolInfo, PoolStatus, Pools};
 use super::auth::Caller;
 use super::error::{Answer, Asked, Body, Params};
+use crate::dispatch::Troubles;
 use crate::ledger::{PoolId, Result, Tx, manage, row_id};
 use crate::rounds::Policy;
 
 pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Answer<Pools> {
     let only = caller.scope()?;
-    let pools = api.0.ledger.read(move |sql| statuses(sql, only.as_ref())).await?;
+    let troubles = api.0.troubles.borrow().clone();
+    let pools = api.0.ledger.read(move |sql| statuses(sql, only.as_ref(), &troubles)).await?;
     Ok(Json(Pools { pools }))
 }
 
@@ -153,7 +155,11 @@ pub(super) async fn remove(
 }
 
 /// Every pool at a glance, or only that one.
-pub(super) fn statuses(sql: &Connection, only: Option<&PoolName>) -> Result<Vec<PoolStatus>> {
+pub(super) fn statuses(
+    sql: &Connection,
+    only: Option<&PoolName>,
+    troubles: &Troubles,
+) -> Result<Vec<PoolStatus>> {
     let mut statement = sql.prepare_cached(
         "SELECT id, name FROM pools WHERE removed IS NULL AND (?1 IS NULL OR name = ?1) ORDER BY name",
     )?;
@@ -162,7 +168,8 @@ pub(super) fn statuses(sql: &Connection, only: Option<&PoolName>) -> Result<Vec<
     })?;
     rows.map(|row| {
         let (id, name) = row?;
-        status(sql, id, &name.parse().map_err(Refusal::from)?)
+        let status = status(sql, id, &name.parse()?)?;
+        Ok(PoolStatus { trouble: troubles.get(&id).cloned(), ..status })
     })
     .collect()
 }
@@ -212,5 +219,6 @@ fn status(sql: &Connection, id: PoolId, pool: &PoolName) -> Result<PoolStatus> {
         current,
         committed: committed.map(Timestamp::clamped),
         last_upload: last_upload.map(Timestamp::clamped),
+        trouble: None,
     })
 }

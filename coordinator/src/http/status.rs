@@ -32,6 +32,7 @@ pub(super) async fn show(
         }
         None => caller.scope()?,
     };
+    let troubles = api.0.troubles.borrow().clone();
     let pools = api
         .0
         .ledger
@@ -39,7 +40,7 @@ pub(super) async fn show(
             if let Some(pool) = &only {
                 manage::find_pool(sql, pool)?;
             }
-            statuses(sql, only.as_ref())
+            statuses(sql, only.as_ref(), &troubles)
         })
         .await?;
     let problems = api.0.readiness.problems(&api.0.ledger, &api.0.asks.storage).await;

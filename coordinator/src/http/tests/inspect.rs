@@ -146,3 +146,25 @@ async fn metrics_count_requests_and_show_what_the_ledger_holds() {
     assert!(text.contains("# TYPE millpond_http_request_seconds histogram"), "{text}");
     server.stop().await;
 }
+
+#[tokio::test]
+async fn status_says_which_pools_packing_does_not_get_on_and_why() {
+    let server = Server::start().await;
+    for pool in ["calm", "stuck"] {
+        server.pool(pool, &[]).await;
+    }
+    let trouble = || async {
+        let status: Status = server.get("/v1/status").await;
+        status.pools.into_iter().map(|pool| (pool.pool.to_string(), pool.trouble)).collect::<Vec<_>>()
+    };
+    let stuck =
+        server.ledger.read(|sql| crate::ledger::manage::find_pool(sql, &"stuck".parse()?)).await.unwrap();
+    server.troubles.send_modify(|troubles| drop(troubles.insert(stuck, "storage is away".to_owned())));
+    assert_eq!(
+        trouble().await,
+        [("calm".to_owned(), None), ("stuck".to_owned(), Some("storage is away".to_owned()))]
+    );
+    server.troubles.send_modify(|troubles| troubles.clear());
+    assert!(trouble().await.iter().all(|(_, trouble)| trouble.is_none()));
+    server.stop().await;
+}

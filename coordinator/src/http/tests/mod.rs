@@ -15,6 +15,7 @@ mod manage;
 
 use super::api::*;
 use super::*;
+use crate::dispatch::Troubles;
 use crate::fanout::state::{Shown, States};
 use crate::ledger::uploads::{Body, NewUpload};
 use crate::rounds::{Event, Target};
@@ -26,6 +27,7 @@ struct Server {
     url: String,
     http: reqwest::Client,
     ledger: Ledger,
+    troubles: watch::Sender<Troubles>,
     shutdown: CancellationToken,
     storage: CancellationToken,
     done: tokio::task::JoinHandle<()>,
@@ -50,8 +52,10 @@ impl Server {
             Shown { publish_max: 1, bundle_max: 1, upload_max: 1, storage_host: "files.example".to_owned() };
         let states = States::new(ledger.clone(), storage.clone(), shown);
         let shutdown = CancellationToken::new();
+        let (tell, troubles) = watch::channel(Troubles::new());
         let parts = Parts {
             asks: Asks { ledger: ledger.clone(), storage, states },
+            troubles,
             admin: Sha256::of(ADMIN.as_bytes()),
             mqtt: ("broker.example".to_owned(), 1883),
             storage_url: "http://files.example".to_owned(),
@@ -64,7 +68,7 @@ impl Server {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let done = tokio::spawn(run(listener, parts));
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { url, http, ledger, shutdown, storage: stop, done, _dir: dir }
+        Self { url, http, ledger, troubles: tell, shutdown, storage: stop, done, _dir: dir }
     }
 
     async fn send(&self, token: &str, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
