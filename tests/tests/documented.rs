@@ -68,7 +68,10 @@ async fn messages_have_the_keys_that_the_document_shows() {
     let receipt = "mp/demo/d/edge/receipt";
     let topic = format!("mp/demo/c/edge/up/u1/{}", recent_hour() + 3 * 3_600_000);
     let beside = Beside {
-        user_properties: vec![("meta".into(), "{\"sensor\":7}".into())],
+        user_properties: vec![
+            ("meta".into(), "{\"sensor\":7}".into()),
+            ("label".into(), "night-shift".into()),
+        ],
         content_type: Some("text/csv".into()),
     };
     edge.publish(&topic, "bytes", beside.clone()).await.unwrap();
@@ -80,7 +83,7 @@ async fn messages_have_the_keys_that_the_document_shows() {
     let rejected = ["message/receipt-rejected.json"];
     documented("a rejection's receipt", &[next(&mut edge, receipt).await], &rejected, &["error.hint"]);
     let late = format!("mp/demo/c/edge/up/large/{}", recent_hour());
-    edge.publish(&late, vec![b'x'; 200_000], Beside::default()).await.unwrap();
+    edge.publish(&late, vec![b'x'; 200_000], beside).await.unwrap();
     next(&mut edge, receipt).await;
 
     let lease = mill.trigger(&json!({ "which": "oldest", "params": 1, "ref": 2 })).await.unwrap();

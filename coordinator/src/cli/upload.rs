@@ -48,6 +48,9 @@ fn show_story(out: &Out, story: &UploadStory) {
     out.line(format!("{} of {}: {}, {}", info.upload, info.member, info.name, bytes(info.size)));
     out.line(format!("  sha256      {}", info.sha256));
     out.line(format!("  event time  {}", info.event_time));
+    if let Some(label) = &info.label {
+        out.line(format!("  label       {label}"));
+    }
     for step in &story.story {
         out.line(format!("  • {step}"));
     }

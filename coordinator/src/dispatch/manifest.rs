@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! {"pool", "seq", "prev", "cause", "from"?, "to"?, "label"?, "part"?, "count", "bytes", "policy_version"}
-//! {"member", "upload", "name", "size", "sha256", "event_time", "content_type"?, "meta"?, "late"?, "clamped"?, "superseded"?}
+//! {"member", "upload", "name", "size", "sha256", "event_time", "label"?, "content_type"?, "meta"?, "late"?, "clamped"?, "superseded"?}
 //! ```
 //!
 //! Keys stand in this order; those marked `?` are left out where they do not apply. `from` and `to` belong to windows,
-//! `label` and `part` to labels. `prev` is the SHA-256 of the pool's manifest before this one, null in the first. Nothing in
+//! `part` and the header's `label` to labels; an entry's `label` is what its member said, in any pool. `prev` is the SHA-256 of the pool's manifest before this one, null in the first. Nothing in
 //! it depends on when an upload arrived or when the manifest was written: the same rows always give the same bytes.
 
 use std::collections::HashMap;
@@ -61,6 +61,8 @@ struct Entry<'a> {
     sha256: Sha256,
     event_time: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     content_type: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     meta: Option<serde_json::Value>,
@@ -88,6 +90,7 @@ struct Row {
 struct Rest {
     name: Option<String>,
     content_type: Option<String>,
+    label: Option<String>,
     meta: Option<String>,
 }
 
@@ -142,6 +145,7 @@ fn entry<'a>(row: &'a Row, member: &'a str) -> Result<Entry<'a>> {
         size: row.size,
         sha256: Sha256(row.sha256),
         event_time: Timestamp::clamped(row.event_time),
+        label: rest.and_then(|rest| rest.label.as_deref()),
         content_type: rest.and_then(|rest| rest.content_type.as_deref()),
         meta,
         late: row.flags & LATE != 0,
@@ -171,18 +175,20 @@ fn members(sql: &Connection, pool: PoolId) -> Result<Members> {
 fn rows(sql: &Connection, sealed: &Sealed, members: &Members) -> Result<Vec<Row>> {
     let mut all = buffer::with_room(usize::try_from(sealed.count).unwrap_or_default());
     let mut statement = sql.prepare_cached(
-        "SELECT member_id, upload, size, sha256, event_time, flags, name, content_type, meta, \
+        "SELECT member_id, upload, size, sha256, event_time, flags, name, content_type, label, meta, \
          EXISTS (SELECT 1 FROM superseded s WHERE s.seq = u.seq) FROM uploads u WHERE batch_id = ?1 ORDER BY seq",
     )?;
     for batch in &sealed.batches {
         let mut rows = statement.query([batch])?;
         while let Some(row) = rows.next()? {
             let member: i64 = row.get(0)?;
-            let plain = (6..9).all(|i| matches!(row.get_ref(i), Ok(ValueRef::Null)));
+            let plain = (6..10).all(|i| matches!(row.get_ref(i), Ok(ValueRef::Null)));
             let rest = match plain {
                 true => None,
                 false => {
-                    Some(Box::new(Rest { name: row.get(6)?, content_type: row.get(7)?, meta: row.get(8)? }))
+                    let (name, content_type, label, meta) =
+                        (row.get(6)?, row.get(7)?, row.get(8)?, row.get(9)?);
+                    Some(Box::new(Rest { name, content_type, label, meta }))
                 }
             };
             all.push(Row {
@@ -192,7 +198,7 @@ fn rows(sql: &Connection, sealed: &Sealed, members: &Members) -> Result<Vec<Row>
                 sha256: row.get(3)?,
                 event_time: row.get(4)?,
                 flags: row.get(5)?,
-                superseded: row.get(9)?,
+                superseded: row.get(10)?,
                 rest,
             });
         }

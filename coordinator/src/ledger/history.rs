@@ -23,7 +23,7 @@ pub enum Of {
 
 /// Columns of an [`UploadInfo`]. `batches.carried_into` always names the last batch of a chain.
 const SELECT: &str = "SELECT u.seq, m.name, u.upload, u.rule, u.name, u.size, u.sha256, u.event_time, u.received, u.flags, \
-     b.batch, b.state, b.round, r.state, \
+     u.label, b.batch, b.state, b.round, r.state, \
      (SELECT version FROM results s WHERE s.pool_id = b.pool_id AND s.round = b.round AND s.of IS NULL), \
      EXISTS (SELECT 1 FROM superseded x WHERE x.seq = u.seq) \
      FROM uploads u JOIN members m ON m.id = u.member_id \
@@ -79,15 +79,16 @@ fn upload_of(row: &Row<'_>) -> Result<(u64, UploadInfo)> {
         size: row.get(5)?,
         sha256: Sha256(row.get(6)?),
         event_time: Timestamp::clamped(row.get(7)?),
+        label: row.get::<_, Option<String>>(10)?.map(|label| label.parse()).transpose()?,
         received: Timestamp::clamped(row.get(8)?),
         late: flags & LATE != 0,
         clamped: flags & CLAMPED != 0,
-        batch: row.get(10)?,
-        batch_state: row.get(11)?,
-        round: row.get(12)?,
-        round_state: row.get(13)?,
-        version: row.get(14)?,
-        superseded: row.get(15)?,
+        batch: row.get(11)?,
+        batch_state: row.get(12)?,
+        round: row.get(13)?,
+        round_state: row.get(14)?,
+        version: row.get(15)?,
+        superseded: row.get(16)?,
         rule,
     };
     Ok((number(row.get(0)?), info))

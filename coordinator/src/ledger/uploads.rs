@@ -135,9 +135,9 @@ impl Tx<'_> {
         };
         self.sql
             .prepare_cached(
-                "INSERT INTO uploads (seq, member_id, upload, batch_id, rule, why, name, content_type, meta, size, sha256, \
-                 event_time, received, flags, bundle, object_id) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+                "INSERT INTO uploads (seq, member_id, upload, batch_id, rule, why, name, content_type, label, meta, size, \
+                 sha256, event_time, received, flags, bundle, object_id) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
             )?
             .execute(params![
                 seq,
@@ -148,6 +148,7 @@ impl Tx<'_> {
                 why,
                 new.name.as_ref().map(FileName::as_str),
                 new.content_type,
+                new.label.as_ref().map(Label::as_str),
                 new.meta,
                 new.size,
                 new.sha256.0.as_slice(),

@@ -30,6 +30,7 @@ async fn a_manifest_lists_every_upload_with_what_its_member_said_of_it() {
     let mut told = file("told", "hello\n");
     told.name = Some("täglich.csv".parse().unwrap());
     told.content_type = Some("text/csv".into());
+    told.label = Some("night-shift".parse().unwrap());
     told.meta = Some("{\n  \"unit\": \"K\"\n}".into());
     world.upload(&b, vec![told, file("plain", "x")]).await;
     world.upload_large(&a, "large", vec![1; 200 << 10]).await;
@@ -45,7 +46,8 @@ async fn a_manifest_lists_every_upload_with_what_its_member_said_of_it() {
     assert_eq!(header, expected);
     assert_eq!(uploads(&entries), ["a/large", "b/plain", "b/told"]);
     let expected = json!({"member": "b", "upload": "told", "name": "täglich.csv", "size": 6,
-        "sha256": Sha256::of(b"hello\n"), "event_time": window(), "content_type": "text/csv", "meta": {"unit": "K"}});
+        "sha256": Sha256::of(b"hello\n"), "event_time": window(), "label": "night-shift",
+        "content_type": "text/csv", "meta": {"unit": "K"}});
     assert_eq!(entries[2], expected);
     let key: String = world
         .sql(|sql| {
@@ -73,6 +75,7 @@ async fn the_manifest_of_the_document_is_what_is_written_byte_for_byte() {
     let mut upload = file("day-1.a", "hello\n");
     upload.name = Some("temperatures.csv".parse().unwrap());
     upload.content_type = Some("text/csv".into());
+    upload.label = Some("night-shift".parse().unwrap());
     upload.meta = Some(r#"{"sensor": 7}"#.into());
     upload.event_time = Some(event_time);
     world.upload(&who, vec![before, upload]).await;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::hash::Sha256;
-use crate::ids::{FileName, MemberName, UploadId};
+use crate::ids::{FileName, Label, MemberName, UploadId};
 use crate::message::receipt::Outcome;
 use crate::time::Timestamp;
 
@@ -92,6 +92,9 @@ pub struct UploadInfo {
     pub size: u64,
     pub sha256: Sha256,
     pub event_time: Timestamp,
+    /// As the member gave it; it groups only in a pool that groups by label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<Label>,
     pub received: Timestamp,
     pub late: bool,
     pub clamped: bool,

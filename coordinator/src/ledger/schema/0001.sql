@@ -61,6 +61,7 @@ CREATE TABLE uploads (
     why TEXT,                             -- the rule's words to the client
     name TEXT,                            -- none: the upload id
     content_type TEXT,
+    label TEXT,                           -- as its member gave it, whatever the pool groups by
     meta TEXT,                            -- JSON
     size INTEGER NOT NULL,
     sha256 BLOB NOT NULL,
