@@ -29,6 +29,7 @@ use crate::config::{BadConfig, Secret, StorageConfig};
 use crate::error::{Error, Fault};
 use crate::key::ObjectKey;
 use crate::limits;
+use crate::multipart::{MultipartId, Part};
 use crate::presign::checksum_header;
 
 /// What storage knows of an object.
@@ -44,6 +45,8 @@ pub struct Stat {
 pub struct ObjectStream {
     /// How many bytes will come.
     pub size: u64,
+    /// What storage calls these bytes of the object, if it does.
+    pub(crate) etag: Option<String>,
     inner: Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>,
 }
 
@@ -140,7 +143,7 @@ impl Client {
             .map_err(translate)?;
         let (stream, size) = answer.into_boxed_stream().map_err(translate)?;
         let inner = stream.map(|chunk| chunk.map_err(|error| Error::Unavailable(chain(&error))));
-        Ok(ObjectStream { size, inner: Box::pin(inner) })
+        Ok(ObjectStream { size, etag: None, inner: Box::pin(inner) })
     }
 
     pub(crate) async fn stat(&self, key: &ObjectKey) -> Result<Stat, Error> {
@@ -181,13 +184,44 @@ impl Client {
     }
 }
 
+/// Not wired to storage yet: they refuse.
+impl Client {
+    pub(crate) async fn create_multipart(&self, _: &ObjectKey) -> Result<MultipartId, Error> {
+        Err(Error::Unavailable("multipart is not wired yet".into()))
+    }
+    pub(crate) async fn put_part(
+        &self,
+        _: &ObjectKey,
+        _: &MultipartId,
+        _: u16,
+        _: Bytes,
+        _: Sha256,
+    ) -> Result<Part, Error> {
+        Err(Error::Unavailable("multipart is not wired yet".into()))
+    }
+    pub(crate) async fn list_parts(&self, _: &ObjectKey, _: &MultipartId) -> Result<Vec<Part>, Error> {
+        Err(Error::Unavailable("multipart is not wired yet".into()))
+    }
+    pub(crate) async fn complete_multipart(
+        &self,
+        _: &ObjectKey,
+        _: &MultipartId,
+        _: &[Part],
+    ) -> Result<(), Error> {
+        Err(Error::Unavailable("multipart is not wired yet".into()))
+    }
+    pub(crate) async fn abort_multipart(&self, _: &ObjectKey, _: &MultipartId) -> Result<(), Error> {
+        Err(Error::Unavailable("multipart is not wired yet".into()))
+    }
+}
+
 impl ObjectStream {
     /// The same stream with its chunks passed through `wrap`.
     pub(crate) fn wrap<S>(self, wrap: impl FnOnce(Self) -> S) -> Self
     where
         S: Stream<Item = Result<Bytes, Error>> + Send + 'static,
     {
-        Self { size: self.size, inner: Box::pin(wrap(self)) }
+        Self { size: self.size, etag: self.etag.clone(), inner: Box::pin(wrap(self)) }
     }
 }
 

@@ -8,6 +8,9 @@ pub enum Error {
     /// There is no such object.
     #[error("there is no such object")]
     NotFound,
+    /// There is no such upload in parts: it was completed, aborted, or never begun.
+    #[error("there is no such multipart upload")]
+    NoUpload,
     /// Storage is away, slow or full: the same call may work later.
     #[error("storage is unavailable: {0}")]
     Unavailable(String),
@@ -57,7 +60,7 @@ impl Error {
     /// The word for it in metrics.
     pub(crate) fn outcome(&self) -> &'static str {
         match self {
-            Self::NotFound => "not_found",
+            Self::NotFound | Self::NoUpload => "not_found",
             Self::Unavailable(_) => "unavailable",
             Self::Refused { .. } => "refused",
             Self::Mismatch(_) => "mismatch",

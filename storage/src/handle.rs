@@ -129,8 +129,16 @@ impl Storage {
         self.0.presigner.put(key, size, sha256, expires, now)
     }
 
+    pub(crate) fn client(&self) -> &Client {
+        &self.0.client
+    }
+
+    pub(crate) fn presigner(&self) -> &Presigner {
+        &self.0.presigner
+    }
+
     /// Makes `attempt` until it succeeds or fails for good, within the time of one call.
-    async fn call<T, F>(&self, op: &'static str, attempt: impl Fn() -> F) -> Result<T, Error>
+    pub(crate) async fn call<T, F>(&self, op: &'static str, attempt: impl Fn() -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {

@@ -9,6 +9,9 @@
 //! |---|---|
 //! | `handle` | [`Storage`]: time-outs, retries and metrics around each call |
 //! | `client` | calls over the network; the only user of the `minio` crate |
+//! | `multipart` | objects that arrive in parts |
+//! | `writer` | an object that is written piece by piece |
+//! | `hash` | the SHA-256 of an object that storage holds |
 //! | `presign` | URLs for others; the only user of the `rusty-s3` crate |
 //! | `probe` | what is wrong with a storage that does not work |
 //! | [`embedded`] | the server on local disk; the only user of the `s3s` crate |
@@ -21,14 +24,19 @@ mod config;
 pub mod embedded;
 mod error;
 mod handle;
+mod hash;
 mod key;
 pub mod limits;
+mod multipart;
 mod presign;
 mod probe;
+mod writer;
 
 pub use client::{ObjectStream, Stat};
 pub use config::{BadConfig, Secret, StorageConfig};
 pub use error::{Error, Fault};
 pub use handle::Storage;
 pub use key::{BadKey, ObjectKey};
+pub use multipart::{BadMultipartId, MultipartId, Part};
 pub use presign::{Presigned, PresignedPut};
+pub use writer::Writer;

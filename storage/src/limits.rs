@@ -16,6 +16,16 @@ pub const ATTEMPTS: u32 = 3;
 /// random, so that many callers do not come back at once.
 pub const BACKOFF: Duration = Duration::from_millis(200);
 
+/// Longest id of a multipart upload, in bytes. They are storage's own; the longest known ones have some 300.
+pub const MULTIPART_ID_MAX: usize = 1024;
+
+/// Parts of one object: what S3 allows.
+pub const PARTS_MAX: u16 = 10_000;
+
+/// Bytes of each part of an object that is written piece by piece, of which two are in memory at a time. At least the
+/// 5 MiB that S3 asks of a part; objects then reach 78 GiB.
+pub const WRITER_PART: usize = 8 << 20;
+
 /// How long a download may stand still before it is given up.
 pub const STALL: Duration = Duration::from_secs(30);
 

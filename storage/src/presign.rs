@@ -9,12 +9,13 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use millpond_protocol::{Sha256, Timestamp};
-use rusty_s3::actions::S3Action as _;
+use rusty_s3::actions::S3Action;
 use rusty_s3::{Bucket, Credentials, UrlStyle};
 
 use crate::config::{BadConfig, StorageConfig};
 use crate::key::ObjectKey;
 use crate::limits;
+use crate::multipart::MultipartId;
 
 /// A URL that anybody may use until it expires.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,16 +67,35 @@ impl Presigner {
         expires: Duration,
         now: Timestamp,
     ) -> PresignedPut {
-        let life = Life::new(expires, now);
-        let headers =
-            vec![("content-length", size.to_string()), ("x-amz-checksum-sha256", checksum_header(sha256))];
-        let mut action = self.bucket.put_object(Some(&self.credentials), key.as_str());
-        for (name, value) in &headers {
-            action.headers_mut().insert(*name, value.clone());
-        }
-        let url = action.sign_with_time(life.length, &life.start);
-        PresignedPut { url: url.into(), headers, expires_at: life.end }
+        let action = self.bucket.put_object(Some(&self.credentials), key.as_str());
+        body(action, size, sha256, Life::new(expires, now))
     }
+
+    #[allow(clippy::too_many_arguments, reason = "each of them is signed")]
+    pub(crate) fn part(
+        &self,
+        key: &ObjectKey,
+        upload: &MultipartId,
+        n: u16,
+        size: u64,
+        sha256: Sha256,
+        expires: Duration,
+        now: Timestamp,
+    ) -> PresignedPut {
+        let action = self.bucket.upload_part(Some(&self.credentials), key.as_str(), n, upload.as_str());
+        body(action, size, sha256, Life::new(expires, now))
+    }
+}
+
+/// Signs a PUT for one body.
+fn body<'a>(mut action: impl S3Action<'a>, size: u64, sha256: Sha256, life: Life) -> PresignedPut {
+    let headers =
+        vec![("content-length", size.to_string()), ("x-amz-checksum-sha256", checksum_header(sha256))];
+    for (name, value) in &headers {
+        action.headers_mut().insert(*name, value.clone());
+    }
+    let url = action.sign_with_time(life.length, &life.start);
+    PresignedPut { url: url.into(), headers, expires_at: life.end }
 }
 
 /// A SHA-256 as S3 writes it in headers: base64.

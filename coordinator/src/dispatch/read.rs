@@ -115,7 +115,10 @@ fn find(pack: &[u8], place: &InPack) -> Option<Bytes> {
 fn refusal(error: StorageError) -> Refusal {
     match error {
         StorageError::NotFound => Refusal::new(Code::NotFound, "the bytes are not in storage any more"),
-        StorageError::Unavailable(_) | StorageError::Refused { .. } | StorageError::Mismatch(_) => {
+        StorageError::Unavailable(_)
+        | StorageError::NoUpload
+        | StorageError::Refused { .. }
+        | StorageError::Mismatch(_) => {
             tracing::warn!(%error, "a pack cannot be read");
             Refusal::unavailable("storage cannot be read now")
         }

@@ -1,0 +1,128 @@
+//! An object that is written piece by piece, in bounded memory.
+
+use bytes::{Bytes, BytesMut};
+use millpond_protocol::Sha256;
+use sha2::{Digest as _, Sha256 as Hasher};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::error::Error;
+use crate::handle::Storage;
+use crate::key::ObjectKey;
+use crate::limits;
+use crate::multipart::{MultipartId, Part};
+
+/// An object that is written piece by piece; there is none before [`Writer::finish`].
+///
+/// What fits one part is a plain PUT; more goes up in parts of [`limits::WRITER_PART`] while the next one fills, so that
+/// two of them are in memory at most. Storage compares each with its SHA-256. After an error the writer is good for
+/// [`Writer::abort`] alone. Dropped unfinished, it leaves its parts to the sweep of storage.
+pub struct Writer {
+    storage: Storage,
+    key: ObjectKey,
+    hasher: Hasher,
+    size: u64,
+    buffer: BytesMut,
+    upload: Option<MultipartId>,
+    parts: Vec<Part>,
+    under_way: Option<AbortOnDropHandle<Result<Part, Error>>>,
+}
+
+impl Storage {
+    /// Begins an object that is written piece by piece. Nothing is sent yet.
+    pub fn writer(&self, key: &ObjectKey) -> Writer {
+        Writer {
+            storage: self.clone(),
+            key: key.clone(),
+            hasher: Hasher::new(),
+            size: 0,
+            buffer: BytesMut::new(),
+            upload: None,
+            parts: Vec::new(),
+            under_way: None,
+        }
+    }
+}
+
+impl Writer {
+    /// Appends `bytes`, and waits where storage is slower than they come.
+    ///
+    /// # Errors
+    ///
+    /// Those of the calls that it comes to; [`Error::Mismatch`] beyond 10,000 parts.
+    pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), Error> {
+        while !bytes.is_empty() {
+            if self.buffer.len() == limits::WRITER_PART {
+                self.send().await?;
+            }
+            let piece = bytes.split_to(bytes.len().min(limits::WRITER_PART - self.buffer.len()));
+            self.hasher.update(&piece);
+            self.size += piece.len() as u64;
+            self.buffer.extend_from_slice(&piece);
+        }
+        Ok(())
+    }
+
+    /// Makes the object out of what was written: its length and SHA-256.
+    ///
+    /// # Errors
+    ///
+    /// Those of the calls that it comes to; the object is then not there, or is complete.
+    pub async fn finish(mut self) -> Result<(u64, Sha256), Error> {
+        let sha256 = Sha256(self.hasher.clone().finalize().into());
+        if self.upload.is_none() {
+            self.storage.put(&self.key, self.buffer.split().freeze(), sha256).await?;
+        } else if let Err(error) = self.complete().await {
+            self.abort().await;
+            return Err(error);
+        }
+        Ok((self.size, sha256))
+    }
+
+    /// Gives the object up and frees its parts. What storage does not free now it frees by its own sweep.
+    pub async fn abort(mut self) {
+        drop(self.under_way.take());
+        if let Some(upload) = &self.upload
+            && let Err(error) = self.storage.abort_multipart(&self.key, upload).await
+        {
+            tracing::warn!(%error, "an unfinished object's parts stay in storage until its own sweep");
+        }
+    }
+
+    async fn complete(&mut self) -> Result<(), Error> {
+        self.send().await?;
+        self.settle().await?;
+        match &self.upload {
+            Some(upload) => self.storage.complete_multipart(&self.key, upload, &self.parts).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Sends the buffer as a part, as soon as the part before it is there.
+    async fn send(&mut self) -> Result<(), Error> {
+        self.settle().await?;
+        let upload = match &self.upload {
+            Some(upload) => upload.clone(),
+            None => self.upload.insert(self.storage.create_multipart(&self.key).await?).clone(),
+        };
+        let n = u16::try_from(self.parts.len() + 1).ok().filter(|n| *n <= limits::PARTS_MAX).ok_or_else(
+            || Error::Mismatch(format!("the object has more than {} parts", limits::PARTS_MAX)),
+        )?;
+        let bytes = self.buffer.split().freeze();
+        let (storage, key) = (self.storage.clone(), self.key.clone());
+        self.under_way = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            let sha256 = Sha256::of(&bytes);
+            storage.put_part(&key, &upload, n, bytes, sha256).await
+        })));
+        Ok(())
+    }
+
+    /// Waits for the part that is under way.
+    async fn settle(&mut self) -> Result<(), Error> {
+        if let Some(task) = &mut self.under_way {
+            let part = task.await.unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())));
+            self.under_way = None;
+            self.parts.push(part?);
+        }
+        Ok(())
+    }
+}
