@@ -1,2 +1,11 @@
-//! The place of the client for devices. This version has none: any MQTT client speaks the protocol of docs/protocol.md,
-//! and docs/examples/ shows how.
+//! The client of Millpond for devices.
+//!
+//! [`transfer`] moves large files by presigned URL, up and down. It guarantees that a download is shown only when its
+//! size and SHA-256 are the promised ones and it is on disk; that memory is bounded whatever the size of a file; and that
+//! a transfer never fails while its bytes advance. It does not keep bytes that nobody has kept yet: an upload whose
+//! process dies is begun again (by parts: from the first missing part) by whoever still has the file.
+//!
+//! There is no global state, and nothing starts threads or tasks of its own behind the caller's back.
+
+pub mod backoff;
+pub mod transfer;

@@ -1,0 +1,163 @@
+//! Large files by presigned URL.
+//!
+//! An upload takes a file and the requests of a grant: one PUT, or one for each part, several at a time. Each is repeated by
+//! itself, after pauses, until it is through. A download goes to a partial file that a later call, also of another
+//! process, continues by range; [`Transfer::fetch`] returns only when size and SHA-256 are right and the file is synced.
+//!
+//! There is no time limit on a transfer, only on a transfer that stands still: [`Options::stall`] without a byte ends an
+//! attempt, and [`Options::attempts`] attempts without a new byte end the transfer. URLs expire in the meantime; then the
+//! error is [`TransferError::Expired`], and the same call with fresh URLs goes on where it was.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use millpond_edge::transfer::{Expected, Meter, Options, Transfer};
+//!
+//! let transfer = Transfer::new(Options::default());
+//! let expected = Expected { size: 409_600, sha256: "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03".parse()? };
+//! let meter = Meter::new(expected.size, |done, total| eprintln!("{done} of {total} bytes"));
+//! transfer.fetch("http://127.0.0.1:9000/…", "result.part".as_ref(), &expected, &meter).await?;
+//! millpond_edge::transfer::place("result.part".as_ref(), "result".as_ref())?;
+//! # Ok(()) }
+//! ```
+
+mod attempt;
+mod digest;
+mod download;
+mod meter;
+mod throttle;
+mod upload;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use millpond_protocol::Sha256;
+
+pub use digest::{Digests, Hasher, digest};
+pub use download::{Expected, place};
+pub use meter::Meter;
+pub use throttle::Throttle;
+pub use upload::Put;
+
+use crate::backoff::Backoff;
+
+/// How a [`Transfer`] behaves.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long an attempt may stand still, the wait for the server's answer included.
+    pub stall: Duration,
+    /// How long it may take to connect.
+    pub connect: Duration,
+    /// Attempts in a row that bring no byte further than the ones before; then the transfer fails.
+    pub attempts: u32,
+    /// Pauses between attempts.
+    pub backoff: Backoff,
+    /// Parts that are sent at the same time.
+    pub parallel: usize,
+    /// Bytes per second, over everything that shares the value.
+    pub throttle: Arc<Throttle>,
+}
+
+impl Default for Options {
+    /// 60 s without a byte, 10 attempts without progress, pauses up to 30 s, 4 parts at a time, no limit of the rate.
+    fn default() -> Self {
+        Self {
+            stall: Duration::from_secs(60),
+            connect: Duration::from_secs(15),
+            attempts: 10,
+            backoff: Backoff::new(Duration::from_millis(250), Duration::from_secs(30)),
+            parallel: 4,
+            throttle: Arc::new(Throttle::unlimited()),
+        }
+    }
+}
+
+/// Why a transfer did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// Storage does not honour the URL (any more). Ask for a fresh one and call again; what is there already is kept.
+    #[error("storage does not honour the URL, which may have expired (HTTP {status}){why}")]
+    Expired { status: u16, why: Why },
+    /// Storage refused for good.
+    #[error("storage refused (HTTP {status}){why}")]
+    Refused { status: u16, why: Why },
+    /// No attempt brought a byte further. Trying later can help.
+    #[error("given up after {attempts} attempts without progress: {last}")]
+    Stuck { attempts: u32, last: String },
+    /// What came is not what was promised; nothing of it is shown.
+    #[error("{} has the SHA-256 {found}, not {expected}", .path.display())]
+    Mismatch { path: PathBuf, expected: Sha256, found: Sha256 },
+    /// More bytes came than were promised.
+    #[error("storage sends more than the {expected} bytes that were promised")]
+    TooLong { expected: u64 },
+    /// This machine's files.
+    #[error("{}: {source}", .path.display())]
+    Local { path: PathBuf, source: io::Error },
+}
+
+impl TransferError {
+    fn local(path: &Path, source: io::Error) -> Self {
+        Self::Local { path: path.to_owned(), source }
+    }
+
+    /// Whether the same call can succeed later, as it is or with a fresh URL.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Expired { .. } | Self::Stuck { .. } => true,
+            Self::Refused { .. } | Self::Mismatch { .. } | Self::TooLong { .. } => false,
+            Self::Local { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+        }
+    }
+}
+
+/// What storage said beside a status: the beginning of the answer's body, perhaps nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Why(pub String);
+
+impl std::fmt::Display for Why {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(f, ": {}", self.0) }
+    }
+}
+
+/// Moves files. Cheap to make: connections and TLS are set up when they are needed.
+#[derive(Debug)]
+pub struct Transfer {
+    options: Options,
+    /// For this machine: whatever proxies the environment names, they cannot reach it.
+    loopback: OnceLock<reqwest::Client>,
+    network: OnceLock<reqwest::Client>,
+}
+
+impl Transfer {
+    /// With these options.
+    pub fn new(options: Options) -> Self {
+        Self { options, loopback: OnceLock::new(), network: OnceLock::new() }
+    }
+
+    /// The client for that address.
+    fn client(&self, url: &reqwest::Url) -> Result<&reqwest::Client, TransferError> {
+        let here = match url.host_str() {
+            Some("localhost") => true,
+            Some(host) => {
+                let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+                ip.is_ok_and(|ip| ip.is_loopback())
+            }
+            None => false,
+        };
+        let slot = if here { &self.loopback } else { &self.network };
+        if let Some(client) = slot.get() {
+            return Ok(client);
+        }
+        let builder = reqwest::Client::builder()
+            .connect_timeout(self.options.connect)
+            // A presigned request is for one address only.
+            .redirect(reqwest::redirect::Policy::none())
+            .pool_max_idle_per_host(self.options.parallel);
+        let client = if here { builder.no_proxy() } else { builder }
+            .build()
+            .map_err(|error| TransferError::Stuck { attempts: 0, last: error.to_string() })?;
+        Ok(slot.get_or_init(|| client))
+    }
+}
