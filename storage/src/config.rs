@@ -44,6 +44,12 @@ pub struct StorageConfig {
     pub access_key: String,
     /// The secret half of the credentials.
     pub secret_key: Secret,
+    /// The token that belongs to temporary credentials.
+    pub session_token: Option<Secret>,
+    /// Certificates in PEM of the authorities that are trusted beside the public ones.
+    pub ca: Option<Vec<u8>>,
+    /// The proxy that the server's calls go through. Those of the environment are not used.
+    pub proxy: Option<Url>,
     /// Whether the bucket stands in the path (`host/bucket/key`) rather than in the host (`bucket.host/key`).
     pub path_style: bool,
     /// How long one call may take, retries included. Raising it keeps callers waiting longer when storage is away.
@@ -67,6 +73,9 @@ impl StorageConfig {
             bucket: bucket.into(),
             access_key: access_key.into(),
             secret_key,
+            session_token: None,
+            ca: None,
+            proxy: None,
             path_style: true,
             call_timeout: limits::CALL,
             attempts: limits::ATTEMPTS,
@@ -101,6 +110,11 @@ impl StorageConfig {
             if text.is_empty() || text.len() > 256 || !text.bytes().all(|b| b.is_ascii_graphic()) {
                 wrong.push(format!("{name} is 1–256 visible ASCII characters"));
             }
+        }
+        if let Some(token) = &self.session_token
+            && (token.expose().is_empty() || !token.expose().bytes().all(|b| b.is_ascii_graphic()))
+        {
+            wrong.push("session_token is visible ASCII characters".into());
         }
         for (name, text) in [("region", &self.region), ("access_key", &self.access_key)] {
             if text.contains('/') {

@@ -32,10 +32,14 @@ pub enum Error {
 pub enum Fault {
     /// The clocks of server and storage differ by more than signatures allow (15 minutes).
     Clock,
-    /// The access key, the secret key, the region or the permissions are wrong.
+    /// The access key, the secret key, the session token or the region are wrong.
     Credentials,
+    /// The credentials are good, and what they may do is not enough.
+    Denied,
     /// The bucket does not exist.
     Bucket,
+    /// The certificate of storage is not one that this machine trusts.
+    Tls,
     /// The endpoint does not understand the call: it may not be S3 at all.
     Endpoint,
 }
@@ -44,8 +48,10 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Clock => "the clocks of this machine and of storage differ",
-            Self::Credentials => "access key, secret key, region or permissions",
+            Self::Credentials => "access key, secret key, session token or region are wrong",
+            Self::Denied => "the credentials may not do this; see the bucket's policy",
             Self::Bucket => "the bucket does not exist",
+            Self::Tls => "storage's certificate is not trusted; name its CA",
             Self::Endpoint => "the endpoint does not behave like S3",
         })
     }

@@ -8,7 +8,8 @@
 //! | module | its one concern |
 //! |---|---|
 //! | `handle` | [`Storage`]: time-outs, retries and metrics around each call |
-//! | `client` | calls over the network; the only user of the `minio` crate |
+//! | `client` | the operations of S3 that the server uses |
+//! | `http`, `sigv4`, `xml` | what those are over the network; the only users of `reqwest` and `quick-xml` |
 //! | `multipart` | objects that arrive in parts |
 //! | `writer` | an object that is written piece by piece |
 //! | `hash` | the SHA-256 of an object that storage holds |
@@ -25,12 +26,15 @@ pub mod embedded;
 mod error;
 mod handle;
 mod hash;
+mod http;
 mod key;
 pub mod limits;
 mod multipart;
 mod presign;
 mod probe;
+mod sigv4;
 mod writer;
+mod xml;
 
 pub use client::{ObjectStream, Stat};
 pub use config::{BadConfig, Secret, StorageConfig};

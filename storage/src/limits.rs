@@ -26,6 +26,15 @@ pub const PARTS_MAX: u16 = 10_000;
 /// 5 MiB that S3 asks of a part; objects then reach 78 GiB.
 pub const WRITER_PART: usize = 8 << 20;
 
+/// Bytes of an answer of storage other than an object: a page of 1,000 parts has some 300 KiB.
+pub const ANSWER_MAX: usize = 4 << 20;
+
+/// How long connecting to storage may take, so that a second attempt still fits the time of a call.
+pub const CONNECT: Duration = Duration::from_secs(10);
+
+/// How far the clocks of server and storage may differ: S3 allows 15 minutes, and some servers less.
+pub const SKEW: Duration = Duration::from_secs(5 * 60);
+
 /// How long a download may stand still before it is given up.
 pub const STALL: Duration = Duration::from_secs(30);
 

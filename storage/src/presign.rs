@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use millpond_protocol::{Sha256, Timestamp};
 use rusty_s3::actions::S3Action;
-use rusty_s3::{Bucket, Credentials, UrlStyle};
+use rusty_s3::{Bucket, Credentials};
 
 use crate::config::{BadConfig, StorageConfig};
 use crate::key::ObjectKey;
@@ -44,17 +44,21 @@ pub(crate) struct Presigner {
 
 impl Presigner {
     pub(crate) fn new(config: &StorageConfig) -> Result<Self, BadConfig> {
-        let style = if config.path_style { UrlStyle::Path } else { UrlStyle::VirtualHost };
-        let bucket =
-            Bucket::new(config.public_url.clone(), style, config.bucket.clone(), config.region.clone())
-                .map_err(|error| BadConfig(vec![format!("public_url cannot carry the bucket: {error:?}")]))?;
-        let credentials = Credentials::new(config.access_key.clone(), config.secret_key.expose());
+        let bucket = crate::http::bucket(config, "public_url", &config.public_url)?;
+        let (key, secret) = (config.access_key.clone(), config.secret_key.expose());
+        let credentials = match &config.session_token {
+            Some(token) => Credentials::new_with_token(key, secret, token.expose()),
+            None => Credentials::new(key, secret),
+        };
         Ok(Self { bucket, credentials })
     }
 
     pub(crate) fn get(&self, key: &ObjectKey, expires: Duration, now: Timestamp) -> Presigned {
         let life = Life::new(expires, now);
-        let action = self.bucket.get_object(Some(&self.credentials), key.as_str());
+        let mut action = self.bucket.get_object(Some(&self.credentials), key.as_str());
+        // Whatever whoever stored it called it: no browser shows it, least of all as a page of storage's own host.
+        action.query_mut().insert("response-content-disposition", "attachment");
+        action.query_mut().insert("response-content-type", "application/octet-stream");
         let url = action.sign_with_time(life.length, &life.start);
         Presigned { url: url.into(), expires_at: life.end }
     }

@@ -1,4 +1,4 @@
-//! What the server can rely on: `Storage` against the embedded server.
+//! What becomes of calls when storage is away or refuses. What it does when all is well is in `contract`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -8,61 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{Server, bytes, object};
-use futures_util::TryStreamExt as _;
 use millpond_protocol::Sha256;
-use millpond_storage::{Error, Fault, Secret, Stat, Storage};
-
-#[tokio::test]
-async fn what_is_put_comes_back_until_it_is_deleted() {
-    let server = Server::start().await;
-    let storage = &server.storage;
-    for (key, size) in [("pools/1/empty", 0), ("pools/1/small", 1000), ("pools/1/large", 3 << 20)] {
-        let (key, body) = (object(key), Bytes::from(bytes(size)));
-        let sha256 = Sha256::of(&body);
-        assert_eq!(storage.stat(&key).await, Ok(None));
-        storage.put(&key, body.clone(), sha256).await.unwrap();
-        assert_eq!(storage.stat(&key).await, Ok(Some(Stat { size: size as u64, sha256: Some(sha256) })));
-        assert_eq!(storage.get(&key, size).await.unwrap(), body);
-        storage.delete(&key).await.unwrap();
-        storage.delete(&key).await.unwrap();
-        assert_eq!(storage.get(&key, size).await, Err(Error::NotFound));
-    }
-    server.settles_at(0).await;
-}
-
-#[tokio::test]
-async fn a_range_streams_exactly_its_bytes() {
-    let server = Server::start().await;
-    let (key, body) = (object("k"), Bytes::from(bytes(1_000_000)));
-    server.storage.put(&key, body.clone(), Sha256::of(&body)).await.unwrap();
-    for (start, end) in [(0, 1), (1, 262_145), (262_144, 1_000_000), (999_999, 1_000_000)] {
-        let stream = server.storage.get_stream(&key, Some(start..end)).await.unwrap();
-        assert_eq!(stream.size, end - start);
-        let read: Vec<Bytes> = stream.try_collect().await.unwrap();
-        assert!(read.concat() == body[start as usize..end as usize], "{start}..{end}");
-    }
-    let whole: Vec<Bytes> = server.storage.get_stream(&key, None).await.unwrap().try_collect().await.unwrap();
-    assert!(whole.concat() == body);
-}
-
-#[tokio::test]
-async fn an_object_larger_than_expected_is_not_read() {
-    let server = Server::start().await;
-    let body = Bytes::from(bytes(10));
-    server.storage.put(&object("k"), body.clone(), Sha256::of(&body)).await.unwrap();
-    assert!(matches!(server.storage.get(&object("k"), 9).await, Err(Error::Mismatch(_))));
-}
-
-#[tokio::test]
-async fn other_bytes_than_declared_are_not_stored_and_the_old_ones_stay() {
-    let server = Server::start().await;
-    let (key, old) = (object("k"), Bytes::from_static(b"old"));
-    server.storage.put(&key, old.clone(), Sha256::of(&old)).await.unwrap();
-    let put = server.storage.put(&key, Bytes::from(bytes(1 << 20)), Sha256::of(b"other")).await;
-    assert!(matches!(put, Err(Error::Mismatch(_))), "{put:?}");
-    assert_eq!(server.storage.get(&key, 3).await.unwrap(), old);
-    server.settles_at(1).await;
-}
+use millpond_storage::{Error, Fault, Secret, Storage};
 
 #[tokio::test]
 async fn the_probe_says_what_is_wrong() {

@@ -10,6 +10,7 @@ mod api;
 mod mill;
 mod plain;
 mod process;
+mod seaweedfs;
 mod server;
 mod tools;
 
@@ -18,5 +19,6 @@ pub use mill::{Leased, Mill};
 pub use millpond::demo::{Beside, Credentials, Link, Message};
 pub use plain::Plain;
 pub use process::Process;
+pub use seaweedfs::SeaweedFs;
 pub use server::{Ports, Server};
 pub use tools::{binary, python, recent_hour, repository, tool};

@@ -1,0 +1,109 @@
+//! The XML of S3, as far as this client reads and writes it.
+
+use quick_xml::escape::escape;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Fault};
+use crate::multipart::Part;
+
+/// What storage says when it refuses.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct Refusal {
+    pub(crate) code: String,
+    pub(crate) message: String,
+    /// Where the bucket is, if it is elsewhere.
+    pub(crate) region: Option<String>,
+    /// What host to call instead.
+    pub(crate) endpoint: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Created {
+    pub(crate) upload_id: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Page {
+    #[serde(default)]
+    pub(crate) is_truncated: bool,
+    #[serde(rename = "Part", default)]
+    pub(crate) parts: Vec<Listed>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Listed {
+    pub(crate) part_number: u16,
+    pub(crate) size: u64,
+    /// RFC 3339, so that later ones are greater.
+    #[serde(default)]
+    pub(crate) last_modified: String,
+    #[serde(rename = "ETag")]
+    pub(crate) etag: String,
+    #[serde(rename = "ChecksumSHA256")]
+    pub(crate) sha256: Option<String>,
+}
+
+/// The refusal that `body` is, also where it came with a status of success.
+pub(crate) fn refusal(body: &str) -> Option<Refusal> {
+    let start = body.find("<Error")?;
+    quick_xml::de::from_str(&body[start..]).ok().filter(|refusal: &Refusal| !refusal.code.is_empty())
+}
+
+pub(crate) fn parse<T: DeserializeOwned>(body: &str) -> Result<T, Error> {
+    quick_xml::de::from_str(body)
+        .map_err(|error| Error::refused(Fault::Endpoint, format!("an answer cannot be read: {error}")))
+}
+
+/// The body of CompleteMultipartUpload.
+pub(crate) fn complete(parts: &[Part], checksum: impl Fn(&Part) -> Option<String>) -> String {
+    let mut body =
+        String::from("<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
+    for part in parts {
+        body.push_str(&format!(
+            "<Part><PartNumber>{}</PartNumber><ETag>{}</ETag>",
+            part.n,
+            escape(&part.etag)
+        ));
+        if let Some(checksum) = checksum(part) {
+            body.push_str(&format!("<ChecksumSHA256>{checksum}</ChecksumSHA256>"));
+        }
+        body.push_str("</Part>");
+    }
+    body.push_str("</CompleteMultipartUpload>");
+    body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_found_whatever_surrounds_it() {
+        let body = "<?xml version=\"1.0\"?>\n<Error xmlns=\"x\"><Code>SlowDown</Code><Message>a &amp; b</Message>\
+                    <RequestId>1</RequestId></Error>";
+        let refusal = refusal(body).unwrap();
+        assert_eq!((&*refusal.code, &*refusal.message), ("SlowDown", "a & b"));
+        for other in ["", "<html><Error</html>", "<CompleteMultipartUploadResult/>"] {
+            assert!(super::refusal(other).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_parts_is_read_with_and_without_checksums() {
+        let page: Page = parse(
+            "<ListPartsResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Bucket>b</Bucket>\
+             <Part><PartNumber>2</PartNumber><ETag>&quot;x&quot;</ETag><Size>5</Size></Part>\
+             <Part><PartNumber>3</PartNumber><ETag>y</ETag><Size>6</Size><ChecksumSHA256>z</ChecksumSHA256></Part>\
+             <IsTruncated>true</IsTruncated></ListPartsResult>",
+        )
+        .unwrap();
+        assert!(page.is_truncated);
+        assert_eq!((page.parts[0].part_number, page.parts[0].size, &*page.parts[0].etag), (2, 5, "\"x\""));
+        assert_eq!(page.parts[1].sha256.as_deref(), Some("z"));
+    }
+}
