@@ -8,4 +8,6 @@
 //! There is no global state, and nothing starts threads or tasks of its own behind the caller's back.
 
 pub mod backoff;
+pub mod clock;
+pub mod session;
 pub mod transfer;

@@ -1,0 +1,104 @@
+//! What waits for a packet of the connection that is open now.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+/// How a publish was acknowledged: taken, or refused with an MQTT 5 reason code.
+pub(super) type Verdict = Result<(), u8>;
+
+/// Waiters of one connection. Forgotten when it ends, which tells each of them so.
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    /// Counts connections; what was meant for an earlier one does not enter.
+    pub(super) connection: u64,
+    unsent: VecDeque<oneshot::Sender<Verdict>>,
+    sent: HashMap<u16, oneshot::Sender<Verdict>>,
+    answers: HashMap<Bytes, oneshot::Sender<Bytes>>,
+}
+
+impl Book {
+    /// The connection has ended.
+    pub(super) fn turn_over(&mut self) {
+        *self = Self { connection: self.connection + 1, ..Self::default() };
+    }
+
+    /// A publish is about to be handed over on that connection; none if it has ended.
+    pub(super) fn publish(&mut self, connection: u64) -> Option<oneshot::Receiver<Verdict>> {
+        let (waiter, wait) = oneshot::channel();
+        (self.connection == connection).then(|| self.unsent.push_back(waiter))?;
+        Some(wait)
+    }
+
+    /// It was not handed over after all.
+    pub(super) fn publish_failed(&mut self, connection: u64) {
+        if self.connection == connection {
+            self.unsent.pop_back();
+        }
+    }
+
+    pub(super) fn published(&mut self, id: u16) {
+        if let Some(waiter) = self.unsent.pop_front() {
+            self.sent.insert(id, waiter);
+        }
+    }
+
+    pub(super) fn acknowledged(&mut self, id: u16, verdict: Verdict) {
+        if let Some(waiter) = self.sent.remove(&id) {
+            // Who waited may have gone.
+            let _ = waiter.send(verdict);
+        }
+    }
+
+    /// An answer with that correlation will be waited for.
+    pub(super) fn ask(&mut self, connection: u64, correlation: Bytes) -> Option<oneshot::Receiver<Bytes>> {
+        let (waiter, wait) = oneshot::channel();
+        (self.connection == connection).then(|| self.answers.insert(correlation, waiter))?;
+        Some(wait)
+    }
+
+    pub(super) fn forget(&mut self, correlation: &Bytes) {
+        self.answers.remove(correlation);
+    }
+
+    /// Whether a message with that correlation was an answer that somebody asked for; then it is handed over.
+    pub(super) fn answered(&mut self, correlation: &Bytes, payload: &Bytes) -> bool {
+        self.answers.remove(correlation).map(|waiter| waiter.send(payload.clone())).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packet_ids_belong_to_publishes_in_the_order_in_which_they_were_handed_over() {
+        let mut book = Book::default();
+        let (mut one, mut two) = (book.publish(0).unwrap(), book.publish(0).unwrap());
+        book.published(7);
+        book.published(8);
+        book.acknowledged(8, Err(0x97));
+        assert_eq!(two.try_recv(), Ok(Err(0x97)));
+        assert!(one.try_recv().is_err());
+        book.acknowledged(7, Ok(()));
+        assert_eq!(one.try_recv(), Ok(Ok(())));
+    }
+
+    #[test]
+    fn when_the_connection_ends_every_waiter_learns_it_and_nothing_enters_the_next_one() {
+        let mut book = Book::default();
+        let mut publish = book.publish(0).unwrap();
+        let mut answer = book.ask(0, "a".into()).unwrap();
+        book.turn_over();
+        assert_eq!(publish.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+        assert_eq!(answer.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+        assert!(book.publish(0).is_none() && book.ask(0, "b".into()).is_none());
+        // A publish of the connection before must not take away one of this one.
+        let mut fresh = book.publish(1).unwrap();
+        book.publish_failed(0);
+        book.published(1);
+        book.acknowledged(1, Ok(()));
+        assert_eq!(fresh.try_recv(), Ok(Ok(())));
+    }
+}

@@ -1,0 +1,88 @@
+//! Who connects, where to, and what for.
+
+use std::fmt;
+use std::time::Duration;
+
+use millpond_protocol::{MemberName, PoolName, topic};
+
+use crate::backoff::{Backoff, random};
+
+/// A device token. Never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// From the text that the hand-out names (`mpd_…`).
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    pub(super) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// A kind of message that a session subscribes to. Answers to its own asks always come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Topic {
+    /// What became of this member's uploads.
+    Receipts,
+    /// Where the newest result is.
+    Result,
+    /// Its bytes where they are small.
+    ResultData,
+    /// The pool's card.
+    Card,
+    /// The oldest round that waits for a processor.
+    Offer,
+}
+
+/// How a session connects.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub host: String,
+    pub port: u16,
+    pub pool: PoolName,
+    pub member: MemberName,
+    pub token: Token,
+    /// Two sessions of one member with one client id take over from each other.
+    pub client_id: String,
+    pub topics: Vec<Topic>,
+    /// Pauses between attempts to connect.
+    pub backoff: Backoff,
+}
+
+impl Config {
+    /// With a client id of its own, no topics, and pauses of at most a minute.
+    pub fn new(host: impl Into<String>, port: u16, pool: PoolName, member: MemberName, token: Token) -> Self {
+        let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
+        let client_id = format!("edge-{:016x}", random());
+        Self { host: host.into(), port, pool, member, token, client_id, topics: Vec::new(), backoff }
+    }
+
+    /// With these topics.
+    #[must_use]
+    pub fn topics(mut self, topics: impl Into<Vec<Topic>>) -> Self {
+        self.topics = topics.into();
+        self
+    }
+
+    /// What is subscribed to, the answers first.
+    pub(super) fn filters(&self) -> Vec<String> {
+        let answers = format!("mp/{}/d/{}/answer/#", self.pool, self.member);
+        let named = self.topics.iter().map(|topic| match topic {
+            Topic::Receipts => topic::receipt(&self.pool, &self.member),
+            Topic::Result => topic::result(&self.pool),
+            Topic::ResultData => topic::result_data(&self.pool),
+            Topic::Card => topic::card(&self.pool),
+            Topic::Offer => topic::offer(&self.pool),
+        });
+        std::iter::once(answers).chain(named).collect()
+    }
+}

@@ -1,0 +1,149 @@
+//! The connection's task: it owns the socket, connects again, and sorts what comes.
+
+use std::sync::Arc;
+
+use millpond_protocol::{MemberName, PoolName, topic};
+use tokio::sync::{mpsc, watch};
+
+use super::inbox::{Ack, Event};
+use super::mqtt::{self, Happening, Pipe, Token};
+use super::{Cause, Config, Message, Online, Shared, Status};
+
+type Deliver = mpsc::Sender<(Event, Option<Ack>)>;
+
+/// Runs until nobody holds a half of the session, or this side closed it.
+pub(super) async fn run(
+    config: Arc<Config>,
+    shared: Arc<Shared>,
+    announce: watch::Sender<Status>,
+    deliver: Deliver,
+) {
+    let mut backoff = config.backoff.clone();
+    loop {
+        let cause = tokio::select! {
+            cause = connection(&config, &shared, &announce, &deliver, &mut backoff) => cause,
+            // Nobody is left to tell: the socket is dropped where it stands.
+            () = announce.closed() => return,
+        };
+        announce.send_replace(Status::Offline(cause.clone()));
+        shared.book().turn_over();
+        // Only news: nobody misses one that finds no room.
+        let _ = deliver.try_send((Event::Offline(cause.clone()), None));
+        if cause == Cause::Closed {
+            return;
+        }
+        tokio::select! {
+            () = backoff.pause() => {}
+            () = announce.closed() => return,
+        }
+    }
+}
+
+/// One connection from CONNECT to its end.
+async fn connection(
+    config: &Config,
+    shared: &Shared,
+    announce: &watch::Sender<Status>,
+    deliver: &Deliver,
+    backoff: &mut crate::backoff::Backoff,
+) -> Cause {
+    let (pipe, mut wire) = mqtt::open(config);
+    let filters = config.filters();
+    loop {
+        let happening = match wire.next().await {
+            Ok(happening) => happening,
+            Err(cause) => return cause,
+        };
+        match happening {
+            Happening::Connected => {
+                if pipe.subscribe(&filters).is_err() {
+                    return Cause::Lost("the connection ended at once".into());
+                }
+            }
+            Happening::Granted(None) => {
+                backoff.reset();
+                let connection = shared.book().connection;
+                announce.send_replace(Status::Online(Online { pipe: pipe.clone(), connection }));
+                if deliver.try_send((Event::Online, None)).is_err() {
+                    return Cause::Lost("nobody reads the inbox".into());
+                }
+            }
+            Happening::Granted(Some(index)) => {
+                let filter = filters.get(index).map_or("a filter", String::as_str);
+                return Cause::Refused(format!("the server refuses the subscription to {filter}"));
+            }
+            Happening::Published(id) => shared.book().published(id),
+            Happening::Acknowledged(id, verdict) => shared.book().acknowledged(id, verdict),
+            Happening::Message(message, token) => {
+                if sort(config, shared, deliver, &pipe, message, token).is_err() {
+                    return Cause::Lost("nobody reads the inbox".into());
+                }
+            }
+        }
+    }
+}
+
+/// Hands a message to who waits for it.
+fn sort(
+    config: &Config,
+    shared: &Shared,
+    deliver: &Deliver,
+    pipe: &Pipe,
+    message: Message,
+    token: Token,
+) -> Result<(), ()> {
+    let ack = Ack::new(pipe.clone(), token);
+    let answer =
+        message.correlation.as_ref().is_some_and(|about| shared.book().answered(about, &message.payload));
+    if answer {
+        acknowledge(ack);
+        return Ok(());
+    }
+    let entry = match read(&config.pool, &config.member, &message) {
+        Some(Told::Receipt(receipt)) => (Event::Receipt(receipt, ack), None),
+        Some(Told::State(event)) => (event, Some(ack)),
+        // An answer that nobody waits for any more, or a message of a later protocol.
+        None => {
+            acknowledge(ack);
+            return Ok(());
+        }
+    };
+    deliver.try_send(entry).map_err(|_| ())
+}
+
+/// Acknowledges without making the socket's owner wait for itself.
+fn acknowledge(ack: Ack) {
+    tokio::spawn(ack.done());
+}
+
+enum Told {
+    Receipt(millpond_protocol::message::Receipt),
+    State(Event),
+}
+
+fn read(pool: &PoolName, member: &MemberName, message: &Message) -> Option<Told> {
+    let Message { topic, payload, user_properties, .. } = message;
+    let property = |name: &str| user_properties.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+    if *topic == topic::receipt(pool, member) {
+        return serde_json::from_slice(payload).ok().map(Told::Receipt);
+    }
+    let event = if *topic == topic::result(pool) {
+        Event::Result(if payload.is_empty() { None } else { Some(serde_json::from_slice(payload).ok()?) })
+    } else if *topic == topic::result_data(pool) {
+        if payload.is_empty() {
+            return None;
+        }
+        Event::ResultData {
+            version: property("version")?.parse().ok()?,
+            sha256: property("sha256").and_then(|text| text.parse().ok()),
+            bytes: payload.clone(),
+        }
+    } else if *topic == topic::card(pool) {
+        Event::Card(serde_json::from_slice(payload).ok()?)
+    } else if *topic == topic::offer(pool) {
+        Event::Offer(if payload.is_empty() { None } else { Some(serde_json::from_slice(payload).ok()?) })
+    } else {
+        return None;
+    };
+    Some(Told::State(event))
+}

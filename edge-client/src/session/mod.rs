@@ -1,0 +1,389 @@
+//! One member's MQTT 5 connection, kept open: it connects, subscribes, and after an end connects again, with pauses that
+//! double and are random, so that a fleet does not come back all at once.
+//!
+//! [`open`] returns a [`Session`] to send with and an [`Inbox`] to read from; the connection lives as long as one of them, on
+//! one task of the runtime. **Read the inbox while you wait for anything**: the server sends at most a hundred messages
+//! that are not read.
+//!
+//! - An **ask** is repeated with its id over any number of connections until it is answered or its time is over: the server answers
+//!   a repeat as it answered the first.
+//! - A **publish** is never repeated by the session. If the connection ends before the acknowledgement, the error is
+//!   [`SessionError::Cut`]: the bytes may have arrived. Ask `status`, or send again; twice is once.
+//! - A **receipt** is acknowledged when its [`Ack`] is, and comes again on the next connection if it was not. Of the state
+//!   topics the newest message counts; they are acknowledged when they are read.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
+//! use millpond_edge::session::{self, Config, Event, Token, Topic};
+//! use millpond_protocol::{access::Op, message::answer};
+//!
+//! let config = Config::new("127.0.0.1", 1883, "demo".parse()?, "edge-7".parse()?, Token::new("mpd_…"));
+//! let (session, mut inbox) = session::open(config.topics([Topic::Receipts]));
+//! let time: answer::Time = session.ask(Op::Time, &serde_json::json!({}), Duration::from_secs(10)).await?;
+//! session.upload(&"hello-1".parse()?, &b"hello"[..], Default::default()).await?;
+//! while let Some(event) = inbox.next().await {
+//!     if let Event::Receipt(receipt, ack) = event {
+//!         println!("{}: {:?}", receipt.upload, receipt.outcome);
+//!         ack.done().await;
+//!     }
+//! }
+//! # Ok(()) }
+//! ```
+
+mod book;
+mod config;
+mod driver;
+mod inbox;
+mod mqtt;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use millpond_protocol::access::Op;
+use millpond_protocol::error::ErrorBody;
+use millpond_protocol::message::answer;
+use millpond_protocol::{BundleId, Refusal, Timestamp, UploadId, limits, topic};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+pub use config::{Config, Token, Topic};
+pub use inbox::{Ack, Event, Inbox};
+
+use crate::backoff::random;
+use book::Book;
+use mqtt::{Beside, Pipe};
+
+/// The shortest pause before an ask is repeated.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+/// Why a connection ended, or none came about.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Cause {
+    /// The network, or the server for a while.
+    #[error("{0}")]
+    Lost(String),
+    /// The server does not want this member: another attempt will not help, though the session goes on trying, rarely.
+    #[error("{0}")]
+    Refused(String),
+    /// This side closed it.
+    #[error("the session is closed")]
+    Closed,
+}
+
+/// Why something was not sent, or not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// No connection came about in time.
+    #[error("no connection to the server: {0}")]
+    Offline(Cause),
+    /// The connection ended before the acknowledgement: whether the message arrived is unknown.
+    #[error("the connection ended before the server acknowledged")]
+    Cut,
+    /// The server refused the message with this reason code; a receipt says more.
+    #[error("the server refused it (MQTT reason 0x{0:02x})")]
+    Refused(u8),
+    /// The server answered with a refusal.
+    #[error(transparent)]
+    Answer(#[from] Refusal),
+    /// Nothing was answered in time.
+    #[error("no answer within {0:?}")]
+    Unanswered(Duration),
+    /// The answer is not of the protocol.
+    #[error("the answer to {0} is not understood: {1}")]
+    Strange(Op, String),
+}
+
+/// A message as it came.
+#[derive(Debug, Clone)]
+pub(crate) struct Message {
+    pub(crate) topic: String,
+    pub(crate) payload: Bytes,
+    pub(crate) user_properties: Vec<(String, String)>,
+    pub(crate) correlation: Option<Bytes>,
+}
+
+/// What goes beside the bytes of an upload or a result. All of it may be left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Properties {
+    pub name: Option<String>,
+    pub event_time: Option<Timestamp>,
+    pub label: Option<String>,
+    pub sha256: Option<millpond_protocol::Sha256>,
+    /// JSON.
+    pub meta: Option<String>,
+    pub content_type: Option<String>,
+}
+
+/// Server time less this machine's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClockOffset {
+    /// Milliseconds to add to the local clock.
+    pub ms: i64,
+    /// The true offset is at most so far off.
+    pub within: Duration,
+}
+
+/// Whether there is a connection.
+#[derive(Clone)]
+enum Status {
+    Offline(Cause),
+    Online(Online),
+}
+
+#[derive(Clone)]
+struct Online {
+    pipe: Pipe,
+    connection: u64,
+}
+
+/// Sends. Clones share the connection.
+#[derive(Clone)]
+pub struct Session {
+    config: Arc<Config>,
+    status: watch::Receiver<Status>,
+    shared: Arc<Shared>,
+}
+
+/// What the sending side and the connection's task share.
+#[derive(Default)]
+struct Shared {
+    book: Mutex<Book>,
+    /// Held while a publish is handed over, so that the book has the order of the wire.
+    order: tokio::sync::Mutex<()>,
+    asks: AtomicU64,
+}
+
+impl Shared {
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens a session. It connects on a task of its own, which ends when both halves are dropped.
+pub fn open(config: Config) -> (Session, Inbox) {
+    let config = Arc::new(config);
+    let shared = Arc::new(Shared::default());
+    let (announce, status) = watch::channel(Status::Offline(Cause::Lost("not connected yet".into())));
+    let (deliver, events) = mpsc::channel(limits::IN_FLIGHT_OUT + 28);
+    tokio::spawn(driver::run(Arc::clone(&config), Arc::clone(&shared), announce, deliver));
+    let session = Session { config, status: status.clone(), shared };
+    (session, Inbox::new(events, status))
+}
+
+impl Session {
+    /// Who this is.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Waits for a connection.
+    ///
+    /// # Errors
+    /// `Offline` with the last cause when the time is over, or at once if the server refused the credentials.
+    pub async fn connected(&self, within: Duration) -> Result<(), SessionError> {
+        self.online(Instant::now() + within).await.map(|_| ())
+    }
+
+    async fn online(&self, deadline: Instant) -> Result<Online, SessionError> {
+        let mut status = self.status.clone();
+        let decided = |status: &Status| !matches!(status, Status::Offline(Cause::Lost(_)));
+        let waited = tokio::time::timeout_at(deadline, status.wait_for(decided)).await;
+        let now = match waited {
+            Ok(Ok(status)) => status.clone(),
+            Ok(Err(_)) => Status::Offline(Cause::Closed),
+            Err(_) => self.status.borrow().clone(),
+        };
+        match now {
+            Status::Online(online) => Ok(online),
+            Status::Offline(cause) => Err(SessionError::Offline(cause)),
+        }
+    }
+
+    /// Publishes a file and waits for the acknowledgement: it is on the server's disk.
+    ///
+    /// # Errors
+    /// `Offline` if there is no connection now, `Cut` and `Refused` as they say.
+    pub async fn upload(
+        &self,
+        id: &UploadId,
+        bytes: impl Into<Bytes>,
+        properties: Properties,
+    ) -> Result<(), SessionError> {
+        self.publish(&format!("up/{id}"), bytes.into(), beside(properties)).await
+    }
+
+    /// Publishes an encoded bundle and waits for the acknowledgement.
+    ///
+    /// # Errors
+    /// As [`Session::upload`].
+    pub async fn bundle(&self, id: &BundleId, bytes: impl Into<Bytes>) -> Result<(), SessionError> {
+        self.publish(&format!("bundle/{id}"), bytes.into(), Beside::default()).await
+    }
+
+    /// Publishes the result of a lease and waits for the acknowledgement: it is committed.
+    ///
+    /// # Errors
+    /// As [`Session::upload`].
+    pub async fn result(
+        &self,
+        round: u64,
+        attempt: u32,
+        bytes: impl Into<Bytes>,
+        properties: Properties,
+    ) -> Result<(), SessionError> {
+        self.publish(&format!("result/{round}/{attempt}"), bytes.into(), beside(properties)).await
+    }
+
+    /// Tells what became of a result here.
+    ///
+    /// # Errors
+    /// As [`Session::upload`].
+    pub async fn delivery(
+        &self,
+        version: u64,
+        delivery: &millpond_protocol::message::Delivery,
+    ) -> Result<(), SessionError> {
+        let json = serde_json::to_vec(delivery).unwrap_or_default();
+        self.publish(&format!("delivery/{version}"), json.into(), Beside::default()).await
+    }
+
+    /// Publishes under `mp/{pool}/c/{member}/`, once, on the connection that is there now.
+    async fn publish(&self, rest: &str, payload: Bytes, beside: Beside) -> Result<(), SessionError> {
+        let online = self.online(Instant::now()).await?;
+        self.publish_on(&online, rest, payload, beside).await
+    }
+
+    async fn publish_on(
+        &self,
+        online: &Online,
+        rest: &str,
+        payload: Bytes,
+        beside: Beside,
+    ) -> Result<(), SessionError> {
+        let topic = format!("mp/{}/c/{}/{rest}", self.config.pool, self.config.member);
+        let verdict = {
+            let _order = self.shared.order.lock().await;
+            let verdict = self.shared.book().publish(online.connection).ok_or(SessionError::Cut)?;
+            if online.pipe.publish(&topic, payload, beside).await.is_err() {
+                self.shared.book().publish_failed(online.connection);
+                return Err(SessionError::Cut);
+            }
+            verdict
+        };
+        verdict.await.map_err(|_| SessionError::Cut)?.map_err(SessionError::Refused)
+    }
+
+    /// Asks, and waits for the answer as long as `within`, over as many connections as it takes. The ask gets an id of its own;
+    /// temporary refusals are waited out.
+    ///
+    /// # Errors
+    /// `Answer` with the server's refusal, `Offline` or `Unanswered` when the time is over.
+    pub async fn ask<T: DeserializeOwned>(
+        &self,
+        op: Op,
+        ask: &impl Serialize,
+        within: Duration,
+    ) -> Result<T, SessionError> {
+        let id = format!("e-{:016x}-{}", random(), self.shared.asks.fetch_add(1, Ordering::Relaxed));
+        self.ask_as(&id, op, ask, within).await
+    }
+
+    /// The same with an id of the caller's, so that another process can repeat the ask and gets the first answer.
+    ///
+    /// # Errors
+    /// As [`Session::ask`].
+    pub async fn ask_as<T: DeserializeOwned>(
+        &self,
+        id: &str,
+        op: Op,
+        ask: &impl Serialize,
+        within: Duration,
+    ) -> Result<T, SessionError> {
+        let strange = |error: serde_json::Error| SessionError::Strange(op, error.to_string());
+        let mut body = serde_json::to_value(ask).map_err(strange)?;
+        if let Value::Object(keys) = &mut body {
+            keys.insert("id".to_owned(), id.into());
+        }
+        let (payload, deadline) = (Bytes::from(body.to_string()), Instant::now() + within);
+        loop {
+            let online = self.online(deadline).await?;
+            let answer =
+                match tokio::time::timeout_at(deadline, self.ask_once(&online, op, payload.clone())).await {
+                    Ok(Ok(answer)) => answer,
+                    Ok(Err(SessionError::Cut)) => continue,
+                    Ok(Err(error)) => return Err(error),
+                    Err(_) => return Err(SessionError::Unanswered(within)),
+                };
+            let Ok(error) = serde_json::from_slice::<ErrorBody>(&answer) else {
+                return serde_json::from_slice(&answer).map_err(strange);
+            };
+            let pause = error.error.retry_after_ms.map_or(ASK_AGAIN, Duration::from_millis).max(ASK_AGAIN);
+            if !error.error.code.is_temporary() || Instant::now() + pause >= deadline {
+                return Err(error.error.into());
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn ask_once(&self, online: &Online, op: Op, payload: Bytes) -> Result<Bytes, SessionError> {
+        let correlation = Bytes::from(format!("{:016x}", random()));
+        let wait = self.shared.book().ask(online.connection, correlation.clone()).ok_or(SessionError::Cut)?;
+        // Whoever stops waiting leaves nothing behind.
+        let _forget = Forget { shared: &self.shared, correlation: &correlation };
+        let response = (topic::answer(&self.config.pool, &self.config.member, op), correlation.clone());
+        let beside = Beside { response: Some(response), ..Beside::default() };
+        self.publish_on(online, &format!("ask/{op}"), payload, beside).await?;
+        wait.await.map_err(|_| SessionError::Cut)
+    }
+
+    /// Measures how far this machine's clock is from the server's.
+    ///
+    /// # Errors
+    /// As [`Session::ask`].
+    pub async fn clock_offset(&self, within: Duration) -> Result<ClockOffset, SessionError> {
+        let (begin, asked) = (Instant::now(), crate::clock::wall_ms());
+        let server: answer::Time = self.ask(Op::Time, &serde_json::json!({}), within).await?;
+        let took = begin.elapsed();
+        let half = i64::try_from(took.as_millis() / 2).unwrap_or(i64::MAX);
+        Ok(ClockOffset { ms: server.time.as_millis() - asked - half, within: took / 2 })
+    }
+
+    /// Says DISCONNECT. The session ends; what waits for it gets errors.
+    pub async fn close(&self) {
+        if let Ok(online) = self.online(Instant::now()).await {
+            online.pipe.disconnect().await;
+            let closed = |status: &Status| !matches!(status, Status::Online(_));
+            let _ = tokio::time::timeout(Duration::from_secs(5), self.status.clone().wait_for(closed)).await;
+        }
+    }
+}
+
+struct Forget<'a> {
+    shared: &'a Shared,
+    correlation: &'a Bytes,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.shared.book().forget(self.correlation);
+    }
+}
+
+fn beside(properties: Properties) -> Beside {
+    let named = [
+        ("name", properties.name),
+        ("event-time", properties.event_time.map(|time| time.to_string())),
+        ("label", properties.label),
+        ("sha256", properties.sha256.map(|sha256| sha256.to_string())),
+        ("meta", properties.meta),
+    ];
+    let user_properties =
+        named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+    Beside { user_properties, content_type: properties.content_type, response: None }
+}

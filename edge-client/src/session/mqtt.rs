@@ -1,0 +1,180 @@
+//! rumqttc, and nothing else names it. One value is one connection that is never resumed: what was not acknowledged when
+//! it ends is the caller's to send again, because only the caller knows whether that is wanted.
+//!
+//! What its behaviour imposes: incoming packets are limited to 10 KB unless told otherwise; its table of publishes in flight has
+//! as many slots as may ever be in flight (65,535 by default, which are 15 MB); packet ids are given out when a packet is
+//! written, so publishes are matched with them in order; `poll` loses what it was writing if it is dropped half-way.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use millpond_protocol::limits;
+use rumqttc::Outgoing;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{
+    ConnectReturnCode, Filter, Packet, PubAckReason, Publish, PublishProperties, SubscribeReasonCode,
+};
+use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
+
+use super::{Cause, Config, Message};
+
+/// Publishes in flight: what the gate takes from one connection before it stops reading.
+const IN_FLIGHT: u16 = 64;
+/// Requests handed over and not yet written.
+const REQUESTS: usize = 16;
+/// Ping after so long without another packet.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// How long connecting may take, TCP and CONNACK together.
+const CONNECT_S: u64 = 15;
+/// The longest time in which nothing at all happens, not even a ping: that of the largest message at 2 KiB/s. A peer that
+/// has vanished in the middle of one is noticed by the system's own TCP timers before.
+const STUCK: Duration = Duration::from_secs(2_100);
+
+/// The sending half of a connection.
+#[derive(Clone)]
+pub(super) struct Pipe(AsyncClient);
+
+/// The other half; nothing moves unless it is polled.
+pub(super) struct Wire(EventLoop);
+
+/// What goes beside a payload.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Beside {
+    pub(super) user_properties: Vec<(String, String)>,
+    pub(super) content_type: Option<String>,
+    pub(super) response: Option<(String, Bytes)>,
+}
+
+/// What happened on a connection.
+pub(super) enum Happening {
+    Connected,
+    /// The oldest publish that was handed over got this packet id.
+    Published(u16),
+    /// A publish is acknowledged: taken, or refused with this code.
+    Acknowledged(u16, Result<(), u8>),
+    /// The answer to the only subscription: the index of a filter that was refused, if any.
+    Granted(Option<usize>),
+    Message(Message, Token),
+}
+
+/// Acknowledges one message.
+pub(super) struct Token(Publish);
+
+/// The connection has ended.
+#[derive(Debug)]
+pub(super) struct Closed;
+
+/// Prepares a connection; the first poll opens it.
+pub(super) fn open(config: &Config) -> (Pipe, Wire) {
+    let mut options = MqttOptions::new(&config.client_id, &config.host, config.port);
+    let largest = u32::try_from(limits::BUNDLE_MAX + limits::PACKET_OVERHEAD).ok();
+    options
+        .set_credentials(format!("{}/{}", config.pool, config.member), config.token.reveal())
+        .set_clean_start(true)
+        .set_keep_alive(KEEP_ALIVE)
+        .set_connection_timeout(CONNECT_S)
+        .set_outgoing_inflight_upper_limit(IN_FLIGHT)
+        .set_manual_acks(true)
+        .set_max_packet_size(largest);
+    let (client, events) = AsyncClient::new(options, REQUESTS);
+    (Pipe(client), Wire(events))
+}
+
+impl Pipe {
+    pub(super) async fn publish(&self, topic: &str, payload: Bytes, beside: Beside) -> Result<(), Closed> {
+        let (response_topic, correlation_data) = beside.response.unzip();
+        let properties = PublishProperties {
+            user_properties: beside.user_properties,
+            content_type: beside.content_type,
+            response_topic,
+            correlation_data,
+            ..PublishProperties::default()
+        };
+        let handed_over = self.0.publish_with_properties(topic, QoS::AtLeastOnce, false, payload, properties);
+        handed_over.await.map_err(|_| Closed)
+    }
+
+    /// Subscribes at QoS 1 to all of them; once a connection.
+    pub(super) fn subscribe(&self, filters: &[String]) -> Result<(), Closed> {
+        let filters = filters.iter().map(|filter| Filter::new(filter, QoS::AtLeastOnce));
+        self.0.try_subscribe_many(filters).map_err(|_| Closed)
+    }
+
+    pub(super) async fn acknowledge(&self, token: Token) {
+        // If the connection has ended, the message comes again on the next one.
+        let _ = self.0.ack(&token.0).await;
+    }
+
+    pub(super) async fn disconnect(&self) {
+        let _ = self.0.disconnect().await;
+    }
+}
+
+impl Wire {
+    /// What happens next. Must not be dropped before it returns unless the connection is given up.
+    pub(super) async fn next(&mut self) -> Result<Happening, Cause> {
+        loop {
+            let event = tokio::time::timeout(STUCK, self.0.poll()).await;
+            let event = event.map_err(|_| Cause::Lost("nothing moved for very long".into()))?;
+            let happening = match event.map_err(cause)? {
+                Event::Incoming(Packet::ConnAck(_)) => Happening::Connected,
+                Event::Outgoing(Outgoing::Publish(id)) => Happening::Published(id),
+                Event::Incoming(Packet::PubAck(ack)) => {
+                    Happening::Acknowledged(ack.pkid, verdict(ack.reason))
+                }
+                Event::Incoming(Packet::SubAck(ack)) => {
+                    let refused =
+                        |code: &SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
+                    Happening::Granted(ack.return_codes.iter().position(refused))
+                }
+                Event::Incoming(Packet::Publish(publish)) => message(publish),
+                Event::Outgoing(Outgoing::Disconnect) => return Err(Cause::Closed),
+                Event::Incoming(_) | Event::Outgoing(_) => continue,
+            };
+            return Ok(happening);
+        }
+    }
+}
+
+fn message(publish: Publish) -> Happening {
+    let properties = publish.properties.clone().unwrap_or_default();
+    let message = Message {
+        topic: String::from_utf8_lossy(&publish.topic).into_owned(),
+        payload: publish.payload.clone(),
+        user_properties: properties.user_properties,
+        correlation: properties.correlation_data,
+    };
+    Happening::Message(message, Token(publish))
+}
+
+/// The reason codes that the protocol's table uses; the others have no meaning here beyond refusal.
+fn verdict(reason: PubAckReason) -> Result<(), u8> {
+    Err(match reason {
+        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => return Ok(()),
+        PubAckReason::UnspecifiedError => 0x80,
+        PubAckReason::ImplementationSpecificError => 0x83,
+        PubAckReason::NotAuthorized => 0x87,
+        PubAckReason::TopicNameInvalid => 0x90,
+        PubAckReason::PacketIdentifierInUse => 0x91,
+        PubAckReason::QuotaExceeded => 0x97,
+        PubAckReason::PayloadFormatInvalid => 0x99,
+    })
+}
+
+fn cause(error: ConnectionError) -> Cause {
+    use ConnectReturnCode as Code;
+    match error {
+        ConnectionError::ConnectionRefused(
+            code @ (Code::BadUserNamePassword
+            | Code::NotAuthorized
+            | Code::Banned
+            | Code::BadAuthenticationMethod),
+        ) => Cause::Refused(format!("the server refuses these credentials ({code:?})")),
+        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => {
+            let why = reason_string
+                .map_or_else(|| format!("{reason_code:?}"), |why| format!("{reason_code:?}, {why}"));
+            Cause::Lost(format!("the server closed the connection: {why}"))
+        }
+        error => Cause::Lost(error.to_string()),
+    }
+}
