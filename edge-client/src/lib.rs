@@ -10,4 +10,5 @@
 pub mod backoff;
 pub mod clock;
 pub mod session;
+pub mod spool;
 pub mod transfer;

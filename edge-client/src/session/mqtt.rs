@@ -58,7 +58,7 @@ pub(super) enum Happening {
 }
 
 /// Acknowledges one message.
-pub(super) struct Token(Publish);
+pub(super) struct Token(Box<Publish>);
 
 /// The connection has ended.
 #[derive(Debug)]
@@ -144,7 +144,7 @@ fn message(publish: Publish) -> Happening {
         user_properties: properties.user_properties,
         correlation: properties.correlation_data,
     };
-    Happening::Message(message, Token(publish))
+    Happening::Message(message, Token(Box::new(publish)))
 }
 
 /// The reason codes that the protocol's table uses; the others have no meaning here beyond refusal.

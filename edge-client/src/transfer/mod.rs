@@ -34,6 +34,8 @@ use std::time::Duration;
 
 use millpond_protocol::Sha256;
 
+pub(crate) use download::sync_directory;
+
 pub use digest::{Digests, Hasher, digest};
 pub use download::{Expected, place};
 pub use meter::Meter;

@@ -1,0 +1,99 @@
+//! The few operations on files that the format is made of.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use super::entry::{ABOUT_MAX, TRAILER, description_length};
+use super::{Document, Entry, SpoolError};
+use crate::transfer::sync_directory;
+
+/// Makes a directory for its owner alone, if it is not there.
+pub(super) fn directory(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Ok(()) => path.parent().map_or(Ok(()), sync_directory),
+        other => other,
+    }
+}
+
+/// Opens a file for its owner alone, made if it is not there.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Replaces a small file as a whole. Not synced.
+pub(super) fn replace(path: &Path, scratch: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = open(scratch)?;
+    file.set_len(0)?;
+    file.write_all(content)?;
+    std::fs::rename(scratch, path)
+}
+
+/// The change counter in the lock's file.
+pub(super) fn changes(lock: &File) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    match lock.read_exact_at(&mut bytes, 0) {
+        Ok(()) => Ok(u64::from_le_bytes(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn set_changes(lock: &File, count: u64) -> io::Result<()> {
+    lock.write_all_at(&count.to_le_bytes(), 0)
+}
+
+/// Every entry of a directory; other names are passed over.
+pub(super) fn list(directory: &Path) -> io::Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for item in std::fs::read_dir(directory)? {
+        if let Some(entry) = item?.file_name().to_str().and_then(|name| name.parse().ok()) {
+            entries.push(entry);
+        }
+    }
+    Ok(entries)
+}
+
+/// Removes a file; that there is none is as good.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Reads an entry's description, and proves that it is that entry's. The inner error says what is wrong with it.
+pub(super) fn describe(file: &mut File, entry: &Entry) -> io::Result<Result<Document, String>> {
+    let length = file.metadata()?.len();
+    let mut end = vec![0; usize::try_from(length).unwrap_or(usize::MAX).min(TRAILER)];
+    file.seek(SeekFrom::Start(length - end.len() as u64))?;
+    file.read_exact(&mut end)?;
+    let about = match description_length(&end) {
+        Ok(about) => about.min(ABOUT_MAX),
+        Err(why) => return Ok(Err(why.to_owned())),
+    };
+    let whole = usize::try_from(length).unwrap_or(usize::MAX).min(about + TRAILER);
+    let mut end = vec![0; whole];
+    file.seek(SeekFrom::Start(length - whole as u64))?;
+    file.read_exact(&mut end)?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(match Document::read(&end, length) {
+        Ok(document) if document.entry() == *entry => Ok(document),
+        Ok(_) => Err("its name is another file's".to_owned()),
+        Err(why) => Err(why.to_owned()),
+    })
+}
+
+/// Reads exactly so many bytes.
+pub(super) fn read_exactly(file: &mut File, size: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    file.take(size).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// With the path.
+pub(super) fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, SpoolError> {
+    result.map_err(SpoolError::io(path))
+}

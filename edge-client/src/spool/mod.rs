@@ -1,0 +1,80 @@
+//! Files that wait to be sent, in a directory that survives kill -9, power loss and a full disk, and that several processes may use at once.
+//!
+//! # The format, version 1
+//!
+//! ```text
+//! SPOOL/                mode 0700; every file below 0600
+//!   version             the text "millpond-spool 1\n"; another one is not opened
+//!   lock                flock, exclusive, around every change below; its first 8 bytes count the changes (little endian)
+//!   sending             flock, exclusive, held by the process that sends
+//!   ready/NAME          an entry that waits
+//!   refused/NAME        an entry that the server refused for good; at most 1,000
+//!   refusals/NAME       why, as the JSON of an error
+//!   damaged/NAME        an entry whose checksum did not match
+//!   staging/…           entries that are being written, each under an exclusive flock of its own
+//!   in-flight           names of entries that may have been sent, one a line
+//!   anchors             clock anchors, one JSON object a line, the newest last; at most 16
+//!   dropped.log         what a full spool did without, one JSON object a line; at most 1 MiB, then begun anew
+//! ```
+//!
+//! NAME is `{key}.{size}.{upload}`: 15 digits of milliseconds since 1970 (the stated event time, else the wall clock at
+//! capture), the file's size, and its upload id. So a listing alone tells what there is, in order, without opening a file.
+//!
+//! An entry's file is the bytes of the file, then its description ([`Document`]) as JSON, the SHA-256 of that JSON (32 bytes), its length (u32,
+//! little endian), and `MPSPOOL1`. The description holds the SHA-256 of the bytes.
+//!
+//! # What holds
+//!
+//! An entry is written under `staging/`, synced, and renamed to `ready/`, and `ready/` is synced: from then on it is there
+//! after a power cut, and before then it is not there at all. It leaves when [`Spool::remove`] or [`Spool::refuse`] says so, or when a
+//! full spool was told to drop the oldest. A file under `staging/` without a lock was left by a process that died, and is
+//! removed. A crash can at the most bring back an entry that had just left: it is sent again, and the server knows it.
+//!
+//! `in-flight` is a hint for not sending twice, `anchors` one for better times: they are not synced, and may be lost.
+
+mod disk;
+mod entry;
+mod notes;
+mod room;
+mod store;
+
+pub use entry::{About, Document, Entry};
+pub use room::{Limits, WhenFull};
+pub use store::{Added, Sending, Spool, Staged};
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use millpond_protocol::UploadId;
+
+/// Why the spool did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// Over the limits, and it was not told to drop, or dropping would not help.
+    #[error("the spool is full: {files} files with {bytes} bytes of at most {max_files} with {max_bytes}")]
+    Full { files: u64, bytes: u64, max_files: u64, max_bytes: u64 },
+    /// The id is taken by other bytes.
+    #[error("upload {0} is in the spool with other bytes: use another id")]
+    Conflict(UploadId),
+    /// The directory is something else, or of a later version.
+    #[error("{} is no spool of this version", .0.display())]
+    Foreign(PathBuf),
+    /// What was written is not what is read: the entry went to `damaged/`.
+    #[error("{entry} is damaged: {why}")]
+    Damaged { entry: Entry, why: String },
+    /// The entry has left the spool meanwhile.
+    #[error("{0} is not in the spool any more")]
+    Gone(Entry),
+    /// The description of a file is too long.
+    #[error("name, label, content type and meta of {0} are too long together")]
+    TooLong(UploadId),
+    /// What the system said.
+    #[error("{}: {source}", .path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+impl SpoolError {
+    fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
+}

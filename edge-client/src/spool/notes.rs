@@ -1,0 +1,88 @@
+//! What the spool notes beside its entries: hints, which may be lost, and the log of what was dropped.
+
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::disk;
+use super::store::Spool;
+use super::{Entry, SpoolError};
+use crate::clock::{Anchor, wall_ms};
+
+/// Clock anchors kept: one for each of the last boots.
+const ANCHORS_MAX: usize = 16;
+/// Bytes of the log of dropped entries, after which it is begun anew.
+const LOG_MAX: u64 = 1 << 20;
+
+impl Spool {
+    /// Where a small file is written before it takes another one's place. Under the lock only.
+    pub(super) fn scratch(&self) -> PathBuf {
+        self.root.join("staging").join("scratch")
+    }
+
+    /// Clock anchors of this and earlier boots.
+    pub fn anchors(&self) -> Vec<Anchor> {
+        let text = std::fs::read_to_string(self.root.join("anchors")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Notes a measurement of the server's time, in place of an earlier one of the same boot.
+    ///
+    /// # Errors
+    /// What the system says; nothing but precision is lost then.
+    pub fn set_anchor(&self, anchor: &Anchor) -> Result<(), SpoolError> {
+        let mut anchors = self.anchors();
+        anchors.retain(|other| other.boot.id != anchor.boot.id);
+        anchors.push(anchor.clone());
+        let kept = anchors.len().saturating_sub(ANCHORS_MAX);
+        let lines: String = anchors[kept..].iter().map(|anchor| format!("{}\n", json!(anchor))).collect();
+        self.note("anchors", lines.as_bytes())
+    }
+
+    /// Entries that an earlier process may have sent without learning what became of them.
+    pub fn in_flight(&self) -> Vec<Entry> {
+        let text = std::fs::read_to_string(self.root.join("in-flight")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Notes what is about to be sent, in place of what was noted before.
+    ///
+    /// # Errors
+    /// What the system says; at the worst the same bytes are sent twice then.
+    pub fn set_in_flight<'a>(&self, entries: impl Iterator<Item = &'a Entry>) -> Result<(), SpoolError> {
+        let lines: String = entries.map(|entry| format!("{entry}\n")).collect();
+        self.note("in-flight", lines.as_bytes())
+    }
+
+    fn note(&self, name: &str, content: &[u8]) -> Result<(), SpoolError> {
+        let path = self.root.join(name);
+        let _change = self.change()?;
+        disk::at(&path, disk::replace(&path, &self.scratch(), content))
+    }
+
+    /// Logs what a full spool does without. That it cannot be logged must not keep room from being made.
+    pub(super) fn log_dropped(&self, entries: &[Entry]) {
+        if entries.is_empty() {
+            return;
+        }
+        let at = wall_ms();
+        let line = |entry: &Entry| {
+            let time = entry.key;
+            format!(
+                "{}\n",
+                json!({ "at_ms": at, "upload": entry.upload, "time_ms": time, "size": entry.size })
+            )
+        };
+        let lines: String = entries.iter().map(line).collect();
+        let append = || {
+            let mut file = disk::open(&self.root.join("dropped.log"))?;
+            if file.metadata()?.len() > LOG_MAX {
+                file.set_len(0)?;
+            }
+            file.seek(SeekFrom::End(0))?;
+            file.write_all(lines.as_bytes())
+        };
+        let _ = append();
+    }
+}

@@ -1,0 +1,447 @@
+//! The spool as a value: what is in the directory, and its changes.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fs::{File, TryLockError};
+use std::io::{Read, Write as _};
+use std::path::{Path, PathBuf};
+
+use millpond_protocol::{Refusal, Sha256, UploadId};
+
+use super::disk::{self, at};
+use super::room::{self, Limits};
+use super::{About, Document, Entry, SpoolError};
+use crate::backoff::random;
+use crate::transfer::{Hasher, sync_directory};
+
+const VERSION: &str = "millpond-spool 1\n";
+/// Refused entries that are kept for people to look at.
+const REFUSED_MAX: usize = 1_000;
+
+/// A spool. Its operations block for as long as the disk takes.
+#[derive(Debug)]
+pub struct Spool {
+    pub(super) root: PathBuf,
+    limits: Limits,
+    lock: File,
+    /// What was in `ready/` when the change counter had that value.
+    known: Option<u64>,
+    ready: BTreeSet<Entry>,
+    ids: HashSet<UploadId>,
+    bytes: u64,
+}
+
+/// A file that is written and synced, and not in the spool yet. Dropped, it is gone.
+#[derive(Debug)]
+pub struct Staged {
+    path: PathBuf,
+    /// Its lock says that somebody still wants it.
+    file: File,
+    document: Document,
+}
+
+impl Staged {
+    /// What it is.
+    pub fn document(&self) -> &Document {
+        &self.document
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // It may have been renamed; and what stays behind is swept at the next opening.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// What came of [`Spool::add`].
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Added {
+    /// In the spool now.
+    pub new: Vec<Entry>,
+    /// Were there already, with the same bytes.
+    pub known: Vec<Entry>,
+    /// Left so that the new ones fit.
+    pub dropped: Vec<Entry>,
+}
+
+/// Says that this process sends. One at a time.
+#[derive(Debug)]
+pub struct Sending(#[expect(dead_code, reason = "held for its lock")] File);
+
+/// Holds the spool's lock.
+pub(super) struct Change<'a>(&'a File);
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        // Closing the file would do it too.
+        let _ = self.0.unlock();
+    }
+}
+
+impl Spool {
+    /// Opens a spool, made if there is none, and sweeps what processes that died left behind.
+    ///
+    /// # Errors
+    /// `Foreign`, or what the system says.
+    pub fn open(root: &Path, limits: Limits) -> Result<Self, SpoolError> {
+        at(root, disk::directory(root))?;
+        let lock = at(root, disk::open(&root.join("lock")))?;
+        let mut spool = Self {
+            root: root.to_owned(),
+            limits,
+            lock,
+            known: None,
+            ready: BTreeSet::new(),
+            ids: HashSet::new(),
+            bytes: 0,
+        };
+        at(root, spool.lock.lock())?;
+        let opened = spool.prepare().and_then(|()| spool.refresh());
+        at(root, spool.lock.unlock())?;
+        opened.map(|()| spool)
+    }
+
+    fn prepare(&self) -> Result<(), SpoolError> {
+        let version = self.root.join("version");
+        match std::fs::read_to_string(&version) {
+            Ok(text) if text == VERSION => {}
+            Ok(text) if !text.is_empty() => return Err(SpoolError::Foreign(self.root.clone())),
+            // The first opening, or one that died.
+            Ok(_) => at(&version, self.found(&version))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => at(&version, self.found(&version))?,
+            Err(error) => return Err(SpoolError::io(&version)(error)),
+        }
+        let staging = self.root.join("staging");
+        for item in at(&staging, std::fs::read_dir(&staging))? {
+            let path = at(&staging, item)?.path();
+            // Whoever still writes it holds its lock.
+            if let Ok(file) = File::open(&path)
+                && file.try_lock().is_ok()
+            {
+                at(&path, disk::remove(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn found(&self, version: &Path) -> std::io::Result<()> {
+        for name in ["ready", "refused", "refusals", "damaged", "staging"] {
+            disk::directory(&self.root.join(name))?;
+        }
+        let mut file = disk::open(version)?;
+        file.write_all(VERSION.as_bytes())?;
+        file.sync_all()?;
+        sync_directory(&self.root)
+    }
+
+    /// Copies and hashes what `from` gives, to its end, and syncs it. The memory it takes does not depend on the size.
+    ///
+    /// # Errors
+    /// What the system says; a full disk is one of it.
+    pub fn stage(&self, mut from: impl Read, about: About) -> Result<Staged, SpoolError> {
+        let path = self.root.join("staging").join(format!("{:016x}", random()));
+        // Between the making of the file and its lock nobody may sweep.
+        let change = self.change()?;
+        let file = at(&path, disk::open(&path))?;
+        at(&path, file.lock())?;
+        drop(change);
+        let document = Document { about, size: 0, sha256: Sha256::of(b"") };
+        let mut staged = Staged { path, file, document };
+        let mut digest = Hasher::default();
+        let mut buffer = vec![0; 128 << 10];
+        let mut file = &staged.file;
+        loop {
+            let n = match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(SpoolError::io(&staged.path)(error)),
+            };
+            at(&staged.path, file.write_all(&buffer[..n]))?;
+            digest.add(&buffer[..n]);
+            staged.document.size += n as u64;
+        }
+        staged.document.sha256 = digest.finish();
+        let footer = staged.document.footer();
+        let footer = footer.ok_or_else(|| SpoolError::TooLong(staged.document.about.upload.clone()))?;
+        at(&staged.path, file.write_all(&footer))?;
+        at(&staged.path, file.sync_all())?;
+        Ok(staged)
+    }
+
+    /// Puts staged files into the spool, all or none. When it returns, they are there after a power cut.
+    ///
+    /// # Errors
+    /// `Full`, `Conflict`, or what the system says.
+    pub fn add(&mut self, staged: Vec<Staged>) -> Result<Added, SpoolError> {
+        at(&self.root, self.lock.lock())?;
+        let added = self.refresh().and_then(|()| self.add_locked(staged));
+        if added.is_err() {
+            // How far it came is for the directory to tell.
+            self.known = None;
+        }
+        at(&self.root, self.lock.unlock())?;
+        added
+    }
+
+    fn add_locked(&mut self, staged: Vec<Staged>) -> Result<Added, SpoolError> {
+        let mut added = Added::default();
+        let mut new: Vec<&Staged> = Vec::new();
+        for file in &staged {
+            let Document { about, sha256, .. } = file.document();
+            let twin = new.iter().find(|other| other.document.about.upload == about.upload);
+            let held = match twin {
+                Some(twin) => Some(twin.document.clone()),
+                None if self.ids.contains(&about.upload) => self.held(&about.upload)?,
+                None => None,
+            };
+            match held {
+                Some(held) if held.sha256 == *sha256 => added.known.push(held.entry()),
+                Some(_) => return Err(SpoolError::Conflict(about.upload.clone())),
+                None => new.push(file),
+            }
+        }
+        let size = new.iter().map(|file| file.document.size).sum();
+        let held = (self.ready.len() as u64, self.bytes);
+        let room = room::make(&self.limits, self.ready.iter(), held, (new.len() as u64, size));
+        added.dropped = room.map_err(|room::Full| SpoolError::Full {
+            files: held.0,
+            bytes: held.1,
+            max_files: self.limits.files,
+            max_bytes: self.limits.bytes,
+        })?;
+        self.changing()?;
+        self.log_dropped(&added.dropped);
+        for entry in &added.dropped {
+            self.take_out(entry)?;
+        }
+        for file in new {
+            let entry = file.document.entry();
+            let path = self.path(&entry);
+            at(&path, std::fs::rename(&file.path, &path))?;
+            self.insert(entry.clone());
+            added.new.push(entry);
+        }
+        self.sync_ready()?;
+        Ok(added)
+    }
+
+    /// The description of the entry with that id.
+    fn held(&self, upload: &UploadId) -> Result<Option<Document>, SpoolError> {
+        let Some(entry) = self.ready.iter().find(|entry| entry.upload == *upload) else { return Ok(None) };
+        let path = self.path(entry);
+        // A damaged one is no obstacle: the new one is whole.
+        Ok(at(&path, disk::describe(&mut self.open_entry(entry)?, entry))?.ok())
+    }
+
+    /// What waits now, oldest first, whoever put it there.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn entries(&mut self) -> Result<impl DoubleEndedIterator<Item = &Entry>, SpoolError> {
+        if self.known != Some(at(&self.root, disk::changes(&self.lock))?) {
+            at(&self.root, self.lock.lock())?;
+            let refreshed = self.refresh();
+            at(&self.root, self.lock.unlock())?;
+            refreshed?;
+        }
+        Ok(self.ready.iter())
+    }
+
+    /// Files and bytes that wait, as of the last look.
+    pub fn held_now(&self) -> (u64, u64) {
+        (self.ready.len() as u64, self.bytes)
+    }
+
+    /// Where an entry's bytes are: they are the first [`Entry::size`] of this file.
+    pub fn path(&self, entry: &Entry) -> PathBuf {
+        self.root.join("ready").join(entry.to_string())
+    }
+
+    /// What is known of an entry.
+    ///
+    /// # Errors
+    /// `Gone`, or `Damaged` (then it is out of the way), or what the system says.
+    pub fn describe(&self, entry: &Entry) -> Result<Document, SpoolError> {
+        let path = self.path(entry);
+        let mut file = self.open_entry(entry)?;
+        at(&path, disk::describe(&mut file, entry))?.map_err(|why| self.damaged(entry, why))
+    }
+
+    /// An entry with its bytes, whole in memory: for small ones.
+    ///
+    /// # Errors
+    /// As [`Spool::describe`].
+    pub fn load(&self, entry: &Entry) -> Result<(Document, Vec<u8>), SpoolError> {
+        let path = self.path(entry);
+        let mut file = self.open_entry(entry)?;
+        let document =
+            at(&path, disk::describe(&mut file, entry))?.map_err(|why| self.damaged(entry, why))?;
+        let bytes = at(&path, disk::read_exactly(&mut file, entry.size))?;
+        if Sha256::of(&bytes) != document.sha256 {
+            return Err(self.damaged(entry, "its bytes are not what was written".to_owned()));
+        }
+        Ok((document, bytes))
+    }
+
+    fn open_entry(&self, entry: &Entry) -> Result<File, SpoolError> {
+        let path = self.path(entry);
+        match File::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(SpoolError::Gone(entry.clone()))
+            }
+            file => at(&path, file),
+        }
+    }
+
+    /// Puts a damaged entry out of the way, as well as that goes.
+    fn damaged(&self, entry: &Entry, why: String) -> SpoolError {
+        if let Ok(_change) = self.change() {
+            let _ = self.changing();
+            let _ = std::fs::rename(self.path(entry), self.root.join("damaged").join(entry.to_string()));
+        }
+        SpoolError::Damaged { entry: entry.clone(), why }
+    }
+
+    /// Entries leave: the server has receipted them.
+    ///
+    /// # Errors
+    /// What the system says. Some may have left then.
+    pub fn remove(&mut self, entries: &[Entry]) -> Result<(), SpoolError> {
+        self.changed(|spool| {
+            entries.iter().try_for_each(|entry| spool.take_out(entry))?;
+            spool.sync_ready()
+        })
+    }
+
+    /// An entry leaves because the server refuses it for good; it is kept beside, with the reason.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn refuse(&mut self, entry: &Entry, refusal: &Refusal) -> Result<(), SpoolError> {
+        self.changed(|spool| {
+            let (refused, refusals) = (spool.root.join("refused"), spool.root.join("refusals"));
+            let name = entry.to_string();
+            let mut others = at(&refused, disk::list(&refused))?;
+            if others.len() >= REFUSED_MAX {
+                others.sort_unstable();
+                for old in &others[..=others.len() - REFUSED_MAX] {
+                    at(&refused, disk::remove(&refused.join(old.to_string())))?;
+                    at(&refusals, disk::remove(&refusals.join(old.to_string())))?;
+                }
+                spool.log_dropped(&others[..=others.len() - REFUSED_MAX]);
+            }
+            let why = serde_json::to_vec(refusal).unwrap_or_default();
+            at(&refusals, disk::replace(&refusals.join(&name), &spool.scratch(), &why))?;
+            match std::fs::rename(spool.path(entry), refused.join(&name)) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                renamed => at(&refused, renamed)?,
+            }
+            spool.forget(entry);
+            at(&refused, sync_directory(&refused))?;
+            spool.sync_ready()
+        })
+    }
+
+    /// What the server refused, with the reasons.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn refused(&self) -> Result<Vec<(Entry, Option<Refusal>)>, SpoolError> {
+        let (refused, refusals) = (self.root.join("refused"), self.root.join("refusals"));
+        let mut entries = at(&refused, disk::list(&refused))?;
+        entries.sort_unstable();
+        let why = |entry: &Entry| {
+            std::fs::read(refusals.join(entry.to_string()))
+                .ok()
+                .and_then(|json| serde_json::from_slice(&json).ok())
+        };
+        Ok(entries.into_iter().map(|entry| (entry.clone(), why(&entry))).collect())
+    }
+
+    /// The right to send, while the value lives; none if another process has it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn sending(&self) -> Result<Option<Sending>, SpoolError> {
+        let path = self.root.join("sending");
+        let file = at(&path, disk::open(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Sending(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(SpoolError::io(&path)(error)),
+        }
+    }
+
+    /// Changes the directory under its lock.
+    fn changed(
+        &mut self,
+        change: impl FnOnce(&mut Self) -> Result<(), SpoolError>,
+    ) -> Result<(), SpoolError> {
+        at(&self.root, self.lock.lock())?;
+        let result = self.refresh().and_then(|()| self.changing()).and_then(|()| change(self));
+        if result.is_err() {
+            self.known = None;
+        }
+        at(&self.root, self.lock.unlock())?;
+        result
+    }
+
+    pub(super) fn change(&self) -> Result<Change<'_>, SpoolError> {
+        at(&self.root, self.lock.lock())?;
+        Ok(Change(&self.lock))
+    }
+
+    /// Before a change, under the lock: whoever looks at the spool from now on reads it anew. This value knows its own change.
+    fn changing(&self) -> Result<(), SpoolError> {
+        let next = at(&self.root, disk::changes(&self.lock))?.wrapping_add(1);
+        at(&self.root, disk::set_changes(&self.lock, next))
+    }
+
+    /// Under the lock: reads the directory if somebody else changed it.
+    fn refresh(&mut self) -> Result<(), SpoolError> {
+        let now = at(&self.root, disk::changes(&self.lock))?;
+        if self.known == Some(now) {
+            return Ok(());
+        }
+        let path = self.root.join("ready");
+        let entries = at(&path, disk::list(&path))?;
+        (self.ids, self.bytes) = (HashSet::with_capacity(entries.len()), 0);
+        self.ready.clear();
+        for entry in entries {
+            self.insert(entry);
+        }
+        self.known = Some(now);
+        Ok(())
+    }
+
+    fn insert(&mut self, entry: Entry) {
+        self.ids.insert(entry.upload.clone());
+        let size = entry.size;
+        if self.ready.insert(entry) {
+            self.bytes += size;
+        }
+    }
+
+    fn forget(&mut self, entry: &Entry) {
+        if self.ready.remove(entry) {
+            self.ids.remove(&entry.upload);
+            self.bytes -= entry.size;
+        }
+    }
+
+    fn take_out(&mut self, entry: &Entry) -> Result<(), SpoolError> {
+        let path = self.path(entry);
+        at(&path, disk::remove(&path))?;
+        self.forget(entry);
+        Ok(())
+    }
+
+    fn sync_ready(&mut self) -> Result<(), SpoolError> {
+        let path = self.root.join("ready");
+        at(&path, sync_directory(&path))?;
+        // Under the lock, after `changing`: what this value knows is what is there.
+        self.known = Some(at(&self.root, disk::changes(&self.lock))?);
+        Ok(())
+    }
+}

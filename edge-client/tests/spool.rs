@@ -1,0 +1,259 @@
+//! The spool: what is in it stays in it, and what is not never was.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use millpond_edge::clock::{Anchor, Boot, Stamp};
+use millpond_edge::spool::{About, Added, Entry, Limits, Spool, SpoolError, WhenFull};
+use millpond_protocol::{Code, Refusal, Timestamp};
+
+fn about(upload: &str, at: i64) -> About {
+    About {
+        upload: upload.parse().unwrap(),
+        name: "file.bin".parse().unwrap(),
+        event_time: Some(Timestamp::clamped(at)),
+        label: None,
+        content_type: Some("text/plain".into()),
+        meta: None,
+        captured: Stamp::now(),
+    }
+}
+
+fn open(root: &Path) -> Spool {
+    Spool::open(root, Limits::default()).unwrap()
+}
+
+fn add(spool: &mut Spool, upload: &str, at: i64, bytes: &[u8]) -> Result<Added, SpoolError> {
+    let staged = spool.stage(bytes, about(upload, at))?;
+    spool.add(vec![staged])
+}
+
+fn ids(spool: &mut Spool) -> Vec<String> {
+    spool.entries().unwrap().map(|entry| entry.upload.to_string()).collect()
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|item| item.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn what_was_added_is_there_after_a_restart_oldest_first_and_owner_only() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path().join("spool");
+    let mut spool = open(&root);
+    add(&mut spool, "newer", 2_000, b"two").unwrap();
+    add(&mut spool, "older", 1_000, b"one").unwrap();
+    drop(spool);
+    let mut spool = open(&root);
+    assert_eq!(ids(&mut spool), ["older", "newer"]);
+    let entry = spool.entries().unwrap().next().unwrap().clone();
+    let (document, bytes) = spool.load(&entry).unwrap();
+    assert_eq!((bytes.as_slice(), document.about.content_type.as_deref()), (&b"one"[..], Some("text/plain")));
+    assert_eq!(fs::read(spool.path(&entry)).unwrap()[..3], *b"one", "the bytes come first");
+    for (path, mode) in [(root.clone(), 0o700), (root.join("ready"), 0o700), (spool.path(&entry), 0o600)] {
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode, "{}", path.display());
+    }
+}
+
+#[test]
+fn several_processes_see_each_others_changes() {
+    let root = tempfile::tempdir().unwrap();
+    // Each handle has its own locks and its own memory, as two processes have.
+    let (mut one, mut two) = (open(root.path()), open(root.path()));
+    add(&mut one, "a", 1, b"a").unwrap();
+    assert_eq!(ids(&mut two), ["a"]);
+    add(&mut two, "b", 2, b"b").unwrap();
+    assert_eq!(ids(&mut one), ["a", "b"]);
+    let a = one.entries().unwrap().next().unwrap().clone();
+    two.remove(std::slice::from_ref(&a)).unwrap();
+    assert_eq!(ids(&mut one), ["b"]);
+    assert!(matches!(one.load(&a), Err(SpoolError::Gone(gone)) if gone == a));
+    let sending = one.sending().unwrap();
+    assert!(sending.is_some() && two.sending().unwrap().is_none());
+    drop(sending);
+    assert!(two.sending().unwrap().is_some());
+}
+
+#[test]
+fn threads_that_push_at_once_lose_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let root = root.path();
+            scope.spawn(move || {
+                let mut spool = open(root);
+                for n in 0..25 {
+                    add(&mut spool, &format!("t{thread}-{n}"), n, b"x").unwrap();
+                }
+            });
+        }
+    });
+    let mut spool = open(root.path());
+    assert_eq!(ids(&mut spool).len(), 200);
+    assert_eq!(spool.held_now(), (200, 200));
+    assert_eq!(names(&root.path().join("staging")), Vec::<String>::new());
+}
+
+#[test]
+fn the_same_file_twice_is_once_and_other_bytes_are_a_conflict() {
+    let root = tempfile::tempdir().unwrap();
+    let mut spool = open(root.path());
+    let first = add(&mut spool, "a", 1, b"a").unwrap();
+    let again = add(&mut spool, "a", 1, b"a").unwrap();
+    assert_eq!((again.known, again.new.len()), (first.new, 0));
+    assert!(matches!(add(&mut spool, "a", 2, b"other"), Err(SpoolError::Conflict(id)) if id.as_str() == "a"));
+    let staged = ["x", "x"].map(|id| spool.stage(&b"both"[..], about(id, 5)).unwrap());
+    let both = spool.add(staged.into()).unwrap();
+    assert_eq!((both.new.len(), both.known.len()), (1, 1));
+    assert_eq!(ids(&mut spool), ["a", "x"]);
+}
+
+#[test]
+fn a_full_spool_refuses_all_of_what_comes_or_drops_the_oldest_and_logs_it() {
+    let root = tempfile::tempdir().unwrap();
+    let limits = Limits { files: 2, bytes: 100, when_full: WhenFull::RefuseNew };
+    let mut spool = Spool::open(root.path(), limits).unwrap();
+    add(&mut spool, "a", 1, b"a").unwrap();
+    let staged = ["b", "c"].map(|id| spool.stage(&b"x"[..], about(id, 5)).unwrap());
+    assert!(matches!(spool.add(staged.into()), Err(SpoolError::Full { files: 1, max_files: 2, .. })));
+    assert_eq!(ids(&mut spool), ["a"], "none of the two, rather than half");
+
+    let drop = Limits { when_full: WhenFull::DropOldest, ..limits };
+    let mut spool = Spool::open(root.path(), drop).unwrap();
+    add(&mut spool, "b", 2, b"b").unwrap();
+    let added = add(&mut spool, "c", 3, b"c").unwrap();
+    assert_eq!(added.dropped.iter().map(|entry| entry.upload.as_str()).collect::<Vec<_>>(), ["a"]);
+    assert_eq!(ids(&mut spool), ["b", "c"]);
+    let log = fs::read_to_string(root.path().join("dropped.log")).unwrap();
+    assert!(log.contains(r#""upload":"a""#) && log.lines().count() == 1, "{log}");
+}
+
+#[test]
+fn what_a_process_that_died_was_writing_is_swept_and_what_a_living_one_writes_is_not() {
+    let root = tempfile::tempdir().unwrap();
+    let mut spool = open(root.path());
+    let staging = root.path().join("staging");
+    let living = spool.stage(&b"living"[..], about("living", 1)).unwrap();
+    fs::write(staging.join("0123456789abcdef"), b"half of a fi").unwrap();
+    drop(open(root.path()));
+    assert_eq!(names(&staging).len(), 1);
+    spool.add(vec![living]).unwrap();
+    assert_eq!(ids(&mut spool), ["living"]);
+    let gone = spool.stage(&b"gone"[..], about("gone", 1)).unwrap();
+    drop(gone);
+    assert_eq!(names(&staging), Vec::<String>::new());
+}
+
+#[test]
+fn a_damaged_entry_is_found_and_put_aside() {
+    let root = tempfile::tempdir().unwrap();
+    let mut spool = open(root.path());
+    for (id, at) in [("data", 1), ("footer", 2), ("cut", 3), ("whole", 4)] {
+        add(&mut spool, id, at, b"precious").unwrap();
+    }
+    let entries: Vec<Entry> = spool.entries().unwrap().cloned().collect();
+    for (entry, damage) in entries.iter().zip(["data", "footer", "cut"]) {
+        let mut bytes = fs::read(spool.path(entry)).unwrap();
+        match damage {
+            "data" => bytes[0] ^= 1,
+            "footer" => *bytes.last_mut().unwrap() ^= 1,
+            _ => bytes.truncate(bytes.len() - 1),
+        }
+        fs::write(spool.path(entry), bytes).unwrap();
+        assert!(matches!(spool.load(entry), Err(SpoolError::Damaged { .. })), "{damage}");
+    }
+    assert_eq!(ids(&mut spool), ["whole"]);
+    assert_eq!(names(&root.path().join("damaged")).len(), 3);
+    add(&mut spool, "data", 1, b"precious").unwrap();
+    assert_eq!(ids(&mut spool), ["data", "whole"]);
+}
+
+#[test]
+fn what_the_server_refused_is_kept_beside_with_the_reason() {
+    let root = tempfile::tempdir().unwrap();
+    let mut spool = open(root.path());
+    let entry = add(&mut spool, "a", 1, b"a").unwrap().new.remove(0);
+    let refusal = Refusal::new(Code::Conflict, "upload a exists with other bytes");
+    spool.refuse(&entry, &refusal).unwrap();
+    assert_eq!(ids(&mut spool), Vec::<String>::new());
+    assert_eq!(open(root.path()).refused().unwrap(), [(entry, Some(refusal))]);
+}
+
+#[test]
+fn another_directory_or_a_later_version_is_not_touched() {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("version"), "millpond-spool 2\n").unwrap();
+    assert!(matches!(Spool::open(root.path(), Limits::default()), Err(SpoolError::Foreign(_))));
+    let file = root.path().join("file");
+    fs::write(&file, "mine").unwrap();
+    assert!(matches!(Spool::open(&file, Limits::default()), Err(SpoolError::Io { .. })));
+    assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+}
+
+#[test]
+fn an_opening_that_died_half_way_is_finished_by_the_next() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("ready")).unwrap();
+    fs::write(root.path().join("version"), "").unwrap();
+    let mut spool = open(root.path());
+    add(&mut spool, "a", 1, b"a").unwrap();
+    assert_eq!(ids(&mut open(root.path())), ["a"]);
+}
+
+#[test]
+fn notes_are_kept_one_anchor_a_boot() {
+    let root = tempfile::tempdir().unwrap();
+    let mut spool = open(root.path());
+    let anchor = |boot: &str, ms| Anchor { boot: Boot { id: boot.into(), ms }, server_ms: ms };
+    for n in 0..20 {
+        spool.set_anchor(&anchor(&format!("boot-{n}"), n)).unwrap();
+    }
+    spool.set_anchor(&anchor("boot-19", 77)).unwrap();
+    let anchors = open(root.path()).anchors();
+    assert_eq!((anchors.len(), anchors.last()), (16, Some(&anchor("boot-19", 77))));
+    let entry = add(&mut spool, "a", 1, b"a").unwrap().new.remove(0);
+    spool.set_in_flight([&entry].into_iter()).unwrap();
+    assert_eq!(open(root.path()).in_flight(), [entry]);
+}
+
+#[test]
+fn a_disk_that_refuses_leaves_the_spool_as_it_was() {
+    let root = tempfile::tempdir().unwrap();
+    let mut spool = open(root.path());
+    add(&mut spool, "a", 1, b"a").unwrap();
+    struct Broken;
+    impl std::io::Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::StorageFull.into())
+        }
+    }
+    assert!(matches!(spool.stage(Broken, about("b", 2)), Err(SpoolError::Io { .. })));
+    assert_eq!(names(&root.path().join("staging")), Vec::<String>::new());
+    assert_eq!(ids(&mut spool), ["a"]);
+}
+
+#[test]
+fn a_hundred_thousand_entries_open_within_a_second() {
+    let root = tempfile::tempdir().unwrap();
+    drop(open(root.path()));
+    let ready = root.path().join("ready");
+    for n in 0..100_000_u64 {
+        let entry = Entry { key: 1_795_302_000_000 + n, size: 10, upload: format!("u-{n}").parse().unwrap() };
+        fs::File::create(ready.join(entry.to_string())).unwrap();
+    }
+    let begin = Instant::now();
+    let spool = open(root.path());
+    let took = begin.elapsed();
+    assert_eq!(spool.held_now(), (100_000, 1_000_000));
+    eprintln!("opened in {took:?}");
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
