@@ -6,6 +6,7 @@ pub mod config;
 pub mod demo;
 pub mod dispatch;
 pub mod fanout;
+pub mod grants;
 pub mod http;
 pub mod ingest;
 pub mod ledger;

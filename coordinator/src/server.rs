@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use millpond_broker::{Gate, GateConfig, GateHandle};
-use millpond_protocol::Sha256;
+use millpond_protocol::{Sha256, limits};
 use millpond_storage::{Secret, Storage, StorageConfig, embedded};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -23,6 +23,7 @@ use crate::config::{Config, StorageMode};
 use crate::dispatch::Dispatch;
 use crate::fanout::live;
 use crate::fanout::state::{Shown, States};
+use crate::grants::{self, Grants};
 use crate::http;
 use crate::ingest::Ingest;
 use crate::ledger::{Ledger, prune};
@@ -74,11 +75,18 @@ pub async fn run(
     let shown = Shown {
         publish_max: config.mqtt.publish_max as u64,
         bundle_max: config.mqtt.bundle_max as u64,
-        upload_max: config.mqtt.publish_max as u64,
+        upload_max: limits::UPLOAD_MAX,
         storage_host: storage.host().to_owned(),
     };
     let states = States::new(ledger.clone(), storage.handle.clone(), shown);
-    let asks = Asks { ledger: ledger.clone(), storage: storage.handle.clone(), states: states.clone() };
+    let grants =
+        Grants::new(ledger.clone(), storage.handle.clone(), Duration::from_secs(config.limits.grant_s));
+    let asks = Asks {
+        ledger: ledger.clone(),
+        storage: storage.handle.clone(),
+        states: states.clone(),
+        grants: grants.clone(),
+    };
     let ingest = Ingest::start(asks.clone(), gate_handle.clone(), states.clone()).await?;
     let gate = Gate::start(gate_config(&config), gate_handle.clone(), Arc::new(ingest))?;
 
@@ -86,6 +94,7 @@ pub async fn run(
     let troubles = dispatch.troubles();
     tasks.spawn(part("dispatch", dispatch.run(inner.clone())));
     tasks.spawn(part("prune", prune::run(ledger.clone(), inner.clone())));
+    tasks.spawn(part("grants", grants::run(grants, gate_handle.clone(), inner.clone())));
     tasks.spawn(part("fan-out", live::run(ledger.clone(), states, gate_handle, inner.clone())));
     let mut fronts = JoinSet::new();
     let stop = front.clone();

@@ -69,6 +69,7 @@ fn upload(id: &str, bytes: &[u8]) -> NewUpload {
         meta: None,
         label: None,
         event_time: None,
+        received: None,
         sha256: Sha256::of(bytes),
         sha256_declared: false,
         size: bytes.len() as u64,

@@ -201,12 +201,12 @@ fn may_publish(role: Role, inbound: &topic::Inbound) -> bool {
 
 fn may_ask(role: Role, op: Op) -> bool {
     match op {
-        Op::Put => matches!(role, Role::Publisher | Role::Processor),
+        Op::Put | Op::Abort => matches!(role, Role::Publisher | Role::Processor),
         Op::Commit | Op::Complete => role == Role::Publisher,
         Op::Trigger => matches!(role, Role::Processor | Role::Trigger | Role::Operator),
         Op::Claim | Op::Beat | Op::Files | Op::Done | Op::Fail => role == Role::Processor,
         // A trigger may only trigger, and read the clock that its `wait_s` runs on.
-        Op::Abort | Op::Status | Op::History | Op::Get | Op::Latest => role != Role::Trigger,
+        Op::Status | Op::History | Op::Get | Op::Latest => role != Role::Trigger,
         Op::Time => true,
     }
 }

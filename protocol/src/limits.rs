@@ -101,6 +101,28 @@ pub const STORAGE_TIMEOUT: Duration = Duration::from_secs(30);
 pub const URL_VALIDITY: Duration = Duration::from_secs(900);
 /// Validity of a presigned URL of a result.
 pub const RESULT_URL_VALIDITY: Duration = Duration::from_secs(3_600);
+/// Bytes of an upload or a result that goes by presigned PUT: what S3 keeps as one object.
+pub const UPLOAD_MAX: u64 = 5 << 40;
+/// Bytes up to which a file is one PUT; above that it goes in parts, each of which can be resumed by itself.
+pub const SINGLE_PUT_MAX: u64 = 64 << 20;
+/// Bytes of a part that is not the last one: S3 takes none that is smaller.
+pub const PART_MIN: u64 = 5 << 20;
+/// Bytes of a part at most, by S3.
+pub const PART_MAX: u64 = 5 << 30;
+/// Bytes of a part where the client does not choose: what is lost by an interruption, and few enough URLs.
+pub const PART_DEFAULT: u64 = 16 << 20;
+/// Parts of an object at most, by S3.
+pub const PARTS_MAX: u64 = 10_000;
+/// URLs for parts in one answer.
+pub const PART_URLS_MAX: usize = 100;
+/// How long a grant holds from the last `put` that named it (default of `grant_s`): a device's night and day offline.
+pub const GRANT: Duration = Duration::from_secs(86_400);
+/// Grants of one member that are not committed yet: each holds storage that nothing counts.
+pub const GRANTS_PER_MEMBER: u64 = 1_000;
+/// Bytes of all grants of one pool that are not committed yet.
+pub const GRANTED_BYTES_PER_POOL: u64 = 10 << 40;
+/// Objects that are hashed after their last part came, at once: each takes a share of disk and processor.
+pub const VERIFYING_MAX: usize = 2;
 /// Receipts kept for replay for each member.
 pub const RECEIPTS_KEPT: usize = 10_000;
 /// Age of receipts kept for replay.

@@ -99,11 +99,11 @@ fn who_may_ask_what() {
     let reads: &[Role] = &[Publisher, Listener, Processor, Operator];
     for op in Op::ALL {
         let roles: &[Role] = match op {
-            Op::Put => &[Publisher, Processor],
+            Op::Put | Op::Abort => &[Publisher, Processor],
             Op::Commit | Op::Complete => &[Publisher],
             Op::Trigger => &[Processor, Trigger, Operator],
             Op::Claim | Op::Beat | Op::Files | Op::Done | Op::Fail => &[Processor],
-            Op::Abort | Op::Status | Op::History | Op::Get | Op::Latest => reads,
+            Op::Status | Op::History | Op::Get | Op::Latest => reads,
             Op::Time => ALL,
         };
         assert_eq!(allowed(Action::Op(op)), roles, "{op} over HTTP");

@@ -99,10 +99,19 @@ fn with_keys(text: &str, keys: &[&str]) -> Map<String, Value> {
 #[test]
 fn every_example_is_what_the_types_read_and_write() {
     let examples = examples();
-    assert!(examples.len() >= 39, "examples are gone");
+    assert!(examples.len() >= 53, "examples are gone");
     for (name, text) in examples {
         let written = match name.as_str() {
             "ask-time" | "ask-latest" => rewritten::<HeadOnly>(&text),
+            put if put.starts_with("ask-put") => rewritten::<ask::Put>(&text),
+            put if put.starts_with("answer-put") => rewritten::<answer::Put>(&text),
+            "ask-commit" | "ask-commit-one" => rewritten::<ask::Commit>(&text),
+            "answer-commit" | "answer-commit-pending" => rewritten::<answer::Commit>(&text),
+            "ask-abort" => rewritten::<ask::Abort>(&text),
+            "answer-status-pending" => rewritten::<answer::UploadInfo>(&text),
+            "answer-done-pending" => {
+                with_keys(&text, &["id", "round", "attempt", "outcome", "verified", "size"])
+            }
             "ask-status" => rewritten::<ask::Status>(&text),
             "ask-history" => rewritten::<ask::History>(&text),
             "ask-get" => rewritten::<ask::Get>(&text),
@@ -120,7 +129,7 @@ fn every_example_is_what_the_types_read_and_write() {
             "answer-status" => rewritten::<answer::UploadInfo>(&text),
             "answer-done" => rewritten::<Done>(&text),
             "answer-fail" => rewritten::<Fail>(&text),
-            "answer-complete" => rewritten::<HeadOnly>(&text),
+            "answer-complete" | "answer-abort" => rewritten::<HeadOnly>(&text),
             "answer-latest" => rewritten::<Latest>(&text),
             "answer-history" => rewritten::<Uploads>(&text),
             "answer-history-results" => rewritten::<Results>(&text),

@@ -1,5 +1,6 @@
 //! The HTTP API as a client sees it.
 
+use millpond_protocol::message::answer::PutTo;
 use reqwest::Method;
 use serde_json::Value;
 
@@ -54,6 +55,15 @@ impl Api {
     /// DELETE that has to succeed.
     pub async fn delete(&self, path: &str) -> Value {
         self.good(Method::DELETE, path, None).await
+    }
+
+    /// PUTs to a presigned URL as anybody would, and answers the status.
+    pub async fn send(&self, to: &PutTo, bytes: impl Into<bytes::Bytes>) -> u16 {
+        let mut request = self.http.put(&to.url).body(bytes.into());
+        for (name, value) in &to.headers {
+            request = request.header(name, value);
+        }
+        request.send().await.unwrap().status().as_u16()
     }
 
     /// The bytes behind a presigned URL, fetched as anybody would.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Asks, reads, rounds};
+use super::{Asks, commit, done, put, reads, rounds};
 
 impl Asks {
     /// Answers one ask. The answer is the op's own keys beside the ask's `id`.
@@ -46,12 +46,11 @@ impl Asks {
             Op::Claim => encode(rounds::claim(self, who, parse(value)?, head).await?),
             Op::Beat => encode(rounds::beat(self, who, parse(value)?, head).await?),
             Op::Files => encode(rounds::files(self, who, parse(value)?, head).await?),
-            Op::Done => encode(rounds::done(self, who, parse(value)?, head).await?),
+            Op::Done => done::done(self, who, parse(value)?, head).await,
             Op::Fail => encode(rounds::fail(self, who, parse(value)?, head).await?),
-            Op::Put | Op::Commit | Op::Abort => {
-                Err(Refusal::new(Code::Rejected, format!("this version has no {op}: files go by PUBLISH"))
-                    .limit(limits::PUBLISH_MAX as u64))
-            }
+            Op::Put => encode(put::put(self, who, parse(value)?, head).await?),
+            Op::Commit => encode(commit::commit(self, who, parse(value)?, head).await?),
+            Op::Abort => commit::abort(self, who, parse(value)?, head).await,
         }
     }
 }

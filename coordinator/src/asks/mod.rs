@@ -1,10 +1,15 @@
 //! The ops of `ask/{op}`, over MQTT and HTTP alike: one function an op, each with a typed request.
 
 pub mod answer;
+mod commit;
+mod done;
 mod lease;
 pub mod over_mqtt;
+mod put;
 mod reads;
 mod rounds;
+
+pub(crate) use reads::granted;
 
 use millpond_protocol::message::ask;
 use millpond_protocol::{Code, Refusal, limits};
@@ -13,6 +18,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::fanout::state::States;
+use crate::grants::Grants;
 use crate::ledger::Ledger;
 
 /// What an op works with.
@@ -21,6 +27,7 @@ pub struct Asks {
     pub ledger: Ledger,
     pub storage: Storage,
     pub states: States,
+    pub grants: Grants,
 }
 
 /// Bytes that the asker can read in one answer.

@@ -2,13 +2,15 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use millpond_protocol::message::{answer, ask};
-use millpond_protocol::{Code, MemberName, Principal, Refusal, Role, limits};
+use millpond_protocol::message::{Outcome, answer, ask};
+use millpond_protocol::{Code, FileName, MemberName, Principal, Refusal, Role, UploadId, limits};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use super::Asks;
 use crate::dispatch;
+use crate::grants::Grants;
+use crate::ledger::grants::{self, Grant, Target};
 use crate::ledger::history::{self, Of};
 use crate::ledger::manage::{find_member, find_pool};
 use crate::ledger::{PoolId, bodies, error::not_found, now, objects};
@@ -35,15 +37,48 @@ pub(super) async fn status(
 ) -> Result<answer::UploadInfo, Refusal> {
     let owner =
         owner(who, ask.member)?.ok_or_else(|| Refusal::new(Code::Malformed, "name the upload's `member`"))?;
-    let pool = who.pool.clone();
+    let (pool, progress) = (who.pool.clone(), asks.grants.clone());
     asks.ledger
         .read(move |sql| {
             let pool = find_pool(sql, &pool)?;
             let missing = || not_found(format!("upload {} of {owner}", ask.upload));
             let (member, _) = find_member(sql, pool, &owner)?.ok_or_else(missing)?;
-            history::upload(sql, member, &ask.upload)?.map(|(_, info)| info).ok_or_else(missing)
+            if let Some((_, info)) = history::upload(sql, member, &ask.upload)? {
+                return Ok(info);
+            }
+            let grant = grants::grant_for(sql, pool, member, &Target::Upload(ask.upload.clone()))?;
+            let grant = grant.ok_or_else(missing)?;
+            Ok(granted(ask.upload, &grant, &progress))
         })
         .await
+}
+
+/// What there is to say of an upload that does not count yet.
+pub(crate) fn granted(upload: UploadId, grant: &Grant, progress: &Grants) -> answer::UploadInfo {
+    let pending = grant.verifying.is_some();
+    answer::UploadInfo {
+        member: grant.who.name.clone(),
+        outcome: if pending { Outcome::Pending } else { Outcome::Granted },
+        name: grant.name.clone().unwrap_or_else(|| FileName::from(&upload)),
+        upload,
+        size: grant.object.size,
+        sha256: grant.object.sha256,
+        event_time: grant.event_time.unwrap_or(grant.received),
+        label: grant.label.clone(),
+        received: grant.received,
+        late: false,
+        clamped: false,
+        batch: None,
+        batch_state: None,
+        round: None,
+        round_state: None,
+        version: None,
+        superseded: false,
+        rule: None,
+        expires: Some(grant.expires),
+        verified: pending.then(|| progress.progress(grant)),
+        problem: grant.problem.clone(),
+    }
 }
 
 pub(super) async fn history(

@@ -139,53 +139,6 @@ pub(super) async fn files(
     Ok(FilesPage { files, cursor })
 }
 
-/// Closes the log of a round whose result is committed.
-pub(super) async fn done(
-    asks: &Asks,
-    who: &Principal,
-    ask: ask::Done,
-    head: &ask::Head,
-) -> std::result::Result<Value, Refusal> {
-    let (round, attempt) = (ask.round, ask.attempt);
-    log_fits(ask.log.as_deref())?;
-    let warnings = (!ask.warnings.is_empty()).then(|| json!(ask.warnings));
-    bounded("warnings", warnings.as_ref(), limits::LOG_MESSAGE_MAX)?;
-    let (_, version) = decide(asks, who, "done", head, move |tx, pool, who| {
-        fence(tx.sql(), pool, who, round, attempt)?;
-        let committed: Option<u64> = tx
-            .sql()
-            .prepare_cached(
-                "SELECT version FROM results WHERE pool_id = ?1 AND round = ?2 AND attempt = ?3 AND of IS NULL",
-            )?
-            .query_row(params![pool, round, attempt], |row| row.get(0))
-            .optional()?;
-        let Some(version) = committed else {
-            let message = format!("attempt {attempt} of round {round} has committed no result");
-            return Err(Refusal::new(Code::NotFound, message)
-                .hint(format!(
-                    "publish the result to result/{round}/{attempt} first, or give the round back with `fail`"
-                ))
-                .into());
-        };
-        tx.sql()
-            .prepare_cached(
-                "UPDATE attempts SET warnings = coalesce(?4, warnings) \
-                 WHERE pool_id = ?1 AND round = ?2 AND attempt = ?3",
-            )?
-            .execute(params![pool, round, attempt, text(warnings.as_ref())])?;
-        append_log(tx, pool, round, attempt, ask.log.as_deref())?;
-        tx.forget_story(pool, round)?;
-        tx.event(
-            pool,
-            "round-done",
-            &json!({"round": round, "attempt": attempt, "version": version, "warnings": warnings}),
-        )?;
-        Ok(version)
-    })
-    .await?;
-    Ok(json!({"round": round, "attempt": attempt, "version": version}))
-}
-
 /// Gives a round back.
 pub(super) async fn fail(
     asks: &Asks,
@@ -215,7 +168,7 @@ pub(super) async fn fail(
 }
 
 /// Runs `decide` once for each (member, op, id) in one ledger job with its memory: a repeat gets the first decision.
-async fn decide<D, F>(
+pub(super) async fn decide<D, F>(
     asks: &Asks,
     who: &Principal,
     op: &'static str,
@@ -257,7 +210,13 @@ async fn leased(
 }
 
 /// The round, if its newest attempt is this one and the asker's.
-fn fence(sql: &Connection, pool: PoolId, who: &Principal, round: u64, attempt: u32) -> Result<Round> {
+pub(super) fn fence(
+    sql: &Connection,
+    pool: PoolId,
+    who: &Principal,
+    round: u64,
+    attempt: u32,
+) -> Result<Round> {
     let found: Option<(String, Option<i64>)> = sql
         .prepare_cached(
             "SELECT r.record, a.member_id FROM rounds r \
@@ -277,7 +236,13 @@ fn fence(sql: &Connection, pool: PoolId, who: &Principal, round: u64, attempt: u
 }
 
 /// Adds to the round's log. What is over the round's limit is dropped, and counted in the round's row.
-fn append_log(tx: &mut Tx<'_>, pool: PoolId, round: u64, attempt: u32, log: Option<&str>) -> Result<()> {
+pub(super) fn append_log(
+    tx: &mut Tx<'_>,
+    pool: PoolId,
+    round: u64,
+    attempt: u32,
+    log: Option<&str>,
+) -> Result<()> {
     let Some(log) = log.filter(|log| !log.is_empty()) else { return Ok(()) };
     let came: u64 = tx
         .sql()
@@ -298,7 +263,7 @@ fn append_log(tx: &mut Tx<'_>, pool: PoolId, round: u64, attempt: u32, log: Opti
 }
 
 /// Refuses a log or an error that is too long for one message.
-fn log_fits(log: Option<&str>) -> std::result::Result<(), Refusal> {
+pub(super) fn log_fits(log: Option<&str>) -> std::result::Result<(), Refusal> {
     match log {
         Some(log) if log.len() > limits::LOG_MESSAGE_MAX => {
             Err(Refusal::new(Code::TooLarge, format!("{} bytes of log in one message", log.len()))
@@ -310,7 +275,7 @@ fn log_fits(log: Option<&str>) -> std::result::Result<(), Refusal> {
 }
 
 /// Refuses JSON that is too long.
-fn bounded(key: &str, value: Option<&Value>, max: usize) -> std::result::Result<(), Refusal> {
+pub(super) fn bounded(key: &str, value: Option<&Value>, max: usize) -> std::result::Result<(), Refusal> {
     let len = value.map_or(0, |value| value.to_string().len());
     if len > max {
         return Err(Refusal::new(Code::TooLarge, format!("{key} has {len} bytes of JSON")).limit(max as u64));
@@ -318,7 +283,7 @@ fn bounded(key: &str, value: Option<&Value>, max: usize) -> std::result::Result<
     Ok(())
 }
 
-fn text(value: Option<&Value>) -> Option<String> {
+pub(super) fn text(value: Option<&Value>) -> Option<String> {
     value.map(Value::to_string)
 }
 

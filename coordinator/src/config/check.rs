@@ -30,6 +30,10 @@ impl Config {
                 wrong(key, format!("{seconds} is not within 1 and 3600 seconds"));
             }
         }
+        // A grant outlives a restart and the longest call; what is granted for months is forgotten.
+        if !(1..=30 * 86_400).contains(&self.limits.grant_s) {
+            wrong("limits.grant_s", format!("{} is not within 1 and 2592000 seconds", self.limits.grant_s));
+        }
         if self.server.shutdown_grace_s > 3_600 {
             wrong("server.shutdown_grace_s", "is at most 3600 seconds".into());
         }

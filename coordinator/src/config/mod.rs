@@ -146,6 +146,9 @@ pub struct Limits {
     pub uncommitted_bytes_max: usize,
     /// Messages of one connection that are not committed. Raising it helps single fast clients.
     pub uncommitted_per_connection: usize,
+    /// Seconds that a grant of `put` holds from the ask that named it last. Raising it lets slow clients resume later, and
+    /// keeps what never becomes whole longer.
+    pub grant_s: u64,
 }
 
 impl Default for Server {
@@ -207,6 +210,7 @@ impl Default for Limits {
             connect_timeout_s: limits::CONNECT_TIMEOUT.as_secs(),
             uncommitted_bytes_max: limits::UNCOMMITTED_BYTES_MAX,
             uncommitted_per_connection: limits::UNCOMMITTED_PER_CONNECTION,
+            grant_s: limits::GRANT.as_secs(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millpond_protocol::{Refusal, Timestamp, limits};
-use millpond_storage::{ObjectKey, Storage};
+use millpond_storage::{Error, MultipartId, ObjectKey, Storage};
 
 use crate::ledger::{self, Ledger};
 
@@ -13,6 +13,9 @@ const EVERY: Duration = Duration::from_secs(30);
 const PAGE: usize = 256;
 /// Doomed objects younger than this are left for later: a PUT that we gave up may still be on its way.
 const SETTLED: Duration = limits::STORAGE_TIMEOUT.saturating_mul(2);
+
+/// The same for what others could write by a URL: a PUT that began in its last moment may take that long.
+const URL_SETTLED: Duration = limits::URL_VALIDITY;
 
 /// Sweeps for ever.
 pub(super) async fn run(ledger: Ledger, storage: Storage) {
@@ -24,29 +27,32 @@ pub(super) async fn run(ledger: Ledger, storage: Storage) {
     }
 }
 
-/// Deletes every doomed object that was made a minute or more before `now`; says how many.
+/// Deletes every doomed object that was made a minute or more before `now`, and that nobody can be writing any more by a
+/// URL; says how many.
 ///
 /// # Errors
 /// The ledger cannot be used, or storage is away: what has been deleted by then is `gone`, the rest stays `doomed`.
 pub async fn sweep(ledger: &Ledger, storage: &Storage, now: Timestamp) -> Result<usize, Refusal> {
     let before = now.before(SETTLED).as_millis();
+    let urls_before = now.before(URL_SETTLED).as_millis();
     let (mut swept, mut after) = (0, 0);
     loop {
         let page = ledger
             .read(move |sql| {
                 let mut statement = sql.prepare_cached(
-                    "SELECT id, key FROM objects WHERE state = 'doomed' AND state IN ('granted', 'doomed') \
-                     AND created <= ?1 AND id > ?2 \
+                    "SELECT id, key, multipart FROM objects WHERE state = 'doomed' AND state IN ('granted', 'doomed') \
+                     AND created <= ?1 AND coalesce(url_until, 0) <= ?4 AND id > ?2 \
                      ORDER BY id LIMIT ?3",
                 )?;
-                let rows = statement.query_map(rusqlite::params![before, after, PAGE], |row| {
-                    Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
-                })?;
+                let rows = statement
+                    .query_map(rusqlite::params![before, after, PAGE, urls_before], |row| {
+                        Ok(Doomed { id: row.get(0)?, key: row.get(1)?, multipart: row.get(2)? })
+                    })?;
                 Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?)
             })
             .await?;
-        let Some((last, _)) = page.last() else { return Ok(swept) };
-        after = *last;
+        let Some(last) = page.last() else { return Ok(swept) };
+        after = last.id;
         let (gone, failed) = delete(storage, page).await;
         swept += gone.len();
         metrics::counter!("millpond_objects_swept_total").increment(gone.len() as u64);
@@ -64,19 +70,35 @@ pub async fn sweep(ledger: &Ledger, storage: &Storage, now: Timestamp) -> Result
     }
 }
 
+/// An object that is to go.
+struct Doomed {
+    id: i64,
+    key: String,
+    multipart: Option<String>,
+}
+
 /// Deletes until something fails: which are gone, and why the next is not.
-async fn delete(storage: &Storage, page: Vec<(i64, String)>) -> (Vec<i64>, Option<millpond_storage::Error>) {
+async fn delete(storage: &Storage, page: Vec<Doomed>) -> (Vec<i64>, Option<Error>) {
     let mut gone = Vec::with_capacity(page.len());
-    for (id, key) in page {
-        match key.parse::<ObjectKey>() {
-            Ok(key) => match storage.delete(&key).await {
-                Ok(()) => gone.push(id),
-                Err(error) if error.is_temporary() => return (gone, Some(error)),
-                // One key that storage refuses does not keep the others.
-                Err(error) => tracing::error!(%key, %error, "sweep: an object is not deleted"),
-            },
-            Err(error) => tracing::error!(key, %error, "sweep: a row's key is none"),
+    for doomed in page {
+        let Ok(key) = doomed.key.parse::<ObjectKey>() else {
+            tracing::error!(key = doomed.key, "sweep: a row's key is none");
+            continue;
+        };
+        match remove(storage, &key, doomed.multipart).await {
+            Ok(()) => gone.push(doomed.id),
+            Err(error) if error.is_temporary() => return (gone, Some(error)),
+            // One key that storage refuses does not keep the others.
+            Err(error) => tracing::error!(%key, %error, "sweep: an object is not deleted"),
         }
     }
     (gone, None)
+}
+
+/// Removes an object, and the parts that it was to be made of.
+async fn remove(storage: &Storage, key: &ObjectKey, multipart: Option<String>) -> Result<(), Error> {
+    if let Some(id) = multipart.and_then(|id| id.parse::<MultipartId>().ok()) {
+        storage.abort_multipart(key, &id).await?;
+    }
+    storage.delete(key).await
 }

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use millpond_broker::ReceiptRow;
+use millpond_broker::{GateHandle, MemberMessage, ReceiptRow};
 use millpond_protocol::message::Receipt;
-use millpond_protocol::{Principal, Refusal, limits};
+use millpond_protocol::{Principal, Refusal, limits, topic};
 use rusqlite::params;
 
 use crate::ledger::{Ledger, uploads};
@@ -56,6 +56,13 @@ pub async fn after(
     let id = who.id;
     let rows = ledger.read(move |sql| uploads::receipts_after(sql, id, after, max)).await?;
     Ok(rows.into_iter().map(|(seq, receipt)| ReceiptRow { seq, payload: payload(&receipt) }).collect())
+}
+
+/// Sends a receipt that is no row of its own: to live connections, once.
+pub fn tell(gate: &GateHandle, who: &Principal, receipt: &Receipt) {
+    let topic = topic::receipt(&who.pool, &who.name);
+    let message = MemberMessage { topic, payload: payload(receipt), correlation_data: None };
+    gate.to_member(&who.pool, &who.name, message);
 }
 
 /// A receipt's bytes, held under its limit by shortening its words.

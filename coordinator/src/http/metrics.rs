@@ -136,6 +136,11 @@ fn counts(sql: &Connection) -> Result<Vec<Gauge>> {
             "SELECT count(*) FROM pools p JOIN deliveries d ON d.pool_id = p.id AND d.version = p.pointer \
              WHERE d.state = ?1 AND p.removed IS NULL",
         ),
+        (
+            "millpond_grants",
+            &["open", "verifying"],
+            "SELECT count(*) FROM grants WHERE iif(verifying IS NULL, 'open', 'verifying') = ?1",
+        ),
         ("millpond_objects", &["granted", "live", "doomed"], "SELECT count(*) FROM objects WHERE state = ?1"),
     ] {
         let mut statement = sql.prepare_cached(text)?;
@@ -159,7 +164,7 @@ fn describe() {
     }
 }
 
-pub(super) const COUNTERS: [(&str, &str); 25] = [
+pub(super) const COUNTERS: [(&str, &str); 27] = [
     ("millpond_uploads_total", "Uploads with a row, by outcome"),
     ("millpond_upload_bytes_total", "Bytes of uploads with a row"),
     ("millpond_results_total", "Results that were committed"),
@@ -178,6 +183,8 @@ pub(super) const COUNTERS: [(&str, &str); 25] = [
     ("millpond_gate_stalled_total", "Connections ended because they took no byte for too long"),
     ("millpond_gate_strangers_turned_away_total", "Connections closed because too many had not signed in"),
     ("millpond_gate_events_dropped_total", "Live messages that the router could not take"),
+    ("millpond_grants_ended_total", "Grants that ended without a commit, by cause"),
+    ("millpond_verified_bytes_total", "Bytes of objects in parts that were read to verify them"),
     ("millpond_packs_total", "Packs written"),
     ("millpond_pack_bytes_total", "Bytes of packs written"),
     ("millpond_dispatch_failures_total", "Attempts at packing that failed and are repeated, by cause"),
@@ -190,11 +197,12 @@ pub(super) const COUNTERS: [(&str, &str); 25] = [
     ("millpond_http_sign_in_failures_total", "HTTP requests with a token that is not valid"),
 ];
 
-pub(super) const GAUGES: [(&str, &str); 10] = [
+pub(super) const GAUGES: [(&str, &str); 11] = [
     ("millpond_batches", "Batches, by state"),
     ("millpond_rounds", "Rounds, by state"),
     ("millpond_members", "Members that are not revoked, by role"),
     ("millpond_deliveries", "Members by what they last said of the current result of their pool"),
+    ("millpond_grants", "Granted files that do not count yet, by state"),
     ("millpond_objects", "Objects in storage, by state"),
     ("millpond_ledger_queue", "Jobs that wait for the ledger's writer"),
     ("millpond_gate_connections", "MQTT connections"),

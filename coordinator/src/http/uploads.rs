@@ -13,6 +13,9 @@ use super::api::{UploadStory, Uploads};
 use super::auth::Caller;
 use super::error::{Answer, Asked, Params};
 use super::page::{self, Page};
+use crate::asks;
+use crate::grants::Grants;
+use crate::ledger::grants::{Grant, Target, grant_for};
 use crate::ledger::history::{self, Of};
 use crate::ledger::{PoolId, Result, error::not_found, manage, number, row_id};
 use crate::rounds::{Batch, Group, Round, RoundState};
@@ -71,6 +74,7 @@ pub(super) async fn show(
     Params((pool, member, upload)): Params<(PoolName, MemberName, UploadId)>,
 ) -> Answer<UploadStory> {
     caller.check(&pool, Action::Inspect)?;
+    let grants = api.0.asks.grants.clone();
     let story = api
         .0
         .ledger
@@ -84,6 +88,11 @@ pub(super) async fn show(
                 )?
                 .query_row(params![pool, member.as_str(), upload.as_str()], |row| row.get(0))
                 .optional()?;
+            if let (None, Some((id, _))) = (seq, manage::find_member(sql, pool, &member)?)
+                && let Some(grant) = grant_for(sql, pool, id, &Target::Upload(upload.clone()))?
+            {
+                return Ok(granted(upload, &grant, &grants));
+            }
             let seq = seq.ok_or_else(|| {
                 Refusal::new(Code::NotFound, format!("there is no upload {upload} of {member}")).hint(
                     "it never came, or it was refused: refusals leave no row and stand in the event feed",
@@ -93,6 +102,19 @@ pub(super) async fn show(
         })
         .await?;
     Ok(Json(story))
+}
+
+/// The story of a file that did not come to count yet.
+fn granted(upload: UploadId, grant: &Grant, grants: &Grants) -> UploadStory {
+    let info = asks::granted(upload, grant, grants);
+    let mut story =
+        vec![format!("granted {}: it may come to storage until {}", grant.received, grant.expires)];
+    story.extend(grant.problem.as_ref().map(|why| format!("a commit did not count it: {why}")));
+    story.push(match info.verified {
+        Some(bytes) => format!("committed, and being verified: {bytes} of {} bytes are read", info.size),
+        None => "it is not committed: nothing counts it yet".to_owned(),
+    });
+    UploadStory { info, bundle: None, content_type: grant.content_type.clone(), story }
 }
 
 /// What a row says beside the [`UploadInfo`].

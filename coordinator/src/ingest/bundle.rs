@@ -81,6 +81,7 @@ fn parse_entry(id: &BundleId, payload: &Bytes, entry: &bundle::Entry<'_>) -> Res
         meta: entry.meta.map(properties::meta).transpose()?,
         label: entry.label.map(str::parse).transpose()?,
         event_time: Some(Timestamp::from_millis(entry.event_time_ms)?),
+        received: None,
         sha256,
         sha256_declared: entry.sha256.is_some(),
         size: entry.data.len() as u64,

@@ -15,12 +15,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use millpond_broker::{
-    Backend, GateHandle, Incoming, MemberMessage, ReceiptRow, SignIn, SignInError, StateMessage,
-};
+use millpond_broker::{Backend, GateHandle, Incoming, ReceiptRow, SignIn, SignInError, StateMessage};
 use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::topic::Inbound;
-use millpond_protocol::{Principal, Refusal, Sha256, topic};
+use millpond_protocol::{Principal, Refusal, Sha256};
 use millpond_storage::Storage;
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -130,9 +128,7 @@ impl Backend for Ingest {
 impl Ctx {
     /// Sends a receipt that is no row of its own: to live connections, once.
     fn tell(&self, who: &Principal, receipt: &Receipt) {
-        let topic = topic::receipt(&who.pool, &who.name);
-        let payload = receipts::payload(receipt);
-        self.gate.to_member(&who.pool, &who.name, MemberMessage { topic, payload, correlation_data: None });
+        receipts::tell(&self.gate, who, receipt);
     }
 
     /// Says that something was refused without a row: to the member, and in the event feed.

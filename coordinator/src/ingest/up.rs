@@ -52,6 +52,7 @@ fn parse(upload: UploadId, message: &Incoming) -> Result<NewUpload, Refusal> {
         meta: properties.meta,
         label: properties.label,
         event_time: properties.event_time,
+        received: None,
         sha256,
         sha256_declared: properties.sha256.is_some(),
         size: message.payload.len() as u64,

@@ -90,6 +90,9 @@ fn upload_of(row: &Row<'_>) -> Result<(u64, UploadInfo)> {
         version: row.get(15)?,
         superseded: row.get(16)?,
         rule,
+        expires: None,
+        verified: None,
+        problem: None,
     };
     Ok((number(row.get(0)?), info))
 }

@@ -170,7 +170,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Revokes a member: its tokens, sessions and leases end with this commit; its name is free once nothing of it is
+    /// Revokes a member: its tokens, sessions, leases and grants end with this commit; its name is free once nothing of it is
     /// in an open batch or a live round.
     ///
     /// # Errors
@@ -183,6 +183,7 @@ impl Tx<'_> {
             .execute(params![id, self.now.as_millis()])?;
         self.sql.prepare_cached("DELETE FROM tokens WHERE member_id = ?1")?.execute([id])?;
         self.apply(pool, Event::MemberRemoved { member: id })?;
+        self.end_grants_of(id)?;
         self.effects.revoked.push(id);
         self.event(pool, "member-revoked", &json!({"member": name}))?;
         let pool_name = self.entry(pool)?.name.clone();

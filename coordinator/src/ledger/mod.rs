@@ -9,6 +9,7 @@
 pub mod bodies;
 pub(crate) mod error;
 mod facts;
+pub mod grants;
 pub mod history;
 mod load;
 pub mod manage;
@@ -17,6 +18,7 @@ mod notice;
 pub mod objects;
 pub mod prune;
 pub mod results;
+pub mod transfer;
 mod tx;
 pub mod uploads;
 mod writer;

@@ -33,12 +33,23 @@ pub struct PoolChange {
     pub pointer: bool,
     /// The policy changed.
     pub card: bool,
+    /// A grant was made, renewed, is to be verified, or has ended.
+    pub grants: bool,
 }
 
 impl PoolChange {
     /// Nothing changed yet in the pool of that name.
     pub fn of(name: PoolName) -> Self {
-        Self { name, uploads: false, events: false, pack: false, rounds: false, pointer: false, card: false }
+        Self {
+            name,
+            uploads: false,
+            events: false,
+            pack: false,
+            rounds: false,
+            pointer: false,
+            card: false,
+            grants: false,
+        }
     }
 
     /// Takes up what else changed.
@@ -49,11 +60,12 @@ impl PoolChange {
         self.rounds |= other.rounds;
         self.pointer |= other.pointer;
         self.card |= other.card;
+        self.grants |= other.grants;
     }
 
     /// Whether anything changed.
     pub fn is_something(&self) -> bool {
-        self.uploads || self.events || self.pack || self.rounds || self.pointer || self.card
+        self.uploads || self.events || self.pack || self.rounds || self.pointer || self.card || self.grants
     }
 }
 

@@ -44,11 +44,15 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Dooms what an earlier run of this process was about to write under `kind`; how many.
+    /// Dooms what an earlier run of this process was about to write under `kind`; how many. What others may write by a
+    /// grant is theirs.
     pub fn doom_left_over(&mut self, kind: &str) -> Result<usize> {
         Ok(self
             .sql
-            .prepare_cached("UPDATE objects SET state = 'doomed' WHERE state = 'granted' AND state IN ('granted', 'doomed') AND key GLOB ?1")?
+            .prepare_cached(
+                "UPDATE objects SET state = 'doomed' WHERE state = 'granted' AND state IN ('granted', 'doomed') \
+                 AND key GLOB ?1 AND NOT EXISTS (SELECT 1 FROM grants g WHERE g.object_id = objects.id)",
+            )?
             .execute([format!("*/{kind}/*")])?)
     }
 

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use millpond_protocol::{Code, FileName, Principal, Refusal, Sha256};
 use rusqlite::{OptionalExtension, params};
+use serde_json::json;
 
 use super::error::not_found;
 use super::tx::Tx;
@@ -114,6 +115,24 @@ impl Tx<'_> {
         self.live_object(new.object)?;
         metrics::counter!("millpond_results_total").increment(1);
         Ok(Committed { version, batch, repeated: false })
+    }
+
+    /// A processor has closed its round: `round.json` is written anew with what it said.
+    pub fn close_round(&mut self, pool: PoolId, round: u64, attempt: u32, version: u64) -> Result<()> {
+        let warnings: Option<String> = self
+            .sql
+            .prepare_cached(
+                "SELECT warnings FROM attempts WHERE pool_id = ?1 AND round = ?2 AND attempt = ?3",
+            )?
+            .query_row(params![pool, round, attempt], |row| row.get(0))
+            .optional()?
+            .flatten();
+        let warnings: Option<serde_json::Value> =
+            warnings.map(|text| serde_json::from_str(&text)).transpose()?;
+        self.forget_story(pool, round)?;
+        let body = json!({"round": round, "attempt": attempt, "version": version, "warnings": warnings});
+        self.event(pool, "round-done", &body)?;
+        Ok(())
     }
 
     /// Publishes the object of an old version as a new one.

@@ -24,6 +24,8 @@ pub struct NewUpload {
     pub meta: Option<String>,
     pub label: Option<Label>,
     pub event_time: Option<Timestamp>,
+    /// The time of receipt, if that was before now: of a file that was granted then.
+    pub received: Option<Timestamp>,
     pub sha256: Sha256,
     pub sha256_declared: bool,
     pub size: u64,
@@ -63,6 +65,7 @@ impl Tx<'_> {
             }
             return Ok(Stored { receipt, repeated: true });
         }
+        self.claim_from_grant(pool, who, &new)?;
         let candidate = Candidate {
             size: new.size,
             declares_sha256: new.sha256_declared,
@@ -100,6 +103,7 @@ impl Tx<'_> {
         let event = Event::Upload(Upload {
             member: who.id,
             event_time: new.event_time,
+            received: new.received,
             label: new.label.clone(),
             sealed_parts,
             size: new.size,
@@ -118,12 +122,13 @@ impl Tx<'_> {
         placed: std::result::Result<Reply, Rejection>,
     ) -> Result<Stored> {
         let seq = row_id(pool, self.next_seq(pool)?);
+        let received = new.received.unwrap_or(self.now);
         let (batch, event_time, flags, first) = match &placed {
             Ok(Reply::Placed { batch, event_time, late, clamped, first_of_member }) => {
                 let flags = u32::from(*late) * LATE + u32::from(*clamped) * CLAMPED;
                 (Some(*batch), *event_time, flags, *first_of_member)
             }
-            _ => (None, new.event_time.unwrap_or(self.now), 0, false),
+            _ => (None, new.event_time.unwrap_or(received), 0, false),
         };
         let rejection = placed.err();
         let rule = rejection.as_ref().map(|rejection| rejection.rule.as_str());
@@ -153,7 +158,7 @@ impl Tx<'_> {
                 new.size,
                 new.sha256.0.as_slice(),
                 event_time.as_millis(),
-                self.now.as_millis(),
+                received.as_millis(),
                 flags,
                 new.bundle,
                 object

@@ -47,6 +47,8 @@ pub struct Upload {
     pub member: MemberId,
     /// As the client said it; none is the time of receipt.
     pub event_time: Option<Timestamp>,
+    /// When it was received, if that was before now: a file that was granted then and is counted now.
+    pub received: Option<Timestamp>,
     /// Needed in a pool that groups by label, ignored elsewhere.
     pub label: Option<Label>,
     /// How many parts of that label are sealed already (the shell knows; the core does not keep closed labels).

@@ -66,6 +66,7 @@ impl Batches {
         &self,
         upload: &Upload,
         time: Timestamp,
+        receipt: Timestamp,
         now: Timestamp,
         policy: &Policy,
     ) -> Result<Place, Rejection> {
@@ -100,7 +101,7 @@ impl Batches {
             Late::Reject => Err(Rejection { rule: Rule::Late, why: late_words(&own) }),
             Late::Next => {
                 let next = match policy.grouping {
-                    Grouping::Window => self.first_not_closed(now, now, policy),
+                    Grouping::Window => self.first_not_closed(receipt, now, policy),
                     Grouping::Label | Grouping::Count => Some(own),
                 };
                 next.filter(|group| self.has_room(group)).map(|group| Place { group, late: true }).ok_or_else(
@@ -143,8 +144,9 @@ fn late_words(own: &Group) -> String {
 impl Pool {
     /// Puts an upload into its batch.
     pub(super) fn upload(&mut self, upload: &Upload, now: Timestamp, facts: &mut Vec<Fact>) -> Reply {
-        let (event_time, clamped) = event_time(upload.event_time, now);
-        let Place { group, late } = match self.batches.place(upload, event_time, now, &self.policy) {
+        let receipt = upload.received.map_or(now, |received| received.min(now));
+        let (event_time, clamped) = event_time(upload.event_time, receipt);
+        let Place { group, late } = match self.batches.place(upload, event_time, receipt, now, &self.policy) {
             Ok(place) => place,
             Err(rejection) => return Reply::Rejected { rejection, event_time, clamped },
         };

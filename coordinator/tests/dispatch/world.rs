@@ -8,6 +8,7 @@ use bytes::Bytes;
 use millpond::asks::Asks;
 use millpond::dispatch::{Dispatch, Troubles};
 use millpond::fanout::state::{Shown, States};
+use millpond::grants::Grants;
 use millpond::ledger::results::NewResult;
 use millpond::ledger::uploads::{Body, NewUpload};
 use millpond::ledger::{Ledger, PoolId};
@@ -253,7 +254,8 @@ async fn serve(dir: &Path, address: SocketAddr) -> (Running, SocketAddr) {
 fn asks(ledger: &Ledger, storage: &Storage) -> Asks {
     let shown = Shown { publish_max: 1, bundle_max: 1, upload_max: 1, storage_host: String::new() };
     let states = States::new(ledger.clone(), storage.clone(), shown);
-    Asks { ledger: ledger.clone(), storage: storage.clone(), states }
+    let grants = Grants::new(ledger.clone(), storage.clone(), Duration::from_secs(3_600));
+    Asks { ledger: ledger.clone(), storage: storage.clone(), states, grants }
 }
 
 fn secret() -> Secret {
@@ -276,6 +278,7 @@ pub fn file(upload: &str, bytes: impl Into<Bytes>) -> NewUpload {
         meta: None,
         label: None,
         event_time: Some(window()),
+        received: None,
         sha256: Sha256::of(&bytes),
         sha256_declared: true,
         size: bytes.len() as u64,

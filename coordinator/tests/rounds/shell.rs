@@ -108,6 +108,7 @@ impl Shell {
         Upload {
             member: member(who),
             event_time,
+            received: None,
             label: label.map(|text| text.parse().unwrap()),
             sealed_parts: sealed.count() as u32,
             size: 10,

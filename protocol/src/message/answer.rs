@@ -1,12 +1,14 @@
 //! Answers: the payloads of `mp/{p}/d/{m}/answer/{op}` and the bodies of their HTTP twins. Every answer echoes the ask's
 //! `id` beside the keys given here; an error has the shape of [`crate::error::ErrorBody`].
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::hash::Sha256;
 use crate::ids::{FileName, Label, MemberName, UploadId};
-use crate::message::receipt::Outcome;
+use crate::message::receipt::{Outcome, Receipt};
 use crate::time::Timestamp;
 
 /// A lease of a round, from `claim`, `trigger` with `take`, and `beat`.
@@ -76,6 +78,70 @@ pub struct FilesPage {
     pub cursor: Option<String>,
 }
 
+/// Answer to `put`: how to send the file, or what became of it if it is there already.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Put {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<UploadId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    /// `granted`; `pending` while it is verified; `stored` or `rejected` if it was committed before.
+    pub outcome: Outcome,
+    /// Of an upload that was committed before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Receipt>,
+    /// Of a result that was committed before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// When the grant ends. What is whole by then counts, the rest is forgotten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+    /// Where the whole file goes by one PUT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<PutTo>,
+    /// Bytes of every part but the last, of a file in parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_size: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_count: Option<u32>,
+    /// The parts that storage has, as runs from the first number to the last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub there: Vec<(u32, u32)>,
+    /// Of the parts that were wanted as many as fit, in the order in which they were wanted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PutPart>,
+}
+
+/// One part of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutPart {
+    /// From 1.
+    pub n: u32,
+    /// Where it goes; absent if storage has it, with this SHA-256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<PutTo>,
+}
+
+/// A URL to which exactly one body may be PUT.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutTo {
+    pub url: String,
+    /// To be sent verbatim, and no other `x-amz-*` header beside them.
+    pub headers: BTreeMap<String, String>,
+    pub url_expires: Timestamp,
+    /// The same as a command line for a POSIX shell, run where the file is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub curl: Option<String>,
+}
+
+/// Answer to `commit`: a receipt for each upload, in the order of the ask. All are `pending`, or none is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    pub uploads: Vec<Receipt>,
+}
+
 /// Answer to `time`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Time {
@@ -117,6 +183,15 @@ pub struct UploadInfo {
     pub superseded: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+    /// When the grant ends, of one that is `granted` or `pending`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+    /// Bytes that were verified so far, of one that is `pending`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<u64>,
+    /// Why the last commit of a grant did not count it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// One version of a pool's results, an item of `history`.

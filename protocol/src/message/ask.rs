@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ids::{AskId, Label, MemberName, UploadId};
+use crate::hash::Sha256;
+use crate::ids::{AskId, FileName, Label, MemberName, UploadId};
 use crate::time::Timestamp;
 
 /// What every ask may carry beside its own keys.
@@ -93,11 +94,85 @@ pub struct Files {
     pub cursor: Option<String>,
 }
 
+/// `put`: a URL for a file that goes to storage by itself. Names an `upload`, or the `round` and `attempt` whose result it
+/// is. The same again resumes or renews; its metadata is then that of the first time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Put {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<UploadId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<FileName>,
+    /// Bytes of the whole file.
+    pub size: u64,
+    /// Of the whole file.
+    pub sha256: Sha256,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_time: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<Label>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<String>,
+    /// Handed on in the manifest, at most [`crate::limits::META_MAX`] bytes of JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meta: Option<Value>,
+    /// Bytes of every part but the last; the server chooses where it is absent, and above 64 MiB it always goes in parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_size: Option<u64>,
+    /// The parts whose URLs are wanted now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<WantedPart>,
+    /// Adds the command lines that send the file with curl.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub curl: bool,
+}
+
+/// One part of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedPart {
+    /// From 1.
+    pub n: u32,
+    pub sha256: Sha256,
+}
+
+/// `commit`: the file is there; verify and count it. Several count together or not at all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<UploadId>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uploads: Vec<UploadId>,
+    /// Seconds that the answer may wait until what is verified in the background is verified.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub wait_s: u64,
+}
+
+/// `abort`: gives the grant of an `upload`, or of a result, back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abort {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<UploadId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 /// `done`: commits a result that was PUT, or closes the log of an inline one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
     pub round: u64,
     pub attempt: u32,
+    /// Seconds that the answer may wait until a result in parts is verified.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub wait_s: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

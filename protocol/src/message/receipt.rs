@@ -16,6 +16,10 @@ pub enum Outcome {
     Rejected,
     /// Refused without a row: the id is still free.
     Refused,
+    /// In answers only: a URL was given for it, and nothing was committed.
+    Granted,
+    /// In answers only: committed, and being verified.
+    Pending,
 }
 
 impl Outcome {
@@ -25,6 +29,8 @@ impl Outcome {
             Self::Stored => "stored",
             Self::Rejected => "rejected",
             Self::Refused => "refused",
+            Self::Granted => "granted",
+            Self::Pending => "pending",
         }
     }
 }

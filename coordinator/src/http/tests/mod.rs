@@ -17,6 +17,7 @@ use super::api::*;
 use super::*;
 use crate::dispatch::Troubles;
 use crate::fanout::state::{Shown, States};
+use crate::grants::Grants;
 use crate::ledger::uploads::{Body, NewUpload};
 use crate::rounds::{Event, Target};
 
@@ -54,7 +55,12 @@ impl Server {
         let shutdown = CancellationToken::new();
         let (tell, troubles) = watch::channel(Troubles::new());
         let parts = Parts {
-            asks: Asks { ledger: ledger.clone(), storage, states },
+            asks: Asks {
+                ledger: ledger.clone(),
+                storage: storage.clone(),
+                states,
+                grants: Grants::new(ledger.clone(), storage, Duration::from_secs(60)),
+            },
             troubles,
             admin: Sha256::of(ADMIN.as_bytes()),
             mqtt: ("broker.example".to_owned(), 1883),
@@ -133,6 +139,7 @@ impl Server {
             // Pools that group otherwise ignore it.
             label: Some("a-label".parse().unwrap()),
             event_time: None,
+            received: None,
             sha256: Sha256::of(data),
             sha256_declared: true,
             size: data.len() as u64,

@@ -14,7 +14,8 @@ CREATE TABLE pools (
     rounds INTEGER NOT NULL DEFAULT 0,
     versions INTEGER NOT NULL DEFAULT 0,
     newest_committed INTEGER NOT NULL DEFAULT 0,
-    pointer INTEGER                       -- the version that the pool's pointer names
+    pointer INTEGER,                      -- the version that the pool's pointer names
+    granted_bytes INTEGER NOT NULL DEFAULT 0 -- of all its grants
 ) STRICT;
 CREATE UNIQUE INDEX pools_name ON pools (name) WHERE removed IS NULL;
 
@@ -46,7 +47,9 @@ CREATE TABLE objects (
     state TEXT NOT NULL CHECK (state IN ('granted', 'live', 'doomed', 'gone')),
     size INTEGER NOT NULL,
     sha256 BLOB NOT NULL,
-    created INTEGER NOT NULL
+    created INTEGER NOT NULL,
+    multipart TEXT,                       -- storage's name of the multipart upload that makes it
+    url_until INTEGER                     -- a URL to write it holds until then
 ) STRICT;
 CREATE INDEX objects_state ON objects (state) WHERE state IN ('granted', 'doomed');
 
@@ -76,6 +79,34 @@ CREATE UNIQUE INDEX uploads_key ON uploads (member_id, upload);
 CREATE INDEX uploads_member ON uploads (member_id);
 CREATE INDEX uploads_batch ON uploads (batch_id) WHERE batch_id IS NOT NULL;
 CREATE INDEX uploads_large ON uploads (batch_id) WHERE object_id IS NOT NULL;
+
+-- Files that may come to storage by presigned PUT: each ends as an upload or a result, or as nothing. The row is deleted
+-- then.
+CREATE TABLE grants (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    pool_id INTEGER NOT NULL,
+    member_id INTEGER NOT NULL,
+    upload TEXT,                          -- what it is to become: an upload, or
+    round INTEGER,                        -- the result of this round
+    attempt INTEGER,                      -- by this attempt
+    name TEXT,
+    content_type TEXT,
+    meta TEXT,                            -- JSON
+    label TEXT,
+    event_time INTEGER,
+    object_id INTEGER NOT NULL UNIQUE,    -- with size and sha256
+    part_size INTEGER,                    -- none: by one PUT
+    received INTEGER NOT NULL,
+    expires INTEGER NOT NULL,
+    verifying INTEGER,                    -- none: open. Grants with the same number are verified now and count together
+    verified INTEGER NOT NULL DEFAULT 0,  -- 1: the object in storage has the size and the SHA-256
+    problem TEXT                          -- why the last commit did not count it
+) STRICT;
+CREATE UNIQUE INDEX grants_upload ON grants (member_id, upload) WHERE upload IS NOT NULL;
+CREATE UNIQUE INDEX grants_result ON grants (pool_id, round, attempt) WHERE round IS NOT NULL;
+CREATE INDEX grants_pool ON grants (pool_id);
+CREATE INDEX grants_expires ON grants (expires) WHERE verifying IS NULL;
+CREATE INDEX grants_verifying ON grants (verifying) WHERE verifying IS NOT NULL;
 
 -- Uploads of sealed batches in whose place another one of the same member counts (select = latest, first).
 CREATE TABLE superseded (seq INTEGER PRIMARY KEY) STRICT;

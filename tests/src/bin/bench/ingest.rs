@@ -137,6 +137,7 @@ pub fn upload(id: String, bytes: &[u8]) -> Result<NewUpload> {
         content_type: None,
         meta: None,
         label: None,
+        received: None,
         event_time: None,
         sha256: Sha256::of(bytes),
         sha256_declared: false,

@@ -1,0 +1,240 @@
+//! `commit` and `abort`: what became of granted files.
+//!
+//! A commit needs no memory of its ids: an upload that counts answers with its receipt for ever. What storage tells by one
+//! call each counts at once; if one of them has to be read, all become `pending` and the worker of [`crate::grants`] goes
+//! on, also after a restart.
+
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use millpond_protocol::message::{Outcome, Receipt, answer, ask};
+use millpond_protocol::{Code, Principal, Refusal, UploadId, limits};
+use serde_json::{Value, json};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
+
+use super::put::target;
+use super::rounds::decide;
+use super::{Asks, room};
+use crate::grants::{self, Look, unavailable};
+use crate::ledger::PoolId;
+use crate::ledger::grants::{Grant, Target, grant_for};
+use crate::ledger::transfer::Cause;
+use crate::ledger::uploads::find_receipt;
+
+/// Calls to storage of one commit that are under way at once.
+const LOOKS: usize = 16;
+/// Problems that an answer names.
+const NAMED: usize = 5;
+
+/// What there is for an id.
+enum Found {
+    Receipt(Receipt),
+    Grant(Box<Grant>),
+    Nothing(UploadId),
+}
+
+pub(super) async fn commit(
+    asks: &Asks,
+    who: &Principal,
+    ask: ask::Commit,
+    head: &ask::Head,
+) -> Result<answer::Commit, Refusal> {
+    let ids = ids(&ask, room(head))?;
+    let deadline = Instant::now() + Duration::from_secs(ask.wait_s).min(limits::ASK_TIMEOUT);
+    let mut found = find(asks, who, &ids).await?;
+    if let Some(receipts) = all_receipts(&found) {
+        return Ok(answer::Commit { uploads: receipts });
+    }
+    let open = open(found)?;
+    if open.iter().all(|grant| grant.verifying.is_none()) {
+        match look(asks, &open).await? {
+            Look::Good => match asks.grants.count_uploads(who, open).await {
+                // Another commit was faster: what it came to stands in the rows.
+                Err(refusal) if refusal.code == Code::Conflict => {}
+                counted => drop(counted?),
+            },
+            Look::Unread | Look::Missing(_) | Look::Differs(_) => {
+                let (who, grants) = (who.clone(), open);
+                let job = asks.ledger.write(move |tx| {
+                    tx.pool_of(&who)?;
+                    tx.verify_grants(&grants)
+                });
+                job.await?;
+            }
+        }
+    }
+    // Before the first look: what commits after it is in the channel.
+    let mut commits = asks.ledger.commits();
+    loop {
+        found = find(asks, who, &ids).await?;
+        let waits = found.iter().any(|one| matches!(one, Found::Grant(grant) if grant.verifying.is_some()));
+        if !waits || !next(&mut commits, deadline).await? {
+            return outcome(found);
+        }
+    }
+}
+
+/// The ids of an ask, each once.
+fn ids(ask: &ask::Commit, room: usize) -> Result<Vec<UploadId>, Refusal> {
+    let mut ids: Vec<UploadId> = Vec::new();
+    for id in ask.upload.iter().chain(&ask.uploads) {
+        if !ids.contains(id) {
+            ids.push(id.clone());
+        }
+    }
+    if ids.is_empty() || (ask.upload.is_some() && !ask.uploads.is_empty()) {
+        return Err(Refusal::new(Code::Malformed, "name either `upload` or `uploads`"));
+    }
+    let most = room / limits::RECEIPT_MAX;
+    if ids.len() > most {
+        let message = format!("{} uploads, whose receipts do not fit the answer", ids.len());
+        return Err(Refusal::new(Code::TooLarge, message)
+            .limit(most as u64)
+            .hint("commit fewer at once, or name a larger max_answer, up to 262144"));
+    }
+    Ok(ids)
+}
+
+async fn find(asks: &Asks, who: &Principal, ids: &[UploadId]) -> Result<Vec<Found>, Refusal> {
+    let (member, ids) = (who.id, ids.to_vec());
+    let find = asks.ledger.read(move |sql| {
+        ids.into_iter()
+            .map(|id| {
+                if let Some(receipt) = find_receipt(sql, member, id.as_str())? {
+                    return Ok(Found::Receipt(receipt));
+                }
+                let target = Target::Upload(id.clone());
+                // The pool matters to results only.
+                let grant = grant_for(sql, PoolId::default(), member, &target)?;
+                Ok(grant.map_or(Found::Nothing(id), |grant| Found::Grant(Box::new(grant))))
+            })
+            .collect()
+    });
+    find.await
+}
+
+fn all_receipts(found: &[Found]) -> Option<Vec<Receipt>> {
+    let receipts = found.iter().map(|one| match one {
+        Found::Receipt(receipt) => Some(receipt.clone()),
+        Found::Grant(_) | Found::Nothing(_) => None,
+    });
+    receipts.collect()
+}
+
+/// The grants among what was found, if nothing is missing and all of them can start together.
+fn open(found: Vec<Found>) -> Result<Vec<Grant>, Refusal> {
+    let (mut grants, mut missing) = (Vec::new(), Vec::new());
+    for one in found {
+        match one {
+            Found::Receipt(_) => {}
+            Found::Grant(grant) => grants.push(*grant),
+            Found::Nothing(id) => missing.push(format!("{id}: there is neither a grant nor an upload")),
+        }
+    }
+    if !missing.is_empty() {
+        return Err(problems(Code::NotFound, &missing).hint("ask `put` first"));
+    }
+    let set = grants.first().and_then(|grant| grant.verifying);
+    if grants.iter().any(|grant| grant.verifying != set) {
+        return Err(Refusal::new(Code::Conflict, "some of these are being verified for an earlier commit")
+            .hint("ask again when they are, see `status`"));
+    }
+    Ok(grants)
+}
+
+/// Looks at all of them: good only if all are, unread if one is. What differs from its grant ends it.
+async fn look(asks: &Asks, grants: &[Grant]) -> Result<Look, Refusal> {
+    let look = |grant: Grant| {
+        let grants = asks.grants.clone();
+        async move { grants.look(&grant).await }
+    };
+    let looks: Vec<Look> = stream::iter(grants.to_vec())
+        .map(look)
+        .buffered(LOOKS)
+        .try_collect()
+        .await
+        .map_err(|error| unavailable(&error))?;
+    let (mut wrong, mut code, mut differ) = (Vec::new(), Code::NotFound, Vec::new());
+    for (grant, look) in grants.iter().zip(&looks) {
+        match look {
+            Look::Good | Look::Unread => {}
+            Look::Missing(why) => wrong.push(format!("{}: {why}", grant.target)),
+            Look::Differs(why) => {
+                wrong.push(format!("{}: {why}", grant.target));
+                differ.push(grant.clone());
+                code = Code::Mismatch;
+            }
+        }
+    }
+    if wrong.is_empty() {
+        let unread = looks.iter().any(|look| *look == Look::Unread);
+        return Ok(if unread { Look::Unread } else { Look::Good });
+    }
+    asks.grants.end(differ, Cause::Mismatch).await?;
+    Err(problems(code, &wrong).hint("nothing was counted: send what is missing and commit again"))
+}
+
+fn problems(code: Code, problems: &[String]) -> Refusal {
+    let named = problems.iter().take(NAMED).cloned().collect::<Vec<_>>().join("; ");
+    let more = if problems.len() > NAMED { "; and more" } else { "" };
+    Refusal::new(code, format!("{named}{more}"))
+}
+
+/// The answer when nothing is waited for any more.
+fn outcome(found: Vec<Found>) -> Result<answer::Commit, Refusal> {
+    let mut wrong = Vec::new();
+    let mut uploads = Vec::new();
+    for one in found {
+        match one {
+            Found::Receipt(receipt) => uploads.push(receipt),
+            Found::Grant(grant) if grant.verifying.is_some() => {
+                uploads.push(grants::receipt(&grant, Outcome::Pending, None));
+            }
+            Found::Grant(grant) => {
+                let why = grant.problem.as_deref().unwrap_or("it did not count");
+                wrong.push(format!("{}: {why}", grant.target));
+            }
+            Found::Nothing(id) => wrong.push(format!("{id}: its grant ended, for its bytes differ")),
+        }
+    }
+    if wrong.is_empty() { Ok(answer::Commit { uploads }) } else { Err(problems(Code::Mismatch, &wrong)) }
+}
+
+/// Waits until grants changed; false when the time is over.
+pub(super) async fn next(
+    commits: &mut tokio::sync::broadcast::Receiver<std::sync::Arc<crate::ledger::Commit>>,
+    deadline: Instant,
+) -> Result<bool, Refusal> {
+    loop {
+        match tokio::time::timeout_at(deadline, commits.recv()).await {
+            Err(_) => return Ok(false),
+            Ok(Ok(commit)) if !commit.pools.values().any(|change| change.grants) => {}
+            Ok(Ok(_) | Err(RecvError::Lagged(_))) => return Ok(true),
+            Ok(Err(RecvError::Closed)) => return Err(Refusal::unavailable("the server is stopping")),
+        }
+    }
+}
+
+/// Gives a grant back.
+pub(super) async fn abort(
+    asks: &Asks,
+    who: &Principal,
+    ask: ask::Abort,
+    head: &ask::Head,
+) -> Result<Value, Refusal> {
+    let target = target(who, ask.upload, ask.round, ask.attempt)?;
+    decide(asks, who, "abort", head, move |tx, pool, who| {
+        if let Some(grant) = grant_for(tx.sql(), pool, who.id, &target)? {
+            return tx.end_grant(&grant, Cause::Aborted);
+        }
+        Err(if tx.is_counted(pool, who.id, &target)? {
+            Refusal::new(Code::Conflict, format!("{target} is committed, which is for good"))
+        } else {
+            Refusal::new(Code::NotFound, format!("there is no grant of {target}"))
+        }
+        .into())
+    })
+    .await?;
+    Ok(json!({}))
+}

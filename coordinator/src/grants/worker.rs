@@ -1,0 +1,223 @@
+//! What takes time or has no asker: verifying what was committed, and ending what was not.
+//!
+//! One loop finds both from rows: at a start, when a commit says that grants changed, and when the next grant ends. A grant
+//! that ends is verified like one that is committed, so what is whole by then counts.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use millpond_broker::GateHandle;
+use millpond_protocol::message::{Outcome, Receipt};
+use millpond_protocol::{Code, Refusal};
+use millpond_storage::Error as StorageError;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Grants, Look, receipt};
+use crate::fanout::receipts;
+use crate::ledger::grants::{self, Grant, Target};
+use crate::ledger::transfer::Cause;
+use crate::ledger::{self};
+
+/// Sets that are worked on at once; of them only some hash.
+const TASKS: usize = 16;
+/// Grants that end in one job.
+const PAGE: usize = 100;
+/// The first pause after a failure; it doubles up to [`PAUSE_MAX`].
+const PAUSE: Duration = Duration::from_millis(500);
+/// The longest pause, and the longest time between two looks at the rows.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// Verifies and ends grants until `stop`. What is under way then goes on after the next start.
+pub async fn run(grants: Grants, gate: GateHandle, stop: CancellationToken) {
+    let mut commits = grants.ledger.commits();
+    let mut worker = Worker {
+        grants,
+        gate,
+        tasks: JoinSet::new(),
+        running: HashMap::new(),
+        paused: HashMap::new(),
+        look: Instant::now(),
+    };
+    loop {
+        if worker.look <= Instant::now() {
+            worker.look().await;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep_until(worker.look) => {}
+            Some(ended) = worker.tasks.join_next_with_id() => worker.ended(ended),
+            commit = commits.recv() => match commit {
+                Ok(commit) if !commit.pools.values().any(|change| change.grants) => {}
+                Ok(_) | Err(RecvError::Lagged(_)) => worker.look = Instant::now(),
+                Err(RecvError::Closed) => return,
+            },
+        }
+    }
+}
+
+struct Worker {
+    grants: Grants,
+    gate: GateHandle,
+    tasks: JoinSet<Result<(), Refusal>>,
+    /// The set that each task is about.
+    running: HashMap<Id, i64>,
+    /// Sets that failed: how often in a row, and until when they wait.
+    paused: HashMap<i64, (u32, Instant)>,
+    /// When to look at the rows again.
+    look: Instant,
+}
+
+impl Worker {
+    async fn look(&mut self) {
+        self.look = Instant::now() + PAUSE_MAX;
+        let found = self.grants.ledger.read(|sql| {
+            let now = ledger::now();
+            Ok((grants::sets(sql)?, grants::ended(sql, now, PAGE)?, grants::next_end(sql)?))
+        });
+        let (sets, ended, next) = match found.await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(%error, "grants do not read");
+                return;
+            }
+        };
+        if let Some(next) = next {
+            let wait = next.since(ledger::now()).max(PAUSE);
+            self.look = self.look.min(Instant::now() + wait);
+        }
+        if !ended.is_empty() {
+            // Each by itself; the commit of this job brings the next look.
+            let job = self.grants.ledger.write(move |tx| {
+                ended.iter().try_for_each(|grant| tx.verify_grants(std::slice::from_ref(grant)))
+            });
+            if let Err(error) = job.await {
+                tracing::error!(%error, "grants that have ended are not closed yet");
+            }
+        }
+        self.paused.retain(|set, _| sets.contains(set));
+        self.start(&sets);
+    }
+
+    fn start(&mut self, sets: &[i64]) {
+        let now = Instant::now();
+        for set in sets {
+            if self.running.values().any(|running| running == set) {
+                continue;
+            }
+            if let Some((_, until)) = self.paused.get(set).filter(|(_, until)| *until > now) {
+                self.look = self.look.min(*until);
+                continue;
+            }
+            if self.running.len() >= TASKS {
+                return;
+            }
+            let task = self.tasks.spawn(work(self.grants.clone(), self.gate.clone(), *set));
+            self.running.insert(task.id(), *set);
+        }
+    }
+
+    fn ended(&mut self, ended: Result<(Id, Result<(), Refusal>), JoinError>) {
+        let (id, outcome) = match ended {
+            Ok((id, outcome)) => (id, outcome),
+            Err(error) => (error.id(), Err(Refusal::unavailable(format!("a bug: {error}")))),
+        };
+        // There may be more than had a place.
+        self.look = Instant::now();
+        let Some(set) = self.running.remove(&id) else { return };
+        match outcome {
+            Ok(()) => drop(self.paused.remove(&set)),
+            Err(error) => {
+                let failures = self.paused.get(&set).map_or(0, |(failures, _)| *failures) + 1;
+                let pause = PAUSE.saturating_mul(1 << (failures - 1).min(16)).min(PAUSE_MAX);
+                self.paused.insert(set, (failures, Instant::now() + pause));
+                tracing::warn!(set, failures, %error, "committed files are not verified yet; it is tried again");
+            }
+        }
+    }
+}
+
+/// Verifies what is to count together, and counts it. An error says that it is to be tried again.
+async fn work(grants: Grants, gate: GateHandle, set: i64) -> Result<(), Refusal> {
+    let members = grants.ledger.read(move |sql| grants::grants_of_set(sql, set)).await?;
+    for grant in &members {
+        match verify(&grants, grant).await {
+            Ok(Look::Good) => {
+                let id = grant.id;
+                grants.ledger.write(move |tx| tx.mark_verified(id)).await?;
+            }
+            // Cannot be: it was read.
+            Ok(Look::Unread) => return Err(Refusal::unavailable("an object does not say its hash")),
+            Ok(Look::Missing(why)) if grant.expires <= ledger::now() => {
+                let refusal = Refusal::new(Code::NotFound, format!("the grant has ended: {why}"));
+                return end(&grants, &gate, grant, Cause::Expired, refusal).await;
+            }
+            Ok(Look::Missing(why)) => return reopen(&grants, grant, set, &why).await,
+            Ok(Look::Differs(why)) => {
+                let refusal = Refusal::new(Code::Mismatch, why);
+                return end(&grants, &gate, grant, Cause::Mismatch, refusal).await;
+            }
+            Err(error) if error.is_temporary() || grant.expires <= ledger::now() => {
+                return Err(Refusal::unavailable(error.to_string()));
+            }
+            // Nothing but a change of storage or of the client's mind helps.
+            Err(error) => {
+                tracing::error!(%error, grant = %grant.target, "storage does not let a file be verified");
+                return reopen(&grants, grant, set, &error.to_string()).await;
+            }
+        }
+    }
+    count(&grants, &gate, members).await
+}
+
+async fn verify(grants: &Grants, grant: &Grant) -> Result<Look, StorageError> {
+    match grants.look(grant).await? {
+        Look::Unread => {
+            // It is never closed.
+            let _turn = grants.hashing.acquire().await;
+            grants.read_whole(grant).await
+        }
+        look => Ok(look),
+    }
+}
+
+async fn count(grants: &Grants, gate: &GateHandle, members: Vec<Grant>) -> Result<(), Refusal> {
+    let Some(first) = members.first().cloned() else { return Ok(()) };
+    let outcome = match first.target {
+        Target::Upload(_) => grants.count_uploads(&first.who, members).await.map(drop),
+        Target::Result { .. } => grants.count_result(first.clone()).await.map(|committed| {
+            if let Some(committed) = committed {
+                let stored =
+                    Receipt { batch: Some(committed.batch), ..receipt(&first, Outcome::Stored, None) };
+                receipts::tell(gate, &first.who, &stored);
+            }
+        }),
+    };
+    match outcome {
+        Ok(()) => Ok(()),
+        // One was aborted or published meanwhile, which opened the others, or its owner revoked, which ended all.
+        Err(refusal) if matches!(refusal.code, Code::Conflict | Code::Unauthorized) => Ok(()),
+        Err(refusal) if refusal.code.is_temporary() => Err(refusal),
+        Err(refusal) => end(grants, gate, &first, Cause::Stale, refusal).await,
+    }
+}
+
+async fn reopen(grants: &Grants, grant: &Grant, set: i64, why: &str) -> Result<(), Refusal> {
+    let (pool, why) = (grant.pool, format!("{}: {why}", grant.target));
+    grants.ledger.write(move |tx| tx.reopen_grants(pool, set, &why)).await
+}
+
+/// Gives a grant up and tells its owner.
+async fn end(
+    grants: &Grants,
+    gate: &GateHandle,
+    grant: &Grant,
+    cause: Cause,
+    refusal: Refusal,
+) -> Result<(), Refusal> {
+    grants.end(vec![grant.clone()], cause).await?;
+    receipts::tell(gate, &grant.who, &receipt(grant, Outcome::Refused, Some(refusal)));
+    Ok(())
+}

@@ -1,0 +1,7 @@
+//! Files that go to storage by presigned URL, over the real binary.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod client;
+mod hostile;
+mod single;
