@@ -74,14 +74,45 @@ pub mod embedded {
     /// Headers of one request.
     pub const HEADERS: usize = 64;
 
-    /// Bytes of an XML body, of which none is needed yet.
-    pub const XML: usize = 1 << 20;
+    /// Bytes of an XML body: 10,000 parts with their tags and checksums are under 3 MiB.
+    pub const XML: usize = 4 << 20;
+
+    /// Highest number of a part, and so the most parts of an object: what S3 allows.
+    pub const PARTS: u32 = 10_000;
+
+    /// Bytes that every part but the last has at least: what S3 asks for. Smaller ones would make an object of many files.
+    pub const MIN_PART: u64 = 5 << 20;
+
+    /// Uploads in parts that have not ended, at once; who comes later is told to slow down. Each is a row.
+    pub const OPEN_UPLOADS: usize = 50_000;
+
+    /// How long after its last part an upload in parts is ended by the server: as long as a URL can live.
+    pub const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
+
+    /// How long a completed upload is remembered, in milliseconds, so that a repeat of the request gets its answer.
+    pub const REMEMBER_MS: i64 = 7 * 24 * 3_600_000;
+
+    /// Abandoned uploads that one transaction ends: 10,000 parts each take a few milliseconds.
+    pub const EXPIRE: usize = 20;
+
+    /// How often abandoned uploads and files without a row are looked for. Each time every directory is read.
+    pub const SWEEP: Duration = Duration::from_secs(3600);
+
+    /// Bytes of what a client keeps with an object (`x-amz-meta-…`), names and values: what S3 allows.
+    pub const META: usize = 2 << 10;
+
+    /// Bytes of all objects and parts, unless the configuration says less.
+    pub const QUOTA: u64 = i64::MAX as u64;
 
     /// How long a connection may take to send a request's head, and may stay idle between requests.
     pub const IDLE: Duration = Duration::from_secs(30);
 
     /// How long a body may stand still, in either direction.
     pub const STALL: Duration = Duration::from_secs(30);
+
+    /// Bytes that show that a body is moving: a client that sends fewer within [`STALL`] is given up, so that nobody holds
+    /// a place for ever with a byte now and then.
+    pub const STALL_BYTES: usize = 4 << 10;
 
     /// What is read of a refused upload, so that clients which write before they read still see the answer.
     pub const DRAIN_BYTES: u64 = 128 << 20;

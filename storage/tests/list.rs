@@ -5,37 +5,13 @@
 mod common;
 
 use bytes::Bytes;
-use common::{MINUTE, Server, http, now, object, refusal};
+use common::{Server, http, object, refusal, tags};
 use millpond_protocol::Sha256;
+use reqwest::Method;
 
-/// A GET of the bucket itself, signed by the rule of AWS with an independent signer.
+/// A GET of the bucket itself.
 async fn list(server: &Server, query: &[(&'static str, &str)]) -> reqwest::Response {
-    http().get(signed(server, rusty_s3::Method::Get, "", query)).send().await.unwrap()
-}
-
-fn signed(server: &Server, method: rusty_s3::Method, path: &str, query: &[(&'static str, &str)]) -> url::Url {
-    let mut query: Vec<_> = query.to_vec();
-    query.sort_unstable();
-    let url = server.config.endpoint.join(&format!("{}/{path}", common::BUCKET)).unwrap();
-    let now = jiff::Timestamp::from_millisecond(now().as_millis()).unwrap();
-    let secret = common::secret();
-    rusty_s3::signing::sign(
-        &now,
-        method,
-        url,
-        "access",
-        secret.expose(),
-        None,
-        "us-east-1",
-        MINUTE.as_secs(),
-        query.iter().copied(),
-        std::iter::empty(),
-    )
-}
-
-fn tags(xml: &str, tag: &str) -> Vec<String> {
-    let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
-    xml.split(&open).skip(1).map(|rest| rest.split(&close).next().unwrap().to_owned()).collect()
+    server.signed(Method::GET, "", query, &[]).send().await.unwrap()
 }
 
 #[tokio::test]
@@ -106,15 +82,13 @@ async fn raw_get(server: &Server, target: &str) -> String {
 #[tokio::test]
 async fn what_is_not_offered_says_so() {
     let server = Server::start().await;
-    let other = signed(&server, rusty_s3::Method::Get, "../other-bucket", &[("list-type", "2")]);
-    assert_eq!(refusal(http().get(other).send().await.unwrap()).await, (404, "NoSuchBucket".into()));
-    let acl = signed(&server, rusty_s3::Method::Get, "", &[("acl", "")]);
-    assert_eq!(refusal(http().get(acl).send().await.unwrap()).await, (501, "NotImplemented".into()));
+    let other = server.signed(Method::GET, "../other-bucket", &[("list-type", "2")], &[]).send();
+    assert_eq!(refusal(other.await.unwrap()).await, (404, "NoSuchBucket".into()));
+    let acl = list(&server, &[("acl", "")]).await;
+    assert_eq!(refusal(acl).await, (501, "NotImplemented".into()));
     for kind in ["multipart/form-data; boundary=x", "Multipart/Form-Data; boundary=x"] {
         let url = server.config.endpoint.join(common::BUCKET).unwrap();
         let form = http().post(url).header("content-type", kind).body("--x--").send().await.unwrap();
         assert_eq!(refusal(form).await, (501, "NotImplemented".into()), "{kind}");
     }
-    let put = server.put_request("k", b"abc", "abc").header("content-md5", "kAFQmDzST7DWlj99KOF/cg==").send();
-    assert_eq!(refusal(put.await.unwrap()).await, (501, "NotImplemented".into()));
 }

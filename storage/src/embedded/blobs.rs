@@ -8,37 +8,38 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
-use millpond_protocol::Sha256;
-use sha2::Digest as _;
 
-/// The name of a file: random, never used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+use super::checksum::{Hashing, Sums};
+use super::room::Claim;
+
+/// The name of a file or of an upload in parts: random, never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct BlobId(pub(super) [u8; 16]);
 
 impl BlobId {
-    fn random() -> io::Result<Self> {
+    pub(super) fn random() -> io::Result<Self> {
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(io::Error::other)?;
         Ok(Self(id))
     }
 
-    fn name(self) -> String {
+    pub(super) fn name(self) -> String {
         HEXLOWER.encode(&self.0)
     }
 
-    fn parse(name: &str) -> Option<Self> {
+    pub(super) fn parse(name: &str) -> Option<Self> {
         HEXLOWER.decode(name.as_bytes()).ok()?.try_into().ok().map(Self)
     }
 }
 
-/// What opening found in the directories.
+/// What a sweep found in the directories.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Swept {
     /// Bodies whose upload never ended.
     pub(super) unfinished: usize,
-    /// Complete bodies that no object has.
+    /// Complete bodies that no object and no upload has.
     pub(super) orphans: usize,
-    /// Objects whose body is gone.
+    /// Bodies that rows name and that are gone.
     pub(super) missing: usize,
 }
 
@@ -65,33 +66,30 @@ impl Blobs {
         Ok(this)
     }
 
-    /// A new body of so many bytes, of which none is there yet. Bodies on their way do not know of each other, so that
-    /// many at once may still fill the disk; then writing fails.
-    pub(super) fn create(&self, size: u64) -> io::Result<Incoming> {
+    /// A new body of as many bytes as the claim has, of which none is there yet, hashed by SHA-256 and `others`. Bodies
+    /// on their way do not know of each other, so that many at once may still fill the disk; then writing fails.
+    pub(super) fn create(&self, claim: Claim, hashing: Hashing) -> io::Result<Incoming> {
         let disk = rustix::fs::statvfs(&self.incoming)?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free < self.min_free.saturating_add(size) {
+        if free < self.min_free.saturating_add(claim.size()) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        let id = BlobId::random()?;
-        let path = self.incoming.join(id.name());
+        let path = self.incoming.join(claim.blob().name());
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(Incoming { id, path, file: Some(file), hasher: sha2::Sha256::new(), size: 0 })
+        Ok(Incoming { path, open: Some((file, claim)), hashing })
     }
 
     /// Puts a complete body where it belongs, so that it outlives a power loss. It is still nobody's.
-    pub(super) fn settle(&self, mut body: Incoming) -> io::Result<BlobId> {
-        let id = body.id;
-        let target = self.path(id);
-        if let Some(file) = body.file.take() {
-            file.sync_data()?;
-        }
+    pub(super) fn settle(&self, mut body: Incoming) -> io::Result<Claim> {
+        let (file, claim) = body.open.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        file.sync_data()?;
+        let target = self.path(claim.blob());
         fs::rename(&body.path, &target)?;
         body.path = target;
-        sync_dir(&self.shard(id.0[0]))?;
+        sync_dir(&self.shard(claim.blob().0[0]))?;
         // From here on the row decides what becomes of the file.
         body.path = PathBuf::new();
-        Ok(id)
+        Ok(claim)
     }
 
     pub(super) fn open_blob(&self, id: BlobId) -> io::Result<File> {
@@ -100,36 +98,39 @@ impl Blobs {
 
     /// Removes a body; that there is none is fine.
     pub(super) fn remove(&self, id: BlobId) -> io::Result<()> {
-        match fs::remove_file(self.path(id)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        remove(&self.path(id)).map(drop)
     }
 
-    /// Removes what belongs to no object. `named` tells the bodies that objects have, by the first byte of their name.
+    /// Removes what no row names. `held` says what must stay all the same, and is asked before `named` tells the bodies
+    /// that rows name, by the first byte of their name.
     pub(super) fn sweep<E: From<io::Error>>(
         &self,
+        held: impl Fn(BlobId) -> bool,
         mut named: impl FnMut(u8) -> Result<HashSet<BlobId>, E>,
     ) -> Result<Swept, E> {
         let mut swept = Swept::default();
-        for entry in fs::read_dir(&self.incoming)? {
-            let entry = entry?;
-            if entry.file_name().to_str().and_then(BlobId::parse).is_some() {
-                fs::remove_file(entry.path())?;
+        for id in list(&self.incoming)? {
+            if !held(id) && remove(&self.incoming.join(id.name()))? {
                 swept.unfinished += 1;
             }
         }
         for shard in 0..=u8::MAX {
-            let mut expected = named(shard)?;
-            for entry in fs::read_dir(self.shard(shard))? {
-                let entry = entry?;
-                let Some(id) = entry.file_name().to_str().and_then(BlobId::parse) else { continue };
-                if !expected.remove(&id) {
-                    fs::remove_file(entry.path())?;
+            let there = list(&self.shard(shard))?;
+            let free: Vec<_> = there.iter().copied().filter(|id| !held(*id)).collect();
+            let mut rows = named(shard)?;
+            for id in free {
+                if !rows.contains(&id) && remove(&self.path(id))? {
                     swept.orphans += 1;
                 }
             }
-            swept.missing += expected.len();
+            for id in there {
+                rows.remove(&id);
+            }
+            rows.retain(|id| !self.path(*id).exists());
+            if !rows.is_empty() {
+                // Some may have been removed in the meantime, row and all.
+                swept.missing += named(shard)?.intersection(&rows).count();
+            }
         }
         Ok(swept)
     }
@@ -144,33 +145,26 @@ impl Blobs {
 }
 
 /// A body that is being received. Dropping it removes the file.
-#[derive(Debug)]
 pub(super) struct Incoming {
-    id: BlobId,
     path: PathBuf,
-    file: Option<File>,
-    hasher: sha2::Sha256,
-    size: u64,
+    open: Option<(File, Claim)>,
+    hashing: Hashing,
 }
 
 impl Incoming {
     /// Appends bytes.
     pub(super) fn write(&mut self, chunks: &[Bytes]) -> io::Result<()> {
-        let file = self.file.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        let (file, _) = self.open.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
         for chunk in chunks {
-            self.hasher.update(chunk);
+            self.hashing.update(chunk);
             file.write_all(chunk)?;
-            self.size += chunk.len() as u64;
         }
         Ok(())
     }
 
-    pub(super) fn size(&self) -> u64 {
-        self.size
-    }
-
-    pub(super) fn sha256(&self) -> Sha256 {
-        Sha256(self.hasher.clone().finalize().into())
+    /// The checksums of all bytes. To be asked once, at the end.
+    pub(super) fn sums(&mut self) -> Sums {
+        std::mem::replace(&mut self.hashing, Hashing::new(&[])).finish()
     }
 }
 
@@ -179,18 +173,36 @@ impl Drop for Incoming {
         if self.path.as_os_str().is_empty() {
             return;
         }
-        let (path, file) = (std::mem::take(&mut self.path), self.file.take());
+        let (path, open) = (std::mem::take(&mut self.path), self.open.take());
         let remove = move || {
-            drop(file);
             if let Err(error) = fs::remove_file(&path) {
-                tracing::warn!(%error, path = %path.display(), "an unfinished body stays until the next start");
+                tracing::warn!(%error, path = %path.display(), "an unfinished body stays until the next sweep");
             }
+            drop(open);
         };
         // Removing a large file takes time that a thread of the runtime does not have.
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(remove)),
             Err(_) => remove(),
         }
+    }
+}
+
+/// The files of a directory that are named like ours.
+fn list(dir: &Path) -> io::Result<Vec<BlobId>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        found.extend(entry?.file_name().to_str().and_then(BlobId::parse));
+    }
+    Ok(found)
+}
+
+/// Removes a file, and says whether it was there.
+fn remove(path: &Path) -> io::Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

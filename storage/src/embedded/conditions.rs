@@ -4,20 +4,32 @@ use std::ops::Range as Span;
 use std::time::{Duration, SystemTime};
 
 use hyper::header::CONTENT_RANGE;
+use millpond_protocol::Sha256;
 use s3s::dto::{ETag, ETagCondition, GetObjectInput, HeadObjectInput, Range, Timestamp};
 use s3s::{S3Error, S3ErrorCode};
 
 use super::catalog::{Check, Object};
 use super::errors::{said, with_header};
 
-/// The entity tag of an object. It ends in `-1`, like that of a multipart object: clients take other tags for an MD5.
+/// The entity tag of an object. It ends in a hyphen and the number of parts, also without parts: clients take other tags
+/// for an MD5.
 pub(super) fn etag(object: &Object) -> ETag {
-    ETag::Strong(format!("{}-1", object.sha256))
+    tag(object.sha256, object.parts)
+}
+
+/// The entity tag of an object with that SHA-256 and so many parts.
+pub(super) fn tag(sha256: Sha256, parts: u32) -> ETag {
+    ETag::Strong(format!("{sha256}-{}", parts.max(1)))
 }
 
 /// When an object was stored, to the second, as HTTP can say it.
 pub(super) fn modified(object: &Object) -> Timestamp {
-    let seconds = u64::try_from(object.modified_ms / 1000).unwrap_or_default();
+    modified_at(object.modified_ms)
+}
+
+/// A time in milliseconds since 1970, to the second.
+pub(super) fn modified_at(ms: i64) -> Timestamp {
+    let seconds = u64::try_from(ms / 1000).unwrap_or_default();
     Timestamp::from(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
@@ -114,14 +126,21 @@ pub(super) fn span(range: Option<&Range>, size: u64) -> Result<Option<Span<u64>>
 
 #[cfg(test)]
 mod tests {
-    use millpond_protocol::Sha256;
-
     use super::super::blobs::BlobId;
     use super::*;
 
     fn object() -> Object {
         let sha256 = Sha256::of(b"abc");
-        Object { key: "k".into(), blob: BlobId([0; 16]), size: 3, sha256, modified_ms: 5_900 }
+        Object {
+            key: "k".into(),
+            id: BlobId([0; 16]),
+            parts: 0,
+            size: 3,
+            sha256,
+            checksum: None,
+            meta: None,
+            modified_ms: 5_900,
+        }
     }
 
     fn at(seconds: u64) -> Option<Timestamp> {

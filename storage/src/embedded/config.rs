@@ -18,6 +18,10 @@ pub struct EmbeddedConfig {
     pub secret_key: Secret,
     /// Largest object of one PUT, in bytes.
     pub max_object: u64,
+    /// Bytes that every part of an upload has at least, but for the last.
+    pub min_part: u64,
+    /// Bytes of all objects, of parts whose upload has not ended, and of bodies on their way; what would be more gets 507.
+    pub quota: u64,
     /// Free bytes of the disk that uploads leave alone: an upload that would take more gets 507. Raising it leaves more
     /// room for the ledger.
     pub min_free: u64,
@@ -29,6 +33,10 @@ pub struct EmbeddedConfig {
     pub idle_timeout: Duration,
     /// How long a body may stand still, in either direction.
     pub stall_timeout: Duration,
+    /// How long after its last part an upload in parts is ended by the server, and its parts removed.
+    pub abandoned: Duration,
+    /// How often such uploads and files without a row are looked for.
+    pub sweep: Duration,
     /// How long requests may go on after the server was told to stop.
     pub grace: Duration,
 }
@@ -42,11 +50,15 @@ impl EmbeddedConfig {
             access_key: access_key.into(),
             secret_key,
             max_object: limits::OBJECT,
+            min_part: limits::MIN_PART,
+            quota: limits::QUOTA,
             min_free: limits::MIN_FREE,
             max_connections: limits::CONNECTIONS,
             max_uploads: limits::UPLOADS,
             idle_timeout: limits::IDLE,
             stall_timeout: limits::STALL,
+            abandoned: limits::ABANDONED,
+            sweep: limits::SWEEP,
             grace: limits::GRACE,
         }
     }
@@ -72,6 +84,7 @@ impl EmbeddedConfig {
         rule(self.max_uploads > 0, "max_uploads is at least 1");
         rule(!self.idle_timeout.is_zero(), "idle_timeout is more than zero");
         rule(!self.stall_timeout.is_zero(), "stall_timeout is more than zero");
+        rule(!self.sweep.is_zero(), "sweep is more than zero");
         if wrong.is_empty() { Ok(()) } else { Err(BadConfig(wrong)) }
     }
 }

@@ -1,21 +1,23 @@
 //! What clients are told: one place where failures become S3 error codes.
 
+use std::borrow::Cow;
 use std::io;
 
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use s3s::{S3Error, S3ErrorCode};
 
 use super::catalog::CatalogError;
+use super::parts::Unfit;
 use super::receive::Refused;
 use super::store::StoreError;
 
 /// An S3 error with a message for people.
-pub(super) fn said(code: S3ErrorCode, message: impl Into<std::borrow::Cow<'static, str>>) -> S3Error {
+pub(super) fn said(code: S3ErrorCode, message: impl Into<Cow<'static, str>>) -> S3Error {
     S3Error::with_message(code, message)
 }
 
 /// An error code that `s3s` does not know, with its status.
-fn custom(code: &'static str, status: u16, message: &'static str) -> S3Error {
+fn custom(code: &'static str, status: u16, message: impl Into<Cow<'static, str>>) -> S3Error {
     let mut error = said(S3ErrorCode::Custom(code.into()), message);
     if let Ok(status) = hyper::StatusCode::from_u16(status) {
         error.set_status_code(status);
@@ -71,16 +73,22 @@ impl From<Refused> for S3Error {
             Refused::Length { declared, got } => {
                 said(S3ErrorCode::IncompleteBody, format!("{declared} bytes were declared and {got} came."))
             }
-            Refused::Digest { declared, got } => said(
+            Refused::Quota { quota } => {
+                let message = format!("The bucket's objects and parts may have {quota} bytes in all.");
+                custom("QuotaExceeded", 507, message)
+            }
+            Refused::Digest { algorithm, got } => said(
                 S3ErrorCode::BadDigest,
-                format!("The body's SHA-256 is {got} where {declared} was declared."),
+                format!("The body's {} is {got}, and not what was declared.", algorithm.name()),
             ),
-            Refused::BadChecksum => {
-                said(S3ErrorCode::InvalidDigest, "A SHA-256 checksum is base64 of 32 bytes.")
-            }
-            Refused::OtherChecksum => {
-                said(S3ErrorCode::NotImplemented, "SHA-256 is the only checksum that this storage compares.")
-            }
+            Refused::BadChecksum(algorithm) => said(
+                S3ErrorCode::InvalidDigest,
+                format!("A checksum is base64 of all bytes of its {}.", algorithm.name()),
+            ),
+            Refused::Unannounced(algorithm) => said(
+                S3ErrorCode::InvalidRequest,
+                format!("x-amz-trailer does not name the {} behind the body.", algorithm.name()),
+            ),
             Refused::Stalled => {
                 let error = said(S3ErrorCode::RequestTimeout, "The body stood still for too long.");
                 with_header(error, CONNECTION, HeaderValue::from_static("close"))
@@ -92,7 +100,36 @@ impl From<Refused> for S3Error {
                 "The body's SHA-256 is not the one in x-amz-content-sha256.",
             ),
             Refused::Body(error) => said(S3ErrorCode::IncompleteBody, error),
-            Refused::Disk(error) => disk(error),
+            Refused::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<Unfit> for S3Error {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Order => said(S3ErrorCode::InvalidPartOrder, "Parts are listed by ascending number."),
+            Unfit::Part(0) => {
+                said(S3ErrorCode::InvalidPart, "The upload has been completed with other parts.")
+            }
+            Unfit::Part(n) => {
+                said(S3ErrorCode::InvalidPart, format!("Part {n} is not there, or another than listed."))
+            }
+            Unfit::TooSmall { n, size, min } => said(
+                S3ErrorCode::EntityTooSmall,
+                format!("Part {n} has {size} bytes, and all but the last have {min} at least."),
+            ),
+            Unfit::Size(size) => {
+                said(S3ErrorCode::InvalidRequest, format!("The listed parts have {size} bytes in all."))
+            }
+            Unfit::Checksum(got) => {
+                let (name, value) = (got.algorithm.name(), got.value);
+                said(S3ErrorCode::BadDigest, format!("The object's {name} is {value}."))
+            }
+            Unfit::Unplanned(algorithm) => said(
+                S3ErrorCode::InvalidRequest,
+                format!("The upload was begun without {} checksums.", algorithm.name()),
+            ),
         }
     }
 }
@@ -107,7 +144,7 @@ mod tests {
         let no_space = || io::Error::from_raw_os_error(28);
         assert_eq!(status(StoreError::Disk(no_space()).into()), 507);
         assert_eq!(status(StoreError::Catalog(CatalogError::Full).into()), 507);
-        assert_eq!(status(Refused::Disk(no_space()).into()), 507);
+        assert_eq!(status(Refused::from(no_space()).into()), 507);
         assert_eq!(status(StoreError::Disk(io::ErrorKind::PermissionDenied.into()).into()), 500);
     }
 }

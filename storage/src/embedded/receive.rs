@@ -7,18 +7,17 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use millpond_protocol::Sha256;
-use s3s::dto::{PutObjectInput, StreamingBlob};
+use s3s::dto::StreamingBlob;
 use s3s::{S3Request, TrailingHeaders};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::blobs::Incoming;
-use super::store::{Settled, Store};
+use super::checksum::Algorithm;
+use super::store::{Settled, Store, StoreError};
 use crate::limits::embedded as limits;
 
 /// Why a body is not kept.
@@ -28,79 +27,110 @@ pub(super) enum Refused {
     TooLarge {
         max: u64,
     },
+    Quota {
+        quota: u64,
+    },
     Length {
         declared: u64,
         got: u64,
     },
     Digest {
-        declared: Sha256,
-        got: Sha256,
+        algorithm: Algorithm,
+        got: String,
     },
-    BadChecksum,
-    OtherChecksum,
+    BadChecksum(Algorithm),
+    /// A checksum behind the body that was not announced before it.
+    Unannounced(Algorithm),
     Stalled,
     Busy,
     /// The connection or its encoding failed; the text says how.
     Body(String),
-    Disk(io::Error),
+    Store(StoreError),
 }
 
 impl From<io::Error> for Refused {
     fn from(error: io::Error) -> Self {
-        Self::Disk(error)
+        Self::Store(error.into())
     }
 }
+
+/// The checksums in the headers of a request that has a body.
+macro_rules! said_checksums {
+    ($input:expr) => {
+        [
+            (Algorithm::Sha256, $input.checksum_sha256.as_deref()),
+            (Algorithm::Sha1, $input.checksum_sha1.as_deref()),
+            (Algorithm::Crc32, $input.checksum_crc32.as_deref()),
+            (Algorithm::Crc32c, $input.checksum_crc32c.as_deref()),
+            (Algorithm::Crc64Nvme, $input.checksum_crc64nvme.as_deref()),
+        ]
+    };
+}
+pub(super) use said_checksums;
 
 /// What the client said about a body before it sent it, or will have said at its end.
 pub(super) struct Declared {
     size: u64,
-    sha256: Option<Sha256>,
+    sums: Vec<(Algorithm, Vec<u8>)>,
+    /// What the body is hashed by, beside SHA-256.
+    algorithms: Vec<Algorithm>,
     /// Checksums behind the body, if it has any.
     trailers: Option<TrailingHeaders>,
 }
 
 impl Declared {
-    pub(super) fn of(request: &S3Request<PutObjectInput>, max: u64) -> Result<Self, Refused> {
-        let input = &request.input;
-        let size = input.content_length.and_then(|size| u64::try_from(size).ok()).ok_or(Refused::NoLength)?;
+    pub(super) fn of<T>(
+        request: &S3Request<T>,
+        length: Option<i64>,
+        checksums: [(Algorithm, Option<&str>); 5],
+        md5: Option<&str>,
+        max: u64,
+    ) -> Result<Self, Refused> {
+        let size = length.and_then(|size| u64::try_from(size).ok()).ok_or(Refused::NoLength)?;
         if size > max {
             return Err(Refused::TooLarge { max });
         }
-        let others = [
-            &input.content_md5,
-            &input.checksum_crc32,
-            &input.checksum_crc32c,
-            &input.checksum_crc64nvme,
-            &input.checksum_sha1,
-        ];
-        // What cannot be compared must not seem to have been.
-        if others.iter().any(|checksum| checksum.is_some()) {
-            return Err(Refused::OtherChecksum);
-        }
-        let sha256 = input.checksum_sha256.as_deref().map(parse).transpose()?;
-        Ok(Self { size, sha256, trailers: request.trailing_headers.clone() })
-    }
-
-    /// The checksum that came behind the body. To be asked once the body has been read.
-    fn trailing(&self) -> Result<Option<Sha256>, Refused> {
-        let Some(trailers) = self.trailers.as_ref().and_then(TrailingHeaders::take) else { return Ok(None) };
-        let mut found = None;
-        for (name, value) in &trailers {
-            match name.as_str() {
-                "x-amz-checksum-sha256" => {
-                    found = Some(parse(value.to_str().map_err(|_| Refused::BadChecksum)?)?);
-                }
-                name if name.starts_with("x-amz-checksum-") => return Err(Refused::OtherChecksum),
-                _ => {}
+        let mut sums = Vec::new();
+        for (algorithm, value) in checksums.into_iter().chain([(Algorithm::Md5, md5)]) {
+            if let Some(value) = value {
+                sums.push((algorithm, algorithm.parse(value).ok_or(Refused::BadChecksum(algorithm))?));
             }
         }
-        Ok(found)
+        let announced =
+            request.headers.get_all("x-amz-trailer").iter().filter_map(|names| names.to_str().ok());
+        let trailing = announced
+            .flat_map(|names| names.split(','))
+            .filter_map(|name| Algorithm::of_header(&name.trim().to_ascii_lowercase()));
+        let algorithms = sums.iter().map(|(algorithm, _)| *algorithm).chain(trailing).collect();
+        Ok(Self { size, sums, algorithms, trailers: request.trailing_headers.clone() })
     }
-}
 
-fn parse(checksum: &str) -> Result<Sha256, Refused> {
-    let bytes = STANDARD.decode(checksum).map_err(|_| Refused::BadChecksum)?;
-    bytes.try_into().map(Sha256).map_err(|_| Refused::BadChecksum)
+    /// Whether the client says a checksum of this algorithm, before or behind the body.
+    pub(super) fn compares(&self, algorithm: Algorithm) -> bool {
+        self.algorithms.contains(&algorithm)
+    }
+
+    /// Has the body hashed by one algorithm more.
+    pub(super) fn also(mut self, algorithm: Option<Algorithm>) -> Self {
+        self.algorithms.extend(algorithm);
+        self
+    }
+
+    /// What the body's checksums must be. To be asked once the body has been read.
+    fn expected(mut self) -> Result<Vec<(Algorithm, Vec<u8>)>, Refused> {
+        let Some(trailers) = self.trailers.as_ref().and_then(TrailingHeaders::take) else {
+            return Ok(self.sums);
+        };
+        for (name, value) in &trailers {
+            let Some(algorithm) = Algorithm::of_header(name.as_str()) else { continue };
+            if !self.algorithms.contains(&algorithm) {
+                return Err(Refused::Unannounced(algorithm));
+            }
+            let sum = value.to_str().ok().and_then(|value| algorithm.parse(value));
+            self.sums.push((algorithm, sum.ok_or(Refused::BadChecksum(algorithm))?));
+        }
+        Ok(self.sums)
+    }
 }
 
 /// Receives a body, compares it with what was declared and puts it on disk for good. If that fails, or whoever waits
@@ -112,9 +142,14 @@ pub(super) async fn receive(
     declared: Declared,
     stall: Duration,
 ) -> Result<Settled, Refused> {
-    let turn = tokio::time::timeout(limits::UPLOAD_WAIT, turns.acquire());
+    let turn = timeout(limits::UPLOAD_WAIT, turns.acquire());
     let Ok(Ok(_turn)) = turn.await else { return Err(Refused::Busy) };
-    let mut body = Gather { body, stall, received: 0, declared: declared.size };
+    let claim = store
+        .claim(declared.size)
+        .map_err(Refused::Store)?
+        .map_err(|over| Refused::Quota { quota: over.quota })?;
+    let mut begin = Some((claim, declared.algorithms.clone()));
+    let mut body = Gather::new(body, stall, declared.size);
     let mut writing: Option<JoinHandle<io::Result<Incoming>>> = None;
     loop {
         let (batch, last) = body.batch().await?;
@@ -122,9 +157,13 @@ pub(super) async fn receive(
             Some(writing) => Some(join(writing).await?),
             None => None,
         };
-        let (store, size) = (Arc::clone(store), declared.size);
+        let (store, begin) = (Arc::clone(store), begin.take());
         let write = move || {
-            let mut incoming = begun.map_or_else(|| store.create(size), Ok)?;
+            let mut incoming = match (begun, begin) {
+                (Some(incoming), _) => incoming,
+                (None, Some((claim, algorithms))) => store.create(claim, &algorithms)?,
+                (None, None) => return Err(io::ErrorKind::BrokenPipe.into()),
+            };
             incoming.write(&batch)?;
             Ok((store, incoming))
         };
@@ -135,13 +174,17 @@ pub(super) async fn receive(
         if body.received != declared.size {
             return Err(Refused::Length { declared: declared.size, got: body.received });
         }
-        let expected = [declared.sha256, declared.trailing()?];
+        let expected = declared.expected()?;
         return join(spawn_blocking(move || {
-            let (store, incoming) = write()?;
-            let got = incoming.sha256();
-            match expected.into_iter().flatten().find(|declared| *declared != got) {
-                Some(declared) => Ok(Err(Refused::Digest { declared, got })),
-                None => store.settle(incoming).map(Ok),
+            let (store, mut incoming) = write()?;
+            let got = incoming.sums();
+            let wrong = expected.iter().find(|(algorithm, sum)| got.get(*algorithm) != Some(sum.as_slice()));
+            match wrong {
+                Some((algorithm, _)) => {
+                    let got = got.text(*algorithm).unwrap_or_default();
+                    Ok(Err(Refused::Digest { algorithm: *algorithm, got }))
+                }
+                None => store.settle(incoming, got).map(Ok),
             }
         }))
         .await?;
@@ -155,24 +198,39 @@ async fn join<T>(task: JoinHandle<io::Result<T>>) -> io::Result<T> {
 /// Gathers the chunks of a body into batches.
 struct Gather {
     body: Option<StreamingBlob>,
-    stall: Duration,
-    received: u64,
     declared: u64,
+    received: u64,
+    stall: Duration,
+    /// Until when the next few bytes are to come.
+    patience: Instant,
+    /// Bytes since patience was last renewed.
+    fresh: usize,
 }
 
 impl Gather {
+    fn new(body: Option<StreamingBlob>, stall: Duration, declared: u64) -> Self {
+        Self { body, declared, received: 0, stall, patience: Instant::now() + stall, fresh: 0 }
+    }
+
     /// The next batch, and whether it is the last.
     async fn batch(&mut self) -> Result<(Vec<Bytes>, bool), Refused> {
         let (mut chunks, mut size) = (Vec::new(), 0);
+        // The disk may have taken its time since the last batch.
+        self.patience = Instant::now() + self.stall;
         let Some(body) = &mut self.body else { return Ok((chunks, true)) };
         while size < limits::CHUNK {
-            let chunk = match tokio::time::timeout(self.stall, body.next()).await {
+            let chunk = match timeout_at(self.patience, body.next()).await {
                 Err(_) => return Err(Refused::Stalled),
                 Ok(None) => return Ok((chunks, true)),
                 Ok(Some(Err(error))) => return Err(Refused::Body(error.to_string())),
                 Ok(Some(Ok(chunk))) => chunk,
             };
             size += chunk.len();
+            self.fresh += chunk.len();
+            if self.fresh >= limits::STALL_BYTES {
+                self.fresh = 0;
+                self.patience = Instant::now() + self.stall;
+            }
             self.received += chunk.len() as u64;
             if self.received > self.declared {
                 return Err(Refused::Length { declared: self.declared, got: self.received });

@@ -16,7 +16,8 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, HttpError, S3ErrorCode};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Embedded;
@@ -40,6 +41,10 @@ impl Embedded {
         let service = self.service();
         let places = Arc::new(Semaphore::new(self.config.max_connections));
         let mut connections = JoinSet::new();
+        let mut sweep = interval_at(Instant::now() + self.config.sweep, self.config.sweep);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // What nobody went on with while the server was down. Files were swept when the directory was opened.
+        tokio::spawn(self.clone().expire());
         loop {
             // Whoever is over the limit waits in the listener's backlog.
             let accepted = async {
@@ -48,6 +53,7 @@ impl Embedded {
             };
             tokio::select! {
                 () = shutdown.cancelled() => break,
+                _ = sweep.tick() => drop(tokio::spawn(self.clone().sweep())),
                 Some(_) = connections.join_next() => {}
                 accepted = accepted => match accepted {
                     Ok((stream, place)) => {
@@ -71,6 +77,23 @@ impl Embedded {
         }
         connections.shutdown().await;
         Ok(())
+    }
+
+    /// Ends abandoned uploads. What fails is tried again with the next sweep.
+    async fn expire(self) {
+        let idle_ms = i64::try_from(self.config.abandoned.as_millis()).unwrap_or(i64::MAX);
+        if let Err(error) = Arc::clone(&self.store).expire(idle_ms).await {
+            tracing::warn!(%error, "abandoned uploads stay until the next sweep");
+        }
+    }
+
+    /// Ends abandoned uploads and removes files without a row.
+    async fn sweep(self) {
+        self.clone().expire().await;
+        let store = Arc::clone(&self.store);
+        if let Ok(Err(error)) = spawn_blocking(move || store.sweep()).await {
+            tracing::warn!(%error, "files without a row stay until the next sweep");
+        }
     }
 
     fn service(&self) -> S3Service {

@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use millpond_protocol::Sha256;
-
 use super::blobs::{BlobId, Blobs, Incoming, sync_dir};
-use super::catalog::{Catalog, CatalogError, Changed, Check, Object};
+use super::catalog::{Catalog, CatalogError, Check, Ended, Finished, Freed, Object, Part, Replaced, Upload};
+use super::checksum::{Algorithm, Hashing, Plan, Sums};
+use super::config::EmbeddedConfig;
+use super::room::{Claim, OverQuota, Pin, Room};
+use super::send::Body;
 use crate::config::BadConfig;
+use crate::limits::embedded as limits;
 
 /// The directory cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -55,12 +58,13 @@ pub(super) enum StoreError {
 pub(super) struct Store {
     blobs: Blobs,
     catalog: Catalog,
+    room: Arc<Room>,
     /// Held as long as anybody may still write.
     _lock: File,
 }
 
 impl Store {
-    pub(super) fn open(dir: &Path, min_free: u64) -> Result<Self, OpenError> {
+    pub(super) fn open(dir: &Path, config: &EmbeddedConfig) -> Result<Self, OpenError> {
         let disk = |error| OpenError::Disk { path: dir.to_owned(), error };
         if !dir.is_dir() {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(disk)?;
@@ -81,27 +85,55 @@ impl Store {
         let path = dir.join("catalog.sqlite");
         let rows = |error| OpenError::Catalog { path: path.clone(), error };
         let catalog = Catalog::open(&path).map_err(rows)?;
-        let blobs = Blobs::open(dir, min_free).map_err(disk)?;
-        let swept = blobs.sweep(|first| catalog.blobs(first)).map_err(rows)?;
+        let blobs = Blobs::open(dir, config.min_free).map_err(disk)?;
+        let room = Room::new(config.quota, catalog.bytes().map_err(rows)?);
+        let this = Self { blobs, catalog, room, _lock: lock };
+        this.sweep().map_err(rows)?;
+        Ok(this)
+    }
+
+    /// Removes files that no row names. Blocks; reads every directory and the name of every file in the catalogue.
+    pub(super) fn sweep(&self) -> Result<(), CatalogError> {
+        let swept = self.blobs.sweep(|file| self.room.holds(file), |first| self.catalog.files(first))?;
         if swept.unfinished + swept.orphans > 0 {
             tracing::info!(swept.unfinished, swept.orphans, "removed bodies that no object has");
         }
         if swept.missing > 0 {
-            tracing::error!(swept.missing, dir = %dir.display(), "objects have lost their bodies");
+            tracing::error!(swept.missing, "objects have lost their bodies");
         }
-        Ok(Self { blobs, catalog, _lock: lock })
+        Ok(())
     }
 
-    /// A new body of so many bytes, of which none is there yet. Blocks.
-    pub(super) fn create(&self, size: u64) -> io::Result<Incoming> {
-        self.blobs.create(size)
+    /// Ends uploads in parts to which nothing has come for `idle_ms`.
+    pub(super) async fn expire(self: Arc<Self>, idle_ms: i64) -> Result<(), StoreError> {
+        run(async move {
+            let now = now_ms();
+            loop {
+                let freed = self.catalog.expire(now - idle_ms, now - limits::REMEMBER_MS).await?;
+                if freed.is_empty() {
+                    return Ok(());
+                }
+                tracing::info!(uploads = freed.len(), "ended uploads in parts that nobody went on with");
+                self.discard(freed);
+            }
+        })
+        .await
     }
 
-    /// Puts a complete body on disk for good. Blocks. Until [`Store::publish`] it is nobody's.
-    pub(super) fn settle(self: Arc<Self>, body: Incoming) -> io::Result<Settled> {
-        let (size, sha256) = (body.size(), body.sha256());
-        let blob = self.blobs.settle(body)?;
-        Ok(Settled { store: self, blob: Some(blob), size, sha256 })
+    /// Takes room for a body of so many bytes.
+    pub(super) fn claim(&self, size: u64) -> Result<Result<Claim, OverQuota>, StoreError> {
+        Ok(self.room.claim(BlobId::random()?, size))
+    }
+
+    /// A new body of which nothing is there yet. Blocks.
+    pub(super) fn create(&self, claim: Claim, algorithms: &[Algorithm]) -> io::Result<Incoming> {
+        self.blobs.create(claim, Hashing::new(algorithms))
+    }
+
+    /// Puts a complete body on disk for good. Blocks. Until it is published it is nobody's.
+    pub(super) fn settle(self: Arc<Self>, body: Incoming, sums: Sums) -> io::Result<Settled> {
+        let claim = self.blobs.settle(body)?;
+        Ok(Settled { store: self, claim: Some(claim), sums })
     }
 
     /// Makes a settled body the object of `key` if `check` holds, and returns the object if it did.
@@ -110,68 +142,206 @@ impl Store {
     pub(super) async fn publish(
         self: Arc<Self>,
         key: String,
+        meta: Option<String>,
         mut body: Settled,
         check: Option<Check>,
     ) -> Result<Option<Object>, StoreError> {
-        let blob = body.blob.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        let object = Object { key, blob, size: body.size, sha256: body.sha256, modified_ms: now_ms() };
+        let claim = body.take()?;
+        let object = Object {
+            key,
+            id: claim.blob(),
+            parts: 0,
+            size: claim.size(),
+            sha256: body.sums.sha256,
+            checksum: None,
+            meta,
+            modified_ms: now_ms(),
+        };
         run(async move {
-            // If this fails it is not known whether the row will be there after a crash, so the body stays for the
-            // next start to judge.
-            let (published, stray) = match self.catalog.put(object.clone(), check).await? {
-                Changed::Done(old) => (Some(object), old),
-                Changed::Unmet => (None, Some(blob)),
-            };
-            self.discard(stray);
-            Ok(published)
+            match self.catalog.put(object.clone(), check).await {
+                Ok(Replaced::Done(old)) => {
+                    claim.keep();
+                    self.discard(vec![old]);
+                    Ok(Some(object))
+                }
+                Ok(Replaced::Unmet) => {
+                    self.give_up(claim);
+                    Ok(None)
+                }
+                Err(error) => {
+                    claim.abandon();
+                    Err(error.into())
+                }
+            }
         })
         .await
     }
 
-    /// Removes the object of `key`, if there is one. Runs to its end like [`Store::publish`].
-    pub(super) async fn delete(self: Arc<Self>, key: String) -> Result<(), StoreError> {
+    /// Removes the objects of some keys, where there are any. Runs to its end like [`Store::publish`].
+    pub(super) async fn delete(self: Arc<Self>, keys: Vec<String>) -> Result<(), StoreError> {
         run(async move {
-            if let Changed::Done(stray) = self.catalog.delete(key).await? {
-                self.discard(stray);
-            }
+            let freed = self.catalog.delete(keys).await?;
+            self.discard(freed);
             Ok(())
         })
         .await
     }
 
-    /// The object of a key. Blocks.
-    pub(super) fn find(&self, key: &str) -> Result<Option<Object>, StoreError> {
-        Ok(self.catalog.find(key)?)
+    /// Begins an upload in parts. `None`: there are too many.
+    pub(super) async fn begin(
+        &self,
+        key: String,
+        plan: Option<Plan>,
+        meta: Option<String>,
+    ) -> Result<Option<BlobId>, StoreError> {
+        let id = BlobId::random()?;
+        let upload = Upload { id, key, plan, meta, started_ms: now_ms() };
+        Ok(self.catalog.begin(upload).await?.then_some(id))
+    }
+
+    /// Makes a settled body a part of an upload. `None`: there is no such upload. Runs to its end like [`Store::publish`].
+    pub(super) async fn add_part(
+        self: Arc<Self>,
+        upload: BlobId,
+        key: String,
+        n: u32,
+        plan: Option<Plan>,
+        mut body: Settled,
+    ) -> Result<Option<Part>, StoreError> {
+        let claim = body.take()?;
+        let part = Part {
+            n,
+            file: claim.blob(),
+            size: claim.size(),
+            sha256: body.sums.sha256,
+            checksum: plan.and_then(|plan| body.sums.get(plan.algorithm)).map(<[u8]>::to_vec),
+            modified_ms: now_ms(),
+        };
+        run(async move {
+            match self.catalog.add_part(upload, key, part.clone()).await {
+                Ok(Some(old)) => {
+                    claim.keep();
+                    self.discard(vec![old]);
+                    Ok(Some(part))
+                }
+                Ok(None) => {
+                    self.give_up(claim);
+                    Ok(None)
+                }
+                Err(error) => {
+                    claim.abandon();
+                    Err(error.into())
+                }
+            }
+        })
+        .await
+    }
+
+    /// Makes an upload the object of its key, see [`Catalog::complete`]. Runs to its end like [`Store::publish`].
+    pub(super) async fn complete(
+        self: Arc<Self>,
+        upload: BlobId,
+        key: String,
+        wish: super::parts::Wish,
+        check: Option<Check>,
+    ) -> Result<Ended, StoreError> {
+        run(async move {
+            let finished = Finished { id: upload, key, wish, check, now_ms: now_ms() };
+            let mut ended = self.catalog.complete(finished).await?;
+            if let Ended::Done(_, freed) = &mut ended {
+                self.discard(std::mem::take(freed));
+            }
+            Ok(ended)
+        })
+        .await
+    }
+
+    /// Ends an upload without an object; says whether there was one. Runs to its end like [`Store::publish`].
+    pub(super) async fn abort(self: Arc<Self>, upload: BlobId, key: String) -> Result<bool, StoreError> {
+        run(async move {
+            let freed = self.catalog.abort(upload, key).await?;
+            let there = freed.is_some();
+            self.discard(freed.into_iter().collect());
+            Ok(there)
+        })
+        .await
+    }
+
+    /// The rows, for what only reads them.
+    pub(super) fn catalog(&self) -> &Catalog {
+        &self.catalog
     }
 
     /// The object of a key, with its body open for reading. Blocks.
-    pub(super) fn open_object(&self, key: &str) -> Result<Option<(Object, File)>, StoreError> {
+    pub(super) fn open_object(self: &Arc<Self>, key: &str) -> Result<Option<(Object, Body)>, StoreError> {
         let mut gone = None;
         loop {
             let Some(object) = self.catalog.find(key)? else { return Ok(None) };
-            match self.blobs.open_blob(object.blob) {
-                Ok(file) => return Ok(Some((object, file))),
+            let opened = if object.parts == 0 {
+                self.blobs.open_blob(object.id).map(|file| Body::one(file, object.size))
+            } else {
+                // Files of parts are opened when their turn comes: what is pinned from before the row was there stays.
+                let body = Body::parts(self, &object)?;
+                match self.catalog.find(key)? {
+                    Some(same) if same.id == object.id => Ok(body),
+                    _ => Err(io::ErrorKind::NotFound.into()),
+                }
+            };
+            match opened {
+                Ok(body) => return Ok(Some((object, body))),
                 // Replaced or removed since it was found: look again. The same body missing twice is damage.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && gone != Some(object.blob) => {
-                    gone = Some(object.blob);
+                Err(error) if error.kind() == io::ErrorKind::NotFound && gone != Some(object.id) => {
+                    gone = Some(object.id);
                 }
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// Objects in order of their keys, see [`Catalog::page`]. Blocks.
-    pub(super) fn page(&self, prefix: &str, after: &str, limit: usize) -> Result<Vec<Object>, StoreError> {
-        Ok(self.catalog.page(prefix, after, limit)?)
+    /// Opens a file that a row names. Blocks.
+    pub(super) fn open_file(&self, file: BlobId) -> io::Result<File> {
+        self.blobs.open_blob(file)
     }
 
-    fn discard(self: &Arc<Self>, stray: Option<BlobId>) {
-        let Some(stray) = stray else { return };
+    /// Keeps the files of an object in parts, even if it is replaced or removed, until they are let go.
+    pub(super) fn pin(&self, object: BlobId) -> Pin {
+        self.room.read(object)
+    }
+
+    pub(super) fn let_go(self: &Arc<Self>, pin: &Pin) {
+        self.remove(self.room.release(pin), None);
+    }
+
+    /// Removes what rows no longer name.
+    fn discard(self: &Arc<Self>, freed: Vec<Freed>) {
+        let mut stray = Vec::new();
+        for Freed { owner, files, bytes } in freed {
+            self.room.free(bytes);
+            stray.extend(match owner {
+                Some(owner) => self.room.doom(owner, files),
+                None => files,
+            });
+        }
+        self.remove(stray, None);
+    }
+
+    /// Removes the file of a body that no row came to name.
+    fn give_up(self: &Arc<Self>, claim: Claim) {
+        self.remove(vec![claim.blob()], Some(claim));
+    }
+
+    fn remove(self: &Arc<Self>, stray: Vec<BlobId>, claim: Option<Claim>) {
+        if stray.is_empty() {
+            return;
+        }
         let this = Arc::clone(self);
         let remove = move || {
-            if let Err(error) = this.blobs.remove(stray) {
-                tracing::warn!(%error, "a body that no object has stays until the next start");
+            for stray in stray {
+                if let Err(error) = this.blobs.remove(stray) {
+                    tracing::warn!(%error, "a body that no object has stays until the next sweep");
+                }
             }
+            drop(claim);
         };
         // Removing a large file takes time that a thread of the runtime does not have.
         match tokio::runtime::Handle::try_current() {
@@ -181,17 +351,25 @@ impl Store {
     }
 }
 
-/// A complete body on disk that is not yet an object. Dropping it removes the file.
+/// A complete body on disk that no row names yet. Dropping it removes the file.
 pub(super) struct Settled {
     store: Arc<Store>,
-    blob: Option<BlobId>,
-    size: u64,
-    sha256: Sha256,
+    claim: Option<Claim>,
+    /// Its checksums.
+    pub(super) sums: Sums,
+}
+
+impl Settled {
+    fn take(&mut self) -> io::Result<Claim> {
+        self.claim.take().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
 }
 
 impl Drop for Settled {
     fn drop(&mut self) {
-        self.store.discard(self.blob.take());
+        if let Some(claim) = self.claim.take() {
+            self.store.give_up(claim);
+        }
     }
 }
 

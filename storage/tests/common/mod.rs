@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub, reason = "every test file uses another part")]
 
+pub mod parts;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -97,6 +99,21 @@ impl Server {
             .body(body)
     }
 
+    /// A request that is signed in its URL, see [`Signer::request`].
+    pub fn signed(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        query: &[(&str, &str)],
+        headers: &[(&'static str, String)],
+    ) -> reqwest::RequestBuilder {
+        self.signer().request(method, path, query, headers)
+    }
+
+    pub fn signer(&self) -> Signer {
+        Signer { endpoint: self.config.endpoint.clone() }
+    }
+
     /// Files on disk, in `blobs` and `incoming`.
     pub fn files(&self) -> Vec<PathBuf> {
         files(self.dir.path())
@@ -108,12 +125,71 @@ impl Server {
     }
 }
 
+/// Signs requests by the rule of AWS, independently of the client and the server.
+#[derive(Clone)]
+pub struct Signer {
+    pub endpoint: Url,
+}
+
+impl Signer {
+    /// A request that is signed in its URL, for these headers.
+    pub fn request(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        query: &[(&str, &str)],
+        headers: &[(&'static str, String)],
+    ) -> reqwest::RequestBuilder {
+        let url = self.url(&method, path, query, headers);
+        let request = http().request(method, url);
+        headers.iter().fold(request, |request, (name, value)| request.header(*name, value))
+    }
+
+    pub fn url(
+        &self,
+        method: &reqwest::Method,
+        path: &str,
+        query: &[(&str, &str)],
+        headers: &[(&'static str, String)],
+    ) -> Url {
+        let mut query = query.to_vec();
+        query.sort_unstable();
+        let mut headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        headers.sort_unstable();
+        let method = match method.as_str() {
+            "GET" => rusty_s3::Method::Get,
+            "HEAD" => rusty_s3::Method::Head,
+            "PUT" => rusty_s3::Method::Put,
+            "POST" => rusty_s3::Method::Post,
+            "DELETE" => rusty_s3::Method::Delete,
+            other => panic!("{other}"),
+        };
+        rusty_s3::signing::sign(
+            &jiff::Timestamp::from_millisecond(now().as_millis()).unwrap(),
+            method,
+            self.endpoint.join(&format!("{BUCKET}/{path}")).unwrap(),
+            "access",
+            secret().expose(),
+            None,
+            "us-east-1",
+            MINUTE.as_secs(),
+            query.into_iter(),
+            headers.into_iter(),
+        )
+    }
+}
+
 /// Waits until a directory can be opened: tasks that were cut off may still hold its lock for a moment.
 pub async fn reopen(dir: &Path) -> Embedded {
+    reopen_with(dir, embedded_config()).await
+}
+
+/// With other limits.
+pub async fn reopen_with(dir: &Path, config: EmbeddedConfig) -> Embedded {
     let mut opened = None;
     settles(
         || {
-            opened = embedded::open(dir, embedded_config()).ok();
+            opened = embedded::open(dir, config.clone()).ok();
             opened.is_some()
         },
         || "the directory cannot be opened".into(),
@@ -155,6 +231,12 @@ pub fn now() -> Timestamp {
 
 pub fn http() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
+/// The texts of all elements of a name.
+pub fn tags(xml: &str, tag: &str) -> Vec<String> {
+    let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
+    xml.split(&open).skip(1).map(|rest| rest.split(&close).next().unwrap().to_owned()).collect()
 }
 
 /// Bytes that differ everywhere and compress to nothing.

@@ -1,23 +1,31 @@
 //! S3 as clients speak it: the operations, each a few lines between the protocol and the store.
 
+mod access;
+mod meta;
+mod uploads;
+
 use std::sync::Arc;
 
-use s3s::access::{S3Access, S3AccessContext};
 use s3s::dto::{
-    ChecksumMode, ChecksumType, DeleteObjectInput, DeleteObjectOutput, GetBucketLocationInput,
+    AbortMultipartUploadInput, AbortMultipartUploadOutput, ChecksumMode, ChecksumType,
+    CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CreateMultipartUploadInput,
+    CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, GetBucketLocationInput,
     GetBucketLocationOutput, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput,
-    HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, PutObjectInput,
-    PutObjectOutput, StreamingBlob,
+    HeadObjectInput, HeadObjectOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput,
+    ListObjectsV2Input, ListObjectsV2Output, ListPartsInput, ListPartsOutput, PutObjectInput,
+    PutObjectOutput, StreamingBlob, UploadPartInput, UploadPartOutput,
 };
 use s3s::{S3, S3ErrorCode, S3Request, S3Response, S3Result};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
+pub(super) use self::access::Signed;
 use super::catalog::Object;
+use super::checksum::{Algorithm, Cover};
 use super::conditions::{Wanted, before_put, etag, modified, span};
 use super::config::EmbeddedConfig;
 use super::errors::said;
-use super::receive::{Declared, receive};
+use super::receive::{Declared, receive, said_checksums};
 use super::send::Outgoing;
 use super::store::{Store, StoreError};
 use crate::limits::embedded as limits;
@@ -58,7 +66,7 @@ impl Service {
     /// Runs what blocks where blocking is allowed.
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Store) -> S3Result<T> + Send + 'static,
+        work: impl FnOnce(&Arc<Store>) -> S3Result<T> + Send + 'static,
     ) -> S3Result<T> {
         let store = Arc::clone(&self.store);
         match spawn_blocking(move || work(&store)).await {
@@ -86,16 +94,52 @@ fn no_such_key() -> s3s::S3Error {
     said(S3ErrorCode::NoSuchKey, "There is no such object.")
 }
 
-/// The checksum of an object, where the client asked for it and gets all of the object.
-fn checksum(
-    object: &Object,
-    mode: Option<&ChecksumMode>,
-    whole: bool,
-) -> (Option<String>, Option<ChecksumType>) {
-    if whole && mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED) {
-        (Some(checksum_header(object.sha256)), Some(ChecksumType::from_static(ChecksumType::FULL_OBJECT)))
-    } else {
-        (None, None)
+/// Puts a checksum into the field of an output that is its algorithm's.
+macro_rules! say_checksum {
+    ($output:expr, $algorithm:expr, $value:expr) => {{
+        let value = Some($value);
+        match $algorithm {
+            Algorithm::Sha256 => $output.checksum_sha256 = value,
+            Algorithm::Sha1 => $output.checksum_sha1 = value,
+            Algorithm::Crc32 => $output.checksum_crc32 = value,
+            Algorithm::Crc32c => $output.checksum_crc32c = value,
+            Algorithm::Crc64Nvme => $output.checksum_crc64nvme = value,
+            Algorithm::Md5 => {}
+        }
+    }};
+}
+use say_checksum;
+
+pub(super) fn checksum_type(cover: Cover) -> ChecksumType {
+    ChecksumType::from_static(match cover {
+        Cover::FullObject => ChecksumType::FULL_OBJECT,
+        Cover::Composite => ChecksumType::COMPOSITE,
+    })
+}
+
+/// Says the checksum of an object, where the client asked for it and gets all of the object.
+macro_rules! say_object_checksum {
+    ($output:expr, $object:expr, $mode:expr, $whole:expr) => {
+        if $whole && $mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED) {
+            let object: &Object = $object;
+            if let Some(checksum) = &object.checksum {
+                say_checksum!($output, checksum.algorithm, checksum.value.clone());
+                $output.checksum_type = Some(checksum_type(checksum.cover()));
+            } else if object.parts == 0 {
+                $output.checksum_sha256 = Some(checksum_header(object.sha256));
+                $output.checksum_type = Some(checksum_type(Cover::FullObject));
+            }
+        }
+    };
+}
+
+/// One part of an object in parts cannot be asked for by its number.
+fn no_part_number(number: Option<i32>) -> S3Result<()> {
+    match number {
+        None => Ok(()),
+        Some(_) => {
+            Err(said(S3ErrorCode::NotImplemented, "Ask for a range: parts are not served one by one."))
+        }
     }
 }
 
@@ -111,31 +155,40 @@ impl S3 for Service {
     ) -> S3Result<S3Response<PutObjectOutput>> {
         self.admit(&request, &request.input.bucket)?;
         check_key(&request.input.key)?;
-        let declared = Declared::of(&request, self.config.max_object)?;
+        let (input, max) = (&request.input, self.config.max_object);
+        let checksums = said_checksums!(input);
+        let declared =
+            Declared::of(&request, input.content_length, checksums, input.content_md5.as_deref(), max)?;
+        let meta = meta::keep(input.metadata.as_ref())?;
+        let named: Vec<Algorithm> =
+            Algorithm::ALL.into_iter().filter(|algorithm| declared.compares(*algorithm)).collect();
         let body = request.input.body.take();
         let settled = receive(&self.store, &self.uploads, body, declared, self.config.stall_timeout).await?;
-        let PutObjectInput { key, if_match, if_none_match, checksum_sha256, .. } = request.input;
+        let sums = settled.sums.clone();
+        let PutObjectInput { key, if_match, if_none_match, .. } = request.input;
         let check = before_put(if_match, if_none_match);
         let object = Arc::clone(&self.store)
-            .publish(key, settled, check)
+            .publish(key, meta, settled, check)
             .await?
             .ok_or_else(|| said(S3ErrorCode::PreconditionFailed, "Another object is there, or none."))?;
-        let checksum_type = ChecksumType::from_static(ChecksumType::FULL_OBJECT);
-        Ok(S3Response::new(PutObjectOutput {
-            e_tag: Some(etag(&object)),
-            checksum_type: checksum_sha256.is_some().then_some(checksum_type),
-            checksum_sha256,
-            ..Default::default()
-        }))
+        let mut output = PutObjectOutput { e_tag: Some(etag(&object)), ..Default::default() };
+        for algorithm in named {
+            if let Some(value) = sums.text(algorithm) {
+                say_checksum!(output, algorithm, value);
+                output.checksum_type = Some(checksum_type(Cover::FullObject));
+            }
+        }
+        Ok(S3Response::new(output))
     }
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         self.admit(&request, &request.input.bucket)?;
         check_key(&request.input.key)?;
+        no_part_number(request.input.part_number)?;
         let if_range = request.headers.get(hyper::header::IF_RANGE).cloned();
         let input = request.input;
         self.blocking(move |store| {
-            let (object, file) = store.open_object(&input.key)?.ok_or_else(no_such_key)?;
+            let (object, body) = store.open_object(&input.key)?.ok_or_else(no_such_key)?;
             Wanted::from(&input).check(&object)?;
             let tag = etag(&object);
             // A client that continues an object which has changed since gets all of the new one.
@@ -143,12 +196,11 @@ impl S3 for Service {
             let part = span(input.range.as_ref().filter(|_| same), object.size)?;
             let content_range =
                 part.as_ref().map(|part| format!("bytes {}-{}/{}", part.start, part.end - 1, object.size));
-            let (checksum_sha256, checksum_type) =
-                checksum(&object, input.checksum_mode.as_ref(), content_range.is_none());
+            let whole = content_range.is_none();
             let part = part.unwrap_or(0..object.size);
             let size = part.end - part.start;
-            let body = Outgoing::open(file, part).map_err(StoreError::Disk)?;
-            Ok(S3Response::new(GetObjectOutput {
+            let body = Outgoing::open(body, part).map_err(StoreError::Disk)?;
+            let mut output = GetObjectOutput {
                 body: Some(StreamingBlob::new(body)),
                 content_length: length(size),
                 content_range,
@@ -157,10 +209,11 @@ impl S3 for Service {
                 last_modified: Some(modified(&object)),
                 content_type: Some(CONTENT_TYPE.into()),
                 content_disposition: Some(CONTENT_DISPOSITION.into()),
-                checksum_sha256,
-                checksum_type,
+                metadata: meta::kept(object.meta.as_deref()),
                 ..Default::default()
-            }))
+            };
+            say_object_checksum!(output, &object, input.checksum_mode.as_ref(), whole);
+            Ok(S3Response::new(output))
         })
         .await
     }
@@ -171,22 +224,24 @@ impl S3 for Service {
     ) -> S3Result<S3Response<HeadObjectOutput>> {
         self.admit(&request, &request.input.bucket)?;
         check_key(&request.input.key)?;
+        no_part_number(request.input.part_number)?;
         let input = request.input;
         self.blocking(move |store| {
-            let object = store.find(&input.key)?.ok_or_else(no_such_key)?;
+            let object =
+                store.catalog().find(&input.key).map_err(StoreError::from)?.ok_or_else(no_such_key)?;
             Wanted::from(&input).check(&object)?;
-            let (checksum_sha256, checksum_type) = checksum(&object, input.checksum_mode.as_ref(), true);
-            Ok(S3Response::new(HeadObjectOutput {
+            let mut output = HeadObjectOutput {
                 content_length: length(object.size),
                 accept_ranges: Some("bytes".into()),
                 e_tag: Some(etag(&object)),
                 last_modified: Some(modified(&object)),
                 content_type: Some(CONTENT_TYPE.into()),
                 content_disposition: Some(CONTENT_DISPOSITION.into()),
-                checksum_sha256,
-                checksum_type,
+                metadata: meta::kept(object.meta.as_deref()),
                 ..Default::default()
-            }))
+            };
+            say_object_checksum!(output, &object, input.checksum_mode.as_ref(), true);
+            Ok(S3Response::new(output))
         })
         .await
     }
@@ -200,7 +255,7 @@ impl S3 for Service {
         if request.input.if_match.is_some() {
             return Err(said(S3ErrorCode::NotImplemented, "Deleting knows no conditions here."));
         }
-        Arc::clone(&self.store).delete(request.input.key).await?;
+        Arc::clone(&self.store).delete(vec![request.input.key]).await?;
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
@@ -231,45 +286,46 @@ impl S3 for Service {
         let input = request.input;
         self.blocking(move |store| super::list::page(store, input).map(S3Response::new)).await
     }
-}
 
-/// Who may do what: whoever has the key, with a SigV4 signature that covers every `x-amz-*` header.
-///
-/// A header that changes what a request means must not be the choice of whoever was given a URL.
-pub(super) struct Signed;
+    async fn create_multipart_upload(
+        &self,
+        request: S3Request<CreateMultipartUploadInput>,
+    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        self.begin(request).await
+    }
 
-#[async_trait::async_trait]
-impl S3Access for Signed {
-    async fn check(&self, request: &mut S3AccessContext<'_>) -> S3Result<()> {
-        let denied = |message: &'static str| Err(said(S3ErrorCode::AccessDenied, message));
-        if request.credentials().is_none() {
-            return denied("Requests are signed.");
-        }
-        let header = request.headers().get(hyper::header::AUTHORIZATION);
-        let query = request.uri().query().unwrap_or_default().as_bytes();
-        let mut in_query =
-            url::form_urlencoded::parse(query).filter(|(name, _)| name == "X-Amz-SignedHeaders");
-        let signed = match (header, in_query.next(), in_query.next()) {
-            (Some(header), None, None) => header
-                .to_str()
-                .ok()
-                .and_then(|header| header.split_once("SignedHeaders="))
-                .map(|(_, rest)| rest.split(',').next().unwrap_or(rest).to_owned()),
-            (None, Some((_, signed)), None) => Some(signed.into_owned()),
-            // Of two signatures it would not be clear whose list of headers holds.
-            _ => None,
-        };
-        let Some(signed) = signed else { return denied("Requests have one signature, of version 4.") };
-        let covered = |name: &str| signed.split(';').any(|signed| signed.trim() == name);
-        let stray = request
-            .headers()
-            .keys()
-            .any(|name| name.as_str().starts_with("x-amz-") && !covered(name.as_str()));
-        if stray {
-            denied("There were headers present in the request which were not signed.")
-        } else {
-            Ok(())
-        }
+    async fn upload_part(
+        &self,
+        request: S3Request<UploadPartInput>,
+    ) -> S3Result<S3Response<UploadPartOutput>> {
+        self.part(request).await
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        request: S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        self.complete(request).await
+    }
+
+    async fn abort_multipart_upload(
+        &self,
+        request: S3Request<AbortMultipartUploadInput>,
+    ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+        self.abort(request).await
+    }
+
+    async fn list_parts(&self, request: S3Request<ListPartsInput>) -> S3Result<S3Response<ListPartsOutput>> {
+        self.parts(request).await
+    }
+
+    async fn list_multipart_uploads(
+        &self,
+        request: S3Request<ListMultipartUploadsInput>,
+    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+        self.admit(&request, &request.input.bucket)?;
+        let input = request.input;
+        self.blocking(move |store| super::list::uploads(store, input).map(S3Response::new)).await
     }
 }
 

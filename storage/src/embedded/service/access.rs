@@ -1,0 +1,46 @@
+//! Who may do what.
+
+use s3s::access::{S3Access, S3AccessContext};
+use s3s::{S3ErrorCode, S3Result};
+
+use super::super::errors::said;
+
+/// Whoever has the key may do everything, with a SigV4 signature that covers every `x-amz-*` header.
+///
+/// A header that changes what a request means must not be the choice of whoever was given a URL.
+pub(in super::super) struct Signed;
+
+#[async_trait::async_trait]
+impl S3Access for Signed {
+    async fn check(&self, request: &mut S3AccessContext<'_>) -> S3Result<()> {
+        let denied = |message: &'static str| Err(said(S3ErrorCode::AccessDenied, message));
+        if request.credentials().is_none() {
+            return denied("Requests are signed.");
+        }
+        let header = request.headers().get(hyper::header::AUTHORIZATION);
+        let query = request.uri().query().unwrap_or_default().as_bytes();
+        let mut in_query =
+            url::form_urlencoded::parse(query).filter(|(name, _)| name == "X-Amz-SignedHeaders");
+        let signed = match (header, in_query.next(), in_query.next()) {
+            (Some(header), None, None) => header
+                .to_str()
+                .ok()
+                .and_then(|header| header.split_once("SignedHeaders="))
+                .map(|(_, rest)| rest.split(',').next().unwrap_or(rest).to_owned()),
+            (None, Some((_, signed)), None) => Some(signed.into_owned()),
+            // Of two signatures it would not be clear whose list of headers holds.
+            _ => None,
+        };
+        let Some(signed) = signed else { return denied("Requests have one signature, of version 4.") };
+        let covered = |name: &str| signed.split(';').any(|signed| signed.trim() == name);
+        let stray = request
+            .headers()
+            .keys()
+            .any(|name| name.as_str().starts_with("x-amz-") && !covered(name.as_str()));
+        if stray {
+            denied("There were headers present in the request which were not signed.")
+        } else {
+            Ok(())
+        }
+    }
+}
