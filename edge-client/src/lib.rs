@@ -8,7 +8,9 @@
 //! There is no global state, and nothing starts threads or tasks of its own behind the caller's back.
 
 pub mod backoff;
+pub mod cli;
 pub mod clock;
+pub mod sender;
 pub mod session;
 pub mod spool;
 pub mod transfer;

@@ -28,7 +28,7 @@ fn open(root: &Path) -> Spool {
 }
 
 fn add(spool: &mut Spool, upload: &str, at: i64, bytes: &[u8]) -> Result<Added, SpoolError> {
-    let staged = spool.stage(bytes, about(upload, at))?;
+    let staged = spool.stage(bytes, |_| about(upload, at))?;
     spool.add(vec![staged])
 }
 
@@ -111,7 +111,7 @@ fn the_same_file_twice_is_once_and_other_bytes_are_a_conflict() {
     let again = add(&mut spool, "a", 1, b"a").unwrap();
     assert_eq!((again.known, again.new.len()), (first.new, 0));
     assert!(matches!(add(&mut spool, "a", 2, b"other"), Err(SpoolError::Conflict(id)) if id.as_str() == "a"));
-    let staged = ["x", "x"].map(|id| spool.stage(&b"both"[..], about(id, 5)).unwrap());
+    let staged = ["x", "x"].map(|id| spool.stage(&b"both"[..], |_| about(id, 5)).unwrap());
     let both = spool.add(staged.into()).unwrap();
     assert_eq!((both.new.len(), both.known.len()), (1, 1));
     assert_eq!(ids(&mut spool), ["a", "x"]);
@@ -123,7 +123,7 @@ fn a_full_spool_refuses_all_of_what_comes_or_drops_the_oldest_and_logs_it() {
     let limits = Limits { files: 2, bytes: 100, when_full: WhenFull::RefuseNew };
     let mut spool = Spool::open(root.path(), limits).unwrap();
     add(&mut spool, "a", 1, b"a").unwrap();
-    let staged = ["b", "c"].map(|id| spool.stage(&b"x"[..], about(id, 5)).unwrap());
+    let staged = ["b", "c"].map(|id| spool.stage(&b"x"[..], |_| about(id, 5)).unwrap());
     assert!(matches!(spool.add(staged.into()), Err(SpoolError::Full { files: 1, max_files: 2, .. })));
     assert_eq!(ids(&mut spool), ["a"], "none of the two, rather than half");
 
@@ -142,13 +142,13 @@ fn what_a_process_that_died_was_writing_is_swept_and_what_a_living_one_writes_is
     let root = tempfile::tempdir().unwrap();
     let mut spool = open(root.path());
     let staging = root.path().join("staging");
-    let living = spool.stage(&b"living"[..], about("living", 1)).unwrap();
+    let living = spool.stage(&b"living"[..], |_| about("living", 1)).unwrap();
     fs::write(staging.join("0123456789abcdef"), b"half of a fi").unwrap();
     drop(open(root.path()));
     assert_eq!(names(&staging).len(), 1);
     spool.add(vec![living]).unwrap();
     assert_eq!(ids(&mut spool), ["living"]);
-    let gone = spool.stage(&b"gone"[..], about("gone", 1)).unwrap();
+    let gone = spool.stage(&b"gone"[..], |_| about("gone", 1)).unwrap();
     drop(gone);
     assert_eq!(names(&staging), Vec::<String>::new());
 }
@@ -236,7 +236,7 @@ fn a_disk_that_refuses_leaves_the_spool_as_it_was() {
             Err(std::io::ErrorKind::StorageFull.into())
         }
     }
-    assert!(matches!(spool.stage(Broken, about("b", 2)), Err(SpoolError::Io { .. })));
+    assert!(matches!(spool.stage(Broken, |_| about("b", 2)), Err(SpoolError::Io { .. })));
     assert_eq!(names(&root.path().join("staging")), Vec::<String>::new());
     assert_eq!(ids(&mut spool), ["a"]);
 }

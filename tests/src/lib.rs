@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "this crate is nothing but tests")]
 
 mod api;
+mod edge;
 mod mill;
 mod plain;
 mod process;
@@ -16,6 +17,7 @@ mod server;
 mod tools;
 
 pub use api::Api;
+pub use edge::Edge;
 pub use mill::{Leased, Mill};
 pub use millpond::demo::{Beside, Credentials, Link, Message};
 pub use plain::Plain;
@@ -23,4 +25,4 @@ pub use process::Process;
 pub use relay::Relay;
 pub use seaweedfs::SeaweedFs;
 pub use server::{Ports, Server};
-pub use tools::{binary, python, recent_hour, repository, tool};
+pub use tools::{binary, edge_binary, python, recent_hour, repository, tool};

@@ -5,11 +5,20 @@ use std::process::{Command, Stdio};
 
 /// The program under test: what `MILLPOND_BIN` names, else the one that cargo built beside the tests.
 pub fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("MILLPOND_BIN") {
+    built("MILLPOND_BIN", "millpond-under-test")
+}
+
+/// The client under test: what `MILLPOND_EDGE_BIN` names, else the one that cargo built beside the tests.
+pub fn edge_binary() -> PathBuf {
+    built("MILLPOND_EDGE_BIN", "millpond-edge-under-test")
+}
+
+fn built(variable: &str, name: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
         return path.into();
     }
     let test = std::env::current_exe().unwrap();
-    let built = test.parent().and_then(Path::parent).unwrap().join("millpond-under-test");
+    let built = test.parent().and_then(Path::parent).unwrap().join(name);
     assert!(built.exists(), "{} is missing: cargo builds it with the tests", built.display());
     built
 }

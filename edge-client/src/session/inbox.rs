@@ -70,4 +70,13 @@ impl Inbox {
         }
         Some(event)
     }
+
+    /// An event that is there already.
+    pub fn try_next(&mut self) -> Option<Event> {
+        let (event, ack) = self.events.try_recv().ok()?;
+        if let Some(ack) = ack {
+            tokio::spawn(ack.done());
+        }
+        Some(event)
+    }
 }

@@ -33,9 +33,7 @@ pub struct Spool {
 /// A file that is written and synced, and not in the spool yet. Dropped, it is gone.
 #[derive(Debug)]
 pub struct Staged {
-    path: PathBuf,
-    /// Its lock says that somebody still wants it.
-    file: File,
+    writing: Writing,
     document: Document,
 }
 
@@ -46,7 +44,20 @@ impl Staged {
     }
 }
 
-impl Drop for Staged {
+/// A file under `staging/`. Its lock says that somebody still wants it; dropped, it is removed.
+#[derive(Debug)]
+struct Writing {
+    path: PathBuf,
+    file: File,
+}
+
+impl Writing {
+    fn failed(&self, source: std::io::Error) -> SpoolError {
+        SpoolError::io(&self.path)(source)
+    }
+}
+
+impl Drop for Writing {
     fn drop(&mut self) {
         // It may have been renamed; and what stays behind is swept at the next opening.
         let _ = std::fs::remove_file(&self.path);
@@ -134,39 +145,42 @@ impl Spool {
         sync_directory(&self.root)
     }
 
-    /// Copies and hashes what `from` gives, to its end, and syncs it. The memory it takes does not depend on the size.
+    /// Copies and hashes what `from` gives, to its end, and syncs it; `about` says what it is once its SHA-256 is known. The
+    /// memory it takes does not depend on the size.
     ///
     /// # Errors
     /// What the system says; a full disk is one of it.
-    pub fn stage(&self, mut from: impl Read, about: About) -> Result<Staged, SpoolError> {
+    pub fn stage(
+        &self,
+        mut from: impl Read,
+        about: impl FnOnce(Sha256) -> About,
+    ) -> Result<Staged, SpoolError> {
         let path = self.root.join("staging").join(format!("{:016x}", random()));
         // Between the making of the file and its lock nobody may sweep.
         let change = self.change()?;
         let file = at(&path, disk::open(&path))?;
         at(&path, file.lock())?;
         drop(change);
-        let document = Document { about, size: 0, sha256: Sha256::of(b"") };
-        let mut staged = Staged { path, file, document };
-        let mut digest = Hasher::default();
+        let mut writing = Writing { path, file };
+        let (mut digest, mut size) = (Hasher::default(), 0);
         let mut buffer = vec![0; 128 << 10];
-        let mut file = &staged.file;
         loop {
             let n = match from.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(n) => n,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(SpoolError::io(&staged.path)(error)),
+                Err(error) => return Err(writing.failed(error)),
             };
-            at(&staged.path, file.write_all(&buffer[..n]))?;
+            writing.file.write_all(&buffer[..n]).map_err(|error| writing.failed(error))?;
             digest.add(&buffer[..n]);
-            staged.document.size += n as u64;
+            size += n as u64;
         }
-        staged.document.sha256 = digest.finish();
-        let footer = staged.document.footer();
-        let footer = footer.ok_or_else(|| SpoolError::TooLong(staged.document.about.upload.clone()))?;
-        at(&staged.path, file.write_all(&footer))?;
-        at(&staged.path, file.sync_all())?;
-        Ok(staged)
+        let sha256 = digest.finish();
+        let document = Document { about: about(sha256), size, sha256 };
+        let footer = document.footer().ok_or_else(|| SpoolError::TooLong(document.about.upload.clone()))?;
+        let written = writing.file.write_all(&footer).and_then(|()| writing.file.sync_all());
+        written.map_err(|error| writing.failed(error))?;
+        Ok(Staged { writing, document })
     }
 
     /// Puts staged files into the spool, all or none. When it returns, they are there after a power cut.
@@ -218,7 +232,7 @@ impl Spool {
         for file in new {
             let entry = file.document.entry();
             let path = self.path(&entry);
-            at(&path, std::fs::rename(&file.path, &path))?;
+            at(&path, std::fs::rename(&file.writing.path, &path))?;
             self.insert(entry.clone());
             added.new.push(entry);
         }

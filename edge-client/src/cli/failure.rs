@@ -1,0 +1,78 @@
+//! Why a command failed, and the exit code that says so: 1 failed, 2 usage or configuration, 75 retry later.
+
+use crate::sender::SendError;
+use crate::session::{Cause, SessionError};
+use crate::spool::SpoolError;
+use crate::transfer::TransferError;
+
+/// The command failed.
+pub(super) const FAILED: u8 = 1;
+/// The command line or the configuration is wrong.
+pub(super) const USAGE: u8 = 2;
+/// The same command can succeed later (EX_TEMPFAIL of sysexits).
+pub(super) const RETRY: u8 = 75;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) exit: u8,
+    pub(super) message: String,
+}
+
+impl Failure {
+    pub(super) fn new(exit: u8, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into() }
+    }
+}
+
+impl From<SpoolError> for Failure {
+    fn from(error: SpoolError) -> Self {
+        let exit = match &error {
+            SpoolError::Full { .. } => RETRY,
+            SpoolError::Foreign(_) => USAGE,
+            SpoolError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => RETRY,
+            SpoolError::Io { .. }
+            | SpoolError::Conflict(_)
+            | SpoolError::Damaged { .. }
+            | SpoolError::Gone(_)
+            | SpoolError::TooLong(_) => FAILED,
+        };
+        Self::new(exit, error.to_string())
+    }
+}
+
+impl From<SessionError> for Failure {
+    fn from(error: SessionError) -> Self {
+        let exit = match &error {
+            SessionError::Offline(Cause::Refused(_)) => FAILED,
+            SessionError::Offline(_) | SessionError::Cut | SessionError::Unanswered(_) => RETRY,
+            SessionError::Answer(refusal) if refusal.code.is_temporary() => RETRY,
+            SessionError::Answer(_) | SessionError::Refused(_) | SessionError::Strange(..) => FAILED,
+        };
+        Self::new(exit, error.to_string())
+    }
+}
+
+impl From<TransferError> for Failure {
+    fn from(error: TransferError) -> Self {
+        Self::new(if error.is_temporary() { RETRY } else { FAILED }, error.to_string())
+    }
+}
+
+impl From<SendError> for Failure {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Session(error) => error.into(),
+            SendError::Spool(error) => error.into(),
+            SendError::Offline(cause) => SessionError::Offline(cause).into(),
+            SendError::NotAllowed(_) => Self::new(FAILED, error.to_string()),
+            SendError::Stuck(_) => Self::new(RETRY, error.to_string()),
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(FAILED, error.to_string())
+    }
+}

@@ -1,0 +1,77 @@
+//! The program `millpond-edge`.
+
+mod connect;
+mod failure;
+mod push;
+mod spool;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use failure::{FAILED, Failure};
+
+/// Sends files to a Millpond pool, from a spool that survives the loss of network and power.
+#[derive(Debug, Parser)]
+#[command(name = "millpond-edge", version, about)]
+struct Cli {
+    #[command(flatten)]
+    connect: connect::Connect,
+    #[command(flatten)]
+    spool: spool::At,
+    /// Write JSON lines instead of text.
+    #[arg(long, global = true, help_heading = "Output")]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Put files into the spool and send them.
+    Push(push::Args),
+    /// What waits in the spool.
+    #[command(subcommand)]
+    Spool(spool::Command),
+}
+
+/// Runs the program with the arguments of the process.
+pub fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = runtime.map_err(Failure::from).and_then(|runtime| {
+        let done = runtime.block_on(execute(&cli));
+        // What is left on other threads has nothing to say any more.
+        runtime.shutdown_background();
+        done
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("millpond-edge: {}", failure.message);
+            ExitCode::from(failure.exit)
+        }
+    }
+}
+
+async fn execute(cli: &Cli) -> Result<(), Failure> {
+    match &cli.command {
+        Command::Push(args) => push::run(cli, args).await,
+        Command::Spool(command) => spool::run(cli, command).await,
+    }
+}
+
+/// Writes one line of output. That nobody reads it any more is a failure like any other.
+fn say(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
+    use std::io::Write as _;
+    writeln!(std::io::stdout(), "{text}")
+        .map_err(|error| Failure::new(FAILED, format!("standard output: {error}")))
+}

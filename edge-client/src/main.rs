@@ -1,0 +1,5 @@
+//! `millpond-edge`.
+
+fn main() -> std::process::ExitCode {
+    millpond_edge::cli::main()
+}

@@ -1,0 +1,97 @@
+//! Sends what is in the spool: today's files before the backlog, small ones together, and each until its receipt.
+//!
+//! A file leaves the spool when the server has said what became of it: `stored`, or refused for good (then it lies in the
+//! spool's `refused/`, with the reason). A connection that ends leaves doubt, not loss: `status` is asked for every file that may
+//! have arrived before any is sent again, also of what an earlier process left in doubt, so bytes go twice only where nobody can know.
+//!
+//! [`flush`] reads the session's inbox while it runs. The spool's operations block for as long as the disk takes.
+
+mod queue;
+mod run;
+mod ship;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millpond_protocol::message::Receipt;
+use millpond_protocol::{Refusal, UploadId};
+
+use crate::session::{Cause, SessionError, Topic};
+use crate::spool::{Entry, SpoolError};
+use crate::transfer::Throttle;
+
+pub use run::flush;
+
+/// The topics that a session for [`flush`] needs.
+pub const TOPICS: [Topic; 2] = [Topic::Receipts, Topic::Card];
+
+/// How the spool is sent.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// These go before everything else.
+    pub first: HashSet<UploadId>,
+    /// Returns when the first ones are settled and leaves the rest.
+    pub only_first: bool,
+    /// How long to be without a connection before giving up.
+    pub patience: Duration,
+    /// Bytes of content in one bundle, about: what is sent again at the most when the network is cut.
+    pub bundle: u64,
+    /// Bytes per second.
+    pub throttle: Arc<Throttle>,
+}
+
+impl Default for Options {
+    /// Everything, 30 s without a connection, bundles of 1 MiB, no limit of the rate.
+    fn default() -> Self {
+        Self {
+            first: HashSet::new(),
+            only_first: false,
+            patience: Duration::from_secs(30),
+            bundle: 1 << 20,
+            throttle: Arc::new(Throttle::unlimited()),
+        }
+    }
+}
+
+/// What became of one file.
+#[derive(Debug)]
+pub enum Report<'a> {
+    /// It is stored, and has left the spool.
+    Stored(&'a Entry, &'a Receipt),
+    /// The server refuses it for good; it lies in `refused/`.
+    Refused(&'a Entry, &'a Refusal),
+    /// It was damaged in the spool and lies in `damaged/`.
+    Damaged(&'a Entry, &'a str),
+}
+
+/// What [`flush`] did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Summary {
+    pub stored: u64,
+    pub refused: u64,
+    pub damaged: u64,
+    /// Files that wait still.
+    pub left: u64,
+    /// Messages with several files.
+    pub bundles: u64,
+    /// Bytes of files that were sent, repeats included.
+    pub bytes: u64,
+}
+
+/// Why the spool was not sent to its end. What is not settled waits in it.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    #[error("no connection to the server: {0}")]
+    Offline(Cause),
+    /// This member may not upload: nothing was put aside for it.
+    #[error("the server does not take uploads of this member: {0}")]
+    NotAllowed(Refusal),
+    /// Connected, and nothing gets through.
+    #[error("nothing was settled for {0:?}")]
+    Stuck(Duration),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+}

@@ -1,0 +1,276 @@
+//! What is to be sent, in which order, and what each file waits for. Pure: no clock, no disk, no network.
+//!
+//! ```text
+//!            ┌────────────── unknown to the server ◀─────────────┐
+//!            ▼                                                    │
+//!   waiting ──ship──▶ sent ──receipt──▶ settled        doubtful ──status──▶ settled
+//!            ▲          └──── cut, or no receipt in time ──▶ doubtful
+//!            └── its bundle was refused (from then on it goes alone)
+//! ```
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use millpond_protocol::{UploadId, limits};
+
+use crate::spool::Entry;
+
+/// Bytes that a small file's description takes in a bundle, about.
+const OVERHEAD: u64 = 160;
+
+/// What goes to the server in one piece.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Shipment {
+    /// One PUBLISH of one file.
+    Single(Entry),
+    /// One bundle of several.
+    Bundle(Vec<Entry>),
+    /// By presigned PUT.
+    Large(Entry),
+}
+
+impl Shipment {
+    pub(super) fn entries(&self) -> &[Entry] {
+        match self {
+            Self::Single(entry) | Self::Large(entry) => std::slice::from_ref(entry),
+            Self::Bundle(entries) => entries,
+        }
+    }
+}
+
+/// What the server takes, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sizes {
+    pub(super) publish_max: u64,
+    /// Of a bundle's content, as it is aimed at.
+    pub(super) bundle: u64,
+}
+
+/// Files and their state.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    /// Of the current day, oldest first.
+    today: VecDeque<Entry>,
+    /// Of earlier days, newest first.
+    backlog: VecDeque<Entry>,
+    doubtful: VecDeque<Entry>,
+    /// On their way, or acknowledged and without receipt.
+    sent: HashMap<UploadId, Entry>,
+    alone: HashSet<UploadId>,
+}
+
+impl Queue {
+    /// Everything that waits. What is `first` goes before the rest; entries from `today` on go before older ones, and of
+    /// those the newest first: a backlog of days must not keep today's waiting. `doubtful` ones may have been sent by an earlier process.
+    pub(super) fn new<'a>(
+        entries: impl DoubleEndedIterator<Item = &'a Entry>,
+        first: &HashSet<UploadId>,
+        today: u64,
+        doubtful: &HashSet<Entry>,
+    ) -> Self {
+        let mut queue = Self::default();
+        let mut ahead = VecDeque::new();
+        for entry in entries.rev() {
+            if doubtful.contains(entry) {
+                queue.doubtful.push_back(entry.clone());
+            } else if first.contains(&entry.upload) {
+                ahead.push_front(entry.clone());
+            } else if entry.key >= today {
+                queue.today.push_front(entry.clone());
+            } else {
+                queue.backlog.push_back(entry.clone());
+            }
+        }
+        ahead.append(&mut queue.today);
+        queue.today = ahead;
+        queue
+    }
+
+    /// The next shipment: files that fit together, or the one that goes by itself. `large` says whether one of those may begin now.
+    pub(super) fn next(&mut self, sizes: &Sizes, large: bool) -> Option<Shipment> {
+        let mut bundle = Vec::new();
+        let (mut bytes, mut passed_over) = (0, VecDeque::new());
+        while bundle.len() < limits::BUNDLE_ENTRIES_MAX {
+            let line = if self.today.is_empty() { &mut self.backlog } else { &mut self.today };
+            let Some(entry) = line.pop_front() else { break };
+            let is_large = entry.size > sizes.publish_max;
+            let by_itself =
+                is_large || entry.size > limits::SMALL_MAX as u64 || self.alone.contains(&entry.upload);
+            if is_large && !large {
+                // The way of large files is taken; small ones need not wait for it.
+                passed_over.push_back(entry);
+                continue;
+            }
+            if by_itself && bundle.is_empty() {
+                bundle.push(entry);
+                break;
+            }
+            if by_itself || (bytes + entry.size + OVERHEAD > sizes.bundle && !bundle.is_empty()) {
+                line.push_front(entry);
+                break;
+            }
+            bytes += entry.size + OVERHEAD;
+            bundle.push(entry);
+        }
+        for entry in passed_over.into_iter().rev() {
+            self.today.push_front(entry);
+        }
+        for entry in &bundle {
+            self.sent.insert(entry.upload.clone(), entry.clone());
+        }
+        match bundle.len() {
+            0 => None,
+            1 => {
+                let entry = bundle.pop()?;
+                Some(if entry.size > sizes.publish_max {
+                    Shipment::Large(entry)
+                } else {
+                    Shipment::Single(entry)
+                })
+            }
+            _ => Some(Shipment::Bundle(bundle)),
+        }
+    }
+
+    /// Up to so many files whose fate is to be asked for.
+    pub(super) fn doubtful(&mut self, at_most: usize) -> Vec<Entry> {
+        let n = at_most.min(self.doubtful.len());
+        let entries: Vec<Entry> = self.doubtful.drain(..n).collect();
+        self.sent.extend(entries.iter().map(|entry| (entry.upload.clone(), entry.clone())));
+        entries
+    }
+
+    /// The entry of that id that is on its way.
+    pub(super) fn sent(&self, upload: &str) -> Option<&Entry> {
+        self.sent.get(&upload.parse().ok()?)
+    }
+
+    /// The server has decided; the file is no longer this queue's.
+    pub(super) fn settled(&mut self, upload: &UploadId) {
+        self.sent.remove(upload);
+    }
+
+    /// It is not known whether these arrived. Those that were settled meanwhile are not asked for.
+    pub(super) fn doubt(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            if self.sent.remove(&entry.upload).is_some() {
+                self.doubtful.push_back(entry.clone());
+            }
+        }
+    }
+
+    /// These did not arrive: they are sent again, before others.
+    pub(super) fn again(&mut self, entries: &[Entry]) {
+        for entry in entries.iter().rev() {
+            if self.sent.remove(&entry.upload).is_some() {
+                self.today.push_front(entry.clone());
+            }
+        }
+    }
+
+    /// A bundle was refused as a whole: one of these is at fault, and the others must not suffer for it.
+    pub(super) fn alone(&mut self, entries: &[Entry]) {
+        self.alone.extend(entries.iter().map(|entry| entry.upload.clone()));
+        self.again(entries);
+    }
+
+    /// Whether any of these still waits for something.
+    pub(super) fn holds(&self, uploads: &HashSet<UploadId>) -> bool {
+        let lines = self.today.iter().chain(&self.backlog).chain(&self.doubtful).chain(self.sent.values());
+        lines.into_iter().any(|entry| uploads.contains(&entry.upload))
+    }
+
+    /// Files that are not settled.
+    pub(super) fn len(&self) -> usize {
+        self.today.len() + self.backlog.len() + self.doubtful.len() + self.sent.len()
+    }
+
+    /// Those on their way.
+    pub(super) fn on_the_way(&self) -> impl Iterator<Item = &Entry> {
+        self.sent.values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: Sizes = Sizes { publish_max: 1 << 20, bundle: 1_000 };
+
+    fn entry(upload: &str, key: u64, size: u64) -> Entry {
+        Entry { key, size, upload: upload.parse().unwrap() }
+    }
+
+    fn queue(entries: &[Entry], first: &[&str], today: u64) -> Queue {
+        let first = first.iter().map(|id| id.parse().unwrap()).collect();
+        Queue::new(entries.iter(), &first, today, &HashSet::new())
+    }
+
+    fn ids(shipment: Option<Shipment>) -> Vec<String> {
+        shipment.map_or(Vec::new(), |s| s.entries().iter().map(|e| e.upload.to_string()).collect())
+    }
+
+    #[test]
+    fn todays_go_before_the_backlog_whose_newest_go_first() {
+        let entries = ["a", "b", "c", "d", "e"].iter().zip(1..).map(|(id, key)| entry(id, key, 700));
+        let mut queue = queue(&entries.collect::<Vec<_>>(), &["b"], 4);
+        let order: Vec<_> = std::iter::from_fn(|| queue.next(&SIZES, true)).map(|s| ids(Some(s))).collect();
+        assert_eq!(order, [["b"], ["d"], ["e"], ["c"], ["a"]]);
+    }
+
+    #[test]
+    fn small_files_go_together_up_to_the_size_of_a_bundle_and_larger_ones_by_themselves() {
+        let entries = [
+            entry("a", 1, 100),
+            entry("b", 2, 100),
+            entry("c", 3, 600),
+            entry("d", 4, 200_000),
+            entry("e", 5, 2 << 20),
+            entry("f", 6, 5_000),
+        ];
+        let mut queue = queue(&entries, &[], 0);
+        assert_eq!(queue.next(&SIZES, true), Some(Shipment::Bundle(entries[..2].to_vec())));
+        assert_eq!(queue.next(&SIZES, true), Some(Shipment::Single(entries[2].clone())));
+        assert_eq!(queue.next(&SIZES, true), Some(Shipment::Single(entries[3].clone())));
+        assert_eq!(queue.next(&SIZES, false), Some(Shipment::Single(entries[5].clone())));
+        assert_eq!(queue.next(&SIZES, false), None);
+        assert_eq!(queue.next(&SIZES, true), Some(Shipment::Large(entries[4].clone())));
+        assert_eq!(queue.len(), 6);
+    }
+
+    #[test]
+    fn what_was_cut_is_asked_for_and_what_is_unknown_goes_again_ahead() {
+        let entries = [entry("a", 1, 10), entry("b", 2, 10), entry("c", 3, 900)];
+        let mut queue = queue(&entries, &[], 0);
+        let shipment = queue.next(&SIZES, true).unwrap();
+        assert_eq!(queue.sent("a"), Some(&entries[0]));
+        queue.settled(&entries[0].upload);
+        queue.doubt(shipment.entries());
+        assert_eq!(queue.doubtful(10), entries[1..2]);
+        queue.again(&entries[1..2]);
+        assert_eq!(ids(queue.next(&SIZES, true)), ["b"]);
+        assert_eq!(queue.len(), 2);
+    }
+
+    #[test]
+    fn the_files_of_a_refused_bundle_go_alone() {
+        let entries = [entry("a", 1, 10), entry("b", 2, 10)];
+        let mut queue = queue(&entries, &[], 0);
+        let shipment = queue.next(&SIZES, true).unwrap();
+        queue.alone(shipment.entries());
+        assert_eq!(ids(queue.next(&SIZES, true)), ["a"]);
+        assert_eq!(ids(queue.next(&SIZES, true)), ["b"]);
+        assert!(queue.holds(&HashSet::from(["b".parse().unwrap()])));
+        queue.settled(&entries[1].upload);
+        assert!(!queue.holds(&HashSet::from(["b".parse().unwrap()])));
+    }
+
+    #[test]
+    fn what_an_earlier_process_may_have_sent_is_asked_for_before_it_is_sent() {
+        let entries = [entry("a", 1, 10), entry("b", 2, 10)];
+        let doubtful = HashSet::from([entries[1].clone()]);
+        let mut queue = Queue::new(entries.iter(), &HashSet::new(), 0, &doubtful);
+        assert_eq!(ids(queue.next(&SIZES, true)), ["a"]);
+        assert_eq!(queue.next(&SIZES, true), None);
+        assert_eq!(queue.doubtful(10), entries[1..]);
+    }
+}

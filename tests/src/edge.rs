@@ -1,0 +1,82 @@
+//! A device: `millpond-edge` with its credentials, its spool, and a network that can be cut.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+use crate::{Credentials, Process, Relay, Server, edge_binary};
+
+/// A device with its own directory.
+pub struct Edge {
+    pub relay: Relay,
+    who: Credentials,
+    directory: TempDir,
+}
+
+impl Edge {
+    /// A device of that member, on a network that works.
+    pub async fn new(server: &Server, who: Credentials) -> Self {
+        Self { relay: Relay::to(server.mqtt()).await, who, directory: tempfile::tempdir().unwrap() }
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Its spool.
+    pub fn spool(&self) -> PathBuf {
+        self.directory.path().join("spool")
+    }
+
+    /// Writes a file, and answers where it is.
+    pub fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// The client's command with these arguments.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        self.command_as(&self.who, arguments)
+    }
+
+    fn command_as(&self, who: &Credentials, arguments: &[&str]) -> Command {
+        let mut command = Command::new(edge_binary());
+        let address = self.relay.address();
+        command
+            .args(arguments)
+            .current_dir(self.directory.path())
+            .env("MILLPOND_MQTT_HOST", address.ip().to_string())
+            .env("MILLPOND_MQTT_PORT", address.port().to_string())
+            .env("MILLPOND_MQTT_USER", format!("{}/{}", who.pool, who.member))
+            .env("MILLPOND_MQTT_TOKEN", &who.token)
+            .env("MILLPOND_SPOOL", self.spool());
+        command
+    }
+
+    /// Runs it to its end.
+    pub async fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = self.command(arguments);
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    }
+
+    /// Runs it to its end, which has to be good, and answers what it wrote.
+    pub async fn done(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments).await;
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{arguments:?}: {}\n{out}{err}", output.status);
+        out.into_owned()
+    }
+
+    /// Starts it.
+    pub fn start(&self, name: &str, arguments: &[&str]) -> Process {
+        Process::start(self.command(arguments), self.directory.path(), name)
+    }
+
+    /// Starts it as another member.
+    pub fn start_as(&self, who: &Credentials, name: &str, arguments: &[&str]) -> Process {
+        Process::start(self.command_as(who, arguments), self.directory.path(), name)
+    }
+}

@@ -1,0 +1,240 @@
+//! `millpond-edge push` and `spool` against the real server: what is in the spool is stored once, whatever happens in between.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use millpond_protocol::Role;
+use millpond_tests::{Credentials, Edge, Server, edge_binary, tool};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+const DAY_MS: i64 = 86_400_000;
+
+async fn device() -> (Server, Edge) {
+    let server = Server::start().await;
+    server.pool("demo", json!({ "grouping": "window", "window_s": 86_400 })).await;
+    let who = server.member("demo", "edge-1", Role::Publisher).await;
+    let edge = Edge::new(&server, who).await;
+    (server, edge)
+}
+
+/// Milliseconds since 1970, so many days ago.
+fn days_ago(days: i64) -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    i64::try_from(now.as_millis()).unwrap() - days * DAY_MS
+}
+
+/// Puts files into the spool without a network: so many of each day, and answers their ids.
+async fn spool_files(edge: &Edge, days: &[i64], each: usize, size: usize) -> BTreeSet<String> {
+    let mut ids = BTreeSet::new();
+    for day in days {
+        let names: Vec<String> = (0..each).map(|n| format!("day{day}-{n:04}.bin")).collect();
+        for (n, name) in names.iter().enumerate() {
+            let line = format!("{name} {n}\n");
+            edge.file(name, &line.bytes().cycle().take(size).collect::<Vec<_>>());
+        }
+        let time = days_ago(*day).to_string();
+        let mut arguments = vec!["--json", "push", "--offline", "--event-time", &time];
+        arguments.extend(names.iter().map(String::as_str));
+        let out = edge.done(&arguments).await;
+        let lines = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        ids.extend(lines.map(|line| line["upload"].as_str().unwrap().to_owned()));
+    }
+    assert_eq!(ids.len(), each * days.len());
+    ids
+}
+
+async fn stored(server: &Server) -> Vec<String> {
+    let uploads = server.uploads("demo").await;
+    uploads.iter().map(|upload| upload["upload"].as_str().unwrap().to_owned()).collect()
+}
+
+async fn waiting(edge: &Edge) -> usize {
+    edge.done(&["--json", "spool", "list"]).await.lines().filter(|line| line.contains("waiting")).count()
+}
+
+#[tokio::test]
+async fn a_push_returns_when_the_file_is_receipted_and_the_same_file_is_sent_once() {
+    let (server, edge) = device().await;
+    edge.file("temperatures.csv", b"21.5\n");
+    let push = ["push", "--content-type", "text/csv", "--meta", r#"{"sensor":7}"#, "temperatures.csv"];
+    let out = edge.done(&push).await;
+    assert!(out.starts_with("stored  temperatures.csv-") && out.contains("batch 1"), "{out}");
+    assert_eq!(waiting(&edge).await, 0);
+    let again = edge.done(&push).await;
+    assert_eq!(out, again);
+    let uploads = server.uploads("demo").await;
+    assert_eq!((uploads.len(), uploads[0]["name"].as_str()), (1, Some("temperatures.csv")));
+    edge.done(&["push", "--again", "temperatures.csv"]).await;
+    assert_eq!(stored(&server).await.len(), 2);
+}
+
+#[tokio::test]
+async fn without_a_network_a_push_keeps_the_file_and_the_next_one_sends_it() {
+    let (server, edge) = device().await;
+    edge.relay.cut();
+    edge.file("one", b"1");
+    let out = edge.done(&["--patience", "1", "push", "one"]).await;
+    assert!(out.starts_with("spooled"), "{out}");
+    assert_eq!(waiting(&edge).await, 1);
+    edge.relay.mend(server.mqtt());
+    edge.file("two", b"2");
+    let out = edge.done(&["push", "two"]).await;
+    assert!(out.starts_with("stored"), "{out}");
+    assert_eq!((stored(&server).await.len(), waiting(&edge).await), (2, 0));
+}
+
+#[tokio::test]
+async fn after_days_offline_todays_files_go_first_then_the_newest_and_in_bundles() {
+    let (server, edge) = device().await;
+    let ids = spool_files(&edge, &[3, 2, 1, 0], 150, 700).await;
+    let out = edge.done(&["--json", "spool", "flush"]).await;
+    let summary: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((summary["stored"].as_u64(), summary["left"].as_u64()), (Some(600), Some(0)));
+    assert!((1..=4).contains(&summary["bundles"].as_u64().unwrap()), "{summary}");
+    let stored = stored(&server).await;
+    assert_eq!(stored.iter().cloned().collect::<BTreeSet<_>>(), ids);
+    let today = stored.iter().take_while(|id| id.starts_with("day0-")).count();
+    assert_eq!(today, 150, "today's files are the first of all");
+    let last = |day: &str| stored.iter().rposition(|id| id.starts_with(day)).unwrap();
+    assert!(last("day1-") < last("day2-") && last("day2-") < last("day3-"), "then the newest days");
+}
+
+#[tokio::test]
+async fn a_network_that_is_cut_in_mid_bundle_costs_no_file_and_little_repetition() {
+    let (server, edge) = device().await;
+    let ids = spool_files(&edge, &[0], 400, 10_000).await;
+    edge.relay.cut_after(1_500_000);
+    let mut flush = edge.start("flush", &["spool", "flush"]);
+    edge.relay.was_cut().await;
+    edge.relay.mend(server.mqtt());
+    assert!(flush.wait(PATIENCE).await.success());
+    let stored = stored(&server).await;
+    assert_eq!((stored.len(), stored.into_iter().collect::<BTreeSet<_>>()), (400, ids));
+    // 4 MB, and at the most the two bundles that were on their way.
+    assert!(edge.relay.upward() < 4_000_000 + 2_300_000, "{}", edge.relay.upward());
+}
+
+#[tokio::test]
+async fn a_flush_that_is_killed_at_any_point_loses_nothing_and_sends_nothing_twice_that_was_stored() {
+    let (server, edge) = device().await;
+    let ids = spool_files(&edge, &[1, 0], 150, 20_000).await;
+    let mut kills = 0;
+    for after in [1_u64, 200, 900_000, 1_100_000, 1_400_000, 600_000, 3_000_000] {
+        let begin = edge.relay.upward();
+        let mut flush = edge.start("flush", &["--rate", "20000000", "spool", "flush"]);
+        while flush.status().is_none() && edge.relay.upward() < begin + after {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        kills += u32::from(flush.status().is_none());
+        flush.kill();
+    }
+    assert!(kills >= 3, "only {kills} were killed in the middle");
+    edge.done(&["spool", "flush"]).await;
+    let stored = stored(&server).await;
+    assert_eq!((stored.len(), stored.into_iter().collect::<BTreeSet<_>>()), (300, ids));
+    assert_eq!(waiting(&edge).await, 0);
+}
+
+#[tokio::test]
+async fn a_push_that_is_killed_at_any_point_leaves_a_whole_file_or_none() {
+    let (_server, edge) = device().await;
+    edge.file("whole", &[7; 3_000_000]);
+    for pause in 0..25_u64 {
+        let mut push = edge.start("push", &["push", "--offline", "--again", "whole"]);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        push.kill();
+    }
+    edge.done(&["push", "--offline", "--again", "whole"]).await;
+    assert_eq!(std::fs::read_dir(edge.spool().join("staging")).unwrap().count(), 0);
+    let waiting = waiting(&edge).await;
+    let out = edge.done(&["spool", "export", "out"]).await;
+    assert!(out.starts_with(&format!("{waiting} files")), "every one of them is whole: {out}");
+    for file in std::fs::read_dir(edge.directory().join("out/files")).unwrap() {
+        assert!(std::fs::read(file.unwrap().path()).unwrap() == [7; 3_000_000]);
+    }
+}
+
+#[tokio::test]
+async fn several_pushes_at_once_share_the_spool() {
+    let (server, edge) = device().await;
+    let mut pushes = Vec::new();
+    for n in 0..6 {
+        let name = format!("file-{n}");
+        edge.file(&name, name.as_bytes());
+        pushes.push(edge.start(&format!("push-{n}"), &["push", &name]));
+    }
+    for push in &mut pushes {
+        assert!(push.wait(PATIENCE).await.success(), "{}", push.stderr());
+        assert!(push.stdout().starts_with("stored"), "{}", push.stdout());
+    }
+    assert_eq!((stored(&server).await.len(), waiting(&edge).await), (6, 0));
+}
+
+#[tokio::test]
+async fn what_the_server_refuses_is_kept_beside_and_holds_nothing_up() {
+    let (server, edge) = device().await;
+    for (name, content) in [("one", "1"), ("two", "2"), ("three", "3")] {
+        edge.file(name, content.as_bytes());
+    }
+    edge.done(&["push", "--id", "taken", "one"]).await;
+    edge.done(&["push", "--offline", "three"]).await;
+    let refused = edge.run(&["push", "--id", "taken", "two"]).await;
+    let out = String::from_utf8(refused.stdout).unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(out.starts_with("refused  taken") && out.contains("other bytes"), "{out}");
+    assert_eq!(stored(&server).await.len(), 2);
+    let list = edge.done(&["spool", "list"]).await;
+    assert!(list.starts_with("refused") && list.contains("taken") && list.contains("0 files"), "{list}");
+}
+
+#[tokio::test]
+async fn who_is_not_wanted_keeps_its_files() {
+    let (server, edge) = device().await;
+    edge.file("one", b"1");
+    edge.done(&["push", "--offline", "one"]).await;
+    let listener = server.member("demo", "listener", Role::Listener).await;
+    let stranger = Credentials { token: "mpd_wrong".into(), ..listener.clone() };
+    for (who, what) in [(stranger, "refuses these credentials"), (listener, "does not take uploads")] {
+        let mut flush = edge.start_as(&who, "flush", &["spool", "flush"]);
+        assert_eq!(flush.wait(PATIENCE).await.code(), Some(1));
+        assert!(flush.stderr().contains(what), "{}", flush.stderr());
+    }
+    assert_eq!(waiting(&edge).await, 1);
+    edge.done(&["spool", "flush"]).await;
+    assert_eq!(stored(&server).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_new_files_and_keeps_the_old_ones() {
+    if !tool("unshare") {
+        return;
+    }
+    let (_server, edge) = device().await;
+    edge.file("small", &[1; 100_000]);
+    edge.file("large", &[2; 3_000_000]);
+    std::fs::create_dir(edge.spool()).unwrap();
+    let script = r#"mount -t tmpfs -o size=1m,mode=0700 none "$1" || exit 99
+        "$2" push --offline small || exit 1
+        "$2" push --offline large && exit 2
+        test $? = 75 || exit 3
+        "$2" push --offline --again small || exit 4
+        "$2" spool export out || exit 5"#;
+    let output = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-c", script, "sh"])
+        .arg(edge.spool())
+        .arg(edge_binary())
+        .current_dir(edge.directory())
+        .env("MILLPOND_SPOOL", edge.spool())
+        .output()
+        .unwrap();
+    if output.status.code() == Some(99) {
+        eprintln!("skipped: no right to mount");
+        return;
+    }
+    assert!(output.status.success(), "{output:?}");
+    let out = String::from_utf8(output.stdout).unwrap();
+    assert!(out.ends_with("2 files exported to out\n"), "{out}");
+}
