@@ -19,7 +19,9 @@ use crate::multipart::{MultipartId, Part};
 pub struct Writer {
     storage: Storage,
     key: ObjectKey,
-    hasher: Hasher,
+    /// Of everything, and of the part that is being filled. Hashing as the bytes come keeps each step short.
+    whole: Hasher,
+    part: Hasher,
     size: u64,
     buffer: BytesMut,
     upload: Option<MultipartId>,
@@ -33,7 +35,8 @@ impl Storage {
         Writer {
             storage: self.clone(),
             key: key.clone(),
-            hasher: Hasher::new(),
+            whole: Hasher::new(),
+            part: Hasher::new(),
             size: 0,
             buffer: BytesMut::new(),
             upload: None,
@@ -54,12 +57,21 @@ impl Writer {
             if self.buffer.len() == limits::WRITER_PART {
                 self.send().await?;
             }
+            if self.buffer.is_empty() && self.upload.is_some() {
+                self.buffer.reserve(limits::WRITER_PART);
+            }
             let piece = bytes.split_to(bytes.len().min(limits::WRITER_PART - self.buffer.len()));
-            self.hasher.update(&piece);
+            self.whole.update(&piece);
+            self.part.update(&piece);
             self.size += piece.len() as u64;
             self.buffer.extend_from_slice(&piece);
         }
         Ok(())
+    }
+
+    /// Length and SHA-256 of what was written so far.
+    pub fn written(&self) -> (u64, Sha256) {
+        (self.size, Sha256(self.whole.clone().finalize().into()))
     }
 
     /// Makes the object out of what was written: its length and SHA-256.
@@ -68,14 +80,14 @@ impl Writer {
     ///
     /// Those of the calls that it comes to; the object is then not there, or is complete.
     pub async fn finish(mut self) -> Result<(u64, Sha256), Error> {
-        let sha256 = Sha256(self.hasher.clone().finalize().into());
+        let (size, sha256) = self.written();
         if self.upload.is_none() {
             self.storage.put(&self.key, self.buffer.split().freeze(), sha256).await?;
         } else if let Err(error) = self.complete().await {
             self.abort().await;
             return Err(error);
         }
-        Ok((self.size, sha256))
+        Ok((size, sha256))
     }
 
     /// Gives the object up and frees its parts. What storage does not free now it frees by its own sweep.
@@ -108,9 +120,9 @@ impl Writer {
             || Error::Mismatch(format!("the object has more than {} parts", limits::PARTS_MAX)),
         )?;
         let bytes = self.buffer.split().freeze();
+        let sha256 = Sha256(self.part.finalize_reset().into());
         let (storage, key) = (self.storage.clone(), self.key.clone());
         self.under_way = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-            let sha256 = Sha256::of(&bytes);
             storage.put_part(&key, &upload, n, bytes, sha256).await
         })));
         Ok(())

@@ -10,27 +10,41 @@
 //! it depends on when an upload arrived or when the manifest was written: the same rows always give the same bytes.
 
 use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use millpond_protocol::{Label, Sha256, Timestamp};
-use rusqlite::{Connection, types::ValueRef};
+use rusqlite::{Connection, params};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256 as Hasher};
+use tokio::sync::mpsc;
 
-use super::buffer;
 use super::seal::Sealed;
+use super::sorter::{Sorted, Sorter};
+use super::{Context, Trouble};
 use crate::ledger::uploads::{CLAMPED, LATE};
-use crate::ledger::{PoolId, Result};
+use crate::ledger::{Error, PoolId, Result};
 use crate::rounds::Group;
 
-/// Bytes that an entry takes, about: what the buffer is made for.
+/// Bytes that an entry takes in the sorter, about: what memory is made ready for.
 const ENTRY: usize = 256;
+/// Bytes of entries that are sorted in memory. About 110,000; with more, all of them go through files, and this is what
+/// a manifest of any length takes.
+const ROOM: usize = 32 << 20;
+/// Rows read in one go: a reader of the ledger is held for some 30 ms.
+const PAGE: usize = 20_000;
+/// Bytes that are handed on to storage at a time, and how many such pieces may wait.
+const PIECE: usize = 256 << 10;
+const PIECES: usize = 4;
 
-/// A manifest in memory.
+/// A manifest whose bytes can be read.
 pub(super) struct Manifest {
-    pub bytes: Bytes,
+    pub size: u64,
     pub sha256: Sha256,
     /// The first line.
     pub header: String,
+    entries: Sorted,
 }
 
 #[derive(Serialize)]
@@ -74,53 +88,99 @@ struct Entry<'a> {
     superseded: bool,
 }
 
-/// An upload's row, small: a hundred thousand of them wait in memory to be sorted.
-struct Row {
-    member: u32,
-    flags: u32,
-    superseded: bool,
-    upload: Box<str>,
-    size: u64,
-    event_time: i64,
-    sha256: [u8; 32],
-    rest: Option<Box<Rest>>,
-}
-
-/// What few uploads have.
-struct Rest {
-    name: Option<String>,
-    content_type: Option<String>,
-    label: Option<String>,
-    meta: Option<String>,
-}
-
 /// The manifest of a sealed batch from its rows.
-pub(super) fn build(sql: &Connection, pool: PoolId, sealed: &Sealed) -> Result<Manifest> {
-    let members = members(sql, pool)?;
-    let mut rows = rows(sql, sealed, &members)?;
-    rows.sort_unstable_by(|a, b| a.member.cmp(&b.member).then_with(|| a.upload.cmp(&b.upload)));
-
-    let header = header(sealed, &rows)?;
-    let mut out = buffer::with_room(header.len() + 1 + rows.len() * ENTRY);
-    out.extend_from_slice(header.as_bytes());
-    out.push(b'\n');
-    for row in &rows {
-        let member = members.names.get(row.member as usize).map_or("", String::as_str);
-        serde_json::to_writer(&mut out, &entry(row, member)?)?;
-        out.push(b'\n');
+pub(super) async fn build(
+    context: &Context,
+    pool: PoolId,
+    sealed: Sealed,
+) -> std::result::Result<Manifest, Trouble> {
+    let members = Arc::new(context.ledger.read(move |sql| members(sql, pool)).await?);
+    let expected = usize::try_from(sealed.count).unwrap_or(usize::MAX).saturating_mul(ENTRY);
+    let mut entries = Entries {
+        sorter: Sorter::new(context.ledger.directory().to_owned(), ROOM, expected),
+        count: 0,
+        bytes: 0,
+    };
+    for batch in sealed.batches.clone() {
+        let mut after = Some(0);
+        while let Some(from) = after {
+            let members = members.clone();
+            // The sorter travels to the reader and back. A sealed batch's rows stay what they are from page to page.
+            (entries, after) = context
+                .read(move |sql| {
+                    let after = page(sql, batch, from, &members, &mut entries)?;
+                    Ok((entries, after))
+                })
+                .await?;
+            if entries.sorter.is_full() {
+                entries = blocking(move || entries.sorter.spill().map(|()| entries)).await?;
+            }
+        }
     }
-    drop(rows);
-    let sha256 = Sha256::of(&out);
-    Ok(Manifest { bytes: out.into(), sha256, header })
+    blocking(move || {
+        let Entries { sorter, count, bytes } = entries;
+        let header = header(&sealed, count, bytes)?;
+        let entries = sorter.finish()?;
+        let (mut hasher, mut size) = (Hasher::new(), 0);
+        let mut manifest = Manifest { size, sha256: Sha256([0; 32]), header, entries };
+        manifest.each(|bytes| {
+            hasher.update(bytes);
+            size += bytes.len() as u64;
+            Ok(())
+        })?;
+        (manifest.size, manifest.sha256) = (size, Sha256(hasher.finalize().into()));
+        Ok(manifest)
+    })
+    .await
 }
 
-fn header(sealed: &Sealed, rows: &[Row]) -> Result<String> {
+impl Manifest {
+    /// The bytes in pieces, made while they are taken. Whoever takes them compares their hash: pieces end early if the
+    /// files cannot be read.
+    pub(super) fn pieces(self) -> mpsc::Receiver<Bytes> {
+        let (send, pieces) = mpsc::channel(PIECES);
+        tokio::task::spawn_blocking(move || {
+            let mut piece = BytesMut::with_capacity(PIECE);
+            let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+            let made = self.each(|bytes| {
+                if piece.len() + bytes.len() > PIECE {
+                    let full = std::mem::replace(&mut piece, BytesMut::with_capacity(PIECE));
+                    send.blocking_send(full.freeze()).map_err(|_| gone())?;
+                }
+                piece.extend_from_slice(bytes);
+                Ok(())
+            });
+            match made {
+                Ok(()) => drop(send.blocking_send(piece.freeze())),
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                Err(error) => tracing::error!(%error, "dispatch: a manifest's temporary file cannot be read"),
+            }
+        });
+        pieces
+    }
+
+    /// Passes header and entries to `each`, line by line.
+    fn each(&self, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        each(self.header.as_bytes())?;
+        each(b"\n")?;
+        self.entries.each(each)
+    }
+}
+
+/// The entries as they are read.
+struct Entries {
+    sorter: Sorter,
+    count: u64,
+    bytes: u64,
+}
+
+fn header(sealed: &Sealed, count: u64, bytes: u64) -> serde_json::Result<String> {
     let (from, to, label, part) = match &sealed.batch.group {
         Group::Window { from, to } => (Some(*from), Some(*to), None, None),
         Group::Label { label, part } => (None, None, Some(label), Some(*part)),
         Group::Count => (None, None, None, None),
     };
-    Ok(serde_json::to_string(&Header {
+    serde_json::to_string(&Header {
         pool: sealed.pool_name.as_str(),
         seq: sealed.round,
         prev: sealed.prev,
@@ -129,28 +189,9 @@ fn header(sealed: &Sealed, rows: &[Row]) -> Result<String> {
         to,
         label,
         part,
-        count: rows.len() as u64,
-        bytes: rows.iter().map(|row| row.size).sum(),
+        count,
+        bytes,
         policy_version: sealed.policy_version,
-    })?)
-}
-
-fn entry<'a>(row: &'a Row, member: &'a str) -> Result<Entry<'a>> {
-    let rest = row.rest.as_deref();
-    let meta = rest.and_then(|rest| rest.meta.as_deref()).map(serde_json::from_str).transpose()?;
-    Ok(Entry {
-        member,
-        upload: &row.upload,
-        name: rest.and_then(|rest| rest.name.as_deref()).unwrap_or(&row.upload),
-        size: row.size,
-        sha256: Sha256(row.sha256),
-        event_time: Timestamp::clamped(row.event_time),
-        label: rest.and_then(|rest| rest.label.as_deref()),
-        content_type: rest.and_then(|rest| rest.content_type.as_deref()),
-        meta,
-        late: row.flags & LATE != 0,
-        clamped: row.flags & CLAMPED != 0,
-        superseded: row.superseded,
     })
 }
 
@@ -172,36 +213,58 @@ fn members(sql: &Connection, pool: PoolId) -> Result<Members> {
     Ok(members)
 }
 
-fn rows(sql: &Connection, sealed: &Sealed, members: &Members) -> Result<Vec<Row>> {
-    let mut all = buffer::with_room(usize::try_from(sealed.count).unwrap_or_default());
+/// Reads the next page of a batch; the upload to go on behind, if there may be more.
+fn page(
+    sql: &Connection,
+    batch: i64,
+    after: i64,
+    members: &Members,
+    entries: &mut Entries,
+) -> Result<Option<i64>> {
     let mut statement = sql.prepare_cached(
-        "SELECT member_id, upload, size, sha256, event_time, flags, name, content_type, label, meta, \
-         EXISTS (SELECT 1 FROM superseded s WHERE s.seq = u.seq) FROM uploads u WHERE batch_id = ?1 ORDER BY seq",
+        "SELECT seq, member_id, upload, size, sha256, event_time, flags, name, content_type, label, meta, \
+         EXISTS (SELECT 1 FROM superseded s WHERE s.seq = u.seq) FROM uploads u \
+         WHERE batch_id = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
     )?;
-    for batch in &sealed.batches {
-        let mut rows = statement.query([batch])?;
-        while let Some(row) = rows.next()? {
-            let member: i64 = row.get(0)?;
-            let plain = (6..10).all(|i| matches!(row.get_ref(i), Ok(ValueRef::Null)));
-            let rest = match plain {
-                true => None,
-                false => {
-                    let (name, content_type, label, meta) =
-                        (row.get(6)?, row.get(7)?, row.get(8)?, row.get(9)?);
-                    Some(Box::new(Rest { name, content_type, label, meta }))
-                }
-            };
-            all.push(Row {
-                member: members.places.get(&member).copied().unwrap_or(u32::MAX),
-                upload: row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?.into(),
-                size: row.get(2)?,
-                sha256: row.get(3)?,
-                event_time: row.get(4)?,
-                flags: row.get(5)?,
-                superseded: row.get(10)?,
-                rest,
-            });
-        }
+    let mut rows = statement.query(params![batch, after, PAGE])?;
+    let (mut read, mut last) = (0, after);
+    while let Some(row) = rows.next()? {
+        (read, last) = (read + 1, row.get(0)?);
+        let place = members.places.get(&row.get(1)?).copied();
+        let member = place.and_then(|place| members.names.get(place as usize)).map_or("", String::as_str);
+        let text = |i| row.get_ref(i).map(|value| value.as_str_or_null().ok().flatten());
+        let upload = text(2)?.unwrap_or_default();
+        let meta = text(10)?.map(serde_json::from_str).transpose()?;
+        let flags: u32 = row.get(6)?;
+        let entry = Entry {
+            member,
+            upload,
+            name: text(7)?.unwrap_or(upload),
+            size: row.get(3)?,
+            sha256: Sha256(row.get(4)?),
+            event_time: Timestamp::clamped(row.get(5)?),
+            content_type: text(8)?,
+            label: text(9)?,
+            meta,
+            late: flags & LATE != 0,
+            clamped: flags & CLAMPED != 0,
+            superseded: row.get(11)?,
+        };
+        entries.count += 1;
+        entries.bytes += entry.size;
+        entries.sorter.add(place.unwrap_or(u32::MAX), upload, |out| {
+            serde_json::to_writer(&mut *out, &entry)?;
+            out.push(b'\n');
+            Ok::<_, Error>(())
+        })?;
     }
-    Ok(all)
+    Ok((read == PAGE).then_some(last))
+}
+
+/// Runs what works with temporary files.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> std::result::Result<T, Trouble> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Trouble::Bug(error.to_string()))?.map_err(Trouble::Scratch)
 }

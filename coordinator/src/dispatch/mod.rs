@@ -22,17 +22,21 @@ mod pack;
 mod read;
 mod seal;
 mod select;
+mod sorter;
 mod step;
 mod story;
 pub mod sweep;
 mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
+use millpond_protocol::Refusal;
 use millpond_storage::Storage;
+use rusqlite::Connection;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -42,8 +46,10 @@ use crate::ledger::{Commit, Ledger, PoolId};
 pub use read::read_small;
 pub use trouble::Trouble;
 
-/// Pools that are worked on at once. Each holds a pack and a manifest in memory.
+/// Pools that are worked on at once. Each holds a pack and the entries of a manifest that are being sorted in memory.
 const POOLS: usize = 2;
+/// Long reads at once, of packs and manifests. The ledger has four readers, and whoever asks something finds one free.
+const READS: usize = 2;
 /// The first pause after a failure; it doubles up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause: storage that is back is noticed within half a minute.
@@ -54,6 +60,19 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 struct Context {
     ledger: Ledger,
     storage: Storage,
+    reading: Arc<Semaphore>,
+}
+
+impl Context {
+    /// Runs a long read, when fewer than [`READS`] others are under way.
+    async fn read<T, F>(&self, job: F) -> std::result::Result<T, Refusal>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> crate::ledger::Result<T> + Send + 'static,
+    {
+        let _turn = self.reading.acquire().await;
+        self.ledger.read(job).await
+    }
 }
 
 /// Runs the dispatcher and the sweep until `stop` is cancelled. A step that is under way then is repeated after the
@@ -74,7 +93,7 @@ impl Dispatch {
     /// A dispatcher that has not begun.
     pub fn new(ledger: Ledger, storage: Storage) -> Self {
         let dispatcher = Dispatcher {
-            context: Context { ledger, storage },
+            context: Context { ledger, storage, reading: Arc::new(Semaphore::new(READS)) },
             tell: watch::Sender::new(Troubles::new()),
             dirty: BTreeSet::new(),
             paused: HashMap::new(),

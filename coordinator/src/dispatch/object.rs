@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use millpond_protocol::{Refusal, Sha256};
+use tokio::sync::mpsc;
 
 use super::{Context, Trouble};
 use crate::ledger::objects::Object;
@@ -62,17 +63,68 @@ pub(super) async fn put(
     bytes: Bytes,
     sha256: Sha256,
 ) -> std::result::Result<Object, Trouble> {
-    let size = bytes.len() as u64;
+    let object = grant(context, pool, kind, bytes.len() as u64, sha256).await?;
+    let put = context.storage.put(&object.key, bytes, sha256).await;
+    settle(context, object, put.map_err(Trouble::from)).await
+}
+
+/// Writes an object of this size and SHA-256 piece by piece. It stays `granted`.
+pub(super) async fn stream(
+    context: &Context,
+    pool: PoolId,
+    kind: Kind,
+    size: u64,
+    sha256: Sha256,
+    mut pieces: mpsc::Receiver<Bytes>,
+) -> std::result::Result<Object, Trouble> {
+    let object = grant(context, pool, kind, size, sha256).await?;
+    let mut writer = context.storage.writer(&object.key);
+    let mut written = Ok(());
+    while let Some(piece) = pieces.recv().await {
+        written = writer.write(piece).await;
+        if written.is_err() {
+            break;
+        }
+    }
+    let written = match written {
+        Ok(()) if writer.written() == (size, sha256) => {
+            writer.finish().await.map(drop).map_err(Trouble::from)
+        }
+        other => {
+            writer.abort().await;
+            Err(other.err().map_or_else(
+                || Trouble::Corrupt("an object's pieces are not its bytes".into()),
+                Trouble::from,
+            ))
+        }
+    };
+    settle(context, object, written).await
+}
+
+async fn grant(
+    context: &Context,
+    pool: PoolId,
+    kind: Kind,
+    size: u64,
+    sha256: Sha256,
+) -> std::result::Result<Object, Refusal> {
     let grant = context.ledger.write(move |tx| match kind {
         // A manifest's key begins with its hash, so that it can be found and checked without the ledger.
         Kind::Manifest => tx.grant_object(pool, &format!("{}/{sha256}", kind.segment()), size, sha256),
         Kind::Pack | Kind::Story => tx.grant_object(pool, kind.segment(), size, sha256),
     });
-    let object = grant.await?;
-    if let Err(error) = context.storage.put(&object.key, bytes, sha256).await {
-        // It may be there all the same: the sweep removes it.
+    grant.await
+}
+
+/// What was not written for certain may be there all the same: the sweep removes it.
+async fn settle(
+    context: &Context,
+    object: Object,
+    written: std::result::Result<(), Trouble>,
+) -> std::result::Result<Object, Trouble> {
+    if let Err(trouble) = written {
         doom(&context.ledger, object.id).await?;
-        return Err(error.into());
+        return Err(trouble);
     }
     Ok(object)
 }

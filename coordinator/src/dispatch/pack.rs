@@ -44,7 +44,7 @@ pub(super) async fn write(
     batch: i64,
     fill: Fill,
 ) -> std::result::Result<bool, Trouble> {
-    let Some(pack) = context.ledger.read(move |sql| build(sql, batch, fill)).await? else { return Ok(false) };
+    let Some(pack) = context.read(move |sql| build(sql, batch, fill)).await? else { return Ok(false) };
     let Pack { bytes, sha256, files, after, last, packed } = pack;
     metrics::counter!("millpond_packs_total").increment(1);
     metrics::counter!("millpond_pack_bytes_total").increment(bytes.len() as u64);

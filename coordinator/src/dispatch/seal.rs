@@ -121,8 +121,9 @@ async fn write_manifest(
     pool: PoolId,
     sealed: Sealed,
 ) -> std::result::Result<(String, Object), Trouble> {
-    let manifest = context.ledger.read(move |sql| manifest::build(sql, pool, &sealed)).await?;
-    let manifest::Manifest { bytes, sha256, header } = manifest;
-    let object = object::put(context, pool, Kind::Manifest, bytes, sha256).await?;
+    let manifest = manifest::build(context, pool, sealed).await?;
+    let header = manifest.header.clone();
+    let (size, sha256) = (manifest.size, manifest.sha256);
+    let object = object::stream(context, pool, Kind::Manifest, size, sha256, manifest.pieces()).await?;
     Ok((header, object))
 }

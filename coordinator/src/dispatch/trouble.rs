@@ -9,6 +9,9 @@ pub enum Trouble {
     Storage(#[from] millpond_storage::Error),
     #[error("the ledger: {0}")]
     Ledger(#[from] Refusal),
+    /// A temporary file in the data directory.
+    #[error("a temporary file in the data directory: {0}")]
+    Scratch(std::io::Error),
     /// Rows contradict each other: nothing is written that would hide it.
     #[error("the ledger's rows contradict each other: {0}")]
     Corrupt(String),
@@ -23,6 +26,7 @@ impl Trouble {
         match self {
             Self::Storage(_) => "storage",
             Self::Ledger(_) => "ledger",
+            Self::Scratch(_) => "disk",
             Self::Corrupt(_) => "corrupt",
             Self::Bug(_) => "bug",
         }

@@ -24,7 +24,7 @@ pub mod uploads;
 mod writer;
 
 use std::fs::{File, OpenOptions};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
@@ -66,6 +66,7 @@ pub fn now() -> Timestamp {
 pub struct Ledger(Arc<Inner>);
 
 struct Inner {
+    directory: PathBuf,
     jobs: mpsc::Sender<writer::Job>,
     /// Jobs in line.
     queued: Arc<AtomicUsize>,
@@ -103,6 +104,7 @@ impl Ledger {
         let (commits, _) = broadcast::channel(NOTICES);
         let ended = writer::start(sql, queue, commits.clone())?;
         let inner = Inner {
+            directory: dir.to_owned(),
             jobs,
             queued: Arc::default(),
             commits,
@@ -153,6 +155,11 @@ impl Ledger {
             job(reader.sql.as_ref().ok_or_else(stopped)?).map_err(Error::into_refusal)
         };
         tokio::task::spawn_blocking(run).await.map_err(|_| stopped())?
+    }
+
+    /// The data directory.
+    pub fn directory(&self) -> &Path {
+        &self.0.directory
     }
 
     /// Jobs that wait for the writer.
