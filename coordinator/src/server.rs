@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use millpond_broker::{Gate, GateConfig, GateHandle};
 use millpond_protocol::{Sha256, limits};
-use millpond_storage::{Secret, Storage, StorageConfig, embedded};
+use millpond_storage::{Secret, Storage, embedded};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -208,21 +208,17 @@ async fn storage(
         }
         StorageMode::External => settings.endpoint.clone().context("storage.endpoint is missing")?,
     };
-    let mut client = StorageConfig::new(endpoint.clone(), &settings.bucket, &access_key, Secret::new(secret));
-    client.public_url = match (&settings.public_url, address) {
+    let public_url = match (&settings.public_url, address) {
         (Some(url), _) => url.clone(),
         (None, Some(address)) => url_of(address)?,
-        (None, None) => endpoint,
+        (None, None) => endpoint.clone(),
     };
-    client.region.clone_from(&settings.region);
-    client.path_style = settings.path_style;
-    client.call_timeout = Duration::from_secs(settings.call_timeout_s);
-    let public_url = client.public_url.clone();
+    let client = settings.client(endpoint, public_url.clone(), &access_key, &secret)?;
     let handle = Storage::new(&client)?;
     tokio::time::timeout(STORAGE_START, handle.probe())
         .await
         .context("storage does not answer: check storage.endpoint")?
-        .context("storage does not keep a test object: check storage.endpoint, bucket and credentials")?;
+        .context("storage does not keep a test object: `millpond serve --check-config` says more")?;
     if let Some((server, public)) = embedded {
         let stop = stop.clone();
         tasks.spawn(async move { server.serve(public, stop).await.context("embedded storage") });

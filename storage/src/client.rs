@@ -300,6 +300,28 @@ fn checksum(text: &str) -> Option<Sha256> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Secret;
+    use crate::embedded::{self, EmbeddedConfig};
+
+    #[tokio::test]
+    async fn clocks_that_differ_are_named_whatever_storage_says_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = Secret::new("a-secret-of-the-tests");
+        let server =
+            embedded::open(dir.path(), EmbeddedConfig::new("millpond", "access", secret.clone())).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move { server.serve(listener, Default::default()).await });
+        let mut client = Client::new(&StorageConfig::new(endpoint, "millpond", "access", secret)).unwrap();
+        client.http.now = || jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1);
+        let bytes = Bytes::from_static(b"abc");
+        match client.put(&"k".parse().unwrap(), bytes.clone(), Sha256::of(&bytes)).await {
+            Err(Error::Refused { fault: Fault::Clock, detail }) => {
+                assert!(detail.contains("s ahead of"), "{detail}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn a_composite_checksum_is_no_sha256() {

@@ -34,7 +34,7 @@ pub enum Fault {
     Clock,
     /// The access key, the secret key, the session token or the region are wrong.
     Credentials,
-    /// The credentials are good, and what they may do is not enough.
+    /// The credentials are good, and what they may do is not enough; some servers say so of missing buckets too.
     Denied,
     /// The bucket does not exist.
     Bucket,
@@ -49,7 +49,7 @@ impl fmt::Display for Fault {
         f.write_str(match self {
             Self::Clock => "the clocks of this machine and of storage differ",
             Self::Credentials => "access key, secret key, session token or region are wrong",
-            Self::Denied => "the credentials may not do this; see the bucket's policy",
+            Self::Denied => "the credentials may not do this in this bucket, or it does not exist",
             Self::Bucket => "the bucket does not exist",
             Self::Tls => "storage's certificate is not trusted; name its CA",
             Self::Endpoint => "the endpoint does not behave like S3",

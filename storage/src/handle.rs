@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::key::ObjectKey;
 use crate::limits;
 use crate::presign::{Presigned, PresignedPut, Presigner};
+use crate::probe::Outsider;
 
 /// Storage, as the server uses it. Cheap to clone; every method may be called again after any failure.
 ///
@@ -26,6 +27,7 @@ pub struct Storage(Arc<Inner>);
 struct Inner {
     client: Client,
     presigner: Presigner,
+    outsider: Outsider,
     call_timeout: Duration,
     attempts: u32,
 }
@@ -41,6 +43,7 @@ impl Storage {
         Ok(Self(Arc::new(Inner {
             client: Client::new(config)?,
             presigner: Presigner::new(config)?,
+            outsider: Outsider::new(config)?,
             call_timeout: config.call_timeout,
             attempts: config.attempts,
         })))
@@ -135,6 +138,10 @@ impl Storage {
 
     pub(crate) fn presigner(&self) -> &Presigner {
         &self.0.presigner
+    }
+
+    pub(crate) fn outsider(&self) -> &Outsider {
+        &self.0.outsider
     }
 
     /// Makes `attempt` until it succeeds or fails for good, within the time of one call.

@@ -43,4 +43,5 @@ pub use handle::Storage;
 pub use key::{BadKey, ObjectKey};
 pub use multipart::{BadMultipartId, MultipartId, Part};
 pub use presign::{Presigned, PresignedPut};
+pub use probe::Findings;
 pub use writer::Writer;

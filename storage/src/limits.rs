@@ -32,6 +32,9 @@ pub const ANSWER_MAX: usize = 4 << 20;
 /// How long connecting to storage may take, so that a second attempt still fits the time of a call.
 pub const CONNECT: Duration = Duration::from_secs(10);
 
+/// How long a call to `public_url` may take when it is tried from here.
+pub const PUBLIC: Duration = Duration::from_secs(10);
+
 /// How far the clocks of server and storage may differ: S3 allows 15 minutes, and some servers less.
 pub const SKEW: Duration = Duration::from_secs(5 * 60);
 

@@ -145,6 +145,19 @@ mod tests {
     }
 
     #[test]
+    fn the_bucket_may_stand_in_the_host_name_and_a_session_token_in_the_url() {
+        let url = url::Url::parse("https://s3.eu-central-1.amazonaws.com").unwrap();
+        let mut config = StorageConfig::new(url, "bucket", "AKID", Secret::new("hush"));
+        (config.path_style, config.session_token) = (false, Some(Secret::new("to/ken")));
+        let presigner = Presigner::new(&config).unwrap();
+        let got = presigner.get(&"k".parse().unwrap(), Duration::from_secs(60), Timestamp::EPOCH);
+        assert!(got.url.starts_with("https://bucket.s3.eu-central-1.amazonaws.com/k?"), "{}", got.url);
+        assert!(got.url.contains("X-Amz-Security-Token=to%2Fken&"), "{}", got.url);
+        config.public_url = url::Url::parse("https://192.0.2.1").unwrap();
+        assert!(Presigner::new(&config).is_err());
+    }
+
+    #[test]
     fn a_life_is_held_between_a_second_and_a_week() {
         let now = Timestamp::EPOCH;
         assert_eq!(Life::new(Duration::ZERO, now).length, Duration::from_secs(1));

@@ -1,32 +1,184 @@
-//! Whether storage works, tried with an object of its own.
+//! Whether storage works, tried with objects of its own.
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
-use millpond_protocol::Sha256;
+use jiff::Timestamp as Clock;
+use millpond_protocol::{Sha256, Timestamp};
 
-use crate::error::Error;
+use crate::config::{BadConfig, StorageConfig};
+use crate::error::{Error, Fault};
 use crate::handle::Storage;
+use crate::http;
 use crate::key::ObjectKey;
+use crate::limits;
+use crate::presign::PresignedPut;
+
+/// What a thorough look at storage found, each in a sentence.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// What keeps Millpond or its clients from working.
+    pub problems: Vec<String>,
+    /// What works, and not as well as it should, or cannot be told from this machine.
+    pub warnings: Vec<String>,
+}
+
+/// Plays a client: uses URLs, with no credentials.
+pub(crate) struct Outsider {
+    http: reqwest::Client,
+    /// What URLs are signed for, for people.
+    public_url: String,
+}
+
+impl Outsider {
+    pub(crate) fn new(config: &StorageConfig) -> Result<Self, BadConfig> {
+        let http = http::builder(config)?
+            .timeout(limits::PUBLIC)
+            .build()
+            .map_err(|error| BadConfig(vec![error.to_string()]))?;
+        Ok(Self { http, public_url: config.public_url.as_str().trim_end_matches('/').to_owned() })
+    }
+
+    async fn put(&self, put: &PresignedPut, body: Bytes) -> Result<(), Error> {
+        let request = put
+            .headers
+            .iter()
+            .fold(self.http.put(&put.url), |request, (name, value)| request.header(*name, value));
+        self.send(request.body(body)).await.map(|_| ())
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, Error> {
+        let answer = request.send().await.map_err(|error| http::unsent(&error))?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        Err(http::refused(answer, false, Clock::now()).await)
+    }
+}
 
 impl Storage {
-    /// Stores a small object, reads it back and removes it.
+    /// Stores a small object, reads it back whole and in part, and removes it.
     ///
     /// # Errors
     ///
     /// [`Error::Unavailable`] if nobody answers; [`Error::Refused`] says by its fault whether the clock, the
-    /// credentials or the bucket are wrong; [`Error::Mismatch`] if what comes back is not what was stored.
+    /// credentials, the permissions, the bucket or the certificate are wrong; [`Error::Mismatch`] if what comes back is
+    /// not what was stored.
     pub async fn probe(&self) -> Result<(), Error> {
         let key = fresh_key()?;
         let bytes = Bytes::copy_from_slice(key.as_str().as_bytes());
         self.put(&key, bytes.clone(), Sha256::of(&bytes)).await?;
-        let read = self.get(&key, bytes.len()).await;
+        let read = self.read_back(&key, &bytes).await;
         let removed = self.delete(&key).await;
-        match read {
-            Ok(read) if read == bytes => removed,
-            Ok(_) => Err(Error::Mismatch("what was stored came back changed".into())),
-            Err(Error::NotFound) => Err(Error::Mismatch("what was just stored is not there".into())),
-            Err(error) => Err(error),
+        read?;
+        removed?;
+        match self.stat(&key).await? {
+            None => Ok(()),
+            Some(_) => Err(Error::Mismatch("what was just deleted is still there".into())),
         }
+    }
+
+    /// Everything that Millpond asks of storage, the URLs for clients too: some ten calls.
+    ///
+    /// Whether others can reach `public_url` cannot be told from here; that this machine cannot is a warning.
+    pub async fn check(&self) -> Findings {
+        let mut found = Findings::default();
+        if let Err(error) = self.probe().await {
+            found.problems.push(error.to_string());
+            return found;
+        }
+        if let Err(error) = self.check_parts().await {
+            found.problems.push(format!("an object cannot be made of parts: {error}"));
+        }
+        if let Err(error) = self.check_urls(&mut found).await {
+            found.problems.push(format!("URLs cannot be tried: {error}"));
+        }
+        found
+    }
+
+    async fn read_back(&self, key: &ObjectKey, bytes: &Bytes) -> Result<(), Error> {
+        let gone = |error| match error {
+            Error::NotFound => Error::Mismatch("what was just stored is not there".into()),
+            other => other,
+        };
+        if self.get(key, bytes.len()).await.map_err(gone)? != bytes {
+            return Err(Error::Mismatch("what was stored came back changed".into()));
+        }
+        let mut part = self.get_stream(key, Some(1..4)).await?;
+        let mut read = Vec::new();
+        while let Some(chunk) = futures_util::StreamExt::next(&mut part).await {
+            read.extend_from_slice(&chunk?);
+        }
+        if read != bytes[1..4] {
+            return Err(Error::Mismatch("a range of an object is not that range".into()));
+        }
+        Ok(())
+    }
+
+    async fn check_parts(&self) -> Result<(), Error> {
+        let key = fresh_key()?;
+        let bytes = Bytes::copy_from_slice(key.as_str().as_bytes());
+        let upload = self.create_multipart(&key).await?;
+        let made = async {
+            self.put_part(&key, &upload, 1, bytes.clone(), Sha256::of(&bytes)).await?;
+            let parts = self.list_parts(&key, &upload).await?;
+            self.complete_multipart(&key, &upload, &parts).await?;
+            self.read_back(&key, &bytes).await
+        };
+        let made = made.await;
+        if made.is_err() {
+            // What is wrong is known already.
+            let _ = self.abort_multipart(&key, &upload).await;
+        }
+        let removed = self.delete(&key).await;
+        made.and(removed)
+    }
+
+    /// Uses URLs as a client does: a PUT of other bytes than declared, one of the declared bytes, and a GET.
+    async fn check_urls(&self, found: &mut Findings) -> Result<(), Error> {
+        let key = fresh_key()?;
+        let bytes = Bytes::copy_from_slice(key.as_str().as_bytes());
+        let now = Timestamp::clamped(Clock::now().as_millisecond());
+        let put = self.presign_put(&key, bytes.len() as u64, Sha256::of(&bytes), limits::PUBLIC * 4, now);
+        let outsider = self.outsider();
+        let tried = async {
+            match outsider.put(&put, bytes.slice(1..).iter().chain(b"?").copied().collect()).await {
+                Err(Error::Mismatch(_)) => {}
+                Ok(()) => found.warnings.push(
+                    "storage takes other bytes than a URL was signed for: it does not compare \
+                     x-amz-checksum-sha256, and a wrong file is found out only when it is committed"
+                        .into(),
+                ),
+                Err(error) => return Err(error),
+            }
+            outsider.put(&put, bytes.clone()).await?;
+            self.read_back(&key, &bytes).await.map_err(|error| {
+                Error::refused(Fault::Endpoint, format!("what was PUT there is not in the bucket: {error}"))
+            })?;
+            let get = self.presign_get(&key, limits::PUBLIC * 4, now);
+            let read = outsider.send(outsider.http.get(get.url)).await?;
+            let read = read.bytes().await.map_err(|error| http::unsent(&error))?;
+            if read == bytes { Ok(()) } else { Err(Error::Mismatch("other bytes come from there".into())) }
+        };
+        let tried = tried.await;
+        let url = &outsider.public_url;
+        match tried {
+            Ok(()) => {}
+            Err(Error::Unavailable(detail)) => found.warnings.push(format!(
+                "public_url {url} does not answer this machine ({detail}); clients need to reach it"
+            )),
+            Err(Error::Refused { fault: Fault::Tls, detail }) => found.warnings.push(format!(
+                "public_url {url} has a certificate that this machine does not trust ({detail}); clients need to"
+            )),
+            Err(Error::Refused { fault: Fault::Credentials | Fault::Denied, detail }) => {
+                found.problems.push(format!(
+                    "public_url {url} refuses URLs that were signed for it ({detail}): signatures hold for this very \
+                     host and port, so whatever stands before storage must hand the host header on as it came, and \
+                     storage must take it as its own"
+                ));
+            }
+            Err(error) => found.problems.push(format!("public_url {url} does not lead to the bucket: {error}")),
+        }
+        self.delete(&key).await
     }
 }
 

@@ -18,3 +18,4 @@ macro_rules! run {
     )*};
 }
 object_cases!(run);
+part_cases!(run);

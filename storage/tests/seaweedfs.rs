@@ -12,32 +12,39 @@ mod tools;
 use std::time::{Duration, Instant};
 
 use contract::Place;
-use millpond_storage::{Secret, StorageConfig};
+use millpond_storage::{Error, Fault, Findings, Secret, Storage, StorageConfig};
 use seaweedfs::SeaweedFs;
 
-/// Waits until it can do what it is for.
-async fn place(server: &SeaweedFs) -> Place {
+fn config(server: &SeaweedFs, endpoint: &str) -> StorageConfig {
     let secret = Secret::new(SeaweedFs::SECRET_KEY);
-    let endpoint = server.endpoint.parse().unwrap();
-    let mut config = StorageConfig::new(endpoint, SeaweedFs::BUCKET, SeaweedFs::ACCESS_KEY, secret);
+    let mut config =
+        StorageConfig::new(endpoint.parse().unwrap(), SeaweedFs::BUCKET, SeaweedFs::ACCESS_KEY, secret);
     config.attempts = 1;
-    let place = Place::new(config);
+    config.ca = Some(server.ca.clone().into_bytes());
+    config
+}
+
+/// Waits until it can do what it is for.
+async fn started() -> Option<SeaweedFs> {
+    let server = SeaweedFs::start()?;
+    let storage = Storage::new(&config(&server, &server.endpoint)).unwrap();
     let until = Instant::now() + Duration::from_secs(60);
-    while let Err(error) = place.storage.probe().await {
+    while let Err(error) = storage.probe().await {
         assert!(Instant::now() < until, "{error}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    place
+    Some(server)
 }
 
+/// One test, for one copy of it runs at a time, and starting it takes seconds.
 #[tokio::test(flavor = "multi_thread")]
-async fn seaweedfs_keeps_the_contract() {
-    let Some(server) = SeaweedFs::start() else { return };
-    let config = place(&server).await.config;
+async fn seaweedfs_keeps_the_contract_and_says_what_is_wrong() {
+    let Some(server) = started().await else { return };
+    let plain = config(&server, &server.endpoint);
     let mut broken = Vec::new();
     macro_rules! run {
         ($($case:ident,)*) => {$(
-            let place = Place::new(config.clone());
+            let place = Place::new(plain.clone());
             if tokio::spawn(async move { contract::$case(&place).await }).await.is_err() {
                 broken.push(stringify!($case));
             }
@@ -46,4 +53,53 @@ async fn seaweedfs_keeps_the_contract() {
     object_cases!(run);
     part_cases!(run);
     assert_eq!(broken, Vec::<&str>::new());
+
+    faults(&server).await;
+    certificate(&server).await;
+    bucket_in_the_host_name(&server).await;
+}
+
+async fn faults(server: &SeaweedFs) {
+    let fault = async |change: fn(&mut StorageConfig)| {
+        let mut config = config(server, &server.endpoint);
+        change(&mut config);
+        match Storage::new(&config).unwrap().probe().await {
+            Err(Error::Refused { fault, .. }) => fault,
+            other => panic!("{other:?} with {config:?}"),
+        }
+    };
+    assert_eq!(fault(|config| config.secret_key = Secret::new("wrong")).await, Fault::Credentials);
+    assert_eq!(fault(|config| config.access_key = "nobody".into()).await, Fault::Credentials);
+    assert_eq!(fault(|config| config.access_key = SeaweedFs::READER.into()).await, Fault::Denied);
+    // It tells nobody which buckets there are who may not make one.
+    assert_eq!(fault(|config| config.bucket = "another-bucket".into()).await, Fault::Denied);
+}
+
+async fn certificate(server: &SeaweedFs) {
+    let mut config = config(server, &server.tls_endpoint);
+    let found = Storage::new(&config).unwrap().check().await;
+    assert_eq!(found, Findings::default());
+    config.ca = None;
+    match Storage::new(&config).unwrap().probe().await {
+        Err(Error::Refused { fault: Fault::Tls, detail }) => {
+            assert!(detail.contains("UnknownIssuer"), "{detail}")
+        }
+        other => panic!("{other:?}"),
+    }
+    // What is only known to be wrong with the URLs for others.
+    let mut config = self::config(server, &server.endpoint);
+    (config.public_url, config.ca) = (server.tls_endpoint.parse().unwrap(), None);
+    let found = Storage::new(&config).unwrap().check().await;
+    assert!(found.problems.is_empty() && found.warnings[0].contains("does not trust"), "{found:?}");
+}
+
+/// Nobody resolves the name: the server plays the proxy that knows the way, so that is tried as well.
+async fn bucket_in_the_host_name(server: &SeaweedFs) {
+    let mut config = config(server, &format!("http://{}", SeaweedFs::DOMAIN));
+    config.path_style = false;
+    config.proxy = Some(server.endpoint.parse().unwrap());
+    let storage = Storage::new(&config).unwrap();
+    assert_eq!(storage.check().await, Findings::default());
+    let url = storage.presign_get(&common::object("k"), common::MINUTE, common::now()).url;
+    assert!(url.starts_with("http://millpond.s3.test/k?"), "{url}");
 }

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,10 @@ use super::tools::tool;
 pub struct SeaweedFs {
     /// Where it answers: `http://127.0.0.1:PORT`.
     pub endpoint: String,
+    /// Where it answers with a certificate of its own authority: `https://127.0.0.1:PORT`.
+    pub tls_endpoint: String,
+    /// The certificate of that authority, in PEM.
+    pub ca: String,
     child: Child,
     _directory: TempDir,
     _alone: File,
@@ -26,35 +31,79 @@ impl SeaweedFs {
     pub const BUCKET: &str = "millpond";
     /// The public half of the credentials that it takes.
     pub const ACCESS_KEY: &str = "access";
-    /// The secret half.
+    /// The public half of credentials that may only read.
+    pub const READER: &str = "reader";
+    /// The secret half, of both.
     pub const SECRET_KEY: &str = "a-secret-of-the-tests";
+    /// The host of which it takes what stands before it for a bucket.
+    pub const DOMAIN: &str = "s3.test";
 
     /// Starts it; `None` where it is not installed, under the rule of [`tool`]. It answers some seconds later: when a PUT
     /// succeeds, for it knows its bucket before it can store anything.
     pub fn start() -> Option<Self> {
-        if !tool("weed") {
+        if !tool("weed") || !tool("openssl") {
             return None;
         }
         let alone = alone();
         let directory = tempfile::tempdir().unwrap();
-        let (port, grpc) = (port(), port());
+        let at = |name: &str| directory.path().join(name).display().to_string();
+        std::fs::write(at("s3.json"), identities()).unwrap();
+        certificates(directory.path());
+        let (port, tls, grpc) = (port(), port(), port());
         let child = Command::new("weed")
             .args(["mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false"])
             .args(["-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"])
-            .arg(format!("-bucket={}", Self::BUCKET))
-            .args([format!("-s3.port={port}"), format!("-s3.port.grpc={grpc}")])
-            .arg(format!("-dir={}", directory.path().display()))
-            .env("AWS_ACCESS_KEY_ID", Self::ACCESS_KEY)
-            .env("AWS_SECRET_ACCESS_KEY", Self::SECRET_KEY)
+            .args([format!("-bucket={}", Self::BUCKET), format!("-s3.domainName={}", Self::DOMAIN)])
+            .args([
+                format!("-s3.port={port}"),
+                format!("-s3.port.https={tls}"),
+                format!("-s3.port.grpc={grpc}"),
+            ])
+            .args([format!("-s3.cert.file={}", at("leaf.pem")), format!("-s3.key.file={}", at("leaf.key"))])
+            .args([format!("-s3.config={}", at("s3.json")), format!("-dir={}", directory.path().display())])
             .current_dir(directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let endpoint = format!("http://127.0.0.1:{port}");
-        Some(Self { endpoint, child, _directory: directory, _alone: alone })
+        Some(Self {
+            endpoint: format!("http://127.0.0.1:{port}"),
+            tls_endpoint: format!("https://127.0.0.1:{tls}"),
+            ca: std::fs::read_to_string(at("ca.pem")).unwrap(),
+            child,
+            _directory: directory,
+            _alone: alone,
+        })
     }
+}
+
+/// Who may do what.
+fn identities() -> String {
+    let secret = SeaweedFs::SECRET_KEY;
+    let identity = |name: &str, actions: &str| {
+        format!(
+            r#"{{"name": "{name}", "credentials": [{{"accessKey": "{name}", "secretKey": "{secret}"}}], "actions": [{actions}]}}"#
+        )
+    };
+    let all = identity(SeaweedFs::ACCESS_KEY, r#""Read", "List", "Write""#);
+    let reader = identity(SeaweedFs::READER, r#""Read", "List""#);
+    format!(r#"{{"identities": [{all}, {reader}]}}"#)
+}
+
+/// An authority that nobody knows, and a certificate of it for 127.0.0.1.
+fn certificates(directory: &Path) {
+    let openssl = |line: &str| {
+        let done = Command::new("openssl").args(line.split(' ')).current_dir(directory).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!("req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=nobody"));
+    openssl(&format!("req {key} -keyout leaf.key -out leaf.csr -subj /CN=storage"));
+    std::fs::write(directory.join("leaf.ext"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+    openssl(
+        "x509 -req -in leaf.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile leaf.ext -out leaf.pem",
+    );
 }
 
 impl Drop for SeaweedFs {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use millpond_storage::Storage;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +20,8 @@ pub(super) struct Args {
     /// The data directory, in place of `server.data_dir`.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Only check the configuration: exit 0 if it is good, else 2 with everything that is wrong.
+    /// Only check the configuration, and external storage with test objects: exit 0 if all is good, else 2 with
+    /// everything that is wrong.
     #[arg(long)]
     check_config: bool,
 }
@@ -43,6 +45,7 @@ pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
 pub(super) fn run(args: &Args, out: &Out) -> Result<(), Failure> {
     let config = args.load()?;
     if args.check_config {
+        check_storage(&config)?;
         out.show(&config, |out, _| out.line("the configuration is good"));
         return Ok(());
     }
@@ -55,6 +58,23 @@ pub(super) fn run(args: &Args, out: &Out) -> Result<(), Failure> {
         let (ready, _) = oneshot::channel();
         server::run(config, shutdown, ready).await.map_err(|error| Failure::new(FAILED, format!("{error:#}")))
     })
+}
+
+/// Tries external storage. The embedded one belongs to the server that may be running.
+fn check_storage(config: &Config) -> Result<(), Failure> {
+    let wrong = |what: String| {
+        Failure::new(USAGE, format!("storage does not work:\n{what}"))
+            .hint("docs/storage.md has the settings of each storage, and the rights that it must grant")
+    };
+    let client = config.storage.external().map_err(|bad| wrong(bad.to_string()))?;
+    let Some(client) = client else { return Ok(()) };
+    let storage = Storage::new(&client).map_err(|bad| wrong(bad.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let found = runtime.block_on(storage.check());
+    for warning in &found.warnings {
+        eprintln!("warning: {warning}");
+    }
+    if found.problems.is_empty() { Ok(()) } else { Err(wrong(found.problems.join("\n"))) }
 }
 
 /// Begins the shutdown at the first SIGTERM or SIGINT, and ends the process at the second.

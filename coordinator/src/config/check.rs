@@ -118,7 +118,11 @@ impl Storage {
     }
 
     fn check(&self, wrong: &mut impl FnMut(&str, String)) {
-        for (key, url) in [("storage.endpoint", &self.endpoint), ("storage.public_url", &self.public_url)] {
+        for (key, url) in [
+            ("storage.endpoint", &self.endpoint),
+            ("storage.public_url", &self.public_url),
+            ("storage.proxy", &self.proxy),
+        ] {
             if url.as_ref().is_some_and(|url| !is_bare(url)) {
                 wrong(key, "is http:// or https:// with a host, maybe a port, and nothing else".into());
             }
@@ -128,6 +132,15 @@ impl Storage {
             StorageMode::Embedded => {
                 if self.endpoint.is_some() {
                     wrong("storage.endpoint", "belongs to mode = \"external\"".into());
+                }
+                for (key, set) in [
+                    ("storage.session_token", !self.session_token.is_empty()),
+                    ("storage.ca_file", self.ca_file.is_some()),
+                    ("storage.proxy", self.proxy.is_some()),
+                ] {
+                    if set {
+                        wrong(key, "belongs to mode = \"external\"".into());
+                    }
                 }
                 if half {
                     wrong("storage.access_key", "and the secret key are set together, or neither".into());

@@ -5,6 +5,7 @@
 //! reported at once, each problem with its key and where it came from.
 
 mod check;
+mod client;
 mod load;
 mod pool_file;
 mod secret;
@@ -97,6 +98,14 @@ pub struct Storage {
     /// A file that holds `secret_key` instead.
     #[serde(with = "optional")]
     pub secret_key_file: Option<String>,
+    /// The token that belongs to temporary credentials. `mode = "external"`.
+    pub session_token: Secret,
+    /// A file of certificates in PEM: authorities that storage's certificate may come from, beside the public ones.
+    #[serde(with = "optional")]
+    pub ca_file: Option<String>,
+    /// The HTTP proxy that the server's calls go through; those of the environment are not used.
+    #[serde(with = "optional")]
+    pub proxy: Option<Url>,
     /// Seconds that one call may take, retries included. Raising it keeps clients waiting longer when storage is away.
     pub call_timeout_s: u64,
 }
@@ -191,6 +200,9 @@ impl Default for Storage {
             access_key: String::new(),
             secret_key: Secret::default(),
             secret_key_file: None,
+            session_token: Secret::default(),
+            ca_file: None,
+            proxy: None,
             call_timeout_s: limits::STORAGE_TIMEOUT.as_secs(),
         }
     }

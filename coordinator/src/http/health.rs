@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use millpond_storage::Storage;
+use millpond_storage::{Findings, Storage};
 use serde_json::json;
 use tokio::sync::Mutex;
 
@@ -15,6 +15,8 @@ use crate::ledger::Ledger;
 
 /// How long what was found holds: a probe writes, reads and deletes an object.
 const FRESH: Duration = Duration::from_secs(5);
+/// How long it holds that URLs and objects in parts work too, which takes a dozen calls.
+const CHECKED: Duration = Duration::from_secs(300);
 /// How long one probe may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -25,44 +27,66 @@ pub(super) async fn alive() -> &'static str {
 
 /// Ledger and storage answer, so that what clients send can be acknowledged.
 pub(super) async fn ready(State(api): State<Api>) -> Response {
-    let problems = api.0.readiness.problems(&api.0.ledger, &api.0.asks.storage).await;
+    let Findings { problems, warnings } = api.0.readiness.look(&api.0.ledger, &api.0.asks.storage).await;
     let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": problems.is_empty(), "problems": problems }))).into_response()
+    let body = json!({ "ready": problems.is_empty(), "problems": problems, "warnings": warnings });
+    (status, Json(body)).into_response()
 }
 
 /// What was found last, so that many probes cost as much as one.
 #[derive(Default)]
-pub(super) struct Readiness(Mutex<Option<(Instant, Vec<String>)>>);
+pub(super) struct Readiness(Mutex<Found>);
+
+#[derive(Default)]
+struct Found {
+    last: Option<(Instant, Findings)>,
+    /// When storage was checked thoroughly, and the warnings then.
+    checked: Option<(Instant, Vec<String>)>,
+}
 
 impl Readiness {
     /// What does not work, in words; empty if everything does.
     pub(super) async fn problems(&self, ledger: &Ledger, storage: &Storage) -> Vec<String> {
+        self.look(ledger, storage).await.problems
+    }
+
+    async fn look(&self, ledger: &Ledger, storage: &Storage) -> Findings {
         // Whoever comes meanwhile waits for the one probe.
         let mut found = self.0.lock().await;
-        if let Some((_, problems)) = found.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
-            return problems.clone();
+        if let Some((_, last)) = found.last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+            return last.clone();
         }
-        let problems = look(ledger, storage).await;
-        *found = Some((Instant::now(), problems.clone()));
-        problems
+        let checked = found.checked.take().filter(|(at, _)| at.elapsed() < CHECKED);
+        let probe = async {
+            match &checked {
+                Some((_, warnings)) => {
+                    let problems = storage.probe().await.err().map(|error| error.to_string());
+                    Findings { problems: problems.into_iter().collect(), warnings: warnings.clone() }
+                }
+                None => storage.check().await,
+            }
+        };
+        let mut last = Findings::default();
+        // An empty job goes through the writer, so a ledger that cannot commit is found too.
+        let ledger = tokio::time::timeout(PROBE_TIMEOUT, ledger.write(|_| Ok(())));
+        let (ledger, storage) = tokio::join!(ledger, tokio::time::timeout(PROBE_TIMEOUT, probe));
+        match ledger {
+            Ok(Ok(())) => {}
+            Ok(Err(refusal)) => last.problems.push(format!("ledger: {}", refusal.message)),
+            Err(_) => last.problems.push(format!("ledger: no answer within {PROBE_TIMEOUT:?}")),
+        }
+        match storage {
+            Ok(storage) => {
+                if storage.problems.is_empty() {
+                    let at = checked.map_or_else(Instant::now, |(at, _)| at);
+                    found.checked = Some((at, storage.warnings.clone()));
+                }
+                last.problems.extend(storage.problems.into_iter().map(|what| format!("storage: {what}")));
+                last.warnings.extend(storage.warnings.into_iter().map(|what| format!("storage: {what}")));
+            }
+            Err(_) => last.problems.push(format!("storage: no answer within {PROBE_TIMEOUT:?}")),
+        }
+        found.last = Some((Instant::now(), last.clone()));
+        last
     }
-}
-
-async fn look(ledger: &Ledger, storage: &Storage) -> Vec<String> {
-    // An empty job goes through the writer, so a ledger that cannot commit is found too.
-    let ledger = tokio::time::timeout(PROBE_TIMEOUT, ledger.write(|_| Ok(())));
-    let storage = tokio::time::timeout(PROBE_TIMEOUT, storage.probe());
-    let (ledger, storage) = tokio::join!(ledger, storage);
-    let mut problems = Vec::new();
-    match ledger {
-        Ok(Ok(())) => {}
-        Ok(Err(refusal)) => problems.push(format!("ledger: {}", refusal.message)),
-        Err(_) => problems.push(format!("ledger: no answer within {PROBE_TIMEOUT:?}")),
-    }
-    match storage {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => problems.push(format!("storage: {error}")),
-        Err(_) => problems.push(format!("storage: no answer within {PROBE_TIMEOUT:?}")),
-    }
-    problems
 }

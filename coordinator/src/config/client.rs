@@ -1,0 +1,48 @@
+//! From the settings of storage to what its client wants.
+
+use std::time::Duration;
+
+use millpond_storage::{Secret, StorageConfig};
+use url::Url;
+
+use super::Storage;
+use super::load::{BadConfig, Problem};
+
+impl Storage {
+    /// What calls and URLs need, for an endpoint and credentials that may have been made at the start.
+    ///
+    /// # Errors
+    /// `ca_file` cannot be read.
+    pub fn client(
+        &self,
+        endpoint: Url,
+        public_url: Url,
+        access_key: &str,
+        secret_key: &str,
+    ) -> Result<StorageConfig, BadConfig> {
+        let mut client = StorageConfig::new(endpoint, &self.bucket, access_key, Secret::new(secret_key));
+        client.public_url = public_url;
+        client.region.clone_from(&self.region);
+        client.path_style = self.path_style;
+        client.call_timeout = Duration::from_secs(self.call_timeout_s);
+        client.proxy.clone_from(&self.proxy);
+        client.session_token =
+            Some(self.session_token.expose()).filter(|token| !token.is_empty()).map(Secret::new);
+        client.ca = self.ca_file.as_deref().map(std::fs::read).transpose().map_err(|error| {
+            let path = self.ca_file.as_deref().unwrap_or_default();
+            BadConfig(vec![Problem::new("storage.ca_file", format!("{path} cannot be read: {error}"))])
+        })?;
+        Ok(client)
+    }
+
+    /// The same with everything from the settings; none with the embedded server.
+    ///
+    /// # Errors
+    /// `ca_file` cannot be read.
+    pub fn external(&self) -> Result<Option<StorageConfig>, BadConfig> {
+        let (Some(endpoint), Some(public_url)) = (self.endpoint.clone(), self.public_url()) else {
+            return Ok(None);
+        };
+        self.client(endpoint, public_url, &self.access_key, self.secret_key.expose()).map(Some)
+    }
+}
