@@ -10,10 +10,9 @@ use super::packet::{Bad, Head, Version};
 use super::read::{self, Reader};
 use super::reason;
 
-/// Bytes after the fixed header from which on a PUBLISH is judged by its head alone.
-const LONG: usize = 64 << 10;
-/// Bytes within which the head of a long PUBLISH must end.
-const HEAD_MAX: usize = 128 << 10;
+/// Bytes after the fixed header from which on a PUBLISH is long: judged by its head alone, which must end within them.
+/// So a long one always has room for a head behind which bytes are still to come.
+pub(crate) const LONG: usize = limits::PACKET_OVERHEAD;
 
 /// What the framer can do next.
 #[derive(Debug, PartialEq, Eq)]
@@ -139,20 +138,14 @@ impl Framer {
         if body > self.read_past_max {
             return Err(TOO_LARGE);
         }
-        let there = &stream[header..stream.len().min(header + body.min(HEAD_MAX))];
-        let Some(needed) = head_length(self.version, first, there) else {
-            return if there.len() >= HEAD_MAX { Err(TOO_LARGE) } else { Ok(None) };
-        };
-        if needed > body.min(HEAD_MAX) {
-            return Err(if needed > body {
-                Bad::malformed("the head is longer than the packet")
-            } else {
-                TOO_LARGE
-            });
+        let there = &stream[header..stream.len().min(header + LONG)];
+        let needed = head_length(self.version, first, there);
+        if needed.map_or(there.len() >= LONG, |needed| needed > LONG) {
+            return Err(TOO_LARGE);
         }
-        if needed > there.len() {
+        let Some(needed) = needed.filter(|needed| *needed <= there.len()) else {
             return Ok(None);
-        }
+        };
         let mut from = Reader(Bytes::copy_from_slice(&there[..needed]));
         let head = read::head(self.version, first & 0x0F, &mut from)?;
         Ok(Some((head, needed)))

@@ -2,7 +2,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use millpond_protocol::{Code, Refusal};
 use proptest::prelude::*;
 
-use super::frame::{Framer, Next};
+use super::frame::{Framer, LONG, Next};
 use super::packet::{Head, Packet, Version};
 use super::read;
 use super::write::{Delivery, Out};
@@ -176,6 +176,36 @@ proptest! {
             }
         }
         prop_assert_eq!(found, whole);
+    }
+
+    #[test]
+    fn a_publish_that_is_all_there_never_waits_for_more_bytes(
+        v5 in any::<bool>(),
+        first in 0x30_u8..0x36,
+        body in prop_oneof![65_530_usize..65_550, 131_066_usize..131_080, 65_530_usize..140_000],
+        topic in prop_oneof![any::<u16>(), 65_500_u16..],
+        properties in proptest::collection::vec(any::<u8>(), 0..6),
+    ) {
+        let version = if v5 { Version::V5 } else { Version::V4 };
+        let mut packet = topic.to_be_bytes().to_vec();
+        packet.resize(2 + usize::from(topic), b'x');
+        packet.extend([0, 9]);
+        packet.extend(properties);
+        packet.resize(body, 0);
+        let mut stream = BytesMut::from(&[first, body as u8 | 0x80, (body >> 7) as u8 | 0x80, (body >> 14) as u8][..]);
+        stream.extend_from_slice(&packet);
+        let mut framer = Framer::new(version, LIMIT);
+        let mut arrived = BytesMut::new();
+        while !stream.is_empty() {
+            let n = stream.len().min(1_000);
+            arrived.extend_from_slice(&stream.split_to(n));
+            match framer.next(&mut arrived, |_, _| Ok(())) {
+                // Of what no budget was asked for, no more is held than the head may have.
+                Ok(Next::Bytes) => prop_assert!(!stream.is_empty() && arrived.len() < 4 + LONG + 1_000),
+                _ => return Ok(()),
+            }
+        }
+        prop_assert!(false, "it waits for bytes of the next packet");
     }
 
     #[test]
