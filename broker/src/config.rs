@@ -26,7 +26,8 @@ pub struct GateConfig {
     pub connections_per_member: usize,
     /// Connections that subscribe to pool-wide topics; one more is told `quota`.
     pub links_max: usize,
-    /// Bytes read but not committed, over all connections; then the gate reads no further.
+    /// Bytes read but not committed, over all connections; then the gate reads no further. A quarter is for packets of
+    /// at most 64 KiB, the rest for longer ones, and each part holds at least one packet of its kind.
     pub uncommitted_bytes_max: usize,
     /// Messages of one connection that are not committed; then the gate does not read from it.
     pub uncommitted_per_connection: usize,

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::backend::Backend;
+use crate::budget::Budget;
 use crate::config::GateConfig;
 use crate::handle::GateHandle;
 use crate::{connection, handshake, router};
@@ -44,21 +45,18 @@ pub(crate) struct Shared {
     pub(crate) handle: GateHandle,
     pub(crate) backend: Arc<dyn Backend>,
     /// Bytes that may be read and not committed.
-    pub(crate) budget: Arc<Semaphore>,
+    pub(crate) budget: Arc<Budget>,
     pub(crate) bytes_in: metrics::Counter,
     pub(crate) bytes_out: metrics::Counter,
     pub(crate) publishes: metrics::Counter,
     pub(crate) ack_seconds: metrics::Histogram,
     strangers: Arc<Semaphore>,
     client_ids: AtomicU64,
-    /// Permits of `budget` when nothing is read.
-    budget_max: usize,
 }
 
 impl Shared {
     fn measure(&self) {
-        let uncommitted = self.budget_max.saturating_sub(self.budget.available_permits());
-        metrics::gauge!("millpond_gate_uncommitted_bytes").set(uncommitted as f64);
+        metrics::gauge!("millpond_gate_uncommitted_bytes").set(self.budget.used() as f64);
         let strangers = self.config.strangers_max.saturating_sub(self.strangers.available_permits());
         metrics::gauge!("millpond_gate_strangers").set(strangers as f64);
         metrics::gauge!("millpond_gate_router_queue").set(self.handle.outbox().len() as f64);
@@ -84,11 +82,8 @@ impl Gate {
         handle.set_bytes_max(config.out_queue_max);
         let router_dead =
             router::start(handle.outbox().clone(), config.links_max).map_err(GateError::Start)?;
-        // Less than a packet would never be enough.
-        let least = 2 * config.packet_max();
-        let budget = config.uncommitted_bytes_max.clamp(least, Semaphore::MAX_PERMITS);
         let shared = Shared {
-            budget: Arc::new(Semaphore::new(budget)),
+            budget: Arc::new(Budget::new(config.uncommitted_bytes_max, config.packet_max())),
             strangers: Arc::new(Semaphore::new(config.strangers_max)),
             config: Arc::new(config),
             handle,
@@ -98,7 +93,6 @@ impl Gate {
             publishes: metrics::counter!("millpond_gate_publishes_total"),
             ack_seconds: metrics::histogram!("millpond_gate_ack_seconds"),
             client_ids: AtomicU64::new(1),
-            budget_max: budget,
         };
         Ok(Self { shared: Arc::new(shared), router_dead })
     }

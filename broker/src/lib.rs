@@ -8,6 +8,8 @@
 //! | `gate` | start, accept loop, shutdown |
 //! | `handshake` | CONNECT to session: version, credentials, take-over |
 //! | `connection` | the task of one connection: all its I/O |
+//! | `intake` | its incoming half: what is read, held, and due |
+//! | `budget` | the bytes that all connections may hold |
 //! | `lookup` | a session's questions to the backend and the router |
 //! | `socket` | waiting for a socket in both directions |
 //! | `session` | the protocol itself, without I/O |
@@ -22,12 +24,14 @@
 //! `ack_seconds`, from receipt of a PUBLISH to its PUBACK or PUBREC.
 
 pub mod backend;
+mod budget;
 mod codec;
 mod config;
 mod connection;
 mod gate;
 mod handle;
 mod handshake;
+mod intake;
 mod lookup;
 mod registry;
 mod router;

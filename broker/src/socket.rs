@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -20,12 +20,33 @@ pub(crate) enum Moved {
     Wrote(usize),
 }
 
-/// Writes what can be written, then reads if that is wanted.
+/// When the next byte must have moved in one direction, while one is due there.
+#[derive(Debug, Default)]
+pub(crate) struct Due(Option<Instant>);
+
+impl Due {
+    /// Sets the time when a byte becomes due, and forgets it when none is.
+    pub(crate) fn follow(&mut self, is_due: bool, max: Duration) -> Option<Instant> {
+        self.0 = is_due.then(|| self.0.unwrap_or_else(|| Instant::now() + max));
+        self.0
+    }
+
+    /// A byte moved.
+    pub(crate) fn moved(&mut self) {
+        self.0 = None;
+    }
+
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        self.0.is_some_and(|by| now >= by)
+    }
+}
+
+/// Writes what can be written, then reads if that is wanted, with room for `room` bytes at least.
 pub(crate) fn poll_io<S: AsyncRead + AsyncWrite + Unpin>(
     io: &mut S,
     out: &mut Out,
     stream: &mut BytesMut,
-    read_size: usize,
+    room: usize,
     reads: bool,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<Moved>> {
@@ -42,9 +63,7 @@ pub(crate) fn poll_io<S: AsyncRead + AsyncWrite + Unpin>(
         return Poll::Ready(Ok(Moved::Wrote(wrote)));
     }
     if reads {
-        if stream.capacity() - stream.len() < read_size {
-            stream.reserve(read_size);
-        }
+        stream.reserve(room);
         if let Poll::Ready(read) = tokio_util::io::poll_read_buf(Pin::new(&mut *io), cx, stream) {
             return Poll::Ready(read.map(Moved::Read));
         }

@@ -35,11 +35,11 @@ pub const PACKET_OVERHEAD: usize = 64 << 10;
 pub const READ_PAST_MAX: usize = 32 << 20;
 /// How long a stranger has to send CONNECT.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections that have not sent CONNECT yet.
+/// Connections that have not signed in yet.
 pub const STRANGERS_MAX: usize = 1_000;
 /// Connections of one member: a device and its restarts, not a fleet behind one credential.
 pub const CONNECTIONS_PER_MEMBER: usize = 8;
-/// Bytes read but not committed, over all connections.
+/// Bytes of packets read but not committed, over all connections; a quarter is for packets that are not long.
 pub const UNCOMMITTED_BYTES_MAX: usize = 256 << 20;
 /// Messages of one connection that are not committed; then the gate stops reading.
 pub const UNCOMMITTED_PER_CONNECTION: usize = 64;

@@ -81,7 +81,10 @@ pub(crate) struct Head {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Publish {
     pub(crate) head: Head,
+    /// Where it is small, a copy: a slice would keep all that was read with it.
     pub(crate) payload: Bytes,
+    /// Bytes after the fixed header.
+    pub(crate) packet: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

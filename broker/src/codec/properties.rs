@@ -66,7 +66,8 @@ impl Properties {
             2 | 24 => drop(from.u32()?),
             3 => self.content_type = Some(from.text()?),
             8 => self.response_topic = Some(from.text()?),
-            9 => self.correlation_data = Some(from.binary()?),
+            // A copy: a slice would keep the whole packet for as long as the ask is under way.
+            9 => self.correlation_data = Some(Bytes::copy_from_slice(&from.binary()?)),
             11 => self.subscription_identifier = Some(from.varint_nonzero()?),
             17 => self.session_expiry = Some(from.u32()?),
             21 => self.auth_method = Some(from.text()?),

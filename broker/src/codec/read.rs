@@ -6,6 +6,9 @@ use super::packet::{Bad, Connect, Filter, Head, Packet, Publish, Replay, Subscri
 use super::properties::{self, Properties};
 use super::reason;
 
+/// Payloads from this size on are not copied out of what was read: it is at most a few times larger.
+const SHARED_FROM: usize = 16 << 10;
+
 /// Why a CONNECT was not understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BadConnect {
@@ -110,8 +113,10 @@ pub(crate) fn packet(version: Version, first: u8, body: Bytes) -> Result<Packet,
 }
 
 fn publish(version: Version, flags: u8, mut from: Reader) -> Result<Publish, Bad> {
+    let packet = from.0.len();
     let head = head(version, flags, &mut from)?;
-    Ok(Publish { head, payload: from.0 })
+    let payload = if from.0.len() < SHARED_FROM { Bytes::copy_from_slice(&from.0) } else { from.0 };
+    Ok(Publish { head, payload, packet })
 }
 
 /// Reads what stands before the payload of a PUBLISH.

@@ -97,6 +97,18 @@ fn nothing_of_a_publish_is_taken_before_its_budget_is_granted() {
 }
 
 #[test]
+fn a_small_payload_does_not_keep_the_packet_that_it_came_in() {
+    let mut body = b"\x00\x01a\x00\x09\xF3\x03\x09\x01\xF0".to_vec();
+    body.resize(body.len() + 0x1F0 + 2, 7);
+    let body = Bytes::from(body);
+    let packet = read::packet(Version::V5, 0x32, body.clone());
+    let Ok(Packet::Publish(publish)) = packet else { panic!("{packet:?}") };
+    assert_eq!((publish.payload.len(), publish.packet), (2, body.len()));
+    assert!(publish.head.correlation_data.is_some_and(|data| data.len() == 0x1F0));
+    assert!(body.is_unique());
+}
+
+#[test]
 fn an_overlong_length_of_3_1_1_is_accepted_as_its_clients_send_it() {
     let mut stream = BytesMut::from(&[0xC0, 0x80, 0x80, 0x00][..]);
     assert_eq!(packets(Version::V4, &mut stream), [(0xC0, Bytes::new())]);

@@ -9,6 +9,7 @@ use millpond_protocol::{Action, Code, Principal, Refusal, limits};
 
 use super::{Effect, Session};
 use crate::backend::Incoming;
+use crate::budget::Held;
 use crate::codec::packet::{Head, Publish};
 use crate::codec::write::Kind;
 use crate::codec::{Version, reason};
@@ -21,7 +22,7 @@ pub(super) struct Inbound {
     own: String,
     /// In order of receipt. None in front is [`Stage::Settled`].
     pending: VecDeque<Pending>,
-    bytes: usize,
+    held: Held,
     /// A message above `SMALL_MAX` is in line: later ones wait for its outcome.
     large_in_line: bool,
     /// Packet ids of QoS 2 messages whose PUBREC was sent.
@@ -31,7 +32,8 @@ pub(super) struct Inbound {
 #[derive(Debug)]
 struct Pending {
     ack: Option<(Kind, u16)>,
-    bytes: usize,
+    /// Bytes of the packet; 0 when nothing of it is held.
+    packet: usize,
     received: Instant,
     stage: Stage,
 }
@@ -51,7 +53,7 @@ impl Inbound {
         Self {
             own: format!("mp/{}/c/{}/", who.pool, who.name),
             pending: VecDeque::new(),
-            bytes: 0,
+            held: Held::default(),
             large_in_line: false,
             unreleased: HashSet::new(),
         }
@@ -61,8 +63,8 @@ impl Inbound {
         self.pending.len()
     }
 
-    pub(super) fn uncommitted_bytes(&self) -> usize {
-        self.bytes
+    pub(super) fn held(&self) -> Held {
+        self.held
     }
 
     /// Everything that can be told of a PUBLISH without its payload.
@@ -112,12 +114,11 @@ impl Inbound {
 
 impl Session {
     pub(super) fn on_publish(&mut self, publish: Publish, now: Instant) {
-        let Publish { head, payload } = publish;
+        let Publish { head, payload, packet } = publish;
         match self.inbound.check(&self.who, &self.config, &head, payload.len()) {
             Err(refusal) => self.read_past(head, refusal, now),
             Ok(to) => {
                 let ack = ack_of(&head);
-                let bytes = payload.len();
                 let is_ask = matches!(to, Message::Ask(_));
                 let incoming = Incoming {
                     to,
@@ -132,8 +133,8 @@ impl Session {
                 } else {
                     self.put_in_line(incoming)
                 };
-                self.inbound.bytes += bytes;
-                self.inbound.pending.push_back(Pending { ack, bytes, received: now, stage });
+                self.inbound.held.add(packet);
+                self.inbound.pending.push_back(Pending { ack, packet, received: now, stage });
             }
         }
     }
@@ -144,7 +145,7 @@ impl Session {
         self.effects.push_back(Effect::Refused { topic: head.topic, refusal: refusal.clone() });
         self.inbound.pending.push_back(Pending {
             ack,
-            bytes: 0,
+            packet: 0,
             received: now,
             stage: Stage::Settled(refusal),
         });
@@ -156,13 +157,14 @@ impl Session {
         let Some(pending) = self.inbound.pending.pop_front() else {
             return;
         };
-        self.inbound.bytes -= pending.bytes;
+        self.inbound.held.subtract(pending.packet);
         match outcome {
             Err(refusal) if refusal.code.is_temporary() => {
                 // Neither this one nor what follows is acknowledged: the client sends all of it again, in order.
                 self.refuse_for_now(&refusal);
                 self.inbound.pending.retain(|pending| matches!(pending.stage, Stage::InLine { .. }));
-                self.inbound.bytes = self.inbound.pending.iter().map(|pending| pending.bytes).sum();
+                self.inbound.held = Held::default();
+                self.inbound.pending.iter().for_each(|pending| self.inbound.held.add(pending.packet));
                 return;
             }
             outcome => self.acknowledge(&pending, outcome.err().as_ref()),

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use millpond_protocol::{Principal, Refusal, topic};
 
 use crate::backend::{Incoming, MemberMessage, ReceiptRow, StateMessage};
+use crate::budget::Held;
 use crate::codec::packet::{Connect, Head, Packet};
 use crate::codec::write::{Kind, Out, clipped};
 use crate::codec::{Bad, Version, reason};
@@ -32,6 +33,8 @@ use crate::router::{Live, NoLink};
 
 /// Bytes that may wait to be written before nothing more is encoded or read.
 const OUT_HIGH: usize = 256 << 10;
+/// Bytes of short packets that one connection may have undecided: much more than a commit takes at once.
+const SHORT_MAX: usize = 1 << 20;
 /// Bytes of a reason string.
 const REASON_MAX: usize = 512;
 
@@ -130,11 +133,15 @@ impl Session {
         self.end
     }
 
-    /// Whether the next packet may be read.
+    /// Whether there is room for the next packet.
     pub(crate) fn has_room(&self) -> bool {
         use bytes::Buf;
+        let held = self.held();
         self.end.is_none()
             && self.inbound.uncommitted() < self.config.uncommitted_per_connection
+            // Long messages are stored one at a time: one more than is being stored gains nothing.
+            && held.long < self.config.packet_max()
+            && held.short < SHORT_MAX
             && self.out.remaining() < OUT_HIGH
     }
 
@@ -148,9 +155,9 @@ impl Session {
         self.inbound.uncommitted()
     }
 
-    /// Bytes of the messages that have no outcome yet.
-    pub(crate) fn uncommitted_bytes(&self) -> usize {
-        self.inbound.uncommitted_bytes()
+    /// Bytes of the packets whose messages have no outcome yet.
+    pub(crate) fn held(&self) -> Held {
+        self.inbound.held()
     }
 
     /// A packet arrived.
@@ -187,15 +194,12 @@ impl Session {
         self.silence_max.map(|max| self.heard + max)
     }
 
-    /// The time has come: a client that could have spoken and did not is gone.
-    pub(crate) fn timer(&mut self, now: Instant) {
-        if self.deadline().is_some_and(|deadline| now >= deadline) {
-            if self.has_room() {
-                self.fail(Bad { code: reason::KEEP_ALIVE, what: "nothing was heard for 1.5 × keep alive" });
-            } else {
-                // The gate was not listening.
-                self.heard = now;
-            }
+    /// The time has come: a client that could have spoken and did not is gone. `listens`: it could have.
+    pub(crate) fn timer(&mut self, now: Instant, listens: bool) {
+        if !listens {
+            self.heard = now;
+        } else if self.deadline().is_some_and(|deadline| now >= deadline) {
+            self.fail(Bad { code: reason::KEEP_ALIVE, what: "nothing was heard for 1.5 × keep alive" });
         }
     }
 

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::{Effect, End, Question, Session};
 use crate::backend::{MemberMessage, ReceiptRow, StateMessage};
+use crate::budget::Held;
 use crate::codec::frame::{Framer, Next};
 use crate::codec::packet::{Connect, Filter, Head, Packet, Publish, Replay, Subscribe};
 use crate::codec::{Version, read};
@@ -49,7 +50,8 @@ fn publish(qos: u8, id: u16, upload: &str, bytes: usize) -> Packet {
         correlation_data: None,
         user_properties: vec![],
     };
-    Packet::Publish(Publish { head, payload: Bytes::from(vec![0; bytes]) })
+    let packet = bytes + head.topic.len() + 5;
+    Packet::Publish(Publish { head, payload: Bytes::from(vec![0; bytes]), packet })
 }
 
 fn subscribe(filter: &str) -> Packet {
@@ -94,10 +96,10 @@ fn each_large_message_waits_for_the_one_before_and_holds_what_follows() {
     assert_eq!(taken(&mut session), 0);
     session.outcome(Ok(()));
     assert_eq!(taken(&mut session), 2);
-    assert_eq!(session.uncommitted_bytes(), 2);
+    assert_eq!((session.held().short, session.held().long), (2 * (1 + 14 + 5), 0));
     session.outcome(Ok(()));
     session.outcome(Ok(()));
-    assert_eq!((session.uncommitted(), session.uncommitted_bytes()), (0, 0));
+    assert_eq!((session.uncommitted(), session.held()), (0, Held::default()));
 }
 
 #[test]
@@ -113,7 +115,7 @@ fn after_a_temporary_refusal_nothing_more_is_acknowledged_or_put_in_line() {
     assert_eq!(taken(&mut session), 0);
     let out = written(&mut session);
     assert_eq!(out[0], 0xE0, "DISCONNECT and no ack: {out:?}");
-    assert_eq!((session.uncommitted(), session.uncommitted_bytes()), (0, 0));
+    assert_eq!((session.uncommitted(), session.held()), (0, Held::default()));
 }
 
 #[test]
@@ -132,18 +134,36 @@ fn what_was_sent_before_disconnect_is_still_put_in_line() {
 fn keep_alive_ends_a_silent_client_but_not_one_that_is_not_read() {
     let now = Instant::now();
     let mut quiet = session(Version::V5, now);
-    quiet.timer(now + Duration::from_secs(14));
+    quiet.timer(now + Duration::from_secs(14), true);
     assert_eq!(quiet.end(), None);
-    quiet.timer(now + Duration::from_secs(15));
+    quiet.timer(now + Duration::from_secs(15), true);
     assert_eq!(quiet.end(), Some(End::Gate(0x8D)));
 
-    let mut full = session(Version::V5, now);
-    for id in 1..=64 {
-        full.packet(publish(1, id, "u", 1), now);
+    let mut unread = session(Version::V5, now);
+    unread.timer(now + Duration::from_secs(15), false);
+    assert_eq!(unread.end(), None);
+    unread.timer(now + Duration::from_secs(29), true);
+    assert_eq!(unread.end(), None, "it could not be heard before");
+    unread.timer(now + Duration::from_secs(30), true);
+    assert_eq!(unread.end(), Some(End::Gate(0x8D)));
+}
+
+#[test]
+fn a_connection_is_not_read_while_as_much_of_it_is_undecided_as_gains_anything() {
+    let now = Instant::now();
+    let mut session = session(Version::V4, now);
+    for id in 1..=5 {
+        assert!(session.has_room());
+        session.packet(publish(1, id, &format!("u{id}"), 1 << 20), now);
     }
-    assert!(!full.has_room());
-    full.timer(now + Duration::from_secs(15));
-    assert_eq!(full.end(), None);
+    assert!(!session.has_room(), "more than the largest packet");
+    session.outcome(Ok(()));
+    for id in 11..=26 {
+        assert!(session.has_room());
+        session.packet(publish(1, id, &format!("u{id}"), 65_510), now);
+    }
+    session.packet(publish(1, 27, "u27", 100), now);
+    assert!(!session.has_room(), "more than 1 MiB of short ones");
 }
 
 #[test]
@@ -228,7 +248,7 @@ enum Event {
     Ready,
     Live(u64, u64),
     Member(usize),
-    Timer(u64),
+    Timer(u64, bool),
     Write(usize),
 }
 
@@ -263,7 +283,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Ready),
         1 => (0_u64..9, 0_u64..20).prop_map(|(rank, offset)| Event::Live(rank, offset)),
         1 => (0_usize..100_000).prop_map(Event::Member),
-        1 => (0_u64..30).prop_map(Event::Timer),
+        1 => (0_u64..30, any::<bool>()).prop_map(|(s, listens)| Event::Timer(s, listens)),
         2 => (0_usize..9_000).prop_map(Event::Write),
     ]
 }
@@ -338,7 +358,7 @@ proptest! {
                 Event::Member(bytes) => session.member_message(MemberMessage {
                     topic: "mp/p/d/m/answer/time".into(), payload: Bytes::from(vec![0; bytes]), correlation_data: None,
                 }),
-                Event::Timer(s) => session.timer(now + Duration::from_secs(s)),
+                Event::Timer(s, listens) => session.timer(now + Duration::from_secs(s), listens),
                 Event::Write(n) => {
                     let n = n.min(session.out.remaining());
                     session.out.advance(n);
@@ -361,7 +381,7 @@ proptest! {
             session.outcome(Ok(()));
             in_line += taken(&mut session);
         }
-        prop_assert_eq!((session.uncommitted(), session.uncommitted_bytes()), (0, 0));
+        prop_assert_eq!((session.uncommitted(), session.held()), (0, Held::default()));
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(unreachable_pub, reason = "what the modules share needs no finer visibility")]
 
+mod budget;
 mod clients;
 mod connect;
 mod deliver;

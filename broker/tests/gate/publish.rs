@@ -1,13 +1,8 @@
 //! What a client publishes: taken, decided, acknowledged.
 
-use std::time::Duration;
-
-use millpond_broker::GateConfig;
 use millpond_protocol::{Code, Refusal};
 
-use tokio::io::AsyncWriteExt;
-
-use crate::support::{LEVELS, Verdict, publish, server, server_with, text};
+use crate::support::{LEVELS, Verdict, publish, server, text};
 
 #[tokio::test]
 async fn a_publish_at_qos_1_is_acknowledged_after_the_backend_took_it() {
@@ -208,58 +203,6 @@ async fn sixty_four_messages_may_be_undecided_and_then_the_gate_stops_reading() 
         server.backend.decide(&id, Ok(()));
         assert_eq!(client.packet().await, (0x40, vec![0, n + 1]));
     }
-}
-
-#[tokio::test]
-async fn bytes_beyond_the_budget_of_all_connections_wait_their_turn() {
-    let config = GateConfig { uncommitted_bytes_max: 1, ..GateConfig::default() };
-    // The least that the gate works with is two packets of the largest kind.
-    let server = server_with(config).await;
-    let large = vec![7; 4 << 20];
-    for id in ["a", "b"] {
-        server.backend.verdicts.lock().unwrap().insert(id.into(), Verdict::Wait);
-    }
-    let mut clients = Vec::new();
-    for id in ["a", "b"] {
-        let mut client = server.client_as(4, "publisher", id).await;
-        client.publish(1, 1, &format!("mp/p/c/publisher/bundle/{id}"), &large).await;
-        server.backend.until(|backend| backend.taken_ids().iter().any(|taken| taken == id)).await;
-        clients.push(client);
-    }
-    let mut third = server.client_as(4, "publisher", "c").await;
-    let bytes = publish(4, 1, 1, "mp/p/c/publisher/bundle/c", &[], &large);
-    let sent = tokio::spawn(async move {
-        third.send(&bytes).await;
-        assert_eq!(third.packet().await, (0x40, vec![0, 1]));
-    });
-    let mut small = server.client_as(4, "publisher", "d").await;
-    for _ in 0..500 {
-        small.ping().await;
-    }
-    assert!(!server.backend.taken_ids().contains(&"c".to_owned()), "there is no room");
-    server.backend.decide("a", Ok(()));
-    sent.await.unwrap();
-    assert_eq!(clients[0].packet().await, (0x40, vec![0, 1]));
-    server.backend.decide("b", Ok(()));
-    assert_eq!(clients[1].packet().await, (0x40, vec![0, 1]));
-}
-
-#[tokio::test]
-async fn a_long_publish_that_trickles_in_is_closed() {
-    let config =
-        GateConfig { stall_timeout: Duration::from_millis(500), rate_min: 1 << 20, ..GateConfig::default() };
-    let server = server_with(config).await;
-    let mut client = server.client(4, "publisher").await;
-    let bytes = publish(4, 1, 1, "mp/p/c/publisher/up/u1", &[], &vec![7; 200 << 10]);
-    let mut pieces = bytes.chunks(100);
-    // Each piece comes in time, and all of them would take a minute.
-    while server.handle.connections() == 1 {
-        if client.io.write_all(pieces.next().unwrap()).await.is_err() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(30)).await;
-    }
-    assert!(server.backend.taken_ids().is_empty());
 }
 
 #[tokio::test]

@@ -97,11 +97,11 @@ impl Config {
                 wrong(key, format!("{number} is not within 1 and 1000000"));
             }
         }
-        let least = self.mqtt.bundle_max + limits::PACKET_OVERHEAD;
+        let least = 2 * (self.mqtt.bundle_max + limits::PACKET_OVERHEAD);
         if self.limits.uncommitted_bytes_max < least {
             wrong(
                 "limits.uncommitted_bytes_max",
-                format!("must hold at least one packet: {least} bytes with this mqtt.bundle_max"),
+                format!("must hold two packets at least: {least} bytes with this mqtt.bundle_max"),
             );
         }
     }

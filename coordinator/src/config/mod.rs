@@ -151,7 +151,8 @@ pub struct Limits {
     pub strangers_max: usize,
     /// Seconds that a new connection has for its CONNECT.
     pub connect_timeout_s: u64,
-    /// Bytes read but not committed, over all connections. Raising it costs that much memory when the disk is slow.
+    /// Bytes read but not committed, over all connections, a quarter of them for packets up to 64 KiB. Raising it costs
+    /// that much memory when the disk is slow.
     pub uncommitted_bytes_max: usize,
     /// Messages of one connection that are not committed. Raising it helps single fast clients.
     pub uncommitted_per_connection: usize,

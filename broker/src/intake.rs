@@ -1,0 +1,175 @@
+//! What a connection reads: when it may, what it holds of the budget meanwhile, and by when a packet must be whole.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use futures_util::future::BoxFuture;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::budget::Share;
+use crate::codec::frame::{Framer, LONG, Next};
+use crate::codec::{Version, read};
+use crate::config::GateConfig;
+use crate::gate::Shared;
+use crate::session::Session;
+use crate::socket::Due;
+
+/// Bytes of the read buffer of an idle connection, and the most that it grows to for small packets.
+const READ_MIN: usize = 2 << 10;
+const READ_MAX: usize = 64 << 10;
+
+/// The incoming half of a connection.
+pub(crate) struct Intake {
+    /// What was read, and is no whole packet yet.
+    pub(crate) stream: BytesMut,
+    /// The wait for the budget of the next packet.
+    pub(crate) charging: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
+    framer: Framer,
+    share: Share,
+    config: Arc<GateConfig>,
+    read_size: usize,
+    /// Bytes of the packet that is being read, once they were asked for.
+    packet: usize,
+    /// When it must be whole.
+    whole_by: Option<Instant>,
+    /// When the next byte of it must be there.
+    byte_by: Due,
+    read_at: Instant,
+    stopped: bool,
+}
+
+impl Intake {
+    /// `rest`: what came behind CONNECT.
+    pub(crate) fn new(version: Version, rest: BytesMut, gate: &Shared) -> Self {
+        let config = gate.config.clone();
+        // What is announced to clients is accepted, whatever is read past.
+        let framer = Framer::new(version, config.read_past_max.max(config.packet_max()));
+        Self {
+            stream: rest,
+            charging: None,
+            framer,
+            share: Share::new(gate.budget.clone()),
+            config,
+            read_size: READ_MIN,
+            packet: 0,
+            whole_by: None,
+            byte_by: Due::default(),
+            read_at: Instant::now(),
+            stopped: false,
+        }
+    }
+
+    /// Whether the gate reads from this connection: if not, it cannot blame the client for its silence.
+    pub(crate) fn listens(&self, session: &Session) -> bool {
+        !self.stopped && self.charging.is_none() && session.has_room()
+    }
+
+    /// Reads nothing more: what is half read, or waits for the budget, is given up.
+    pub(crate) fn stop(&mut self, session: &Session) {
+        self.stopped = true;
+        self.charging = None;
+        self.stream = BytesMut::new();
+        (self.packet, self.whole_by) = (0, None);
+        self.give_back(session);
+    }
+
+    /// Whether [`Intake::stop`] was called.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Feeds the session every whole packet that it has room for.
+    pub(crate) fn feed(&mut self, session: &mut Session) {
+        let now = self.read_at;
+        while self.listens(session) {
+            match self.framer.next(&mut self.stream, |head, payload| session.judge(head, payload)) {
+                Ok(Next::Packet(first, body)) => {
+                    (self.packet, self.whole_by) = (0, None);
+                    match read::packet(self.framer.version(), first, body) {
+                        Ok(packet) => session.packet(packet, now),
+                        Err(bad) => session.fail(bad),
+                    }
+                }
+                Ok(Next::ReadPast(head, refusal)) => session.read_past(head, refusal, now),
+                Ok(Next::Bytes) => break,
+                Ok(Next::Budget(packet)) => self.charge(packet),
+                Err(bad) => session.fail(bad),
+            }
+        }
+        // What was read may have been decided on already.
+        self.give_back(session);
+        if self.stream.is_empty() && self.stream.capacity() > READ_MIN && self.read_size <= READ_MIN {
+            self.stream = BytesMut::new();
+        }
+    }
+
+    fn charge(&mut self, packet: usize) {
+        self.packet = packet;
+        if self.share.try_reserve(packet) {
+            self.granted();
+        } else {
+            self.charging = Some(self.share.reserve(packet));
+        }
+    }
+
+    /// The budget that `charging` waited for is there.
+    pub(crate) fn charged(&mut self, permit: Option<OwnedSemaphorePermit>) {
+        self.charging = None;
+        if let Some(permit) = permit {
+            self.share.add(self.packet, permit);
+        }
+        self.granted();
+    }
+
+    fn granted(&mut self) {
+        if self.packet > LONG {
+            let time = Duration::from_secs((self.packet / self.config.rate_min.max(1)) as u64);
+            self.whole_by = Some(Instant::now() + self.config.stall_timeout + time);
+        }
+        self.framer.grant();
+    }
+
+    /// Gives back what neither the session nor the packet being read needs.
+    pub(crate) fn give_back(&mut self, session: &Session) {
+        let mut needed = session.held();
+        if self.charging.is_none() {
+            needed.add(self.packet);
+        }
+        self.share.keep(needed);
+    }
+
+    /// Bytes for which there must be room in `stream` before it is read into.
+    pub(crate) fn room(&self) -> usize {
+        // For a long packet the framer has made exactly as much room as it needs.
+        if self.packet > LONG { 1 } else { self.read_size }
+    }
+
+    /// The socket gave `n` bytes.
+    pub(crate) fn was_read(&mut self, n: usize) -> Instant {
+        self.read_at = Instant::now();
+        self.byte_by.moved();
+        // Grow with a busy client, shrink with an idle one.
+        self.read_size =
+            if n >= self.read_size { (self.read_size * 4).min(READ_MAX) } else { (n * 2).max(READ_MIN) };
+        self.read_at
+    }
+
+    /// When [`Intake::is_late`] is to be asked.
+    pub(crate) fn deadline(&mut self, session: &Session) -> Option<Instant> {
+        let is_due = self.listens(session) && self.framer.is_inside(&self.stream);
+        let byte_by = self.byte_by.follow(is_due, self.config.stall_timeout);
+        [byte_by, self.whole_by].into_iter().flatten().min()
+    }
+
+    /// Whether the client has stalled inside a packet.
+    pub(crate) fn is_late(&mut self, session: &Session, now: Instant) -> bool {
+        if self.whole_by.is_some_and(|by| now >= by) {
+            if self.listens(session) {
+                return true;
+            }
+            self.whole_by = Some(now + self.config.stall_timeout);
+        }
+        self.byte_by.is_over(now)
+    }
+}
