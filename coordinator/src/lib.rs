@@ -11,7 +11,6 @@ pub mod http;
 pub mod ingest;
 pub mod ledger;
 pub mod logging;
-pub mod retention;
 pub mod rounds;
 pub mod secrets;
 pub mod server;

@@ -1,0 +1,121 @@
+//! The main job on a storage that is not ours: `millpond serve` with SeaweedFS.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use millpond_protocol::access::Op;
+use millpond_protocol::message::{Outcome, Pointer, answer};
+use millpond_protocol::{Role, Sha256, limits};
+use millpond_tests::{Beside, Link, Mill, SeaweedFs, Server, recent_hour};
+use serde_json::json;
+
+/// The least that S3 takes as a part that is not the last.
+const PART: usize = 5 << 20;
+
+fn settings(storage: &SeaweedFs) -> Vec<(&'static str, String)> {
+    vec![
+        ("MILLPOND__STORAGE__MODE", "external".into()),
+        ("MILLPOND__STORAGE__ENDPOINT", storage.endpoint.clone()),
+        ("MILLPOND__STORAGE__BUCKET", SeaweedFs::BUCKET.into()),
+        ("MILLPOND__STORAGE__ACCESS_KEY", SeaweedFs::ACCESS_KEY.into()),
+        ("MILLPOND__STORAGE__SECRET_KEY", SeaweedFs::SECRET_KEY.into()),
+    ]
+}
+
+/// `millpond serve --check-config` with settings changed, in an environment that names a proxy which is not there.
+fn check(storage: &SeaweedFs, changed: &[(&str, &str)]) -> Output {
+    Command::new(millpond_tests::binary())
+        .args(["serve", "--check-config"])
+        .envs(settings(storage))
+        .envs(changed.iter().copied())
+        .envs([("HTTP_PROXY", "http://127.0.0.1:9"), ("http_proxy", "http://127.0.0.1:9")])
+        .output()
+        .unwrap()
+}
+
+/// Waits until it can store something, which the check finds out.
+async fn ready(storage: &SeaweedFs) {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let checked = check(storage, &[]);
+        if checked.status.success() {
+            assert!(checked.stderr.is_empty(), "{}", String::from_utf8_lossy(&checked.stderr));
+            return;
+        }
+        assert!(Instant::now() < until, "{}", String::from_utf8_lossy(&checked.stderr));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_main_job_works_on_seaweedfs_with_small_and_large_files() {
+    let Some(storage) = SeaweedFs::start() else { return };
+    ready(&storage).await;
+    what_is_wrong_is_said(&storage);
+
+    let settings = settings(&storage);
+    let settings: Vec<_> = settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    let server = Server::with(&settings).await;
+    server.pool("demo", json!({ "window_s": 3_600 })).await;
+    let edge = Link::open(server.member("demo", "edge", Role::Publisher).await).await.unwrap();
+    let mut listener = Link::open(server.member("demo", "listener", Role::Listener).await).await.unwrap();
+    listener.subscribe("mp/demo/result").await.unwrap();
+    let api = server.api();
+
+    let topic = |upload: &str| format!("mp/demo/c/edge/up/{upload}/{}", recent_hour());
+    let medium = vec![b'm'; limits::SMALL_MAX + 1];
+    edge.publish(&topic("small"), "small", Beside::default()).await.unwrap();
+    edge.publish(&topic("medium"), medium.clone(), Beside::default()).await.unwrap();
+    let single: Vec<u8> = (0..3_000_000_u32).map(|n| (n / 7) as u8).collect();
+    let parts: Vec<u8> = (0..PART + 1_000).map(|n| (n / 11) as u8).collect();
+    let put: answer::Put = edge.ask(Op::Put, &grant("single", &single, &json!({}))).await.unwrap();
+    assert_eq!(api.send(&put.to.unwrap(), single.clone()).await, 200);
+    let wanted: Vec<_> = parts
+        .chunks(PART)
+        .enumerate()
+        .map(|(i, part)| json!({ "n": i + 1, "sha256": Sha256::of(part) }))
+        .collect();
+    let wanted = json!({ "part_size": PART, "parts": wanted });
+    let put: answer::Put = edge.ask(Op::Put, &grant("parts", &parts, &wanted)).await.unwrap();
+    for (part, bytes) in put.parts.iter().zip(parts.chunks(PART)) {
+        assert_eq!(api.send(part.to.as_ref().unwrap(), bytes.to_vec()).await, 200);
+    }
+    let commit = json!({ "id": "commit", "uploads": ["single", "parts"], "wait_s": 30 });
+    let committed: answer::Commit = edge.ask(Op::Commit, &commit).await.unwrap();
+    assert!(committed.uploads.iter().all(|receipt| receipt.outcome == Outcome::Stored), "{committed:?}");
+
+    let mill = Mill::join(server.member("demo", "mill", Role::Processor).await, server.api()).await;
+    let leased = mill.fetch(mill.trigger(&json!({})).await.unwrap()).await.unwrap();
+    let files: Vec<_> = leased.files.keys().map(String::as_str).collect();
+    assert_eq!(files, ["edge/medium", "edge/parts", "edge/single", "edge/small"]);
+    assert!(leased.files["edge/medium"] == medium && leased.files["edge/small"] == "small");
+    assert!(leased.files["edge/single"] == single && leased.files["edge/parts"] == parts);
+
+    let result = vec![b'r'; limits::SMALL_MAX + 7];
+    mill.answer(&leased.lease, result.clone()).await.unwrap();
+    let pointer: Pointer = serde_json::from_slice(&listener.next().await.unwrap().payload).unwrap();
+    assert_eq!(api.fetch(&pointer.url).await, result);
+}
+
+fn grant(upload: &str, bytes: &[u8], more: &serde_json::Value) -> serde_json::Value {
+    let mut ask = json!({ "id": upload, "upload": upload, "size": bytes.len(), "sha256": Sha256::of(bytes),
+        "event_time": recent_hour() });
+    ask.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    ask
+}
+
+fn what_is_wrong_is_said(storage: &SeaweedFs) {
+    let wrong = |key: &str, value: &str, said: &str| {
+        let checked = check(storage, &[(&format!("MILLPOND__STORAGE__{key}"), value)]);
+        let text = String::from_utf8(checked.stderr).unwrap();
+        assert!(checked.status.code() == Some(2) && text.contains(said), "{key}: {text}");
+    };
+    wrong("SECRET_KEY", "wrong", "SignatureDoesNotMatch");
+    wrong("ACCESS_KEY", SeaweedFs::READER, "may not do this");
+    wrong("ENDPOINT", "http://127.0.0.1:9", "Connection refused");
+    wrong("ENDPOINT", &storage.tls_endpoint, "certificate");
+    wrong("CA_FILE", "/nowhere", "storage.ca_file: /nowhere cannot be read");
+    wrong("PROXY", "http://127.0.0.1:9", "Connection refused");
+}
