@@ -11,6 +11,7 @@ pub mod http;
 pub mod ingest;
 pub mod ledger;
 pub mod logging;
+pub mod retention;
 pub mod rounds;
 pub mod secrets;
 pub mod server;

@@ -27,6 +27,7 @@ use crate::grants::{self, Grants};
 use crate::http;
 use crate::ingest::Ingest;
 use crate::ledger::{Ledger, prune};
+use crate::retention::Collector;
 use crate::secrets;
 
 /// How long storage may take to answer at the start.
@@ -95,6 +96,8 @@ pub async fn run(
     tasks.spawn(part("dispatch", dispatch.run(inner.clone())));
     tasks.spawn(part("prune", prune::run(ledger.clone(), inner.clone())));
     tasks.spawn(part("grants", grants::run(grants, gate_handle.clone(), inner.clone())));
+    let collector = Collector::new(ledger.clone(), storage.handle.clone());
+    tasks.spawn(part("retention", collector.clone().run(inner.clone())));
     tasks.spawn(part("fan-out", live::run(ledger.clone(), states, gate_handle, inner.clone())));
     let mut fronts = JoinSet::new();
     let stop = front.clone();
@@ -102,6 +105,7 @@ pub async fn run(
     let api = http::Parts {
         asks,
         troubles,
+        collector,
         admin: Sha256::of(secrets::load_or_create(&dir.join("admin.token"), "mpa_")?.as_bytes()),
         mqtt: (public_host(&config, addresses.mqtt, &storage.public_url), addresses.mqtt.port()),
         storage_url: storage.public_url.to_string(),

@@ -127,5 +127,25 @@ pub const VERIFYING_MAX: usize = 2;
 pub const RECEIPTS_KEPT: usize = 10_000;
 /// Age of receipts kept for replay.
 pub const RECEIPTS_KEPT_FOR: Duration = Duration::from_secs(7 * 86_400);
+/// How long uploads, their packs and the manifest's body are kept after their round ended (default of `keep_uploads`): a
+/// month to look into what came of it.
+pub const KEEP_UPLOADS: Duration = Duration::from_secs(30 * 86_400);
+/// Results that are kept whatever their age, the newest ones (default of `keep_results`): enough to roll back.
+pub const KEEP_RESULTS: u64 = 10;
+/// Results that a policy may keep whatever their age.
+pub const KEEP_RESULTS_MAX: u64 = 1_000_000;
+/// How long a result is kept after it was last the current one, at the least (and the default of `keep_results_s`): whoever
+/// has a pointer to it can fetch it for a day.
+pub const KEEP_RESULT_MIN: Duration = Duration::from_secs(86_400);
+/// How long the story of a round is kept: attempts, log, deliveries, `round.json` (default of `keep_rounds`).
+pub const KEEP_ROUNDS: Duration = Duration::from_secs(90 * 86_400);
+/// How long events are kept (default of `keep_events`): whoever resumes a feed within that time misses nothing.
+pub const KEEP_EVENTS: Duration = Duration::from_secs(30 * 86_400);
+/// Longest time that a policy may keep anything: longer is an error in writing.
+pub const KEEP_MAX: Duration = Duration::from_secs(100 * 366 * 86_400);
+/// How long an upload's key and hash are kept after its bytes: a repeat within that time is still the same upload.
+pub const KEYS_KEPT_FOR: Duration = Duration::from_secs(180 * 86_400);
+/// How long the row of a deleted object is kept: a check that finds the object again can say what it was.
+pub const GONE_KEPT_FOR: Duration = Duration::from_secs(7 * 86_400);
 /// How long the server drains after SIGTERM (default).
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);

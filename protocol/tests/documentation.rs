@@ -108,7 +108,7 @@ fn every_example_is_what_the_types_read_and_write() {
             "ask-commit" | "ask-commit-one" => rewritten::<ask::Commit>(&text),
             "answer-commit" | "answer-commit-pending" => rewritten::<answer::Commit>(&text),
             "ask-abort" => rewritten::<ask::Abort>(&text),
-            "answer-status-pending" => rewritten::<answer::UploadInfo>(&text),
+            "answer-status-pending" | "answer-status-expired" => rewritten::<answer::UploadInfo>(&text),
             "answer-done-pending" => {
                 with_keys(&text, &["id", "round", "attempt", "outcome", "verified", "size"])
             }
@@ -162,7 +162,7 @@ fn every_example_is_what_the_types_read_and_write() {
                     "result",
                 ],
             ),
-            "answer-error" => rewritten::<ErrorBody>(&text),
+            "answer-error" | "answer-get-expired" => rewritten::<ErrorBody>(&text),
             "card" => rewritten::<Card>(&text),
             "pointer" => rewritten::<Pointer>(&text),
             "offer" => rewritten::<Offer>(&text),

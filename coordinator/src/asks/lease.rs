@@ -6,13 +6,14 @@
 use std::time::Duration;
 
 use millpond_protocol::message::{Lease, LeaseFile, LeaseFileKind};
-use millpond_protocol::{Code, MemberName, Refusal, Sha256, UploadId, limits};
+use millpond_protocol::{Code, MemberName, Refusal, Sha256, Timestamp, UploadId, limits};
 use rusqlite::{Connection, OptionalExtension as _, params};
 use serde_json::Value;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
 use super::Asks;
+use crate::ledger::error::not_kept;
 use crate::ledger::objects::{self, Object};
 use crate::ledger::{self, PoolId, Result, number, row_id};
 use crate::rounds::{Policy, Round, RoundState};
@@ -28,7 +29,7 @@ pub(super) type Page = (Vec<LeaseFile>, Option<String>);
 /// The lease of that attempt as an answer of at most `room` bytes.
 ///
 /// # Errors
-/// `not_found` if there is no such round, `too_large` if the lease without its files has no room.
+/// `not_found` if there is no such round or its files are not kept any more, `too_large` if the lease without its files has no room.
 pub(super) async fn answer(
     asks: &Asks,
     pool: PoolId,
@@ -240,6 +241,12 @@ struct FoundFile {
 }
 
 fn read_files(sql: &Connection, batch: i64, after: Place, max: usize) -> Result<Vec<FoundFile>> {
+    let (round, expired): (u64, Option<i64>) = sql
+        .prepare_cached("SELECT coalesce(round, 0), expired FROM batches WHERE id = ?1")?
+        .query_row([batch], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    if let Some(expired) = expired {
+        return Err(not_kept(format!("the files of round {round}"), Timestamp::clamped(expired)).into());
+    }
     let mut files = Vec::new();
     let mut large_after = (0, 0);
     let pool = batch >> 40;

@@ -75,6 +75,7 @@ pub(crate) fn granted(upload: UploadId, grant: &Grant, progress: &Grants) -> ans
         version: None,
         superseded: false,
         rule: None,
+        expired: None,
         expires: Some(grant.expires),
         verified: pending.then(|| progress.progress(grant)),
         problem: grant.problem.clone(),

@@ -10,6 +10,7 @@ mod demo;
 mod dev;
 mod events;
 mod failure;
+mod gc;
 mod member;
 mod output;
 mod pool;
@@ -75,6 +76,8 @@ enum Command {
     Status(status::Args),
     /// The event feed of a pool.
     Events(events::Args),
+    /// Delete what the policies of pools do not keep any more, or say what and why.
+    Gc(gc::Args),
 }
 
 /// Runs the command line that the process was started with.
@@ -124,6 +127,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<(), Failure> {
             Command::Result(command) => result::run(command, &client, out).await,
             Command::Status(args) => status::run(&args, &client, out).await,
             Command::Events(args) => events::run(&args, &client, out).await,
+            Command::Gc(args) => gc::run(&args, &client, out).await,
         }
     })
 }
@@ -169,6 +173,8 @@ mod tests {
             "status",
             "status p",
             "events p -f --since 7",
+            "gc",
+            "gc p --dry-run --json",
             "--server http://h:1 --token-file t status",
             "status --server http://h:1 --token-file t --json",
         ] {

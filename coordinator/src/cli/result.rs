@@ -48,7 +48,11 @@ fn show_results(out: &Out, results: &Results) {
         .iter()
         .map(|result| {
             let info = &result.info;
-            let mark = if result.current { " (current)" } else { "" };
+            let mark = match (result.current, info.expired) {
+                (true, _) => " (current)",
+                (false, Some(_)) => " (not kept)",
+                (false, None) => "",
+            };
             let of = info.of.map(|of| format!(" = v{of}")).unwrap_or_default();
             [
                 format!("v{}{of}{mark}", info.version),

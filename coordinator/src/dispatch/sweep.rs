@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use millpond_protocol::{Refusal, Timestamp, limits};
 use millpond_storage::{Error, MultipartId, ObjectKey, Storage};
+use rusqlite::params;
 
 use crate::ledger::{self, Ledger};
 
@@ -11,7 +12,8 @@ use crate::ledger::{self, Ledger};
 const EVERY: Duration = Duration::from_secs(30);
 /// Objects that are deleted before their rows are written.
 const PAGE: usize = 256;
-/// Doomed objects younger than this are left for later: a PUT that we gave up may still be on its way.
+/// Doomed objects that never counted and are younger than this are left for later: a PUT that we gave up may still be on
+/// its way.
 const SETTLED: Duration = limits::STORAGE_TIMEOUT.saturating_mul(2);
 
 /// The same for what others could write by a URL: a PUT that began in its last moment may take that long.
@@ -27,8 +29,8 @@ pub(super) async fn run(ledger: Ledger, storage: Storage) {
     }
 }
 
-/// Deletes every doomed object that was made a minute or more before `now`, and that nobody can be writing any more by a
-/// URL; says how many.
+/// Deletes every doomed object that counted once or was made a minute or more before `now`, and that nobody can be writing
+/// any more by a URL; says how many.
 ///
 /// # Errors
 /// The ledger cannot be used, or storage is away: what has been deleted by then is `gone`, the rest stays `doomed`.
@@ -41,11 +43,11 @@ pub async fn sweep(ledger: &Ledger, storage: &Storage, now: Timestamp) -> Result
             .read(move |sql| {
                 let mut statement = sql.prepare_cached(
                     "SELECT id, key, multipart FROM objects WHERE state = 'doomed' AND state IN ('granted', 'doomed') \
-                     AND created <= ?1 AND coalesce(url_until, 0) <= ?4 AND id > ?2 \
+                     AND (lived OR created <= ?1) AND coalesce(url_until, 0) <= ?4 AND id > ?2 \
                      ORDER BY id LIMIT ?3",
                 )?;
                 let rows = statement
-                    .query_map(rusqlite::params![before, after, PAGE, urls_before], |row| {
+                    .query_map(params![before, after, PAGE, urls_before], |row| {
                         Ok(Doomed { id: row.get(0)?, key: row.get(1)?, multipart: row.get(2)? })
                     })?;
                 Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?)
@@ -59,8 +61,9 @@ pub async fn sweep(ledger: &Ledger, storage: &Storage, now: Timestamp) -> Result
         ledger
             .write(move |tx| {
                 let mut statement =
-                    tx.sql().prepare_cached("UPDATE objects SET state = 'gone' WHERE id = ?1")?;
-                gone.iter().try_for_each(|id| statement.execute([id]).map(drop))?;
+                    tx.sql().prepare_cached("UPDATE objects SET state = 'gone', gone = ?2 WHERE id = ?1")?;
+                let at = tx.now().as_millis();
+                gone.iter().try_for_each(|id| statement.execute(params![id, at]).map(drop))?;
                 Ok(())
             })
             .await?;

@@ -6,7 +6,10 @@ use millpond_protocol::{MemberName, PoolName, Role, Sha256, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::retention::explain::{Due, Explained};
 use crate::rounds::{Cause, FailCause, Group, Policy};
+
+pub use crate::retention::Collected;
 
 /// `GET /v1/pools`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -352,4 +355,16 @@ pub struct Status {
     pub storage: String,
     /// The pools that the caller may see.
     pub pools: Vec<PoolStatus>,
+}
+
+/// `GET /v1/gc`: what the next run of retention would do, and why each object is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gc {
+    /// What is due now, oldest first, at most some thousands of it; on the first page only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub due: Vec<Due>,
+    /// Objects in order of their keys.
+    pub objects: Vec<Explained>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
 }

@@ -148,6 +148,11 @@ fn counts(sql: &Connection) -> Result<Vec<Gauge>> {
             gauges.push((name, (*state).to_owned(), statement.query_row([state], |row| row.get(0))?));
         }
     }
+    let page: i64 = sql.pragma_query_value(None, "page_size", |row| row.get(0))?;
+    let pages: i64 = sql.pragma_query_value(None, "page_count", |row| row.get(0))?;
+    let free: i64 = sql.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
+    gauges.push(("millpond_ledger_bytes", "used".to_owned(), (pages - free) * page));
+    gauges.push(("millpond_ledger_bytes", "free".to_owned(), free * page));
     Ok(gauges)
 }
 
@@ -164,7 +169,7 @@ fn describe() {
     }
 }
 
-pub(super) const COUNTERS: [(&str, &str); 27] = [
+pub(super) const COUNTERS: [(&str, &str); 29] = [
     ("millpond_uploads_total", "Uploads with a row, by outcome"),
     ("millpond_upload_bytes_total", "Bytes of uploads with a row"),
     ("millpond_results_total", "Results that were committed"),
@@ -190,6 +195,11 @@ pub(super) const COUNTERS: [(&str, &str); 27] = [
     ("millpond_dispatch_failures_total", "Attempts at packing that failed and are repeated, by cause"),
     ("millpond_log_bytes_dropped_total", "Bytes of processors' logs over the limit of a round"),
     ("millpond_objects_swept_total", "Objects removed from storage that nothing needs"),
+    (
+        "millpond_retention_total",
+        "Batches, results, rounds, uploads, payloads, events and objects that were not kept any more, by what",
+    ),
+    ("millpond_retention_bytes_total", "Bytes of objects and payloads that were not kept any more"),
     ("millpond_storage_calls_total", "Calls to storage, by op and outcome"),
     ("millpond_s3_requests_total", "Requests to the embedded storage, by method and status"),
     ("millpond_http_requests_total", "Requests to the HTTP API, by method, path and status"),
@@ -197,13 +207,14 @@ pub(super) const COUNTERS: [(&str, &str); 27] = [
     ("millpond_http_sign_in_failures_total", "HTTP requests with a token that is not valid"),
 ];
 
-pub(super) const GAUGES: [(&str, &str); 11] = [
+pub(super) const GAUGES: [(&str, &str); 12] = [
     ("millpond_batches", "Batches, by state"),
     ("millpond_rounds", "Rounds, by state"),
     ("millpond_members", "Members that are not revoked, by role"),
     ("millpond_deliveries", "Members by what they last said of the current result of their pool"),
     ("millpond_grants", "Granted files that do not count yet, by state"),
     ("millpond_objects", "Objects in storage, by state"),
+    ("millpond_ledger_bytes", "Bytes of the ledger's file, by state: used, or free for what comes"),
     ("millpond_ledger_queue", "Jobs that wait for the ledger's writer"),
     ("millpond_gate_connections", "MQTT connections"),
     ("millpond_gate_strangers", "Connections that have not signed in yet"),

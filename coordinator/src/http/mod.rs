@@ -9,6 +9,7 @@ mod auth;
 mod batches;
 mod error;
 mod events;
+mod gc;
 mod health;
 mod members;
 mod metrics;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use crate::asks::Asks;
 use crate::dispatch::Troubles;
 use crate::ledger::Ledger;
+use crate::retention::Collector;
 use error::Failed;
 
 pub use metrics::install as install_metrics;
@@ -49,6 +51,8 @@ pub struct Parts {
     pub asks: Asks,
     /// Pools whose packing does not get on.
     pub troubles: watch::Receiver<Troubles>,
+    /// Deletes what is not kept any more.
+    pub collector: Collector,
     /// The hash of the admin token.
     pub admin: Sha256,
     /// Host and port that clients are told to connect to over MQTT.
@@ -73,6 +77,7 @@ struct Shared {
     ledger: Ledger,
     asks: Asks,
     troubles: watch::Receiver<Troubles>,
+    collector: Collector,
     admin: Sha256,
     mqtt: (String, u16),
     storage_url: String,
@@ -98,6 +103,7 @@ fn router(parts: Parts) -> Router {
         ledger: parts.asks.ledger.clone(),
         asks: parts.asks,
         troubles: parts.troubles,
+        collector: parts.collector,
         admin: parts.admin,
         mqtt: parts.mqtt,
         storage_url: parts.storage_url,
@@ -126,6 +132,7 @@ fn router(parts: Parts) -> Router {
         .route("/ask/{op}", post(asks::ask));
     Router::new()
         .route("/v1/status", get(status::show))
+        .route("/v1/gc", get(gc::explain).post(gc::run))
         .route("/v1/pools", get(pools::list))
         .nest("/v1/pools/{pool}", pool)
         .route("/metrics", get(metrics::show))

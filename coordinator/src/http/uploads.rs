@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use millpond_protocol::access::Action;
 use millpond_protocol::message::answer::UploadInfo;
-use millpond_protocol::{Code, MemberName, PoolName, Refusal, Timestamp, UploadId};
+use millpond_protocol::{Code, MemberName, PoolName, Refusal, Timestamp, UploadId, limits};
 use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::Deserialize;
 
@@ -17,7 +17,9 @@ use crate::asks;
 use crate::grants::Grants;
 use crate::ledger::grants::{Grant, Target, grant_for};
 use crate::ledger::history::{self, Of};
-use crate::ledger::{PoolId, Result, error::not_found, manage, number, row_id};
+use crate::ledger::{PoolId, Result, error::not_found, manage, now, number, row_id};
+use crate::retention::explain;
+use crate::retention::plan::Verdict;
 use crate::rounds::{Batch, Group, Round, RoundState};
 
 /// The query of a list.
@@ -154,7 +156,16 @@ fn story(sql: &Connection, pool: PoolId, seq: i64) -> Result<UploadStory> {
         }
         Some(first) => {
             placed(sql, pool, &mut story, &info, first)?;
-            story.push(bytes(&extra));
+            story.push(match (info.expired, explain::batch(sql, first, now())?) {
+                (Some(expired), _) => format!(
+                    "its bytes are not kept any more since {expired}; its key and hash are, for {} days from then",
+                    limits::KEYS_KEPT_FOR.as_secs() / 86_400
+                ),
+                (None, Some(Verdict::Kept(term))) => {
+                    format!("{}, until {}", bytes(&extra), term.until())
+                }
+                (None, Some(Verdict::Live(_) | Verdict::Due(_)) | None) => bytes(&extra),
+            });
         }
     }
     Ok(UploadStory { info, bundle: extra.bundle, content_type: extra.content_type, story })

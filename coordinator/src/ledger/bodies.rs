@@ -1,8 +1,9 @@
 //! Where the bytes of uploads and results are.
 
-use millpond_protocol::{FileName, Sha256, UploadId};
+use millpond_protocol::{FileName, Sha256, Timestamp, UploadId};
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::error::not_kept;
 use super::objects::{self, Object};
 use super::{PoolId, Result};
 
@@ -17,11 +18,14 @@ pub struct UploadBody {
 }
 
 /// Where an upload's bytes are; none if the member has no such upload or it was rejected.
+///
+/// # Errors
+/// `not_found` if the bytes are not kept any more.
 pub fn upload_body(sql: &Connection, member: i64, upload: &UploadId) -> Result<Option<UploadBody>> {
     let row = sql
         .prepare_cached(
-            "SELECT seq, coalesce(name, upload), size, sha256, object_id FROM uploads \
-             WHERE member_id = ?1 AND upload = ?2 AND rule IS NULL",
+            "SELECT u.seq, coalesce(u.name, u.upload), u.size, u.sha256, u.object_id, b.expired FROM uploads u \
+             JOIN batches b ON b.id = u.batch_id WHERE u.member_id = ?1 AND u.upload = ?2",
         )?
         .query_row(params![member, upload.as_str()], |row| {
             Ok((
@@ -30,10 +34,14 @@ pub fn upload_body(sql: &Connection, member: i64, upload: &UploadId) -> Result<O
                 row.get(2)?,
                 row.get(3)?,
                 row.get::<_, Option<i64>>(4)?,
+                row.get::<_, Option<i64>>(5)?,
             ))
         })
         .optional()?;
-    let Some((seq, name, size, sha256, object)) = row else { return Ok(None) };
+    let Some((seq, name, size, sha256, object, expired)) = row else { return Ok(None) };
+    if let Some(expired) = expired {
+        return Err(not_kept(format!("upload {upload}"), Timestamp::clamped(expired)).into());
+    }
     Ok(Some(UploadBody {
         seq,
         name: name.parse()?,
@@ -54,16 +62,29 @@ pub struct ResultBody {
 }
 
 /// Where the bytes of a version are; none if there is no such version.
+///
+/// # Errors
+/// `not_found` if the bytes are not kept any more.
 pub fn result_body(sql: &Connection, pool: PoolId, version: u64) -> Result<Option<ResultBody>> {
     let row = sql
         .prepare_cached(
-            "SELECT name, size, sha256, object_id, data FROM results WHERE pool_id = ?1 AND version = ?2",
+            "SELECT name, size, sha256, object_id, data, expired FROM results WHERE pool_id = ?1 AND version = ?2",
         )?
         .query_row(params![pool, version], |row| {
-            Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?, row.get::<_, i64>(3)?, row.get(4)?))
+            Ok((
+                row.get::<_, String>(0)?,
+                row.get(1)?,
+                row.get(2)?,
+                row.get::<_, i64>(3)?,
+                row.get(4)?,
+                row.get::<_, Option<i64>>(5)?,
+            ))
         })
         .optional()?;
-    let Some((name, size, sha256, object, data)) = row else { return Ok(None) };
+    let Some((name, size, sha256, object, data, expired)) = row else { return Ok(None) };
+    if let Some(expired) = expired {
+        return Err(not_kept(format!("version {version}"), Timestamp::clamped(expired)).into());
+    }
     Ok(Some(ResultBody {
         name: name.parse()?,
         size,

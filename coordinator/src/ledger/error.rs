@@ -1,7 +1,7 @@
 //! Errors inside a ledger job.
 
 use millpond_protocol::ids::BadName;
-use millpond_protocol::{Code, Refusal};
+use millpond_protocol::{Code, Refusal, Timestamp};
 
 /// What a job returns.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -52,4 +52,11 @@ impl Error {
 /// A `not_found` in the words of the pool.
 pub fn not_found(what: impl std::fmt::Display) -> Error {
     Error::Refused(Refusal::new(Code::NotFound, format!("there is no {what}")))
+}
+
+/// The `not_found` of what retention took away.
+pub fn not_kept(what: impl std::fmt::Display, since: Timestamp) -> Refusal {
+    Refusal::new(Code::NotFound, format!("{what}: the bytes are not kept any more since {since}")).hint(
+        "the pool's `keep_…` keys say how long bytes are kept; `status` and `history` still know of them",
+    )
 }

@@ -135,15 +135,24 @@ impl Tx<'_> {
             RoundState::Committed { .. } => "committed",
             RoundState::Failed { .. } => "failed",
         };
+        let ended = match &round.state {
+            RoundState::Committed { .. } => Some(self.now.as_millis()),
+            RoundState::Failed { at, .. } => Some(at.as_millis()),
+            RoundState::Sealed { .. }
+            | RoundState::Offered { .. }
+            | RoundState::Leased(_)
+            | RoundState::Pausing { .. } => None,
+        };
+        let record = serde_json::to_string(round)?;
         let reference: Option<String> = self
             .sql
             .prepare_cached(
-                "INSERT INTO rounds (pool_id, round, batch_id, state, record) VALUES (?1, ?2, ?3, ?4, ?5) \
-                 ON CONFLICT (pool_id, round) DO UPDATE SET state = excluded.state, record = excluded.record \
-                 RETURNING ref",
+                "INSERT INTO rounds (pool_id, round, batch_id, state, record, ended) VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
+                 ON CONFLICT (pool_id, round) DO UPDATE \
+                 SET state = excluded.state, record = excluded.record, ended = excluded.ended RETURNING ref",
             )?
             .query_row(
-                params![pool, round.round, row_id(pool, round.batch), state, serde_json::to_string(round)?],
+                params![pool, round.round, row_id(pool, round.batch), state, record, ended],
                 |row| row.get(0),
             )?;
         self.attempt_changed(pool, round, step)?;
@@ -175,12 +184,14 @@ impl Tx<'_> {
     pub(crate) fn forget_story(&mut self, pool: PoolId, round: u64) -> Result<()> {
         self.sql
             .prepare_cached(
-                "UPDATE objects SET state = 'doomed' WHERE id = \
+                "UPDATE objects SET state = 'doomed' WHERE state <> 'gone' AND id = \
                  (SELECT story_object FROM rounds WHERE pool_id = ?1 AND round = ?2)",
             )?
             .execute(params![pool, round])?;
         self.sql
-            .prepare_cached("UPDATE rounds SET story_object = NULL WHERE pool_id = ?1 AND round = ?2")?
+            .prepare_cached(
+                "UPDATE rounds SET story_object = NULL, expired = NULL WHERE pool_id = ?1 AND round = ?2",
+            )?
             .execute(params![pool, round])?;
         self.change(pool)?.rounds = true;
         Ok(())

@@ -25,7 +25,7 @@ pub enum Of {
 const SELECT: &str = "SELECT u.seq, m.name, u.upload, u.rule, u.name, u.size, u.sha256, u.event_time, u.received, u.flags, \
      u.label, b.batch, b.state, b.round, r.state, \
      (SELECT version FROM results s WHERE s.pool_id = b.pool_id AND s.round = b.round AND s.of IS NULL), \
-     EXISTS (SELECT 1 FROM superseded x WHERE x.seq = u.seq) \
+     EXISTS (SELECT 1 FROM superseded x WHERE x.seq = u.seq), b.expired \
      FROM uploads u JOIN members m ON m.id = u.member_id \
      LEFT JOIN batches own ON own.id = u.batch_id \
      LEFT JOIN batches b ON b.id = coalesce(own.carried_into, own.id) \
@@ -90,6 +90,7 @@ fn upload_of(row: &Row<'_>) -> Result<(u64, UploadInfo)> {
         version: row.get(15)?,
         superseded: row.get(16)?,
         rule,
+        expired: row.get::<_, Option<i64>>(17)?.map(Timestamp::clamped),
         expires: None,
         verified: None,
         problem: None,
@@ -100,7 +101,7 @@ fn upload_of(row: &Row<'_>) -> Result<(u64, UploadInfo)> {
 /// At most `max` results, newest first, with versions below `before`.
 pub fn results(sql: &Connection, pool: PoolId, before: Option<u64>, max: usize) -> Result<Vec<ResultInfo>> {
     let mut statement = sql.prepare_cached(
-        "SELECT version, round, batch, of, name, size, sha256, committed FROM results \
+        "SELECT version, round, batch, of, name, size, sha256, committed, expired FROM results \
          WHERE pool_id = ?1 AND version < ?2 ORDER BY version DESC LIMIT ?3",
     )?;
     let before = before.and_then(|before| i64::try_from(before).ok()).unwrap_or(i64::MAX);
@@ -115,6 +116,7 @@ pub fn results(sql: &Connection, pool: PoolId, before: Option<u64>, max: usize) 
             size: row.get(5)?,
             sha256: Sha256(row.get(6)?),
             committed: Timestamp::clamped(row.get(7)?),
+            expired: row.get::<_, Option<i64>>(8)?.map(Timestamp::clamped),
         })
     })?;
     rows.collect()

@@ -1,10 +1,10 @@
 //! Pools, members and tokens: management inside a ledger job.
 
-use millpond_protocol::{Code, MemberName, PoolName, Principal, Refusal, Role, Sha256};
+use millpond_protocol::{Code, MemberName, PoolName, Principal, Refusal, Role, Sha256, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::json;
 
-use super::error::not_found;
+use super::error::{not_found, not_kept};
 use super::tx::Tx;
 use super::{PoolId, Result};
 use crate::rounds::{Event, Policy, Round, RoundState};
@@ -152,14 +152,20 @@ impl Tx<'_> {
     /// Offers a failed round again, for as many attempts as a new one has.
     ///
     /// # Errors
-    /// `not_found`; `stale` if the round has not failed.
+    /// `not_found`, also if its files are not kept any more; `stale` if the round has not failed.
     pub fn retry_round(&mut self, pool: PoolId, round: u64) -> Result<()> {
-        let record: Option<String> = self
+        let found: Option<(String, Option<i64>)> = self
             .sql
-            .prepare_cached("SELECT record FROM rounds WHERE pool_id = ?1 AND round = ?2")?
-            .query_row(params![pool, round], |row| row.get(0))
+            .prepare_cached(
+                "SELECT r.record, b.expired FROM rounds r JOIN batches b ON b.id = r.batch_id \
+                 WHERE r.pool_id = ?1 AND r.round = ?2",
+            )?
+            .query_row(params![pool, round], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?;
-        let record = record.ok_or_else(|| not_found(format!("round {round}")))?;
+        let (record, expired) = found.ok_or_else(|| not_found(format!("round {round}")))?;
+        if let Some(expired) = expired {
+            return Err(not_kept(format!("the files of round {round}"), Timestamp::clamped(expired)).into());
+        }
         let record: Round = serde_json::from_str(&record)?;
         if !matches!(record.state, RoundState::Failed { .. }) {
             return Err(Refusal::new(Code::Stale, format!("round {round} has not failed"))

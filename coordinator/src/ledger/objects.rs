@@ -40,7 +40,9 @@ impl Tx<'_> {
 
     /// The object is in storage, verified, and counts from this commit on.
     pub fn live_object(&mut self, id: i64) -> Result<()> {
-        self.sql.prepare_cached("UPDATE objects SET state = 'live' WHERE id = ?1")?.execute([id])?;
+        self.sql
+            .prepare_cached("UPDATE objects SET state = 'live', lived = 1 WHERE id = ?1")?
+            .execute([id])?;
         Ok(())
     }
 

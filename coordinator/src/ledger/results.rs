@@ -1,11 +1,11 @@
 //! Results as rows: one a round, fenced by (member, round, attempt).
 
 use bytes::Bytes;
-use millpond_protocol::{Code, FileName, Principal, Refusal, Sha256};
+use millpond_protocol::{Code, FileName, Principal, Refusal, Sha256, Timestamp};
 use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
-use super::error::not_found;
+use super::error::{not_found, not_kept};
 use super::tx::Tx;
 use super::{PoolId, Result};
 use crate::rounds::{Event, Reply};
@@ -138,14 +138,16 @@ impl Tx<'_> {
     /// Publishes the object of an old version as a new one.
     ///
     /// # Errors
-    /// `not_found`.
+    /// `not_found`, also if its bytes are not kept any more.
     pub fn roll_back(&mut self, pool: PoolId, of: u64) -> Result<u64> {
-        let known: bool = self
+        let expired: Option<Option<i64>> = self
             .sql
-            .prepare_cached("SELECT EXISTS (SELECT 1 FROM results WHERE pool_id = ?1 AND version = ?2)")?
-            .query_row(params![pool, of], |row| row.get(0))?;
-        if !known {
-            return Err(not_found(format!("version {of}")));
+            .prepare_cached("SELECT expired FROM results WHERE pool_id = ?1 AND version = ?2")?
+            .query_row(params![pool, of], |row| row.get(0))
+            .optional()?;
+        let expired = expired.ok_or_else(|| not_found(format!("version {of}")))?;
+        if let Some(expired) = expired {
+            return Err(not_kept(format!("version {of}"), Timestamp::clamped(expired)).into());
         }
         let Reply::RolledBack { version } = self.apply(pool, Event::Rollback { of })? else {
             return Err(not_found(format!("version {of}")));

@@ -55,6 +55,17 @@ pub struct Policy {
     pub parallel_rounds: u32,
     /// Seconds over which members spread their downloads of a result; more is gentler on the network.
     pub spread_s: u64,
+    /// Seconds that the bytes of uploads, their packs and the body of the manifest are kept after the round ended, or was
+    /// skipped; more takes more disk. Keys and hashes stay 180 days longer, the manifest's header for ever.
+    pub keep_uploads_s: u64,
+    /// Results that are kept whatever their age: the newest so many versions, for roll-backs.
+    pub keep_results: u64,
+    /// Seconds that a result is kept after it was last the current one, a day at least.
+    pub keep_results_s: u64,
+    /// Seconds that attempts, log, deliveries and `round.json` are kept after the round ended, and not less than its result.
+    pub keep_rounds_s: u64,
+    /// Seconds that events are kept, so that whoever resumes a feed misses nothing.
+    pub keep_events_s: u64,
 }
 
 /// What the uploads of a batch have in common.
@@ -117,6 +128,11 @@ impl Default for Policy {
             round_max_s: limits::ROUND_MAX.as_secs(),
             parallel_rounds: 1,
             spread_s: 0,
+            keep_uploads_s: limits::KEEP_UPLOADS.as_secs(),
+            keep_results: limits::KEEP_RESULTS,
+            keep_results_s: limits::KEEP_RESULT_MIN.as_secs(),
+            keep_rounds_s: limits::KEEP_ROUNDS.as_secs(),
+            keep_events_s: limits::KEEP_EVENTS.as_secs(),
         }
     }
 }
@@ -143,6 +159,12 @@ impl Policy {
         range("round_max_s", self.round_max_s, 1, limits::LEASE_MAX.as_secs());
         range("parallel_rounds", self.parallel_rounds.into(), 1, limits::PARALLEL_ROUNDS_MAX.into());
         range("spread_s", self.spread_s, 0, limits::SPREAD_MAX.as_secs());
+        let ever = limits::KEEP_MAX.as_secs();
+        range("keep_uploads_s", self.keep_uploads_s, 0, ever);
+        range("keep_results", self.keep_results, 1, limits::KEEP_RESULTS_MAX);
+        range("keep_results_s", self.keep_results_s, limits::KEEP_RESULT_MIN.as_secs(), ever);
+        range("keep_rounds_s", self.keep_rounds_s, 0, ever);
+        range("keep_events_s", self.keep_events_s, 0, ever);
         if !(0.0..=1.0).contains(&self.quorum_share) {
             problems.push(format!("quorum_share = {} is not from 0.0 to 1.0", self.quorum_share));
         }

@@ -85,6 +85,9 @@ fn keys_that_contradict_each_other_are_problems() {
         "quorum_share = inf",
         "window_s = 2592001",
         "deadline_s = 18446744073709551",
+        "keep_results = 0",
+        "keep_results_s = 86399",
+        "keep_uploads_s = 18446744073709551",
     ] {
         assert_eq!(toml::from_str::<Policy>(policy).unwrap().problems().len(), 1, "{policy}");
     }

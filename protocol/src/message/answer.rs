@@ -183,6 +183,9 @@ pub struct UploadInfo {
     pub superseded: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+    /// Since when its bytes are not kept any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expired: Option<Timestamp>,
     /// When the grant ends, of one that is `granted` or `pending`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
@@ -206,6 +209,9 @@ pub struct ResultInfo {
     pub size: u64,
     pub sha256: Sha256,
     pub committed: Timestamp,
+    /// Since when its bytes are not kept any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expired: Option<Timestamp>,
 }
 
 /// The bytes of `get`: inline up to 128 KiB, a URL above.

@@ -55,6 +55,7 @@ impl Server {
         let shutdown = CancellationToken::new();
         let (tell, troubles) = watch::channel(Troubles::new());
         let parts = Parts {
+            collector: Collector::new(ledger.clone(), storage.clone()),
             asks: Asks {
                 ledger: ledger.clone(),
                 storage: storage.clone(),

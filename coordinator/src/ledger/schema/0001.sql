@@ -48,10 +48,13 @@ CREATE TABLE objects (
     size INTEGER NOT NULL,
     sha256 BLOB NOT NULL,
     created INTEGER NOT NULL,
+    lived INTEGER NOT NULL DEFAULT 0,     -- 1: it counted once, so no PUT of ours can be on its way to it
     multipart TEXT,                       -- storage's name of the multipart upload that makes it
-    url_until INTEGER                     -- a URL to write it holds until then
+    url_until INTEGER,                    -- a URL to write it holds until then
+    gone INTEGER                          -- when it was deleted; the row is forgotten some days later
 ) STRICT;
 CREATE INDEX objects_state ON objects (state) WHERE state IN ('granted', 'doomed');
+CREATE INDEX objects_gone ON objects (gone) WHERE gone IS NOT NULL;
 
 -- One row an upload: its receipt and its event too, never rewritten. seq = pool id << 40 | the pool's seq, so that
 -- one pool's uploads lie together in order of commit.
@@ -79,6 +82,8 @@ CREATE UNIQUE INDEX uploads_key ON uploads (member_id, upload);
 CREATE INDEX uploads_member ON uploads (member_id);
 CREATE INDEX uploads_batch ON uploads (batch_id) WHERE batch_id IS NOT NULL;
 CREATE INDEX uploads_large ON uploads (batch_id) WHERE object_id IS NOT NULL;
+CREATE INDEX uploads_object ON uploads (object_id) WHERE object_id IS NOT NULL;
+CREATE INDEX uploads_rejected ON uploads (seq) WHERE batch_id IS NULL;
 
 -- Files that may come to storage by presigned PUT: each ends as an upload or a result, or as nothing. The row is deleted
 -- then.
@@ -134,8 +139,14 @@ CREATE TABLE batches (
     runs INTEGER,                         -- 0: a manifest, no round
     selected TEXT,                        -- all, latest, first: the policy's `select` at the seal
     policy_version INTEGER,               -- at the seal
-    sealed INTEGER
+    sealed INTEGER,
+    -- What is left of its uploads. Bytes go while it is expiring, rows while it is forgetting. What was carried says the
+    -- same as the batch that it is part of.
+    retention TEXT NOT NULL DEFAULT 'kept'
+        CHECK (retention IN ('kept', 'expiring', 'expired', 'forgetting', 'forgotten')),
+    expired INTEGER                       -- since when the bytes are not kept any more
 ) STRICT;
+CREATE INDEX batches_retention ON batches (pool_id, retention, sealed) WHERE carried_into IS NULL;
 CREATE INDEX batches_state ON batches (pool_id, state, deadline);
 CREATE INDEX batches_carried ON batches (carried_into) WHERE carried_into IS NOT NULL;
 CREATE UNIQUE INDEX batches_round ON batches (pool_id, round) WHERE round IS NOT NULL;
@@ -160,6 +171,7 @@ CREATE TABLE packs (
     PRIMARY KEY (batch_id, n)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX packs_purge ON packs (purged) WHERE purged = 0;
+CREATE INDEX packs_object ON packs (object_id);
 
 -- The header of a manifest stays for ever; its body is an object.
 CREATE TABLE manifests (
@@ -170,6 +182,7 @@ CREATE TABLE manifests (
     object_id INTEGER NOT NULL,
     PRIMARY KEY (pool_id, seq)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX manifests_object ON manifests (object_id);
 
 CREATE TABLE rounds (
     pool_id INTEGER NOT NULL,
@@ -181,8 +194,12 @@ CREATE TABLE rounds (
     ref TEXT,
     log_bytes INTEGER NOT NULL DEFAULT 0, -- of what came; what is over the limit is not in round_logs
     story_object INTEGER,                 -- round.json
+    ended INTEGER,                        -- when it was committed or failed; none while it is live
+    expired INTEGER,                      -- since when attempts, log, deliveries and round.json are not kept any more
     PRIMARY KEY (pool_id, round)
 ) STRICT;
+CREATE INDEX rounds_ended ON rounds (pool_id, ended) WHERE expired IS NULL AND ended IS NOT NULL;
+CREATE INDEX rounds_story ON rounds (story_object) WHERE story_object IS NOT NULL;
 CREATE INDEX rounds_live ON rounds (pool_id, state) WHERE state NOT IN ('committed', 'failed');
 CREATE INDEX rounds_offered ON rounds (pool_id, round) WHERE state = 'offered';
 CREATE INDEX rounds_untold ON rounds (pool_id) WHERE story_object IS NULL AND state IN ('committed', 'failed');
@@ -227,8 +244,11 @@ CREATE TABLE results (
     data BLOB,                            -- the bytes too, where they are small enough to be sent inline
     committed INTEGER NOT NULL,
     pointed_until INTEGER,                -- when the pool's pointer left it
+    expired INTEGER,                      -- since when the bytes are not kept any more
     PRIMARY KEY (pool_id, version)
 ) STRICT;
+CREATE INDEX results_kept ON results (pool_id, version) WHERE expired IS NULL;
+CREATE INDEX results_object ON results (object_id);
 CREATE INDEX results_round ON results (pool_id, round);
 
 CREATE TABLE deliveries (

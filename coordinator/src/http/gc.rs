@@ -1,0 +1,82 @@
+//! `/v1/gc`: retention, explained and run.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use millpond_protocol::access::Action;
+use millpond_protocol::{PoolName, Refusal};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::Api;
+use super::api::{Collected, Gc};
+use super::auth::Caller;
+use super::error::{Answer, Asked};
+use super::page::Page;
+use crate::ledger::{manage, now};
+use crate::retention::explain;
+
+/// Longest run that a request waits for: less than any time-out on the way. What is left over is said.
+const LONGEST: Duration = Duration::from_secs(8);
+
+/// The query.
+#[derive(Deserialize)]
+pub(super) struct Which {
+    pool: Option<PoolName>,
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+/// The pool that the request is about: the one that it names, or the caller's own; none: all of them.
+fn scope(caller: &Caller, named: Option<PoolName>, action: Action<'_>) -> Result<Option<PoolName>, Refusal> {
+    let pool = match named {
+        Some(pool) => Some(pool),
+        None => caller.scope()?,
+    };
+    if let Some(pool) = &pool {
+        caller.check(pool, action)?;
+    }
+    Ok(pool)
+}
+
+pub(super) async fn explain(
+    State(api): State<Api>,
+    caller: Caller,
+    Asked(which): Asked<Which>,
+) -> Answer<Gc> {
+    let pool = scope(&caller, which.pool, Action::Inspect)?;
+    let limit = Page::new(which.limit, None).limit()?;
+    let page = api.0.ledger.read(move |sql| {
+        if let Some(pool) = &pool {
+            manage::find_pool(sql, pool)?;
+        }
+        let now = now();
+        let due = match which.cursor {
+            None => explain::due(sql, pool.as_ref(), now)?,
+            Some(_) => Vec::new(),
+        };
+        let after = which.cursor.unwrap_or_default();
+        let objects = explain::page(sql, pool.as_ref(), &after, limit, now)?;
+        let cursor = objects.last().filter(|_| objects.len() >= limit).map(|last| last.key.clone());
+        Ok(Gc { due, objects, cursor })
+    });
+    Ok(Json(page.await?))
+}
+
+pub(super) async fn run(
+    State(api): State<Api>,
+    caller: Caller,
+    Asked(which): Asked<Which>,
+) -> Answer<Collected> {
+    let pool = scope(&caller, which.pool, Action::Manage)?;
+    if let Some(pool) = pool.clone() {
+        api.0.ledger.read(move |sql| manage::find_pool(sql, &pool)).await?;
+    }
+    let collected = api.0.collector.collect(now(), pool.as_ref(), LONGEST).await?;
+    let job = move |tx: &mut crate::ledger::Tx<'_>| {
+        tx.audit(pool.as_ref(), &caller.name(), &caller.source, "gc", &json!(collected))
+    };
+    api.0.ledger.write(job).await?;
+    Ok(Json(collected))
+}

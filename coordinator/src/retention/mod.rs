@@ -1,0 +1,196 @@
+//! Retention: what the policies of pools do not keep any more is deleted, by itself every ten minutes and when somebody asks.
+//!
+//! [`plan`] decides, from rows, policy and time alone. `rows` reads what it decides on and finds what is due, `apply` does
+//! it in small jobs, [`explain`] says of every object why it is there. Deleting has three steps: a mark in the ledger (from
+//! then on nobody is offered the bytes), objects `doomed` and rows deleted, and the sweep, which deletes objects from
+//! storage. A crash between any two is taken up by the next run. Listing the bucket is never part of it.
+//!
+//! What stays for ever: pools, members, the headers of manifests, and one row each for batches, rounds and versions.
+
+mod apply;
+pub mod explain;
+pub mod plan;
+mod rows;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use millpond_protocol::{PoolName, Refusal, Timestamp, limits};
+use millpond_storage::Storage;
+use rusqlite::params;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::dispatch::sweep;
+use crate::ledger::{self, Ledger};
+use apply::Hands;
+
+/// Between two runs, while nothing is left over.
+const EVERY: Duration = Duration::from_secs(600);
+/// Between two runs if the first left something over; also before the first one.
+const SOON: Duration = Duration::from_secs(60);
+/// Rows that one run changes in one pool: every pool gets its turn.
+const SHARE: usize = 50_000;
+/// A wall clock that went so much further than time did is not believed at once.
+const JUMP: Duration = Duration::from_secs(3_600);
+/// Longest time of a run that the server does by itself.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// What a run did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    /// Batches whose bytes are gone.
+    pub batches: u64,
+    /// Versions of results whose bytes are gone.
+    pub results: u64,
+    /// Rounds whose attempts, log, deliveries and `round.json` are gone.
+    pub rounds: u64,
+    /// Uploads whose rows are gone, and with them key and hash.
+    pub uploads: u64,
+    /// Files deleted from the ledger.
+    pub payloads: u64,
+    /// Events deleted.
+    pub events: u64,
+    /// Objects doomed, and the bytes of these and of the payloads.
+    pub objects: u64,
+    pub bytes: u64,
+    /// Objects deleted from storage, also such as other runs doomed.
+    pub deleted: u64,
+    /// More is due: run again.
+    pub more: bool,
+}
+
+/// Runs retention, one run at a time. Clones share it.
+#[derive(Clone)]
+pub struct Collector {
+    ledger: Ledger,
+    storage: Storage,
+    turn: Arc<Mutex<()>>,
+}
+
+impl Collector {
+    /// A collector; nothing runs yet.
+    pub fn new(ledger: Ledger, storage: Storage) -> Self {
+        Self { ledger, storage, turn: Arc::default() }
+    }
+
+    /// Runs now and then until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut pause = SOON;
+        let mut last = (Instant::now(), ledger::now());
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            let (ran, wall) = std::mem::replace(&mut last, (Instant::now(), ledger::now()));
+            if last.1.since(wall) > ran.elapsed() + JUMP {
+                // Somebody may be about to set it back, and what a wrong clock deletes is gone.
+                tracing::warn!(now = %last.1, before = %wall, "retention: the clock jumped ahead; this run is left out");
+                continue;
+            }
+            let run = self.collect(last.1, None, LONGEST);
+            pause = match stop.run_until_cancelled(run).await {
+                None => return,
+                Some(Ok(collected)) if collected.more => SOON,
+                Some(Ok(_)) => EVERY,
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "retention: not everything that is due could be deleted; it is tried again");
+                    SOON
+                }
+            };
+        }
+    }
+
+    /// Deletes what is due at `now`, in one pool or in all, for at most about `longest`, and sweeps. What is left over is
+    /// said in `more`.
+    ///
+    /// # Errors
+    /// The ledger or storage cannot be used now: what was done until then stays done.
+    pub async fn collect(
+        &self,
+        now: Timestamp,
+        only: Option<&PoolName>,
+        longest: Duration,
+    ) -> Result<Collected, Refusal> {
+        let _turn = self.turn.lock().await;
+        let until = Instant::now() + longest;
+        let mut done = Collected::default();
+        let ran = self.pools(now, only, until, &mut done).await;
+        count(&done);
+        if done != Collected::default() {
+            tracing::info!(?done, "retention: deleted");
+        }
+        ran?;
+        done.deleted = sweep::sweep(&self.ledger, &self.storage, now).await? as u64;
+        Ok(done)
+    }
+
+    async fn pools(
+        &self,
+        now: Timestamp,
+        only: Option<&PoolName>,
+        until: Instant,
+        done: &mut Collected,
+    ) -> Result<(), Refusal> {
+        let mut moved = false;
+        for (pool, rows) in self.ledger.read(rows::pools).await? {
+            if only.is_some_and(|only| *only != rows.name) {
+                continue;
+            }
+            let mut hands = Hands { ledger: &self.ledger, now, pool, rows: SHARE, until, moved, done };
+            hands.events(&rows).await?;
+            loop {
+                let due = rows.clone();
+                let due = self.ledger.read(move |sql| rows::due(sql, pool, &due, now)).await?;
+                let (before, any) = (hands.rows, !due.is_empty());
+                for work in due {
+                    if !hands.spent() {
+                        hands.task(work.task).await?;
+                    }
+                }
+                if hands.spent() {
+                    hands.done.more = true;
+                    break;
+                }
+                // What is due and cannot be moved waits for the next run.
+                if !any || hands.rows == before {
+                    break;
+                }
+            }
+            moved = hands.moved;
+        }
+        self.forget_objects(now).await
+    }
+
+    /// Rows of objects that are deleted for some days.
+    async fn forget_objects(&self, now: Timestamp) -> Result<(), Refusal> {
+        let before = now.before(limits::GONE_KEPT_FOR).as_millis();
+        let job = move |tx: &mut ledger::Tx<'_>| {
+            Ok(tx
+                .sql()
+                .prepare_cached(
+                    "DELETE FROM objects WHERE id IN (SELECT id FROM objects WHERE gone IS NOT NULL AND gone <= ?1 LIMIT ?2)",
+                )?
+                .execute(params![before, rows::FIND])?)
+        };
+        while self.ledger.write(job).await? == rows::FIND {}
+        Ok(())
+    }
+}
+
+fn count(done: &Collected) {
+    for (what, count) in [
+        ("batch", done.batches),
+        ("result", done.results),
+        ("round", done.rounds),
+        ("upload", done.uploads),
+        ("payload", done.payloads),
+        ("event", done.events),
+        ("object", done.objects),
+    ] {
+        metrics::counter!("millpond_retention_total", "what" => what).increment(count);
+    }
+    metrics::counter!("millpond_retention_bytes_total").increment(done.bytes);
+}
