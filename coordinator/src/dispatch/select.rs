@@ -20,7 +20,7 @@ pub(super) async fn mark(
         Select::Latest => "DESC",
         Select::First => "ASC",
     };
-    let superseded = context.ledger.read(move |sql| superseded(sql, &batches, order)).await?;
+    let superseded = context.read(move |sql| superseded(sql, &batches, order)).await?;
     for rows in superseded.chunks(ROWS) {
         let rows = rows.to_vec();
         let job = context.ledger.write(move |tx| {
