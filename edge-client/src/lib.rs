@@ -10,6 +10,9 @@
 pub mod backoff;
 pub mod cli;
 pub mod clock;
+pub mod exec;
+pub mod large;
+pub mod listen;
 pub mod sender;
 pub mod session;
 pub mod spool;

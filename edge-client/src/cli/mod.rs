@@ -2,6 +2,7 @@
 
 mod connect;
 mod failure;
+mod listen;
 mod push;
 mod spool;
 
@@ -31,6 +32,8 @@ struct Cli {
 enum Command {
     /// Put files into the spool and send them.
     Push(push::Args),
+    /// Keep the newest result in a directory.
+    Listen(listen::Args),
     /// What waits in the spool.
     #[command(subcommand)]
     Spool(spool::Command),
@@ -65,7 +68,21 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 async fn execute(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Push(args) => push::run(cli, args).await,
+        Command::Listen(args) => listen::run(cli, args).await,
         Command::Spool(command) => spool::run(cli, command).await,
+    }
+}
+
+/// Returns at SIGTERM or SIGINT.
+async fn asked_to_end() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
     }
 }
 

@@ -169,6 +169,10 @@ fn note(fates: &mut BTreeMap<UploadId, Fate>, report: Report<'_>) {
             (&entry.upload, Fate::Stored { batch: receipt.batch, late: receipt.late })
         }
         Report::Refused(entry, refusal) => (&entry.upload, Fate::Refused(refusal.to_string())),
+        Report::Left(entry, why) => {
+            eprintln!("millpond-edge: {}: {why}: it waits in the spool", entry.upload);
+            return;
+        }
         Report::Damaged(entry, why) => (&entry.upload, Fate::Refused(format!("damaged in the spool: {why}"))),
     };
     fates.insert(upload.clone(), fate);

@@ -16,7 +16,7 @@ use super::{Cli, say};
 use crate::sender::{self, Options, Report, SendError, Summary};
 use crate::session;
 use crate::spool::{Entry, Limits, Spool, WhenFull};
-use crate::transfer::{Throttle, place};
+use crate::transfer::{self, Throttle, Transfer, place};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Spool")]
@@ -71,7 +71,8 @@ impl At {
     pub(super) fn options(&self) -> Options {
         let throttle = self.rate.map_or_else(Throttle::unlimited, Throttle::new);
         let patience = Duration::from_secs(self.patience);
-        Options { throttle: Arc::new(throttle), patience, ..Options::default() }
+        let transfer = transfer::Options { throttle: Arc::new(throttle), ..transfer::Options::default() };
+        Options { transfer: Arc::new(Transfer::new(transfer)), patience, ..Options::default() }
     }
 }
 
@@ -137,7 +138,12 @@ fn list(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
 async fn flush(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
     let _sending =
         spool.sending()?.ok_or_else(|| Failure::new(RETRY, "another process is sending from this spool"))?;
-    let summary = send(cli, spool, &cli.spool.options(), &mut |_| {}).await?;
+    let summary = send(cli, spool, &cli.spool.options(), &mut |report| {
+        if let Report::Left(entry, why) = report {
+            eprintln!("millpond-edge: {}: {why}", entry.upload);
+        }
+    })
+    .await?;
     if cli.json {
         let Summary { stored, refused, damaged, left, bundles, bytes } = summary;
         let line = json!({ "stored": stored, "refused": refused, "damaged": damaged, "left": left, "bundles": bundles, "bytes": bytes });
@@ -147,6 +153,9 @@ async fn flush(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
     }
     if summary.refused + summary.damaged > 0 {
         return Err(Failure::new(FAILED, "the server refused files, or they were damaged: see `spool list`"));
+    }
+    if summary.left > 0 {
+        return Err(Failure::new(RETRY, "some files did not get through: they wait for the next time"));
     }
     Ok(())
 }

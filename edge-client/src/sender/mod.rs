@@ -6,6 +6,7 @@
 //!
 //! [`flush`] reads the session's inbox while it runs. The spool's operations block for as long as the disk takes.
 
+mod outcome;
 mod queue;
 mod run;
 mod ship;
@@ -17,9 +18,10 @@ use std::time::Duration;
 use millpond_protocol::message::Receipt;
 use millpond_protocol::{Refusal, UploadId};
 
+use crate::large::LargeError;
 use crate::session::{Cause, SessionError, Topic};
 use crate::spool::{Entry, SpoolError};
-use crate::transfer::Throttle;
+use crate::transfer::Transfer;
 
 pub use run::flush;
 
@@ -37,8 +39,8 @@ pub struct Options {
     pub patience: Duration,
     /// Bytes of content in one bundle, about: what is sent again at the most when the network is cut.
     pub bundle: u64,
-    /// Bytes per second.
-    pub throttle: Arc<Throttle>,
+    /// Sends large files; its limit of the rate holds for all others too.
+    pub transfer: Arc<Transfer>,
 }
 
 impl Default for Options {
@@ -49,7 +51,7 @@ impl Default for Options {
             only_first: false,
             patience: Duration::from_secs(30),
             bundle: 1 << 20,
-            throttle: Arc::new(Throttle::unlimited()),
+            transfer: Arc::new(Transfer::new(crate::transfer::Options::default())),
         }
     }
 }
@@ -63,6 +65,8 @@ pub enum Report<'a> {
     Refused(&'a Entry, &'a Refusal),
     /// It was damaged in the spool and lies in `damaged/`.
     Damaged(&'a Entry, &'a str),
+    /// A large file did not get through; it waits in the spool for another time.
+    Left(&'a Entry, &'a LargeError),
 }
 
 /// What [`flush`] did.
@@ -71,7 +75,7 @@ pub struct Summary {
     pub stored: u64,
     pub refused: u64,
     pub damaged: u64,
-    /// Files that wait still.
+    /// Files that wait still: of a push that leaves the backlog, and large ones that did not get through now.
     pub left: u64,
     /// Messages with several files.
     pub bundles: u64,

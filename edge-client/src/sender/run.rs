@@ -9,17 +9,19 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use millpond_protocol::access::Op;
 use millpond_protocol::message::answer::UploadInfo;
-use millpond_protocol::message::{Card, Outcome, Receipt};
-use millpond_protocol::{Code, Refusal, Sha256, UploadId};
+use millpond_protocol::message::{Card, Receipt};
+use millpond_protocol::{Sha256, UploadId};
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::queue::{Queue, Shipment, Sizes};
-use super::ship::{Clock, Loaded, Message};
+use super::ship::{self, Clock, Loaded, Message};
 use super::{Options, Report, SendError, Summary};
 use crate::clock::Stamp;
+use crate::large::{self, LargeError};
 use crate::session::{Ack, Cause, Event, Inbox, Session, SessionError};
 use crate::spool::{Entry, Spool, SpoolError};
+use crate::transfer::Meter;
 
 /// Messages on their way at once: the next one is there when the server has taken one.
 const SHIPMENTS: usize = 2;
@@ -27,39 +29,46 @@ const SHIPMENTS: usize = 2;
 const ASKS: usize = 16;
 /// How long one answer may take.
 const ASK: Duration = Duration::from_secs(30);
-/// How long a receipt may take after the acknowledgement, before it is asked for.
-const RECEIPT: Duration = Duration::from_secs(20);
 /// How long nothing may be settled: longer than the largest message takes on the slowest link.
-const STUCK: Duration = Duration::from_secs(2_400);
+pub(super) const STUCK: Duration = Duration::from_secs(2_400);
 
 /// Something that was waited for.
-enum Done {
+pub(super) enum Done {
     Shipped(Shipment, Result<(), SessionError>),
     Asked(Entry, Result<UploadInfo, SessionError>),
+    Put(Entry, Sha256, Result<Receipt, LargeError>),
 }
 
-struct Run<'a> {
-    spool: &'a mut Spool,
-    session: &'a Session,
-    options: &'a Options,
-    report: &'a mut (dyn FnMut(Report<'_>) + Send),
-    clock: Clock,
-    queue: Queue,
-    card: Option<Card>,
-    work: FuturesUnordered<BoxFuture<'static, Done>>,
-    shipments: usize,
-    asks: usize,
+/// Until when the receipts of these have time; with the reason code if they were refused.
+pub(super) type Awaited = (Instant, Vec<Entry>, Option<u8>);
+
+/// A run of [`flush`].
+pub(super) struct Run<'a> {
+    pub(super) spool: &'a mut Spool,
+    pub(super) session: &'a Session,
+    pub(super) options: &'a Options,
+    pub(super) report: &'a mut (dyn FnMut(Report<'_>) + Send),
+    pub(super) clock: Clock,
+    pub(super) queue: Queue,
+    pub(super) card: Option<Card>,
+    pub(super) work: FuturesUnordered<BoxFuture<'static, Done>>,
+    pub(super) shipments: usize,
+    pub(super) asks: usize,
+    /// Whether a large file is on its way.
+    pub(super) large: bool,
+    /// Large files that did not get through: not tried again by this run.
+    pub(super) left: HashSet<UploadId>,
     /// SHA-256 of what is on its way.
-    digests: HashMap<UploadId, Sha256>,
+    pub(super) digests: HashMap<UploadId, Sha256>,
     /// Acknowledged, and until when their receipts have time; with the reason code if they were refused.
-    awaited: Vec<(Instant, Vec<Entry>, Option<u8>)>,
+    pub(super) awaited: Vec<Awaited>,
     /// Receipts that were read and not acted on yet, with their acknowledgements, in order;
     /// without an entry they are of something else, or of long ago.
-    settled: Vec<(Option<Entry>, Receipt, Option<Ack>)>,
-    online: bool,
-    offline_since: Instant,
-    progress: Instant,
-    summary: Summary,
+    pub(super) settled: Vec<(Option<Entry>, Receipt, Option<Ack>)>,
+    pub(super) online: bool,
+    pub(super) offline_since: Instant,
+    pub(super) progress: Instant,
+    pub(super) summary: Summary,
 }
 
 /// Sends the spool until it is empty (also of what others put there meanwhile), or the first ones are settled. The session needs the topics [`super::TOPICS`].
@@ -96,6 +105,8 @@ pub async fn flush(
         work: FuturesUnordered::new(),
         shipments: 0,
         asks: 0,
+        large: false,
+        left: HashSet::new(),
         digests: HashMap::new(),
         awaited: Vec::new(),
         settled: Vec::new(),
@@ -105,10 +116,12 @@ pub async fn flush(
         summary: Summary::default(),
     };
     loop {
-        run.queue = Queue::new(run.spool.entries()?, &options.first, today, &doubtful);
+        let left = &run.left;
+        let entries = run.spool.entries()?.filter(|entry| !left.contains(&entry.upload));
+        run.queue = Queue::new(entries, &options.first, today, &doubtful);
         doubtful.clear();
         if run.finished() {
-            run.summary.left = run.queue.len() as u64;
+            run.summary.left = (run.queue.len() + run.left.len()) as u64;
             let _ = run.spool.set_in_flight(run.queue.on_the_way());
             return Ok(run.summary);
         }
@@ -161,8 +174,11 @@ impl Run<'_> {
             self.ask(entry);
         }
         while self.shipments < SHIPMENTS {
-            let Some(shipment) = self.queue.next(&sizes, false) else { break };
-            self.ship(shipment, bundle_max)?;
+            match self.queue.next(&sizes, !self.large) {
+                Some(Shipment::Large(entry)) => self.put(entry)?,
+                Some(shipment) => self.ship(shipment, bundle_max)?,
+                None => break,
+            }
         }
         Ok(())
     }
@@ -182,11 +198,7 @@ impl Run<'_> {
             match self.spool.load(entry) {
                 Ok((document, bytes)) => files.push(Loaded { entry: entry.clone(), document, bytes }),
                 Err(SpoolError::Gone(_)) => self.queue.settled(&entry.upload),
-                Err(SpoolError::Damaged { why, .. }) => {
-                    self.queue.settled(&entry.upload);
-                    self.summary.damaged += 1;
-                    (self.report)(Report::Damaged(entry, &why));
-                }
+                Err(SpoolError::Damaged { why, .. }) => self.damaged(entry, &why),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -223,7 +235,7 @@ impl Run<'_> {
         // Before the first byte leaves. A hint: without it bytes may go twice after a crash.
         let _ = self.spool.set_in_flight(self.queue.on_the_way());
         self.shipments += 1;
-        let (session, throttle) = (self.session.clone(), Arc::clone(&self.options.throttle));
+        let (session, throttle) = (self.session.clone(), Arc::clone(self.options.transfer.throttle()));
         self.work.push(Box::pin(async move {
             throttle.pass(message.len()).await;
             let sent = message.send(&session).await;
@@ -232,167 +244,37 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Something came from the server.
-    fn told(&mut self, event: Event) -> Result<(), SendError> {
-        match event {
-            Event::Online => self.online = true,
-            Event::Offline(cause @ (Cause::Refused(_) | Cause::Closed)) => {
-                return Err(SendError::Offline(cause));
-            }
-            Event::Offline(Cause::Lost(_)) => {
-                if std::mem::replace(&mut self.online, false) {
-                    self.offline_since = Instant::now();
-                }
-            }
-            Event::Card(card) => self.card = Some(card),
-            Event::Receipt(receipt, ack) => {
-                let entry = self.queue.sent(&receipt.upload).cloned();
-                self.settled.push((entry, receipt, Some(ack)));
-            }
-            Event::Result(_) | Event::ResultData { .. } | Event::Offer(_) => {}
-        }
-        Ok(())
-    }
-
-    /// Acts on the receipts that were read, and only then acknowledges them.
-    async fn settle(&mut self) -> Result<(), SendError> {
-        let (mut acks, mut stored) = (Vec::new(), Vec::new());
-        for (entry, receipt, ack) in std::mem::take(&mut self.settled) {
-            let Some(entry) = entry else {
-                acks.extend(ack);
-                continue;
-            };
-            let digest = self.digests.get(&entry.upload).copied();
-            let refusal = match receipt.outcome {
-                Outcome::Stored if receipt.sha256 == digest => None,
-                // The receipt of other bytes that were there before; the refusal of these comes too.
-                Outcome::Stored => {
-                    acks.extend(ack);
-                    continue;
-                }
-                _ => Some(
-                    receipt
-                        .error
-                        .clone()
-                        .unwrap_or_else(|| Refusal::new(Code::Rejected, "no reason was given")),
-                ),
-            };
-            match refusal {
-                None => stored.push((entry, receipt)),
-                Some(refusal) => self.refuse(&entry, refusal)?,
-            }
-            acks.extend(ack);
-        }
-        let entries: Vec<Entry> = stored.iter().map(|(entry, _)| entry.clone()).collect();
-        if !entries.is_empty() {
-            self.spool.remove(&entries)?;
-            self.progress = Instant::now();
-        }
-        for (entry, receipt) in &stored {
-            self.let_go(&entry.upload);
-            self.summary.stored += 1;
-            (self.report)(Report::Stored(entry, receipt));
-        }
-        for ack in acks {
-            ack.done().await;
-        }
-        Ok(())
-    }
-
-    fn refuse(&mut self, entry: &Entry, refusal: Refusal) -> Result<(), SendError> {
-        if refusal.code == Code::Unauthorized {
-            return Err(SendError::NotAllowed(refusal));
-        }
-        self.spool.refuse(entry, &refusal)?;
-        self.let_go(&entry.upload);
-        self.progress = Instant::now();
-        self.summary.refused += 1;
-        (self.report)(Report::Refused(entry, &refusal));
-        Ok(())
-    }
-
-    fn let_go(&mut self, upload: &UploadId) {
-        self.queue.settled(upload);
-        self.digests.remove(upload);
-    }
-
-    async fn done(&mut self, done: Done) -> Result<(), SendError> {
-        match done {
-            Done::Shipped(shipment, result) => {
-                self.shipments -= 1;
-                let until = Instant::now() + RECEIPT;
-                match (result, shipment) {
-                    (Ok(()), shipment) => {
-                        self.progress = Instant::now();
-                        self.awaited.push((until, shipment.entries().to_vec(), None));
-                    }
-                    // A bundle is refused as a whole for the fault of one.
-                    (Err(SessionError::Refused(_)), Shipment::Bundle(entries)) => self.queue.alone(&entries),
-                    // The receipt says why.
-                    (Err(SessionError::Refused(code)), shipment) => {
-                        self.awaited.push((until, shipment.entries().to_vec(), Some(code)));
-                    }
-                    (Err(_), shipment) => self.queue.doubt(shipment.entries()),
-                }
-                Ok(())
-            }
-            Done::Asked(entry, answer) => {
-                self.asks -= 1;
-                self.asked(entry, answer).await
-            }
-        }
-    }
-
-    async fn asked(
-        &mut self,
-        entry: Entry,
-        answer: Result<UploadInfo, SessionError>,
-    ) -> Result<(), SendError> {
-        if self.queue.sent(entry.upload.as_str()).is_none() {
-            // Its receipt was faster.
-            return Ok(());
-        }
-        let info = match answer {
-            Ok(info) => info,
-            Err(SessionError::Answer(refusal)) if !refusal.code.is_temporary() => {
-                // Nothing of ours has that id.
-                self.queue.again(std::slice::from_ref(&entry));
+    /// Begins a large file, straight from the spool's copy.
+    fn put(&mut self, entry: Entry) -> Result<(), SendError> {
+        let document = match self.spool.describe(&entry) {
+            Ok(document) => document,
+            Err(SpoolError::Gone(_)) => {
+                self.queue.settled(&entry.upload);
                 return Ok(());
             }
-            Err(_) => {
-                self.queue.doubt(std::slice::from_ref(&entry));
-                return Ok(());
-            }
-        };
-        let digest = match self.spool.describe(&entry) {
-            Ok(document) => document.sha256,
-            Err(SpoolError::Gone(_) | SpoolError::Damaged { .. }) => {
-                self.let_go(&entry.upload);
+            Err(SpoolError::Damaged { why, .. }) => {
+                self.damaged(&entry, &why);
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         };
-        self.digests.insert(entry.upload.clone(), digest);
-        if info.sha256 != digest {
-            let refusal =
-                Refusal::new(Code::Conflict, format!("upload {} exists with other bytes", entry.upload));
-            return self.refuse(&entry, refusal);
-        }
-        let receipt = Receipt {
-            upload: info.upload.to_string(),
-            outcome: info.outcome,
-            batch: info.batch,
-            event_time: Some(info.event_time),
-            late: info.late,
-            clamped: info.clamped,
-            sha256: Some(info.sha256),
-            bundle: None,
-            error: info
-                .rule
-                .map(|rule| Refusal::new(Code::Rejected, format!("against the pool's rule {rule}"))),
-        };
-        self.settled.push((Some(entry), receipt, None));
-        self.settle().await
+        let _ = self.spool.set_in_flight(self.queue.on_the_way());
+        let (put, sha256) = (ship::put(&document, &self.clock), document.sha256);
+        let (path, upload) = (self.spool.path(&entry), entry.upload.clone());
+        let (session, transfer) = (self.session.clone(), Arc::clone(&self.options.transfer));
+        self.large = true;
+        self.work.push(Box::pin(async move {
+            let meter = Meter::silent();
+            let sent = large::upload(&session, &transfer, &path, &upload, put, &meter).await;
+            Done::Put(entry, sha256, sent)
+        }));
+        Ok(())
+    }
+
+    fn damaged(&mut self, entry: &Entry, why: &str) {
+        self.queue.settled(&entry.upload);
+        self.summary.damaged += 1;
+        (self.report)(Report::Damaged(entry, why));
     }
 
     fn deadline(&self) -> Instant {
@@ -400,36 +282,5 @@ impl Run<'_> {
         let stuck = self.progress + STUCK;
         let offline = (!self.online).then(|| self.offline_since + self.options.patience);
         receipts.chain(offline).fold(stuck, Instant::min)
-    }
-
-    /// Some deadline has passed.
-    fn overdue(&mut self) -> Result<(), SendError> {
-        let now = Instant::now();
-        if !self.online && now >= self.offline_since + self.options.patience {
-            return Err(SendError::Offline(Cause::Lost(
-                "the connection was lost and did not come back".into(),
-            )));
-        }
-        if now >= self.progress + STUCK {
-            return Err(SendError::Stuck(STUCK));
-        }
-        let (due, waiting) =
-            std::mem::take(&mut self.awaited).into_iter().partition(|(until, ..)| *until <= now);
-        self.awaited = waiting;
-        let due: Vec<(Instant, Vec<Entry>, Option<u8>)> = due;
-        for (_, entries, refused) in due {
-            let Some(code) = refused else {
-                self.queue.doubt(&entries);
-                continue;
-            };
-            for entry in entries {
-                if self.queue.sent(entry.upload.as_str()).is_some() {
-                    let code_name = if code == 0x87 { Code::Unauthorized } else { Code::Rejected };
-                    let what = format!("refused with MQTT reason 0x{code:02x}, and no receipt said why");
-                    self.refuse(&entry, Refusal::new(code_name, what))?;
-                }
-            }
-        }
-        Ok(())
     }
 }

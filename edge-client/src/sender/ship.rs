@@ -1,6 +1,7 @@
 //! From entries to messages.
 
 use millpond_protocol::bundle::{self, Bundle};
+use millpond_protocol::message::ask;
 use millpond_protocol::{BundleId, Refusal, Timestamp, UploadId};
 
 use crate::backoff::random;
@@ -28,6 +29,27 @@ pub(super) struct Loaded {
     pub(super) entry: Entry,
     pub(super) document: Document,
     pub(super) bytes: Vec<u8>,
+}
+
+/// What a large file is, for its grant.
+pub(super) fn put(document: &Document, clock: &Clock) -> ask::Put {
+    let about = &document.about;
+    ask::Put {
+        upload: None,
+        round: None,
+        attempt: None,
+        name: Some(about.name.clone()),
+        size: document.size,
+        sha256: document.sha256,
+        event_time: Some(clock.event_time(document)),
+        label: about.label.clone(),
+        content_type: about.content_type.clone(),
+        // It was read as JSON when it was pushed; what another program wrote there and is none says nothing.
+        meta: about.meta.as_deref().and_then(|meta| serde_json::from_str(meta).ok()),
+        part_size: None,
+        parts: Vec::new(),
+        curl: false,
+    }
 }
 
 /// A message that is ready to be published.

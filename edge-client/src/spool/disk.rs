@@ -10,7 +10,7 @@ use super::{Document, Entry, SpoolError};
 use crate::transfer::sync_directory;
 
 /// Makes a directory for its owner alone, if it is not there.
-pub(super) fn directory(path: &Path) -> io::Result<()> {
+pub(crate) fn directory(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Ok(()) => path.parent().map_or(Ok(()), sync_directory),
@@ -19,7 +19,7 @@ pub(super) fn directory(path: &Path) -> io::Result<()> {
 }
 
 /// Opens a file for its owner alone, made if it is not there.
-pub(super) fn open(path: &Path) -> io::Result<File> {
+pub(crate) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 

@@ -34,10 +34,12 @@
 
 mod disk;
 mod entry;
+mod leave;
 mod notes;
 mod room;
 mod store;
 
+pub(crate) use disk::{directory as make_directory, open as open_private};
 pub use entry::{About, Document, Entry};
 pub use room::{Limits, WhenFull};
 pub use store::{Added, Sending, Spool, Staged};

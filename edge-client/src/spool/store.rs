@@ -5,7 +5,7 @@ use std::fs::{File, TryLockError};
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 
-use millpond_protocol::{Refusal, Sha256, UploadId};
+use millpond_protocol::{Sha256, UploadId};
 
 use super::disk::{self, at};
 use super::room::{self, Limits};
@@ -14,8 +14,6 @@ use crate::backoff::random;
 use crate::transfer::{Hasher, sync_directory};
 
 const VERSION: &str = "millpond-spool 1\n";
-/// Refused entries that are kept for people to look at.
-const REFUSED_MAX: usize = 1_000;
 
 /// A spool. Its operations block for as long as the disk takes.
 #[derive(Debug)]
@@ -317,62 +315,6 @@ impl Spool {
         SpoolError::Damaged { entry: entry.clone(), why }
     }
 
-    /// Entries leave: the server has receipted them.
-    ///
-    /// # Errors
-    /// What the system says. Some may have left then.
-    pub fn remove(&mut self, entries: &[Entry]) -> Result<(), SpoolError> {
-        self.changed(|spool| {
-            entries.iter().try_for_each(|entry| spool.take_out(entry))?;
-            spool.sync_ready()
-        })
-    }
-
-    /// An entry leaves because the server refuses it for good; it is kept beside, with the reason.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn refuse(&mut self, entry: &Entry, refusal: &Refusal) -> Result<(), SpoolError> {
-        self.changed(|spool| {
-            let (refused, refusals) = (spool.root.join("refused"), spool.root.join("refusals"));
-            let name = entry.to_string();
-            let mut others = at(&refused, disk::list(&refused))?;
-            if others.len() >= REFUSED_MAX {
-                others.sort_unstable();
-                for old in &others[..=others.len() - REFUSED_MAX] {
-                    at(&refused, disk::remove(&refused.join(old.to_string())))?;
-                    at(&refusals, disk::remove(&refusals.join(old.to_string())))?;
-                }
-                spool.log_dropped(&others[..=others.len() - REFUSED_MAX]);
-            }
-            let why = serde_json::to_vec(refusal).unwrap_or_default();
-            at(&refusals, disk::replace(&refusals.join(&name), &spool.scratch(), &why))?;
-            match std::fs::rename(spool.path(entry), refused.join(&name)) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                renamed => at(&refused, renamed)?,
-            }
-            spool.forget(entry);
-            at(&refused, sync_directory(&refused))?;
-            spool.sync_ready()
-        })
-    }
-
-    /// What the server refused, with the reasons.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn refused(&self) -> Result<Vec<(Entry, Option<Refusal>)>, SpoolError> {
-        let (refused, refusals) = (self.root.join("refused"), self.root.join("refusals"));
-        let mut entries = at(&refused, disk::list(&refused))?;
-        entries.sort_unstable();
-        let why = |entry: &Entry| {
-            std::fs::read(refusals.join(entry.to_string()))
-                .ok()
-                .and_then(|json| serde_json::from_slice(&json).ok())
-        };
-        Ok(entries.into_iter().map(|entry| (entry.clone(), why(&entry))).collect())
-    }
-
     /// The right to send, while the value lives; none if another process has it.
     ///
     /// # Errors
@@ -388,7 +330,7 @@ impl Spool {
     }
 
     /// Changes the directory under its lock.
-    fn changed(
+    pub(super) fn changed(
         &mut self,
         change: impl FnOnce(&mut Self) -> Result<(), SpoolError>,
     ) -> Result<(), SpoolError> {
@@ -437,21 +379,21 @@ impl Spool {
         }
     }
 
-    fn forget(&mut self, entry: &Entry) {
+    pub(super) fn forget(&mut self, entry: &Entry) {
         if self.ready.remove(entry) {
             self.ids.remove(&entry.upload);
             self.bytes -= entry.size;
         }
     }
 
-    fn take_out(&mut self, entry: &Entry) -> Result<(), SpoolError> {
+    pub(super) fn take_out(&mut self, entry: &Entry) -> Result<(), SpoolError> {
         let path = self.path(entry);
         at(&path, disk::remove(&path))?;
         self.forget(entry);
         Ok(())
     }
 
-    fn sync_ready(&mut self) -> Result<(), SpoolError> {
+    pub(super) fn sync_ready(&mut self) -> Result<(), SpoolError> {
         let path = self.root.join("ready");
         at(&path, sync_directory(&path))?;
         // Under the lock, after `changing`: what this value knows is what is there.

@@ -138,6 +138,11 @@ impl Transfer {
         Self { options, loopback: OnceLock::new(), network: OnceLock::new() }
     }
 
+    /// The limit that it keeps, for what else is to keep it.
+    pub fn throttle(&self) -> &Arc<Throttle> {
+        &self.options.throttle
+    }
+
     /// The client for that address.
     fn client(&self, url: &reqwest::Url) -> Result<&reqwest::Client, TransferError> {
         let here = match url.host_str() {

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{StreamExt as _, stream};
 use reqwest::{Body, StatusCode, Url};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, SeekFrom};
@@ -41,11 +42,18 @@ impl Transfer {
     /// # Errors
     /// As [`TransferError`] says. With `Expired`, ask for the grant again and call again with what is still missing.
     pub async fn send(&self, file: &Path, puts: &[Put], meter: &Meter) -> Result<(), TransferError> {
-        stream::iter(puts)
-            .map(|put| self.put(file, put, meter))
-            .buffer_unordered(self.options.parallel.max(1))
-            .try_collect()
-            .await
+        let (mut waiting, mut running) = (puts.iter(), FuturesUnordered::new());
+        loop {
+            while running.len() < self.options.parallel.max(1)
+                && let Some(put) = waiting.next()
+            {
+                running.push(self.put(file, put, meter));
+            }
+            match running.next().await {
+                Some(through) => through?,
+                None => return Ok(()),
+            }
+        }
     }
 
     async fn put(&self, file: &Path, put: &Put, meter: &Meter) -> Result<(), TransferError> {

@@ -1,0 +1,80 @@
+//! `listen`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::failure::{FAILED, Failure, RETRY};
+use super::{Cli, say};
+use crate::listen::{self, ListenError, Options, Report, Shelf};
+use crate::session::{self, Cause};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Where results are kept: `current` is the newest.
+    #[arg(long, default_value = "results")]
+    dir: PathBuf,
+    /// A line for the shell that runs for each result; MILLPOND_FILE names it, exit 0 says that it is applied.
+    #[arg(long, value_name = "CMD")]
+    exec: Option<String>,
+    /// Seconds that the command may take.
+    #[arg(long, default_value_t = 3_600)]
+    exec_timeout: u64,
+    /// Versions that stay.
+    #[arg(long, default_value_t = 3)]
+    keep: usize,
+    /// End when the newest result is there and applied.
+    #[arg(long)]
+    once: bool,
+}
+
+pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
+    let directory = |error: std::io::Error| {
+        let exit = if error.kind() == std::io::ErrorKind::WouldBlock { RETRY } else { FAILED };
+        Failure::new(exit, format!("{}: {error}", args.dir.display()))
+    };
+    let mut shelf = Shelf::open(&args.dir).map_err(directory)?;
+    let options = Options {
+        keep: args.keep,
+        exec: args.exec.clone(),
+        exec_timeout: Duration::from_secs(args.exec_timeout),
+        once: args.once,
+    };
+    let transfer = Arc::clone(&cli.spool.options().transfer);
+    let (session, mut inbox) = session::open(cli.connect.config()?.topics(listen::TOPICS));
+    let mut report = |report: Report<'_>| told(cli, &report);
+    let listening = listen::listen(&mut shelf, &session, &mut inbox, &transfer, &options, &mut report);
+    let ended = tokio::select! {
+        ended = listening => ended,
+        () = super::asked_to_end() => Ok(()),
+    };
+    session.close().await;
+    ended.map_err(|error| match &error {
+        ListenError::Offline(Cause::Refused(_)) | ListenError::Failed { .. } => {
+            Failure::new(FAILED, error.to_string())
+        }
+        ListenError::Offline(_) => Failure::new(RETRY, error.to_string()),
+        ListenError::Directory { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            Failure::new(RETRY, error.to_string())
+        }
+        ListenError::Directory { .. } => Failure::new(FAILED, error.to_string()),
+    })
+}
+
+fn told(cli: &Cli, report: &Report<'_>) {
+    let (version, what, why) = match report {
+        Report::Shown(state) => (state.version, "shown", None),
+        Report::Applied(state) => (state.version, "applied", None),
+        Report::Failed(state, why) => (state.version, "failed", Some(why)),
+        Report::Trouble(pointer, why) => (pointer.version, "not fetched", Some(why)),
+    };
+    let line = if cli.json {
+        json!({ "version": version, "state": what, "reason": why }).to_string()
+    } else {
+        format!("version {version} {what}{}", why.map_or_else(String::new, |why| format!(": {why}")))
+    };
+    // Who does not read it any more does not stop the listener.
+    let _ = say(format_args!("{line}"));
+}

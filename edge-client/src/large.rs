@@ -1,0 +1,259 @@
+//! A large file's way: the grant, the bytes, and the word that counts it.
+//!
+//! Up to [`SINGLE`] bytes it is one PUT; above, parts, of which the server says which it has: whoever is interrupted, also by the
+//! death of its process, sends the others. URLs are asked for a few parts at a time, so none expires while it waits.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use millpond_protocol::access::Op;
+use millpond_protocol::message::{Outcome, Receipt, answer, ask};
+use millpond_protocol::{Code, Refusal, UploadId, limits};
+use serde_json::{Value, json};
+
+use crate::session::{Session, SessionError};
+use crate::transfer::{Digests, Meter, Put, Transfer, TransferError, digest};
+
+/// Bytes up to which a file is one PUT: what is sent again at the most after an interruption.
+pub const SINGLE: u64 = 16 << 20;
+/// Bytes of a part, unless the file would have too many of them.
+pub const PART: u64 = 8 << 20;
+/// Parts whose URLs are asked for at once.
+const WANTED: usize = 8;
+/// How long one ask may take, over all connections.
+const ASK: Duration = Duration::from_secs(120);
+/// Seconds that the server may let a `commit` wait for what it verifies.
+const VERIFY_S: u64 = 45;
+/// How often a grant is renewed without a byte more being there.
+const RENEWALS: u32 = 5;
+
+/// Why a large file is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum LargeError {
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// The file is not what it was when its grant was asked for.
+    #[error("{} has changed", .0.display())]
+    Changed(PathBuf),
+    /// Granted, sent, and still not there.
+    #[error("the server keeps granting what was sent: {0}")]
+    Lost(String),
+}
+
+impl LargeError {
+    /// The server's refusal that no repetition changes.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Session(SessionError::Answer(refusal)) if !refusal.code.is_temporary() => Some(refusal),
+            _ => None,
+        }
+    }
+}
+
+/// Bytes of a part of a file of that size; none where it goes as a whole.
+pub fn part_size(size: u64) -> Option<u64> {
+    let least = size.div_ceil(limits::PARTS_MAX).next_multiple_of(1 << 20);
+    (size > SINGLE).then(|| least.clamp(PART, limits::PART_MAX))
+}
+
+/// Sends a file under an upload id and has it counted. `put` says what it is; its part size and parts are filled in here.
+///
+/// # Errors
+/// As [`LargeError`] says. The same call again goes on where this one ended.
+pub async fn upload(
+    session: &Session,
+    transfer: &Transfer,
+    file: &Path,
+    upload: &UploadId,
+    put: ask::Put,
+    meter: &Meter,
+) -> Result<Receipt, LargeError> {
+    let put = ask::Put { upload: Some(upload.clone()), ..put };
+    for _ in 0..RENEWALS {
+        let there = send(session, transfer, file, &put, meter).await?;
+        if let Some(receipt) = there.receipt {
+            return Ok(receipt);
+        }
+        match commit(session, upload).await {
+            Ok(receipt) => return Ok(receipt),
+            // The grant ended, or storage lost what it had: once more.
+            Err(SessionError::Answer(refusal)) if refusal.code == Code::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(LargeError::Lost(upload.to_string()))
+}
+
+async fn commit(session: &Session, upload: &UploadId) -> Result<Receipt, SessionError> {
+    let ask = ask::Commit { upload: Some(upload.clone()), uploads: Vec::new(), wait_s: VERIFY_S };
+    loop {
+        let answer: answer::Commit = session.ask(Op::Commit, &ask, ASK).await?;
+        let receipt = answer.uploads.into_iter().next();
+        let receipt =
+            receipt.ok_or_else(|| SessionError::Strange(Op::Commit, "it holds no receipt".to_owned()))?;
+        if receipt.outcome != Outcome::Pending {
+            return Ok(receipt);
+        }
+    }
+}
+
+/// Sends what `put` describes until storage has all of it; what the last answer said. Nothing is counted yet, unless that answer says so.
+///
+/// # Errors
+/// As [`LargeError`] says.
+pub async fn send(
+    session: &Session,
+    transfer: &Transfer,
+    file: &Path,
+    put: &ask::Put,
+    meter: &Meter,
+) -> Result<answer::Put, LargeError> {
+    let digests = match part_size(put.size) {
+        Some(part_size) => Some((digests(file, put, part_size).await?, part_size)),
+        None => None,
+    };
+    // Learnt part by part: the list in an answer may be cut.
+    let mut there = vec![false; digests.as_ref().map_or(0, |(digests, _)| digests.parts.len())];
+    let mut in_vain = 0;
+    loop {
+        let mut next = put.clone();
+        if let Some((digests, part_size)) = &digests {
+            (next.part_size, next.parts) = (Some(*part_size), missing(&there, digests));
+        }
+        let answer: answer::Put = session.ask(Op::Put, &wide(&next)?, ASK).await?;
+        if answer.outcome != Outcome::Granted {
+            return Ok(answer);
+        }
+        let before = there.iter().filter(|there| **there).count();
+        let puts = match (&digests, &answer.to) {
+            (Some((digests, part_size)), _) => {
+                note(&mut there, &answer);
+                let wanted = answer.parts.iter().filter_map(|part| part_put(part, digests, *part_size));
+                wanted.collect()
+            }
+            (None, Some(to)) => vec![single(to, put.size)],
+            (None, None) => return Err(strange("it names neither a URL nor parts")),
+        };
+        let sent = transfer.send(file, &puts, meter).await;
+        if sent.is_ok() {
+            answer.parts.iter().for_each(|part| mark(&mut there, part.n, part.n));
+            if there.iter().all(|there| *there) {
+                return Ok(answer);
+            }
+        }
+        let advanced = there.iter().filter(|there| **there).count() > before;
+        in_vain = if advanced { 0 } else { in_vain + 1 };
+        match sent {
+            Err(TransferError::Expired { .. }) | Ok(()) if in_vain <= RENEWALS => {}
+            Ok(()) => return Err(LargeError::Lost(file.display().to_string())),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Which parts the server says it has.
+fn note(there: &mut [bool], answer: &answer::Put) {
+    for (first, last) in &answer.there {
+        mark(there, *first, *last);
+    }
+    for part in answer.parts.iter().filter(|part| part.to.is_none()) {
+        mark(there, part.n, part.n);
+    }
+}
+
+/// Parts are counted from 1; numbers that no part has say nothing.
+fn mark(there: &mut [bool], first: u32, last: u32) {
+    let range = (first.max(1) - 1) as usize..last as usize;
+    there.get_mut(range).unwrap_or_default().fill(true);
+}
+
+/// Hashes the parts, and sees that the file is still the one that was described.
+async fn digests(file: &Path, put: &ask::Put, part_size: u64) -> Result<Digests, LargeError> {
+    let (path, size) = (file.to_owned(), put.size);
+    let digested = tokio::task::spawn_blocking(move || digest(&path, size, Some(part_size))).await;
+    let digested = digested.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    let digests = digested.map_err(|source| TransferError::Local { path: file.to_owned(), source })?;
+    if digests.sha256 == put.sha256 { Ok(digests) } else { Err(LargeError::Changed(file.to_owned())) }
+}
+
+/// The next parts that are not there.
+fn missing(there: &[bool], digests: &Digests) -> Vec<ask::WantedPart> {
+    let parts = (1_u32..).zip(there).zip(&digests.parts).filter(|((_, there), _)| !**there);
+    parts.take(WANTED).map(|((n, _), sha256)| ask::WantedPart { n, sha256: *sha256 }).collect()
+}
+
+fn single(to: &answer::PutTo, size: u64) -> Put {
+    let headers = to.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+    Put { url: to.url.clone(), headers, offset: 0, size }
+}
+
+/// The request for a part; none if it is there.
+fn part_put(part: &answer::PutPart, digests: &Digests, part_size: u64) -> Option<Put> {
+    let to = part.to.as_ref()?;
+    let offset = u64::from(part.n.saturating_sub(1)) * part_size;
+    let size = digests.size.saturating_sub(offset).min(part_size);
+    Some(Put { offset, ..single(to, size) })
+}
+
+/// The ask with room for many URLs in the answer.
+fn wide(put: &ask::Put) -> Result<Value, LargeError> {
+    let mut ask = serde_json::to_value(put).map_err(|error| strange(&error.to_string()))?;
+    ask["max_answer"] = json!(64 << 10);
+    Ok(ask)
+}
+
+fn strange(what: &str) -> LargeError {
+    LargeError::Session(SessionError::Strange(Op::Put, what.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use millpond_protocol::Sha256;
+
+    use super::*;
+
+    #[test]
+    fn files_go_whole_up_to_a_limit_and_never_in_too_many_parts() {
+        assert_eq!(part_size(SINGLE), None);
+        assert_eq!(part_size(SINGLE + 1), Some(PART));
+        for size in [1 << 30, 100 << 30, 5 << 40, limits::UPLOAD_MAX] {
+            let part = part_size(size).unwrap();
+            assert!(size.div_ceil(part) <= limits::PARTS_MAX && part <= limits::PART_MAX, "{size}: {part}");
+        }
+    }
+
+    #[test]
+    fn what_the_server_says_it_has_is_not_sent() {
+        let digests = Digests { size: 5, sha256: Sha256::of(b""), parts: vec![Sha256::of(b"x"); 5] };
+        let part = |n, to| answer::PutPart { n, to };
+        let to = answer::PutTo {
+            url: "http://x/".into(),
+            headers: [("content-length".to_owned(), "1".to_owned())].into(),
+            url_expires: millpond_protocol::Timestamp::EPOCH,
+            curl: None,
+        };
+        let answer = answer::Put {
+            upload: None,
+            round: None,
+            attempt: None,
+            outcome: Outcome::Granted,
+            receipt: None,
+            version: None,
+            expires: None,
+            to: None,
+            part_size: Some(1),
+            part_count: Some(5),
+            there: vec![(1, 1), (4, 4), (9, 12), (0, 0)],
+            parts: vec![part(3, None), part(5, Some(to))],
+        };
+        let mut there = vec![false; 5];
+        note(&mut there, &answer);
+        assert_eq!(there, [true, false, true, true, false]);
+        assert_eq!(missing(&there, &digests).iter().map(|part| part.n).collect::<Vec<_>>(), [2, 5]);
+        assert_eq!(part_put(&answer.parts[0], &digests, 1), None);
+        let put = part_put(&answer.parts[1], &digests, 1).unwrap();
+        assert_eq!((put.offset, put.size, put.headers.len()), (4, 1, 1));
+    }
+}

@@ -1,0 +1,402 @@
+//! Keeps the newest result of a pool in a directory.
+//!
+//! A pointer leads to a download (after a random part of its `spread_s`, so that a fleet does not fetch all at once; small results come over MQTT),
+//! which goes on by range where it was cut, also by the death of the process. What does not have the promised
+//! size and SHA-256 is never shown. Then [`Shelf`] shows it, the command runs, and the server learns how far it is: `fetched`, `verified`, and `applied`
+//! or `failed`; the last of these also after a time without a network, or a restart.
+//!
+//! A result that was overtaken before it was shown is skipped. The command runs at least once for each version that was shown: if the process dies
+//! while it runs, it runs again.
+
+mod shelf;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use millpond_protocol::access::Op;
+use millpond_protocol::message::{Delivery, DeliveryState, Pointer};
+use millpond_protocol::{Sha256, limits};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::Instant;
+
+pub use shelf::{Shelf, Stage, State};
+
+use crate::backoff::{Backoff, fraction, random};
+use crate::exec::{Running, shell};
+use crate::session::{Cause, Event, Inbox, Session, SessionError, Topic};
+use crate::transfer::{Expected, Meter, Transfer, TransferError};
+
+/// The topics that a session for [`listen`] needs.
+pub const TOPICS: [Topic; 2] = [Topic::Result, Topic::ResultData];
+
+/// How long the bytes of a small result may take after its pointer, before they are fetched by URL.
+const DATA: Duration = Duration::from_secs(3);
+/// How long a statement may wait for its acknowledgement.
+const TELL: Duration = Duration::from_secs(30);
+/// How long an ask for a fresh URL may take.
+const ASK: Duration = Duration::from_secs(300);
+/// URLs for one download.
+const URLS: u32 = 10;
+
+/// How results are kept.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Versions that stay.
+    pub keep: usize,
+    /// A line for the shell that runs for each result: `MILLPOND_FILE`, `_VERSION`, `_NAME`, `_SIZE`, `_SHA256` and `_CONTENT_TYPE` say what it is.
+    pub exec: Option<String>,
+    /// How long that may take; then it is killed, and the version has failed.
+    pub exec_timeout: Duration,
+    /// Returns when one result was shown and its command has ended, or is there already.
+    pub once: bool,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Report<'a> {
+    Shown(&'a State),
+    Applied(&'a State),
+    Failed(&'a State, &'a str),
+    /// A version could not be fetched now; it is tried again.
+    Trouble(&'a Pointer, &'a str),
+}
+
+/// Why listening ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    #[error("no connection to the server: {0}")]
+    Offline(Cause),
+    #[error("{}: {source}", .path.display())]
+    Directory { path: PathBuf, source: io::Error },
+    /// With `once`: the command failed.
+    #[error("version {version}: {reason}")]
+    Failed { version: u64, reason: String },
+}
+
+/// How a download ended that did not fail.
+enum Fetched {
+    Whole,
+    /// There is a newer result.
+    Overtaken,
+}
+
+struct Listener<'a> {
+    shelf: &'a mut Shelf,
+    session: &'a Session,
+    transfer: &'a Arc<Transfer>,
+    options: &'a Options,
+    report: &'a mut (dyn FnMut(Report<'_>) + Send),
+    /// Whether the server has said which result is the newest.
+    pointed: bool,
+    /// What is newer than what is shown.
+    wanted: Option<Pointer>,
+    /// When to begin with it.
+    begin: Option<Instant>,
+    data: Option<(u64, Bytes)>,
+    download: Option<(PathBuf, BoxFuture<'static, Result<Fetched, String>>)>,
+    command: Option<(Running, Instant)>,
+    backoff: Backoff,
+}
+
+/// Keeps `shelf` at the newest result until the session ends.
+///
+/// # Errors
+/// As [`ListenError`] says. Networks that are gone for a while are no error.
+pub async fn listen(
+    shelf: &mut Shelf,
+    session: &Session,
+    inbox: &mut Inbox,
+    transfer: &Arc<Transfer>,
+    options: &Options,
+    report: &mut (dyn FnMut(Report<'_>) + Send),
+) -> Result<(), ListenError> {
+    let mut listener = Listener {
+        shelf,
+        session,
+        transfer,
+        options,
+        report,
+        pointed: false,
+        wanted: None,
+        begin: None,
+        data: None,
+        download: None,
+        command: None,
+        backoff: Backoff::new(Duration::from_secs(2), Duration::from_secs(300)),
+    };
+    // An earlier process showed it and did not live to see the command's end.
+    if listener.shelf.state().is_some_and(|state| state.stage == Stage::Shown) {
+        listener.apply().await?;
+    }
+    loop {
+        let begin = listener.begin;
+        let (mut download, mut command) = (listener.download.take(), listener.command.take());
+        tokio::select! {
+            event = inbox.next() => {
+                (listener.download, listener.command) = (download, command);
+                listener.told(event.unwrap_or(Event::Offline(Cause::Closed))).await?;
+            }
+            fetched = async { match &mut download { Some((_, job)) => job.await, None => std::future::pending().await } } => {
+                listener.command = command;
+                let partial = download.map(|(partial, _)| partial).unwrap_or_default();
+                listener.fetched(&partial, fetched).await?;
+            }
+            ended = async { match &mut command { Some((running, until)) => ended(running, *until).await, None => std::future::pending().await } } => {
+                (listener.download, listener.command) = (download, None);
+                listener.applied(ended).await?;
+            }
+            () = async { match begin { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } => {
+                (listener.download, listener.command) = (download, command);
+                listener.begin().await?;
+            }
+        }
+        if options.once && listener.is_done()? {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits for a command; why it failed, if it did.
+async fn ended(running: &mut Running, until: Instant) -> Option<String> {
+    match tokio::time::timeout_at(until, running.wait()).await {
+        Ok(Ok(status)) if status.success() => None,
+        Ok(Ok(status)) => Some(format!("the command ended with {status}")),
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => {
+            running.stop().await;
+            Some("the command took too long and was killed".to_owned())
+        }
+    }
+}
+
+impl Listener<'_> {
+    /// Something came from the server.
+    async fn told(&mut self, event: Event) -> Result<(), ListenError> {
+        match event {
+            Event::Online => self.tell().await?,
+            Event::Offline(cause @ (Cause::Refused(_) | Cause::Closed)) => {
+                return Err(ListenError::Offline(cause));
+            }
+            Event::Result(Some(pointer)) => self.pointed(pointer),
+            Event::ResultData { version, bytes, .. } => {
+                self.data = Some((version, bytes));
+                if self.wanted.as_ref().is_some_and(|wanted| wanted.version == version)
+                    && self.begin.is_some()
+                {
+                    self.begin = Some(Instant::now());
+                }
+            }
+            Event::Offline(Cause::Lost(_))
+            | Event::Result(None)
+            | Event::Receipt(..)
+            | Event::Card(_)
+            | Event::Offer(_) => {}
+        }
+        Ok(())
+    }
+
+    fn pointed(&mut self, pointer: Pointer) {
+        self.pointed = true;
+        if self.shelf.state().is_some_and(|state| state.version == pointer.version) {
+            (self.wanted, self.begin, self.download) = (None, None, None);
+            return;
+        }
+        if self.wanted.as_ref().is_some_and(|wanted| wanted.version == pointer.version) {
+            // The same, with a fresh URL.
+            self.wanted = Some(pointer);
+            return;
+        }
+        let small = pointer.size <= limits::SMALL_MAX as u64;
+        let here = self.data.as_ref().is_some_and(|(version, _)| *version == pointer.version);
+        let wait = match (small, here) {
+            (true, true) => Duration::ZERO,
+            (true, false) => DATA,
+            (false, _) => fraction(Duration::from_secs(pointer.spread_s), random()),
+        };
+        self.backoff.reset();
+        self.download = None;
+        (self.wanted, self.begin) = (Some(pointer), Some(Instant::now() + wait));
+    }
+
+    /// Begins with what is wanted, unless the command of the one before still runs.
+    async fn begin(&mut self) -> Result<(), ListenError> {
+        let Some(pointer) = self.wanted.clone() else {
+            self.begin = None;
+            return Ok(());
+        };
+        if self.command.is_some() {
+            // Its end is looked for anyway; this is only when to ask again.
+            self.begin = Some(Instant::now() + Duration::from_millis(100));
+            return Ok(());
+        }
+        self.begin = None;
+        let partial = at(self.shelf.partial(pointer.sha256), &pointer.name)?;
+        let inline = self.data.take().filter(|(version, bytes)| {
+            *version == pointer.version
+                && bytes.len() as u64 == pointer.size
+                && Sha256::of(bytes) == pointer.sha256
+        });
+        if let Some((_, bytes)) = inline {
+            at(write(&partial, &bytes), &pointer.name)?;
+            return self.fetched(&partial, Ok(Fetched::Whole)).await;
+        }
+        let (session, transfer) = (self.session.clone(), Arc::clone(self.transfer));
+        let (path, job) =
+            (partial.clone(), async move { fetch(&session, &transfer, pointer, &partial).await });
+        self.download = Some((path, Box::pin(job)));
+        Ok(())
+    }
+
+    async fn fetched(&mut self, partial: &Path, fetched: Result<Fetched, String>) -> Result<(), ListenError> {
+        let Some(pointer) = self.wanted.clone() else { return Ok(()) };
+        match fetched {
+            Ok(Fetched::Whole) => {
+                self.wanted = None;
+                at(self.shelf.show(&pointer, partial), &pointer.name)?;
+                if let Some(state) = self.shelf.state() {
+                    (self.report)(Report::Shown(state));
+                }
+                self.say(pointer.version, DeliveryState::Fetched, pointer.sha256, None).await.ok();
+                self.say(pointer.version, DeliveryState::Verified, pointer.sha256, None).await.ok();
+                self.apply().await
+            }
+            // The pointer to it is on its way.
+            Ok(Fetched::Overtaken) => {
+                self.begin = Some(Instant::now() + self.backoff.next(random()));
+                Ok(())
+            }
+            Err(why) => {
+                (self.report)(Report::Trouble(&pointer, &why));
+                self.say(pointer.version, DeliveryState::Failed, pointer.sha256, Some(why)).await.ok();
+                self.begin = Some(Instant::now() + self.backoff.next(random()));
+                Ok(())
+            }
+        }
+    }
+
+    /// Runs the command for what is shown.
+    async fn apply(&mut self) -> Result<(), ListenError> {
+        let (Some(line), Some(state)) = (&self.options.exec, self.shelf.state()) else {
+            return self.applied(None).await;
+        };
+        let mut command = shell(line);
+        command
+            .env("MILLPOND_FILE", absolute(&self.shelf.file(state)))
+            .env("MILLPOND_VERSION", state.version.to_string())
+            .env("MILLPOND_NAME", state.name.as_str())
+            .env("MILLPOND_SIZE", state.size.to_string())
+            .env("MILLPOND_SHA256", state.sha256.to_string())
+            .env("MILLPOND_CONTENT_TYPE", state.content_type.as_deref().unwrap_or_default());
+        match Running::start(command) {
+            Ok(running) => {
+                self.command = Some((running, Instant::now() + self.options.exec_timeout));
+                Ok(())
+            }
+            Err(error) => self.applied(Some(error.to_string())).await,
+        }
+    }
+
+    /// The command has ended.
+    async fn applied(&mut self, failed: Option<String>) -> Result<(), ListenError> {
+        let stage = failed.map_or(Stage::Applied, Stage::Failed);
+        let Some(state) = self.shelf.state().cloned() else { return Ok(()) };
+        at(self.shelf.note(stage.clone(), false), &state.name)?;
+        match &stage {
+            Stage::Failed(why) => (self.report)(Report::Failed(&state, why)),
+            Stage::Applied | Stage::Shown => (self.report)(Report::Applied(&state)),
+        }
+        at(self.shelf.prune(self.options.keep), &state.name)?;
+        self.tell().await
+    }
+
+    /// Tells the server how far the shown version is, unless it knows.
+    async fn tell(&mut self) -> Result<(), ListenError> {
+        let Some(state) = self.shelf.state().filter(|state| !state.told).cloned() else { return Ok(()) };
+        let (delivery, reason) = match &state.stage {
+            Stage::Shown => return Ok(()),
+            Stage::Applied => (DeliveryState::Applied, None),
+            Stage::Failed(why) => (DeliveryState::Failed, Some(why.clone())),
+        };
+        match self.say(state.version, delivery, state.sha256, reason).await {
+            // A server that does not want to know need not be asked again.
+            Ok(()) | Err(SessionError::Refused(_)) => at(self.shelf.note(state.stage, true), &state.name),
+            // At the next connection.
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn say(
+        &self,
+        version: u64,
+        state: DeliveryState,
+        sha256: Sha256,
+        reason: Option<String>,
+    ) -> Result<(), SessionError> {
+        let delivery = Delivery { state, sha256: Some(sha256), reason };
+        let said = tokio::time::timeout(TELL, self.session.delivery(version, &delivery)).await;
+        said.unwrap_or(Err(SessionError::Unanswered(TELL)))
+    }
+
+    /// With `once`: whether a result is shown, applied, and told.
+    fn is_done(&self) -> Result<bool, ListenError> {
+        let idle = self.pointed && self.wanted.is_none() && self.command.is_none();
+        match self.shelf.state().filter(|state| idle && state.told) {
+            Some(State { version, stage: Stage::Failed(reason), .. }) => {
+                Err(ListenError::Failed { version: *version, reason: reason.clone() })
+            }
+            state => Ok(state.is_some()),
+        }
+    }
+}
+
+/// Downloads a version; its URLs run out, and there are fresh ones.
+async fn fetch(
+    session: &Session,
+    transfer: &Transfer,
+    pointer: Pointer,
+    partial: &Path,
+) -> Result<Fetched, String> {
+    #[derive(Deserialize)]
+    struct Latest {
+        result: Option<Pointer>,
+    }
+    let expected = Expected { size: pointer.size, sha256: pointer.sha256 };
+    let mut url = pointer.url;
+    for _ in 0..URLS {
+        match transfer.fetch(&url, partial, &expected, &Meter::silent()).await {
+            Ok(()) => return Ok(Fetched::Whole),
+            Err(TransferError::Expired { .. }) => {
+                let latest: Latest =
+                    session.ask(Op::Latest, &json!({}), ASK).await.map_err(|error| error.to_string())?;
+                match latest.result {
+                    Some(latest) if latest.version == pointer.version => url = latest.url,
+                    _ => return Ok(Fetched::Overtaken),
+                }
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Err("fresh URLs do not work either".to_owned())
+}
+
+/// Writes and syncs a small result.
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = crate::spool::open_private(path)?;
+    file.set_len(0)?;
+    io::Write::write_all(&mut file, bytes)?;
+    file.sync_all()
+}
+
+/// For a command that may run in another directory.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn at<T>(result: io::Result<T>, name: &millpond_protocol::FileName) -> Result<T, ListenError> {
+    result.map_err(|source| ListenError::Directory { path: name.as_str().into(), source })
+}

@@ -1,0 +1,294 @@
+//! The directory in which a listener keeps results.
+//!
+//! ```text
+//! DIR/
+//!   current               a link to the newest: 17/model.bin
+//!   17/model.bin          one directory a version
+//!   .millpond/            mode 0700
+//!     lock                flock, held by the listener of this directory
+//!     state               JSON: the version that `current` names, and how far it is
+//!     partial-SHA256      a download on its way
+//! ```
+//!
+//! `current` is replaced by rename, and only when the file that it will name is verified and synced: whoever opens it reads a
+//! whole result, the newest or the one before, at any instant and after any crash.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use millpond_protocol::message::Pointer;
+use millpond_protocol::{FileName, Sha256};
+use serde::{Deserialize, Serialize};
+
+use crate::spool::{make_directory, open_private};
+use crate::transfer::{place, sync_directory};
+
+/// How far a shown version is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// `current` names it; the command has not ended yet.
+    Shown,
+    /// The command succeeded, or there is none.
+    Applied,
+    /// The command failed.
+    Failed(String),
+}
+
+/// What `current` names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    pub version: u64,
+    pub name: FileName,
+    pub size: u64,
+    pub sha256: Sha256,
+    #[serde(default)]
+    pub content_type: Option<String>,
+    pub stage: Stage,
+    /// Whether the server knows the stage.
+    pub told: bool,
+}
+
+/// What `current` says for that version.
+fn target(state: &State) -> PathBuf {
+    Path::new(&state.version.to_string()).join(state.name.as_str())
+}
+
+/// A listener's directory.
+#[derive(Debug)]
+pub struct Shelf {
+    root: PathBuf,
+    _lock: File,
+    state: Option<State>,
+}
+
+impl Shelf {
+    /// Opens a directory, made if there is none.
+    ///
+    /// # Errors
+    /// What the system says; `WouldBlock` if another listener has it.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        fs::create_dir_all(root)?;
+        let own = root.join(".millpond");
+        make_directory(&own)?;
+        let lock = open_private(&own.join("lock"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::WouldBlock,
+                    "another listener keeps this directory",
+                ));
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(error),
+        }
+        // A state that cannot be read is as good as none: the result is fetched once more.
+        let state = fs::read(own.join("state")).ok().and_then(|json| serde_json::from_slice(&json).ok());
+        let mut shelf = Self { root: root.to_owned(), _lock: lock, state };
+        if shelf.state.as_ref().is_some_and(|state| !shelf.file(state).is_file()) {
+            shelf.state = None;
+        }
+        let named = fs::read_link(root.join("current")).ok();
+        if named != shelf.state.as_ref().map(target) {
+            shelf.link()?;
+        }
+        Ok(shelf)
+    }
+
+    /// What `current` names, unless nothing.
+    pub fn state(&self) -> Option<&State> {
+        self.state.as_ref()
+    }
+
+    /// Where the file of a version is.
+    pub fn file(&self, state: &State) -> PathBuf {
+        self.root.join(target(state))
+    }
+
+    /// Where a download of those bytes goes on. Others that were begun are forgotten.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn partial(&self, sha256: Sha256) -> io::Result<PathBuf> {
+        let own = self.root.join(".millpond");
+        let wanted = own.join(format!("partial-{sha256}"));
+        for item in fs::read_dir(&own)? {
+            let path = item?.path();
+            let is_partial =
+                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("partial-"));
+            if is_partial && path != wanted {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// Shows a verified and synced file as the newest result.
+    ///
+    /// # Errors
+    /// What the system says; `current` is then still the one before.
+    pub fn show(&mut self, pointer: &Pointer, partial: &Path) -> io::Result<()> {
+        let state = State {
+            version: pointer.version,
+            name: pointer.name.clone(),
+            size: pointer.size,
+            sha256: pointer.sha256,
+            content_type: pointer.content_type.clone(),
+            stage: Stage::Shown,
+            told: false,
+        };
+        let file = self.file(&state);
+        fs::create_dir_all(self.root.join(state.version.to_string()))?;
+        place(partial, &file).map_err(io::Error::other)?;
+        // Before the link: after a crash in between, the next start makes the link.
+        self.write(state)?;
+        self.link()
+    }
+
+    fn link(&self) -> io::Result<()> {
+        let Some(state) = &self.state else { return Ok(()) };
+        let link = self.root.join(".millpond").join("link");
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        symlink(target(state), &link)?;
+        fs::rename(&link, self.root.join("current"))?;
+        sync_directory(&self.root)
+    }
+
+    /// Notes how far the shown version is.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn note(&mut self, stage: Stage, told: bool) -> io::Result<()> {
+        match self.state.clone() {
+            Some(state) => self.write(State { stage, told, ..state }),
+            None => Ok(()),
+        }
+    }
+
+    fn write(&mut self, state: State) -> io::Result<()> {
+        let own = self.root.join(".millpond");
+        let scratch = own.join("state.new");
+        fs::write(&scratch, serde_json::to_vec(&state)?)?;
+        File::open(&scratch)?.sync_all()?;
+        fs::rename(&scratch, own.join("state"))?;
+        sync_directory(&own)?;
+        self.state = Some(state);
+        Ok(())
+    }
+
+    /// Removes versions, but for the `keep` largest and the current one.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn prune(&self, keep: usize) -> io::Result<()> {
+        let mut versions = Vec::new();
+        for item in fs::read_dir(&self.root)? {
+            let name = item?.file_name();
+            let version = name.to_str().and_then(|name| name.parse::<u64>().ok());
+            versions.extend(version.filter(|version| version.to_string().as_str() == name));
+        }
+        versions.sort_unstable_by(|a, b| b.cmp(a));
+        let current = self.state.as_ref().map(|state| state.version);
+        for version in versions.into_iter().skip(keep.max(1)).filter(|version| Some(*version) != current) {
+            fs::remove_dir_all(self.root.join(version.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millpond_protocol::Timestamp;
+
+    use super::*;
+
+    fn pointer(version: u64, bytes: &[u8]) -> Pointer {
+        Pointer {
+            version,
+            batch: 1,
+            round: 1,
+            of: None,
+            name: "model.bin".parse().unwrap(),
+            size: bytes.len() as u64,
+            sha256: Sha256::of(bytes),
+            content_type: None,
+            url: String::new(),
+            url_expires: Timestamp::EPOCH,
+            spread_s: 0,
+        }
+    }
+
+    fn show(shelf: &mut Shelf, version: u64, bytes: &[u8]) {
+        let partial = shelf.partial(Sha256::of(bytes)).unwrap();
+        fs::write(&partial, bytes).unwrap();
+        shelf.show(&pointer(version, bytes), &partial).unwrap();
+    }
+
+    #[test]
+    fn current_is_the_newest_and_the_last_few_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let mut shelf = Shelf::open(root.path()).unwrap();
+        for version in 8..=11 {
+            show(&mut shelf, version, format!("version {version}").as_bytes());
+            shelf.prune(2).unwrap();
+        }
+        assert_eq!(fs::read_to_string(root.path().join("current")).unwrap(), "version 11");
+        assert!(root.path().join("10").exists() && !root.path().join("9").exists());
+        shelf.note(Stage::Applied, true).unwrap();
+        drop(shelf);
+        let shelf = Shelf::open(root.path()).unwrap();
+        assert_eq!(
+            shelf.state().map(|s| (s.version, s.stage.clone(), s.told)),
+            Some((11, Stage::Applied, true))
+        );
+    }
+
+    #[test]
+    fn a_link_that_a_crash_kept_from_being_made_is_made_at_the_next_start() {
+        let root = tempfile::tempdir().unwrap();
+        let mut shelf = Shelf::open(root.path()).unwrap();
+        show(&mut shelf, 1, b"one");
+        show(&mut shelf, 2, b"two");
+        drop(shelf);
+        fs::remove_file(root.path().join("current")).unwrap();
+        symlink("1/model.bin", root.path().join("current")).unwrap();
+        drop(Shelf::open(root.path()).unwrap());
+        assert_eq!(fs::read_to_string(root.path().join("current")).unwrap(), "two");
+    }
+
+    #[test]
+    fn a_directory_has_one_listener() {
+        let root = tempfile::tempdir().unwrap();
+        let first = Shelf::open(root.path()).unwrap();
+        assert_eq!(Shelf::open(root.path()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(first);
+        Shelf::open(root.path()).unwrap();
+    }
+
+    #[test]
+    fn what_somebody_removed_is_fetched_again() {
+        let root = tempfile::tempdir().unwrap();
+        let mut shelf = Shelf::open(root.path()).unwrap();
+        show(&mut shelf, 1, b"one");
+        drop(shelf);
+        fs::remove_dir_all(root.path().join("1")).unwrap();
+        assert_eq!(Shelf::open(root.path()).unwrap().state(), None);
+    }
+
+    #[test]
+    fn only_the_wanted_download_is_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let shelf = Shelf::open(root.path()).unwrap();
+        let one = shelf.partial(Sha256::of(b"1")).unwrap();
+        fs::write(&one, "half").unwrap();
+        assert_eq!(shelf.partial(Sha256::of(b"1")).unwrap(), one);
+        assert!(one.exists());
+        shelf.partial(Sha256::of(b"2")).unwrap();
+        assert!(!one.exists());
+    }
+}

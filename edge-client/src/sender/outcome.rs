@@ -1,0 +1,257 @@
+//! What becomes of files: receipts, answers, refusals, and what did not come in time.
+
+use std::time::Duration;
+
+use millpond_protocol::message::answer::UploadInfo;
+use millpond_protocol::message::{Outcome, Receipt};
+use millpond_protocol::{Code, Refusal, Sha256, UploadId};
+use tokio::time::Instant;
+
+use super::queue::Shipment;
+use super::run::{Awaited, Done, Run, STUCK};
+use super::{Report, SendError};
+use crate::large::LargeError;
+use crate::session::{Cause, Event, SessionError};
+use crate::spool::{Entry, SpoolError};
+
+/// How long a receipt may take after the acknowledgement, before it is asked for.
+const RECEIPT: Duration = Duration::from_secs(20);
+
+impl Run<'_> {
+    /// Something came from the server.
+    pub(super) fn told(&mut self, event: Event) -> Result<(), SendError> {
+        match event {
+            Event::Online => self.online = true,
+            Event::Offline(cause @ (Cause::Refused(_) | Cause::Closed)) => {
+                return Err(SendError::Offline(cause));
+            }
+            Event::Offline(Cause::Lost(_)) => {
+                if std::mem::replace(&mut self.online, false) {
+                    self.offline_since = Instant::now();
+                }
+            }
+            Event::Card(card) => self.card = Some(card),
+            Event::Receipt(receipt, ack) => {
+                let entry = self.queue.sent(&receipt.upload).cloned();
+                self.settled.push((entry, receipt, Some(ack)));
+            }
+            Event::Result(_) | Event::ResultData { .. } | Event::Offer(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Acts on the receipts that were read, and only then acknowledges them.
+    pub(super) async fn settle(&mut self) -> Result<(), SendError> {
+        let (mut acks, mut stored) = (Vec::new(), Vec::new());
+        for (entry, receipt, ack) in std::mem::take(&mut self.settled) {
+            let Some(entry) = entry else {
+                acks.extend(ack);
+                continue;
+            };
+            let digest = self.digests.get(&entry.upload).copied();
+            let refusal = match receipt.outcome {
+                Outcome::Stored if receipt.sha256 == digest => None,
+                // The receipt of other bytes that were there before; the refusal of these comes too.
+                Outcome::Stored => {
+                    acks.extend(ack);
+                    continue;
+                }
+                _ => Some(
+                    receipt
+                        .error
+                        .clone()
+                        .unwrap_or_else(|| Refusal::new(Code::Rejected, "no reason was given")),
+                ),
+            };
+            match refusal {
+                None => stored.push((entry, receipt)),
+                Some(refusal) => self.refuse(&entry, refusal)?,
+            }
+            acks.extend(ack);
+        }
+        let entries: Vec<Entry> = stored.iter().map(|(entry, _)| entry.clone()).collect();
+        if !entries.is_empty() {
+            self.spool.remove(&entries)?;
+            self.progress = Instant::now();
+        }
+        for (entry, receipt) in &stored {
+            self.let_go(&entry.upload);
+            self.summary.stored += 1;
+            (self.report)(Report::Stored(entry, receipt));
+        }
+        for ack in acks {
+            ack.done().await;
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, entry: &Entry, refusal: Refusal) -> Result<(), SendError> {
+        if refusal.code == Code::Unauthorized {
+            return Err(SendError::NotAllowed(refusal));
+        }
+        self.spool.refuse(entry, &refusal)?;
+        self.let_go(&entry.upload);
+        self.progress = Instant::now();
+        self.summary.refused += 1;
+        (self.report)(Report::Refused(entry, &refusal));
+        Ok(())
+    }
+
+    fn let_go(&mut self, upload: &UploadId) {
+        self.queue.settled(upload);
+        self.digests.remove(upload);
+    }
+
+    pub(super) async fn done(&mut self, done: Done) -> Result<(), SendError> {
+        match done {
+            Done::Shipped(shipment, result) => {
+                self.shipments -= 1;
+                let until = Instant::now() + RECEIPT;
+                match (result, shipment) {
+                    (Ok(()), shipment) => {
+                        self.progress = Instant::now();
+                        self.awaited.push((until, shipment.entries().to_vec(), None));
+                    }
+                    // A bundle is refused as a whole for the fault of one.
+                    (Err(SessionError::Refused(_)), Shipment::Bundle(entries)) => self.queue.alone(&entries),
+                    // The receipt says why.
+                    (Err(SessionError::Refused(code)), shipment) => {
+                        self.awaited.push((until, shipment.entries().to_vec(), Some(code)));
+                    }
+                    (Err(_), shipment) => self.queue.doubt(shipment.entries()),
+                }
+                Ok(())
+            }
+            Done::Asked(entry, answer) => {
+                self.asks -= 1;
+                self.asked(entry, answer).await
+            }
+            Done::Put(entry, sha256, sent) => {
+                self.large = false;
+                self.progress = Instant::now();
+                self.sent_large(entry, sha256, sent).await
+            }
+        }
+    }
+
+    async fn sent_large(
+        &mut self,
+        entry: Entry,
+        sha256: Sha256,
+        sent: Result<Receipt, LargeError>,
+    ) -> Result<(), SendError> {
+        if self.queue.sent(entry.upload.as_str()).is_none() {
+            // Its receipt was faster.
+            return Ok(());
+        }
+        match sent {
+            Ok(receipt) => {
+                self.summary.bytes += entry.size;
+                self.digests.insert(entry.upload.clone(), sha256);
+                self.settled.push((Some(entry), receipt, None));
+                self.settle().await
+            }
+            Err(error) => match error.refusal() {
+                Some(refusal) => self.refuse(&entry, refusal.clone()),
+                None if matches!(error, LargeError::Changed(_)) => {
+                    let refusal = Refusal::new(Code::Mismatch, "the spool's copy is damaged");
+                    self.refuse(&entry, refusal)
+                }
+                None => {
+                    self.queue.settled(&entry.upload);
+                    (self.report)(Report::Left(&entry, &error));
+                    self.left.insert(entry.upload);
+                    Ok(())
+                }
+            },
+        }
+    }
+
+    async fn asked(
+        &mut self,
+        entry: Entry,
+        answer: Result<UploadInfo, SessionError>,
+    ) -> Result<(), SendError> {
+        if self.queue.sent(entry.upload.as_str()).is_none() {
+            // Its receipt was faster.
+            return Ok(());
+        }
+        let info = match answer {
+            Ok(info) => info,
+            Err(SessionError::Answer(refusal)) if !refusal.code.is_temporary() => {
+                // Nothing of ours has that id.
+                self.queue.again(std::slice::from_ref(&entry));
+                return Ok(());
+            }
+            Err(_) => {
+                self.queue.doubt(std::slice::from_ref(&entry));
+                return Ok(());
+            }
+        };
+        let digest = match self.spool.describe(&entry) {
+            Ok(document) => document.sha256,
+            Err(SpoolError::Gone(_) | SpoolError::Damaged { .. }) => {
+                self.let_go(&entry.upload);
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.digests.insert(entry.upload.clone(), digest);
+        if matches!(info.outcome, Outcome::Granted | Outcome::Pending) {
+            // Begun, and not counted: its way goes on where it was.
+            self.queue.again(std::slice::from_ref(&entry));
+            return Ok(());
+        }
+        if info.sha256 != digest {
+            let refusal =
+                Refusal::new(Code::Conflict, format!("upload {} exists with other bytes", entry.upload));
+            return self.refuse(&entry, refusal);
+        }
+        let receipt = Receipt {
+            upload: info.upload.to_string(),
+            outcome: info.outcome,
+            batch: info.batch,
+            event_time: Some(info.event_time),
+            late: info.late,
+            clamped: info.clamped,
+            sha256: Some(info.sha256),
+            bundle: None,
+            error: info
+                .rule
+                .map(|rule| Refusal::new(Code::Rejected, format!("against the pool's rule {rule}"))),
+        };
+        self.settled.push((Some(entry), receipt, None));
+        self.settle().await
+    }
+
+    /// Some deadline has passed.
+    pub(super) fn overdue(&mut self) -> Result<(), SendError> {
+        let now = Instant::now();
+        if !self.online && now >= self.offline_since + self.options.patience {
+            return Err(SendError::Offline(Cause::Lost(
+                "the connection was lost and did not come back".into(),
+            )));
+        }
+        if now >= self.progress + STUCK {
+            return Err(SendError::Stuck(STUCK));
+        }
+        let (due, waiting) =
+            std::mem::take(&mut self.awaited).into_iter().partition(|(until, ..)| *until <= now);
+        self.awaited = waiting;
+        let due: Vec<Awaited> = due;
+        for (_, entries, refused) in due {
+            let Some(code) = refused else {
+                self.queue.doubt(&entries);
+                continue;
+            };
+            for entry in entries {
+                if self.queue.sent(entry.upload.as_str()).is_some() {
+                    let code_name = if code == 0x87 { Code::Unauthorized } else { Code::Rejected };
+                    let what = format!("refused with MQTT reason 0x{code:02x}, and no receipt said why");
+                    self.refuse(&entry, Refusal::new(code_name, what))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

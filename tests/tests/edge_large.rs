@@ -1,0 +1,116 @@
+//! Large files of `millpond-edge push`: by presigned URL, in parts that are resumed, over a network that is cut.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::time::Duration;
+
+use millpond_protocol::{Role, Sha256};
+use millpond_tests::{Edge, Relay, Server, edge_binary};
+use serde_json::json;
+
+const PATIENCE: Duration = Duration::from_secs(120);
+const MIB: usize = 1 << 20;
+
+struct Cast {
+    server: Server,
+    edge: Edge,
+    /// Between the device and storage.
+    storage: Relay,
+}
+
+async fn cast() -> Cast {
+    // URLs are signed for the address that clients use: the relay's.
+    let storage = Relay::to("127.0.0.1:1".parse().unwrap()).await;
+    let public = format!("http://{}", storage.address());
+    let server = Server::with(&[("MILLPOND__STORAGE__PUBLIC_URL", &public)]).await;
+    storage.mend(server.ports().storage.unwrap());
+    server.pool("demo", json!({ "grouping": "window", "window_s": 86_400 })).await;
+    let who = server.member("demo", "edge-1", Role::Publisher).await;
+    let edge = Edge::new(&server, who).await;
+    Cast { server, edge, storage }
+}
+
+/// Bytes that no two parts of the file have in common.
+fn content(size: usize) -> Vec<u8> {
+    (0..size).map(|n| (n / 1_000 + n % 251) as u8).collect()
+}
+
+async fn only_upload(server: &Server) -> (u64, String) {
+    let uploads = server.uploads("demo").await;
+    assert_eq!(uploads.len(), 1, "{uploads:?}");
+    (uploads[0]["size"].as_u64().unwrap(), uploads[0]["sha256"].as_str().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn a_file_too_large_for_mqtt_goes_by_url_and_small_ones_need_not_wait_for_it() {
+    let cast = cast().await;
+    let bytes = content(3 * MIB);
+    cast.edge.file("large.bin", &bytes);
+    let out = cast.edge.done(&["push", "large.bin"]).await;
+    assert!(out.starts_with("stored  large.bin-"), "{out}");
+    assert_eq!(only_upload(&cast.server).await, (3 * MIB as u64, Sha256::of(&bytes).to_string()));
+    assert!(cast.edge.relay.upward() < 20_000, "the bytes went past MQTT");
+    let again = cast.edge.done(&["push", "large.bin"]).await;
+    assert_eq!(again, out);
+    assert!(cast.storage.upward() < 3 * MIB as u64 + 20_000, "once");
+}
+
+#[tokio::test]
+async fn a_push_that_is_killed_in_mid_transfer_is_resumed_with_the_parts_that_are_missing() {
+    let cast = cast().await;
+    let bytes = content(40 * MIB);
+    cast.edge.file("film.bin", &bytes);
+    let mut push = cast.edge.start("push", &["push", "film.bin"]);
+    while cast.storage.upward() < 26 * MIB as u64 {
+        assert!(push.status().is_none(), "{}", push.stderr());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    push.kill();
+    cast.edge.done(&["spool", "flush"]).await;
+    assert_eq!(only_upload(&cast.server).await, (40 * MIB as u64, Sha256::of(&bytes).to_string()));
+    // Five parts of 8 MiB, at most four of them on their way at once when it died, and one at least was through.
+    let sent = cast.storage.upward();
+    assert!(sent < 40 * MIB as u64 + 32 * MIB as u64, "{sent}");
+    assert_eq!(std::fs::read_dir(cast.edge.spool().join("ready")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_cut_between_the_device_and_storage_is_waited_out() {
+    let cast = cast().await;
+    let bytes = content(20 * MIB);
+    cast.edge.file("film.bin", &bytes);
+    cast.storage.cut_after(5 * MIB as u64);
+    let mut push = cast.edge.start("push", &["push", "film.bin"]);
+    cast.storage.was_cut().await;
+    cast.storage.mend(cast.server.ports().storage.unwrap());
+    assert!(push.wait(PATIENCE).await.success(), "{}", push.stderr());
+    assert!(push.stdout().starts_with("stored"), "{}", push.stdout());
+    assert_eq!(only_upload(&cast.server).await, (20 * MIB as u64, Sha256::of(&bytes).to_string()));
+}
+
+#[tokio::test]
+async fn memory_does_not_depend_on_the_size_of_a_file() {
+    let cast = cast().await;
+    cast.edge.file("film.bin", &content(60 * MIB));
+    let peak = |arguments: &'static [&'static str]| {
+        // The shell's own child tells what it took at the most, in KiB.
+        let mut command = cast.edge.command(arguments);
+        let script = r#""$0" "$@" & child=$!; peak=0
+            while read -r _ kib _ < <(grep VmHWM /proc/$child/status 2>/dev/null); do peak=$kib; sleep 0.01; done
+            wait $child; code=$?; echo "peak $peak"; exit $code"#;
+        let mut shell = std::process::Command::new("bash");
+        shell.args(["-c", script]).arg(edge_binary()).args(arguments);
+        shell.current_dir(cast.edge.directory());
+        for (key, value) in command.get_envs() {
+            shell.env(key, value.unwrap_or_default());
+        }
+        command.stdin(std::process::Stdio::null());
+        tokio::task::spawn_blocking(move || shell.output().unwrap())
+    };
+    let output = peak(&["push", "film.bin"]).await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let out = String::from_utf8(output.stdout).unwrap();
+    let kib: u64 = out.lines().find_map(|line| line.strip_prefix("peak ")).unwrap().parse().unwrap();
+    eprintln!("peak {kib} KiB");
+    assert!((1..40_000).contains(&kib), "{out}");
+}
