@@ -32,8 +32,11 @@ pub const ANSWER_MAX: usize = 4 << 20;
 /// How long connecting to storage may take, so that a second attempt still fits the time of a call.
 pub const CONNECT: Duration = Duration::from_secs(10);
 
-/// How long a call to `public_url` may take when it is tried from here.
-pub const PUBLIC: Duration = Duration::from_secs(10);
+/// How long a call to `public_url` may take when it is tried from here: it may be a hole that swallows packets.
+pub const PUBLIC: Duration = Duration::from_secs(3);
+
+/// How long the URLs of such a try hold, so that clocks may differ as they may for others.
+pub const PUBLIC_URL: Duration = Duration::from_secs(15 * 60);
 
 /// How far the clocks of server and storage may differ: S3 allows 15 minutes, and some servers less.
 pub const SKEW: Duration = Duration::from_secs(5 * 60);

@@ -77,15 +77,19 @@ impl Storage {
         }
     }
 
-    /// Everything that Millpond asks of storage, the URLs for clients too: some ten calls.
+    /// Everything that Millpond asks of storage: [`Storage::probe`], then [`Storage::check_more`].
+    pub async fn check(&self) -> Findings {
+        match self.probe().await {
+            Ok(()) => self.check_more().await,
+            Err(error) => Findings { problems: vec![error.to_string()], warnings: Vec::new() },
+        }
+    }
+
+    /// What a probe leaves out, in some twelve calls: an object in parts, and URLs as a client uses them.
     ///
     /// Whether others can reach `public_url` cannot be told from here; that this machine cannot is a warning.
-    pub async fn check(&self) -> Findings {
+    pub async fn check_more(&self) -> Findings {
         let mut found = Findings::default();
-        if let Err(error) = self.probe().await {
-            found.problems.push(error.to_string());
-            return found;
-        }
         if let Err(error) = self.check_parts().await {
             found.problems.push(format!("an object cannot be made of parts: {error}"));
         }
@@ -138,7 +142,7 @@ impl Storage {
         let key = fresh_key()?;
         let bytes = Bytes::copy_from_slice(key.as_str().as_bytes());
         let now = Timestamp::clamped(Clock::now().as_millisecond());
-        let put = self.presign_put(&key, bytes.len() as u64, Sha256::of(&bytes), limits::PUBLIC * 4, now);
+        let put = self.presign_put(&key, bytes.len() as u64, Sha256::of(&bytes), limits::PUBLIC_URL, now);
         let outsider = self.outsider();
         let tried = async {
             match outsider.put(&put, bytes.slice(1..).iter().chain(b"?").copied().collect()).await {
@@ -154,7 +158,7 @@ impl Storage {
             self.read_back(&key, &bytes).await.map_err(|error| {
                 Error::refused(Fault::Endpoint, format!("what was PUT there is not in the bucket: {error}"))
             })?;
-            let get = self.presign_get(&key, limits::PUBLIC * 4, now);
+            let get = self.presign_get(&key, limits::PUBLIC_URL, now);
             let read = outsider.send(outsider.http.get(get.url)).await?;
             let read = read.bytes().await.map_err(|error| http::unsent(&error))?;
             if read == bytes { Ok(()) } else { Err(Error::Mismatch("other bytes come from there".into())) }

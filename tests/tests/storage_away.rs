@@ -81,3 +81,13 @@ async fn a_round_that_was_sealed_while_storage_is_away_becomes_ready_when_it_is_
     let leased = mill.fetch(lease).await.unwrap();
     assert_eq!(leased.files["edge/u1"], "file");
 }
+
+#[tokio::test]
+async fn a_public_url_that_does_not_answer_the_server_itself_is_a_warning() {
+    let server = Server::with(&[("MILLPOND__STORAGE__PUBLIC_URL", "http://127.0.0.1:9")]).await;
+    let ready: serde_json::Value =
+        serde_json::from_slice(&server.api().fetch(&format!("http://{}/readyz", server.ports().http)).await)
+            .unwrap();
+    assert_eq!((&ready["ready"], &ready["problems"]), (&json!(true), &json!([])));
+    assert!(ready["warnings"][0].as_str().unwrap().contains("http://127.0.0.1:9 does not answer"), "{ready}");
+}

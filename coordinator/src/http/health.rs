@@ -56,37 +56,44 @@ impl Readiness {
         if let Some((_, last)) = found.last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
             return last.clone();
         }
-        let checked = found.checked.take().filter(|(at, _)| at.elapsed() < CHECKED);
-        let probe = async {
-            match &checked {
-                Some((_, warnings)) => {
-                    let problems = storage.probe().await.err().map(|error| error.to_string());
-                    Findings { problems: problems.into_iter().collect(), warnings: warnings.clone() }
-                }
-                None => storage.check().await,
-            }
-        };
         let mut last = Findings::default();
         // An empty job goes through the writer, so a ledger that cannot commit is found too.
         let ledger = tokio::time::timeout(PROBE_TIMEOUT, ledger.write(|_| Ok(())));
-        let (ledger, storage) = tokio::join!(ledger, tokio::time::timeout(PROBE_TIMEOUT, probe));
+        let probe = tokio::time::timeout(PROBE_TIMEOUT, storage.probe());
+        let (ledger, probe) = tokio::join!(ledger, probe);
         match ledger {
             Ok(Ok(())) => {}
             Ok(Err(refusal)) => last.problems.push(format!("ledger: {}", refusal.message)),
             Err(_) => last.problems.push(format!("ledger: no answer within {PROBE_TIMEOUT:?}")),
         }
-        match storage {
-            Ok(storage) => {
-                if storage.problems.is_empty() {
-                    let at = checked.map_or_else(Instant::now, |(at, _)| at);
-                    found.checked = Some((at, storage.warnings.clone()));
-                }
-                last.problems.extend(storage.problems.into_iter().map(|what| format!("storage: {what}")));
-                last.warnings.extend(storage.warnings.into_iter().map(|what| format!("storage: {what}")));
+        match probe {
+            Ok(Ok(())) => {
+                let more = found.more(storage).await;
+                last.problems.extend(more.problems.into_iter().map(|what| format!("storage: {what}")));
+                last.warnings.extend(more.warnings.into_iter().map(|what| format!("storage: {what}")));
             }
+            Ok(Err(error)) => last.problems.push(format!("storage: {error}")),
             Err(_) => last.problems.push(format!("storage: no answer within {PROBE_TIMEOUT:?}")),
         }
         found.last = Some((Instant::now(), last.clone()));
         last
+    }
+}
+
+impl Found {
+    /// What a thorough check of storage says, or said not long ago if it was good.
+    async fn more(&mut self, storage: &Storage) -> Findings {
+        if let Some((_, warnings)) = self.checked.as_ref().filter(|(at, _)| at.elapsed() < CHECKED) {
+            return Findings { problems: Vec::new(), warnings: warnings.clone() };
+        }
+        let found = match tokio::time::timeout(PROBE_TIMEOUT, storage.check_more()).await {
+            Ok(found) => found,
+            Err(_) => Findings {
+                problems: Vec::new(),
+                warnings: vec![format!("URLs and parts could not be tried within {PROBE_TIMEOUT:?}")],
+            },
+        };
+        self.checked = Some((Instant::now(), found.warnings.clone())).filter(|_| found.problems.is_empty());
+        found
     }
 }
