@@ -12,6 +12,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 PATIENCE = 90  # seconds, longer than any wait_s
+PUBLISH_MAX = 1 << 20  # bytes; the pool's card says it too
 
 
 class Refused(Exception):
@@ -108,6 +109,30 @@ class Member:
             raise SystemExit("the server does not answer")
         if self._refused:
             raise SystemExit(f"the server refused the connection: {self._refused}")
+
+
+def send(member, file, size, sha256, **about):
+    """Sends what is too large for a PUBLISH to storage: `about` names the `upload`, or the `round` and `attempt`, and more keys of
+    `put`. Who was interrupted calls it again: what is there is not sent twice. `commit` or `done` make it count."""
+    about.update(size=size, sha256=sha256)
+    grant = member.ask("put", **about)
+    if "to" in grant:
+        _put(grant["to"], file)
+    there = {n for first, last in grant.get("there", []) for n in range(first, last + 1)}
+    for n in range(1, grant.get("part_count", 0) + 1):
+        if n in there:
+            continue
+        file.seek((n - 1) * grant["part_size"])
+        part = file.read(grant["part_size"])
+        wanted = [{"n": n, "sha256": hashlib.sha256(part).hexdigest()}]
+        _put(member.ask("put", parts=wanted, **about)["parts"][0]["to"], part)
+
+
+def _put(to, data):
+    """Exactly these headers: they are signed."""
+    request = urllib.request.Request(to["url"], data, to["headers"], method="PUT")
+    with urllib.request.urlopen(request, timeout=PATIENCE):
+        pass
 
 
 def fetch(url, size, sha256):

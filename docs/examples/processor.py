@@ -71,8 +71,12 @@ def main():
             result += data
         if manifest:
             raise ValueError(f"{len(manifest)} files are missing")
-        member.publish(f"result/{lease['round']}/{lease['attempt']}", result, [("name", "joined.bin")])
-        member.ask("done", **this, log=f"joined {header['count']} files\n")
+        if len(result) <= millpond.PUBLISH_MAX:
+            member.publish(f"result/{lease['round']}/{lease['attempt']}", result, [("name", "joined.bin")])
+        else:
+            sha256 = hashlib.sha256(result).hexdigest()
+            millpond.send(member, io.BytesIO(result), len(result), sha256, name="joined.bin", **this)
+        member.ask("done", **this, log=f"joined {header['count']} files\n", wait_s=30)
     except Exception as error:
         # Without this the round would be offered again only when the lease runs out.
         member.ask("fail", **this, error=str(error), retryable=True)

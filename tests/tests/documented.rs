@@ -4,8 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use millpond_protocol::Role;
 use millpond_protocol::access::Op;
+use millpond_protocol::message::answer::PutTo;
+use millpond_protocol::{Role, Sha256};
 use millpond_tests::{Beside, Link, Mill, Server, recent_hour, repository};
 use serde_json::{Value, json};
 
@@ -170,4 +171,40 @@ async fn events_and_rarer_answers_have_the_keys_that_the_document_shows() {
     documented("results", &[results], &[example], &["cursor", "results.of"]);
     let get = edge.ask(Op::Get, &json!({ "id": "g", "version": 1 })).await.unwrap();
     documented("a file's URL", &[get], &["message/answer-get-url.json"], &[]);
+}
+
+#[tokio::test]
+async fn the_answers_about_large_files_have_the_keys_that_the_document_shows() {
+    let server = Server::start().await;
+    server.pool("demo", json!({ "window_s": 3_600, "deadline_s": 7_200 })).await;
+    let edge = Link::open(server.member("demo", "edge", Role::Publisher).await).await.unwrap();
+    let mill = Mill::join(server.member("demo", "mill", Role::Processor).await, server.api()).await;
+    let ask = async |op, ask: Value| edge.ask::<Value>(op, &ask).await.unwrap();
+
+    let file = vec![b'x'; 200_000];
+    let sha256 = Sha256::of(&file);
+    let put = json!({ "id": "p", "upload": "map", "size": file.len(), "sha256": sha256,
+        "event_time": recent_hour(), "curl": true });
+    let granted = ask(Op::Put, put.clone()).await;
+    documented("a grant", std::slice::from_ref(&granted), &["message/answer-put.json"], &[]);
+    let to: PutTo = serde_json::from_value(granted["to"].clone()).unwrap();
+    assert_eq!(server.api().send(&to, file.clone()).await, 200);
+    let committed = ask(Op::Commit, json!({ "id": "c", "upload": "map" })).await;
+    documented("a commit", &[committed], &["message/answer-commit.json"], &[]);
+    let stored = ask(Op::Put, put).await;
+    documented("a put of what is there", &[stored], &["message/answer-put-stored.json"], &[]);
+
+    let parts = json!({ "id": "p2", "upload": "film", "size": 6 << 20, "sha256": sha256, "part_size": 5 << 20,
+        "event_time": recent_hour(), "parts": [{ "n": 1, "sha256": sha256 }] });
+    let granted = ask(Op::Put, parts).await;
+    documented("a grant in parts", &[granted], &["message/answer-put-parts.json"], &["there"]);
+    let status = ask(Op::Status, json!({ "id": "s", "upload": "film" })).await;
+    documented("a grant's status", &[status], &["message/answer-status-pending.json"], &["verified"]);
+    let abort = ask(Op::Abort, json!({ "id": "x", "upload": "film" })).await;
+    documented("abort", &[abort], &["message/answer-abort.json"], &[]);
+
+    let lease = mill.trigger(&json!({})).await.unwrap();
+    let put = json!({ "id": "p3", "round": lease.round, "attempt": lease.attempt, "size": file.len(), "sha256": sha256 });
+    let granted: Value = mill.link.ask(Op::Put, &put).await.unwrap();
+    documented("a result's grant", &[granted], &["message/answer-put-result.json"], &[]);
 }

@@ -45,27 +45,32 @@ async fn publisher_listener_and_processor_in_python_do_the_main_job() {
     };
     let mut early = Process::start(listen(&directory.join("early")), server.directory(), "listener");
 
-    let (small, large) = (server.directory().join("small.txt"), server.directory().join("large.bin"));
-    std::fs::write(&small, "small").unwrap();
-    std::fs::write(&large, vec![b'x'; 200_000]).unwrap();
+    let file = |name: &str, len: usize| {
+        let path = server.directory().join(name);
+        std::fs::write(&path, vec![b'x'; len]).unwrap();
+        path
+    };
+    // By PUBLISH into the ledger and into storage, by one PUT, and in two parts.
+    let lengths = [5, 200_000, 2_000_000, 6_000_000];
+    let files = [file("a", lengths[0]), file("b", lengths[1]), file("c", lengths[2]), file("d", lengths[3])];
     let mut publish = example("publisher.py", &publisher);
-    publish.args([&small, &large]);
+    publish.args(["--part-size", "5242880"]).args(&files);
     let said = good(publish);
-    assert_eq!(said.matches("stored in batch 1").count(), 2, "{said}");
-    // Twice is once.
+    assert_eq!(said.matches("stored in batch 1").count(), 4, "{said}");
+    // Twice is once, and a receipt of its own only for what was published.
     let mut again = example("publisher.py", &publisher);
-    again.arg(&small);
+    again.arg(&files[0]);
     assert!(good(again).contains("stored in batch 1"));
 
     assert_eq!(good(example("processor.py", &mill)), "nothing to do\n");
     let mut work = example("processor.py", &mill);
     work.arg("--trigger");
-    assert!(good(work).contains("round 1: 2 files, 200005 bytes returned"));
+    assert!(good(work).contains("round 1: 4 files, 8200005 bytes returned"));
 
     let status = early.wait(std::time::Duration::from_secs(60)).await;
     assert!(status.success());
     let result = std::fs::read(directory.join("early/joined.bin")).unwrap();
-    assert_eq!(result.len(), 200_005);
+    assert_eq!(result.len(), lengths.iter().sum::<usize>());
 
     // One that comes later has it too.
     good(listen(&directory.join("late")));

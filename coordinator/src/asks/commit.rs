@@ -168,7 +168,7 @@ async fn look(asks: &Asks, grants: &[Grant]) -> Result<Look, Refusal> {
         }
     }
     if wrong.is_empty() {
-        let unread = looks.iter().any(|look| *look == Look::Unread);
+        let unread = looks.contains(&Look::Unread);
         return Ok(if unread { Look::Unread } else { Look::Good });
     }
     asks.grants.end(differ, Cause::Mismatch).await?;

@@ -202,7 +202,8 @@ impl Link {
         let correlation = {
             let mut count = self.order.lock().await;
             *count += 1;
-            Bytes::from(format!("ask-{count}"))
+            // Answers go to every connection of the member.
+            Bytes::from(format!("{}-{count}", self.who.client_id))
         };
         lock(&self.book).answers.insert(correlation.clone(), answer);
         let properties = PublishProperties {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use millpond_protocol::access::Op;
-use millpond_protocol::message::{Receipt, answer};
+use millpond_protocol::message::{Outcome, Receipt, answer};
 use millpond_protocol::{Code, Refusal, Role, Sha256};
 use millpond_tests::{Api, Link, Server, recent_hour};
 use serde::de::DeserializeOwned;
@@ -19,6 +19,13 @@ impl Client {
     /// A new member of pool `demo`, connected.
     pub async fn join(server: &Server, name: &str, role: Role) -> Self {
         let who = server.member("demo", name, role).await;
+        Self { link: Link::open(who).await.unwrap(), api: server.api() }
+    }
+
+    /// Another connection of the same member.
+    pub async fn second(&self, server: &Server) -> Self {
+        let mut who = self.link.who.clone();
+        who.client_id = "second".into();
         Self { link: Link::open(who).await.unwrap(), api: server.api() }
     }
 
@@ -65,6 +72,16 @@ impl Client {
 
     pub async fn status(&self, upload: &str) -> Result<answer::UploadInfo, Refusal> {
         self.ask(Op::Status, json!({ "upload": upload })).await
+    }
+
+    /// What becomes of an upload in the end.
+    pub async fn settled(&self, upload: &str) -> Outcome {
+        loop {
+            match self.status(upload).await.unwrap().outcome {
+                Outcome::Granted | Outcome::Pending => tokio::task::yield_now().await,
+                outcome => return outcome,
+            }
+        }
     }
 
     /// The next receipt for that upload.

@@ -128,9 +128,7 @@ async fn a_publish_under_the_id_of_an_open_grant_takes_its_place_or_is_a_conflic
 async fn two_connections_that_race_for_one_id_make_one_upload() {
     let server = server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
-    let mut who = edge.link.who.clone();
-    who.client_id = "second".into();
-    let second = Client { link: Link::open(who).await.unwrap(), api: server.api() };
+    let second = edge.second(&server).await;
     let file = bytes(1, 200_000);
     let (one, two) = tokio::join!(edge.put("a", &file), second.put("a", &file));
     let (one, two) = (one.unwrap().to.unwrap(), two.unwrap().to.unwrap());

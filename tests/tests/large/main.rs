@@ -4,4 +4,5 @@
 
 mod client;
 mod hostile;
+mod parts;
 mod single;

@@ -1,13 +1,14 @@
 //! The benchmarks: each prints its figure beside a reference measured in the same run.
 //!
 //!     cargo run --release -p millpond-tests --bin bench            all of them
-//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, seal, fanout, idle
+//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, seal, fanout, round, idle
 //!
 //! The server is a child process, so that its memory can be told from the load's.
 
 mod fanout;
 mod idle;
 mod ingest;
+mod round;
 mod seal;
 mod server;
 mod wire;
@@ -25,14 +26,16 @@ async fn main() -> Result<()> {
             ingest::run().await?;
             seal::run().await?;
             fanout::run().await?;
+            round::run().await?;
             idle::run().await
         }
         (Some("ingest"), None) => ingest::run().await,
         (Some("seal"), None) => seal::run().await,
         (Some("fanout"), None) => fanout::run().await,
+        (Some("round"), None) => round::run().await,
         (Some("idle"), None) => idle::run().await,
         (Some(other), _) => {
-            bail!("there is no benchmark {other}: ingest, seal, fanout, idle, or none for all")
+            bail!("there is no benchmark {other}: ingest, seal, fanout, round, idle, or none for all")
         }
     }
 }

@@ -1,0 +1,200 @@
+//! Grants as rows: what they come to, what they may not exceed, and what the sweep leaves alone.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use millpond::dispatch::sweep::sweep;
+use millpond::ledger::grants::{Grant, NewGrant, Target};
+use millpond::ledger::now;
+use millpond::ledger::transfer::{Cause, Granted};
+use millpond::ledger::uploads::Body;
+use millpond_protocol::access::Op;
+use millpond_protocol::{Code, Principal, Role, Sha256, Timestamp, limits};
+use millpond_storage::ObjectKey;
+use serde_json::{Value, json};
+
+use crate::world::{World, file, window};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn new(upload: &str, size: u64, event_time: Option<Timestamp>) -> NewGrant {
+    NewGrant {
+        target: Target::Upload(upload.parse().unwrap()),
+        name: None,
+        content_type: None,
+        meta: None,
+        label: None,
+        event_time,
+        size,
+        sha256: Sha256::of(upload.as_bytes()),
+        part_size: None,
+    }
+}
+
+async fn grant(world: &World, who: &Principal, new: NewGrant) -> Result<Grant, Code> {
+    let who = who.clone();
+    match world.ledger.write(move |tx| tx.grant(&who, new, HOUR)).await {
+        Ok(Granted::Open { grant, .. }) => Ok(*grant),
+        Ok(other) => panic!("{other:?}"),
+        Err(refusal) => Err(refusal.code),
+    }
+}
+
+/// Counts a grant as if its object had been verified.
+async fn count(world: &World, grant: Grant) -> Value {
+    let who = grant.who.clone();
+    let stored = world.ledger.write(move |tx| tx.count_uploads(&who, &[grant])).await.unwrap();
+    json!(stored[0].receipt)
+}
+
+#[tokio::test]
+async fn lateness_is_decided_at_the_commit_and_the_event_time_held_to_the_grant() {
+    let world = World::new(json!({})).await;
+    let edge = world.member("edge", Role::Publisher).await;
+    let on_time = grant(&world, &edge, new("on-time", 1, Some(window()))).await.unwrap();
+    let late = grant(&world, &edge, new("late", 1, Some(window()))).await.unwrap();
+    let ahead = grant(&world, &edge, new("ahead", 1, Some(now().after(HOUR)))).await.unwrap();
+    let received = ahead.received;
+    assert_eq!(count(&world, on_time).await["late"], false);
+    let mill = world.member("mill", Role::Processor).await;
+    world.ask(&mill, Op::Trigger, json!({"id": "t", "window": window()})).await.unwrap();
+    assert_eq!(count(&world, late).await["late"], true);
+    let ahead = count(&world, ahead).await;
+    assert_eq!((&ahead["clamped"], &ahead["event_time"]), (&json!(true), &json!(received)));
+}
+
+#[tokio::test]
+async fn a_file_that_its_pool_does_not_take_any_more_is_rejected_at_its_commit() {
+    let world = World::new(json!({})).await;
+    let edge = world.member("edge", Role::Publisher).await;
+    let granted = grant(&world, &edge, new("large", 1_000, None)).await.unwrap();
+    let policy = serde_json::from_value(json!({"max_size": 10})).unwrap();
+    world.ledger.write(move |tx| tx.apply_pool(&"p".parse().unwrap(), &policy)).await.unwrap();
+    let receipt = count(&world, granted).await;
+    assert_eq!(receipt["outcome"], "rejected");
+    assert_eq!(world.number("SELECT count(*) FROM objects WHERE state = 'doomed'").await, 1);
+    assert_eq!(world.number("SELECT count(*) FROM grants").await, 0);
+}
+
+#[tokio::test]
+async fn a_member_and_a_pool_have_so_much_granted_and_no_more() {
+    let world = World::new(json!({})).await;
+    let edge = world.member("edge", Role::Publisher).await;
+    let who = edge.clone();
+    let all = world.ledger.write(move |tx| {
+        for n in 0..limits::GRANTS_PER_MEMBER {
+            tx.grant(&who, new(&format!("u{n}"), 1, None), HOUR)?;
+        }
+        Ok(())
+    });
+    all.await.unwrap();
+    assert_eq!(grant(&world, &edge, new("more", 1, None)).await.unwrap_err(), Code::Quota);
+    // Who asks again for what it has needs no more.
+    let first = grant(&world, &edge, new("u0", 1, None)).await.unwrap();
+    world.ledger.write(move |tx| tx.end_grant(&first, Cause::Aborted)).await.unwrap();
+    grant(&world, &edge, new("more", 1, None)).await.unwrap();
+
+    let other = world.member("other", Role::Publisher).await;
+    let most = limits::GRANTED_BYTES_PER_POOL - limits::GRANTS_PER_MEMBER;
+    let huge = grant(&world, &other, new("huge", most, None)).await.unwrap();
+    assert_eq!(grant(&world, &other, new("more", 1, None)).await.unwrap_err(), Code::Quota);
+    world.ledger.write(move |tx| tx.end_grant(&huge, Cause::Aborted)).await.unwrap();
+    grant(&world, &other, new("more", 1, None)).await.unwrap();
+    let bytes = limits::GRANTS_PER_MEMBER + 1;
+    assert_eq!(world.number("SELECT granted_bytes FROM pools").await, bytes);
+}
+
+#[tokio::test]
+async fn a_job_that_fails_gives_no_grant_and_counts_none() {
+    let world = World::new(json!({})).await;
+    let edge = world.member("edge", Role::Publisher).await;
+    let one = grant(&world, &edge, new("one", 5, None)).await.unwrap();
+    let who = edge.clone();
+    let failed = world.ledger.write(move |tx| {
+        tx.grant(&who, new("two", 7, None), HOUR)?;
+        tx.count_uploads(&who, &[one])?;
+        Err::<(), _>(millpond_protocol::Refusal::new(Code::Stale, "as if").into())
+    });
+    assert_eq!(failed.await.unwrap_err().code, Code::Stale);
+    assert_eq!(world.number("SELECT count(*) FROM grants").await, 1);
+    assert_eq!(world.number("SELECT granted_bytes FROM pools").await, 5);
+    assert_eq!(world.number("SELECT count(*) FROM uploads").await, 0);
+}
+
+#[tokio::test]
+async fn the_sweep_leaves_an_object_alone_while_a_url_lets_somebody_write_it() {
+    let world = World::new(json!({})).await;
+    let edge = world.member("edge", Role::Publisher).await;
+    let ask = json!({"id": "p", "upload": "u1", "size": 5, "sha256": Sha256::of(b"hello")});
+    world.ask(&edge, Op::Put, ask).await.unwrap();
+    let ask = json!({"id": "p2", "upload": "u2", "size": 9 << 20, "sha256": Sha256::of(b"x"), "part_size": 5 << 20});
+    world.ask(&edge, Op::Put, ask).await.unwrap();
+    let text = "SELECT key FROM objects WHERE multipart IS NULL";
+    let key: String = world.sql(move |sql| sql.query_row(text, [], |row| row.get(0))).await;
+    let key: ObjectKey = key.parse().unwrap();
+    world.storage.put(&key, Bytes::from_static(b"hello"), Sha256::of(b"hello")).await.unwrap();
+    for upload in ["u1", "u2"] {
+        world.ask(&edge, Op::Abort, json!({"id": upload, "upload": upload})).await.unwrap();
+    }
+    let soon = now().after(limits::URL_VALIDITY);
+    assert_eq!(sweep(&world.ledger, &world.storage, soon).await.unwrap(), 0);
+    assert!(world.storage.stat(&key).await.unwrap().is_some());
+    assert_eq!(sweep(&world.ledger, &world.storage, now().after(HOUR)).await.unwrap(), 2);
+    assert!(world.storage.stat(&key).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn what_an_earlier_run_began_is_doomed_at_the_start_but_not_what_is_granted() {
+    let world = World::new(json!({})).await;
+    let edge = world.member("edge", Role::Publisher).await;
+    grant(&world, &edge, new("granted", 1, None)).await.unwrap();
+    let pool = world.pool;
+    let staged = world.ledger.write(move |tx| tx.grant_object(pool, "upload", 1, Sha256::of(b"")));
+    staged.await.unwrap();
+    assert_eq!(world.ledger.write(|tx| tx.doom_left_over("upload")).await.unwrap(), 1);
+    assert_eq!(world.number("SELECT count(*) FROM objects WHERE state = 'granted'").await, 1);
+}
+
+#[tokio::test]
+async fn thousands_of_large_files_come_page_by_page_each_once_with_a_url() {
+    const FILES: u64 = 3_000;
+    let mut world = World::new(json!({})).await;
+    let edge = world.member("edge", Role::Publisher).await;
+    // Rows without bytes: a lease hands out URLs, and asks nobody whether there is something behind them.
+    let (pool, who) = (world.pool, edge.clone());
+    let upload = world.ledger.write(move |tx| {
+        for n in 0..FILES {
+            let bytes = n.to_le_bytes().to_vec();
+            let object = tx.grant_object(pool, "upload", 8, Sha256::of(&bytes))?;
+            let new = file(&format!("film-{n:05}"), bytes);
+            tx.store_upload(
+                pool,
+                &who,
+                millpond::ledger::uploads::NewUpload { body: Body::Object(object.id), ..new },
+            )?;
+        }
+        Ok(())
+    });
+    upload.await.unwrap();
+    world.dispatch();
+    let mill = world.member("mill", Role::Processor).await;
+    let mut page =
+        world.ask(&mill, Op::Trigger, json!({"id": "t", "take": true, "wait_s": 60})).await.unwrap()["lease"]
+            .take();
+    let (mut seen, mut urls, mut pages) = (BTreeSet::new(), BTreeSet::new(), 1);
+    loop {
+        for file in page["files"].as_array().unwrap() {
+            assert_eq!(file["kind"], "large");
+            assert!(seen.insert(file["upload"].as_str().unwrap().to_owned()), "{file} came twice");
+            urls.insert(file["url"].as_str().unwrap().to_owned());
+        }
+        let Some(cursor) = page["cursor"].as_str() else { break };
+        let ask = json!({"round": 1, "attempt": 1, "cursor": cursor, "max_answer": 262_144});
+        page = world.ask(&mill, Op::Files, ask).await.unwrap();
+        assert!(page.to_string().len() <= 262_144);
+        pages += 1;
+    }
+    assert_eq!((seen.len() as u64, urls.len() as u64), (FILES, FILES));
+    assert!(pages < 12, "{pages} pages");
+}
