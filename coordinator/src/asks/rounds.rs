@@ -102,13 +102,13 @@ pub(super) async fn beat(
     let wait_s = ask.wait_s;
     let (pool, ()) = decide(asks, who, "beat", head, move |tx, pool, who| {
         tx.apply(pool, Event::Beat { member: who.id, round, attempt })?;
-        if let Some(progress) = &ask.progress {
-            tx.sql()
-                .prepare_cached(
-                    "UPDATE attempts SET progress = ?4 WHERE pool_id = ?1 AND round = ?2 AND attempt = ?3",
-                )?
-                .execute(params![pool, round, attempt, progress.to_string()])?;
-        }
+        // A sign of life, whether or not it extends the lease.
+        tx.sql()
+            .prepare_cached(
+                "UPDATE attempts SET beat = ?4, progress = coalesce(?5, progress) \
+                 WHERE pool_id = ?1 AND round = ?2 AND attempt = ?3",
+            )?
+            .execute(params![pool, round, attempt, tx.now().as_millis(), text(ask.progress.as_ref())])?;
         append_log(tx, pool, round, attempt, ask.log.as_deref())
     })
     .await?;

@@ -7,8 +7,7 @@ use super::pack::{self, Fill};
 use super::seal::{self, Sealed};
 use super::{Context, Trouble, story};
 use crate::ledger::{Ledger, PoolId, Result, row_id};
-use crate::rounds::policy::Select;
-use crate::rounds::{Event, Policy};
+use crate::rounds::Event;
 
 /// The next thing to do.
 enum Step {
@@ -79,18 +78,15 @@ fn next(sql: &Connection, pool: PoolId) -> Result<Option<Step>> {
     Ok(story::untold(sql, pool)?.map(Step::Story))
 }
 
-/// An open batch with a pack's worth of small files, in a pool where every file counts.
+/// An open batch with a pack's worth of small files, in which every file counts.
 fn full(sql: &Connection, pool: PoolId) -> Result<Option<i64>> {
-    let found: Option<(i64, String)> = sql
+    Ok(sql
         .prepare_cached(
-            "SELECT b.id, p.policy FROM batches b JOIN pools p ON p.id = b.pool_id \
-             WHERE b.pool_id = ?1 AND b.state = 'open' AND b.small_bytes - b.packed_bytes >= ?2 ORDER BY b.id LIMIT 1",
+            "SELECT id FROM batches WHERE pool_id = ?1 AND state = 'open' AND selected = 'all' \
+             AND small_bytes - packed_bytes >= ?2 ORDER BY id LIMIT 1",
         )?
-        .query_row(params![pool, limits::PACK_MAX], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let Some((batch, policy)) = found else { return Ok(None) };
-    let policy: Policy = serde_json::from_str(&policy)?;
-    Ok((policy.select == Select::All).then_some(batch))
+        .query_row(params![pool, limits::PACK_MAX], |row| row.get(0))
+        .optional()?)
 }
 
 async fn ready(context: &Context, pool: PoolId, round: u64) -> std::result::Result<(), Trouble> {

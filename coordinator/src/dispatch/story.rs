@@ -104,17 +104,17 @@ pub(super) fn untold(sql: &Connection, pool: PoolId) -> Result<Option<u64>> {
 
 /// Writes the story of an ended round.
 pub(super) async fn write(context: &Context, pool: PoolId, round: u64) -> std::result::Result<(), Trouble> {
-    let (told, log_bytes) = context.ledger.read(move |sql| tell(sql, pool, round)).await?;
+    let (told, rev) = context.ledger.read(move |sql| tell(sql, pool, round)).await?;
     let sha256 = Sha256::of(&told);
     object::write(context, pool, Kind::Story, told.into(), sha256, move |tx, object| {
-        // If the round went on or its log grew while this was written, it is out of date already.
+        // If something that it tells changed while this was written, it is out of date already.
         let current = tx
             .sql()
             .prepare_cached(
                 "UPDATE rounds SET story_object = ?3 WHERE pool_id = ?1 AND round = ?2 AND story_object IS NULL \
-                 AND state IN ('committed', 'failed') AND log_bytes = ?4",
+                 AND story_rev = ?4",
             )?
-            .execute(params![pool, round, object, log_bytes])?;
+            .execute(params![pool, round, object, rev])?;
         if current == 0 {
             tx.doom_object(object)?;
         }
@@ -123,13 +123,13 @@ pub(super) async fn write(context: &Context, pool: PoolId, round: u64) -> std::r
     .await
 }
 
-/// The story's bytes, and how long the round's log was.
+/// The story's bytes, and the round's revision that it tells.
 fn tell(sql: &Connection, pool: PoolId, round: u64) -> Result<(Vec<u8>, u64)> {
-    let (name, record, cause, params, reference, log_bytes, count, bytes, manifest) = sql
+    let (name, record, cause, params, reference, log_bytes, count, bytes, manifest, rev) = sql
         .prepare_cached(
             "SELECT p.name, r.record, b.cause, r.params, r.ref, r.log_bytes, \
              (SELECT sum(count) FROM batches WHERE id = b.id OR carried_into = b.id), \
-             (SELECT sum(bytes) FROM batches WHERE id = b.id OR carried_into = b.id), m.sha256 \
+             (SELECT sum(bytes) FROM batches WHERE id = b.id OR carried_into = b.id), m.sha256, r.story_rev \
              FROM rounds r JOIN pools p ON p.id = r.pool_id JOIN batches b ON b.id = r.batch_id \
              LEFT JOIN manifests m ON m.pool_id = r.pool_id AND m.seq = r.round \
              WHERE r.pool_id = ?1 AND r.round = ?2",
@@ -147,6 +147,7 @@ fn tell(sql: &Connection, pool: PoolId, round: u64) -> Result<(Vec<u8>, u64)> {
                 row.get(6)?,
                 row.get(7)?,
                 manifest.map(Sha256),
+                row.get(9)?,
             ))
         })?;
     let record: Round = serde_json::from_str(&record)?;
@@ -178,7 +179,7 @@ fn tell(sql: &Connection, pool: PoolId, round: u64) -> Result<(Vec<u8>, u64)> {
         log_bytes_dropped: log_bytes.saturating_sub(kept),
         result: result(sql, pool, round)?,
     };
-    Ok((serde_json::to_vec(&story)?, log_bytes))
+    Ok((serde_json::to_vec(&story)?, rev))
 }
 
 fn attempts(sql: &Connection, pool: PoolId, round: u64) -> Result<Vec<Attempt>> {

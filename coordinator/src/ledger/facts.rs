@@ -14,6 +14,7 @@ impl Tx<'_> {
             Fact::BatchOpened(batch) => self.batch_opened(pool, &batch),
             Fact::BatchSealed { batch, cause, runs } => self.batch_sealed(pool, &batch, word(&cause)?, runs),
             Fact::BatchCarried { batch, into } => self.batch_carried(pool, &batch, &into),
+            Fact::WindowsAged { through } => self.windows_aged(pool, through),
             Fact::CompletedThrough { member, through } => self.completed_through(member, through),
             Fact::CompletedLabel { batch, member } => self.completed_label(pool, batch, member),
             Fact::Round { round, step } => self.round_changed(pool, &round, step),
@@ -22,15 +23,17 @@ impl Tx<'_> {
     }
 
     fn batch_opened(&mut self, pool: PoolId, batch: &Batch) -> Result<()> {
-        let (label, from) = match &batch.group {
-            Group::Window { from, .. } => (None, Some(from.as_millis())),
+        let (label, window) = match &batch.group {
+            Group::Window { from, to } => (None, Some((from.as_millis(), to.as_millis()))),
             Group::Label { label, .. } => (Some(label.as_str()), None),
             Group::Count => (None, None),
         };
+        let (from, to) = window.unzip();
+        let selected = word(&self.entry(pool)?.core.policy().select)?;
         self.sql
             .prepare_cached(
-                "INSERT INTO batches (id, pool_id, batch, record, state, label, window_from, deadline) \
-                 VALUES (?1, ?2, ?3, ?4, 'open', ?5, ?6, ?7)",
+                "INSERT INTO batches (id, pool_id, batch, record, state, label, window_from, window_to, deadline, selected) \
+                 VALUES (?1, ?2, ?3, ?4, 'open', ?5, ?6, ?7, ?8, ?9)",
             )?
             .execute(params![
                 row_id(pool, batch.batch),
@@ -39,7 +42,9 @@ impl Tx<'_> {
                 serde_json::to_string(batch)?,
                 label,
                 from,
-                batch.deadline.as_millis()
+                to,
+                batch.deadline.as_millis(),
+                selected
             ])?;
         if let Some(entry) = self.state.pools.get_mut(&pool) {
             entry.counters.batches = entry.counters.batches.max(batch.batch);
@@ -49,12 +54,11 @@ impl Tx<'_> {
     }
 
     fn batch_sealed(&mut self, pool: PoolId, batch: &Batch, cause: String, runs: bool) -> Result<()> {
-        let entry = self.entry(pool)?;
-        let (selected, policy_version) = (word(&entry.core.policy().select)?, entry.policy_version);
+        let policy_version = self.entry(pool)?.policy_version;
         self.sql
             .prepare_cached(
                 "UPDATE batches SET state = 'sealed', record = ?2, deadline = ?3, round = ?4, cause = ?5, runs = ?6, \
-                 sealed = ?7, selected = ?8, policy_version = ?9 WHERE id = ?1",
+                 sealed = ?7, policy_version = ?8 WHERE id = ?1",
             )?
             .execute(params![
                 row_id(pool, batch.batch),
@@ -64,7 +68,6 @@ impl Tx<'_> {
                 cause,
                 runs,
                 self.now.as_millis(),
-                selected,
                 policy_version
             ])?;
         if let Some(entry) = self.state.pools.get_mut(&pool) {
@@ -89,6 +92,13 @@ impl Tx<'_> {
             self.sql
                 .prepare_cached("UPDATE batches SET carried_into = ?2 WHERE carried_into = ?1")?
                 .execute(params![id, target])?;
+            // Files of a batch in which all count may be packed already.
+            self.sql
+                .prepare_cached(
+                    "UPDATE batches SET selected = 'all' WHERE id = ?2 \
+                     AND EXISTS (SELECT 1 FROM batches WHERE id = ?1 AND selected = 'all')",
+                )?
+                .execute(params![id, target])?;
             self.sql
                 .prepare_cached(
                     "INSERT INTO batch_members (batch_id, member_id, completed, uploaded) \
@@ -106,6 +116,13 @@ impl Tx<'_> {
             &json!({"batch": batch.batch, "into": into.batch, "carries": into.carries}),
         )?;
         self.change(pool)?.pack = true;
+        Ok(())
+    }
+
+    fn windows_aged(&mut self, pool: PoolId, through: Timestamp) -> Result<()> {
+        self.sql
+            .prepare_cached("UPDATE pools SET aged_through = ?2 WHERE id = ?1")?
+            .execute(params![pool, through.as_millis()])?;
         Ok(())
     }
 
@@ -149,7 +166,8 @@ impl Tx<'_> {
             .prepare_cached(
                 "INSERT INTO rounds (pool_id, round, batch_id, state, record, ended) VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
                  ON CONFLICT (pool_id, round) DO UPDATE \
-                 SET state = excluded.state, record = excluded.record, ended = excluded.ended RETURNING ref",
+                 SET state = excluded.state, record = excluded.record, ended = excluded.ended, \
+                 story_rev = story_rev + 1 RETURNING ref",
             )?
             .query_row(
                 params![pool, round.round, row_id(pool, round.batch), state, record, ended],
@@ -190,7 +208,8 @@ impl Tx<'_> {
             .execute(params![pool, round])?;
         self.sql
             .prepare_cached(
-                "UPDATE rounds SET story_object = NULL, expired = NULL WHERE pool_id = ?1 AND round = ?2",
+                "UPDATE rounds SET story_object = NULL, expired = NULL, story_rev = story_rev + 1 \
+                 WHERE pool_id = ?1 AND round = ?2",
             )?
             .execute(params![pool, round])?;
         self.change(pool)?.rounds = true;
@@ -209,19 +228,12 @@ impl Tx<'_> {
                     .execute(params![pool, round.round, round.attempt, lease.member, now])?;
                 return Ok(());
             }
-            RoundStep::Extended => {
-                self.sql
-                    .prepare_cached(
-                        "UPDATE attempts SET beat = ?4 WHERE pool_id = ?1 AND round = ?2 AND attempt = ?3",
-                    )?
-                    .execute(params![pool, round.round, round.attempt, now])?;
-                return Ok(());
-            }
             RoundStep::Expired => "expired",
             RoundStep::Returned => "returned",
             RoundStep::Committed => "committed",
             RoundStep::Failed => "failed",
             RoundStep::Sealed
+            | RoundStep::Extended
             | RoundStep::Ready
             | RoundStep::Offered
             | RoundStep::Unpacked

@@ -5,14 +5,14 @@ use rusqlite::{Connection, params};
 
 use super::tx::{Counters, Entry};
 use super::{PoolId, Result, number};
-use crate::rounds::{Batch, Fact, Pool, Round, Snapshot};
+use crate::rounds::{Batch, Fact, Policy, Pool, Round, Snapshot};
 
 /// Reads the pool; the facts are what the passing of time since the last write caused.
 pub(super) fn pool(sql: &Connection, id: PoolId, now: Timestamp) -> Result<(Entry, Vec<Fact>)> {
-    let (name, policy, policy_version, counters) = sql
+    let (name, policy, policy_version, counters, aged_through) = sql
         .prepare_cached(
-            "SELECT name, policy, policy_version, seq, batches, rounds, versions, newest_committed, pointer \
-             FROM pools WHERE id = ?1",
+            "SELECT name, policy, policy_version, seq, batches, rounds, versions, newest_committed, pointer, \
+             aged_through FROM pools WHERE id = ?1",
         )?
         .query_row([id], |row| {
             let counters = Counters {
@@ -23,22 +23,20 @@ pub(super) fn pool(sql: &Connection, id: PoolId, now: Timestamp) -> Result<(Entr
                 newest_committed: row.get(7)?,
                 pointer: row.get(8)?,
             };
-            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get(2)?, counters))
+            let aged_through = row.get::<_, Option<i64>>(9)?.map(Timestamp::clamped);
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get(2)?, counters, aged_through))
         })?;
+    let policy: Policy = serde_json::from_str(&policy)?;
     let snapshot = Snapshot {
-        policy: serde_json::from_str(&policy)?,
         batches: counters.batches,
         rounds: counters.rounds,
         versions: counters.versions,
         newest_committed: counters.newest_committed,
         pointer: counters.pointer,
         open: open(sql, id)?,
-        closed_windows: records(
-            sql,
-            "SELECT record FROM batches WHERE pool_id = ?1 AND state IN ('sealed', 'carried') \
-             AND window_from IS NOT NULL AND deadline > ?2 ORDER BY id",
-            params![id, now.as_millis()],
-        )?,
+        closed_windows: closed_windows(sql, id, aged_through.max(policy.aged(now)))?,
+        aged_through,
+        policy,
         live: records::<Round>(
             sql,
             "SELECT record FROM rounds WHERE pool_id = ?1 AND state NOT IN ('committed', 'failed') ORDER BY round",
@@ -82,6 +80,21 @@ fn open(sql: &Connection, pool: PoolId) -> Result<Vec<(Batch, Vec<i64>)>> {
         Ok((Batch { count, bytes, ..record }, in_it))
     })
     .collect()
+}
+
+/// Windows that were sealed or carried away and ended after `aged`.
+fn closed_windows(
+    sql: &Connection,
+    pool: PoolId,
+    aged: Option<Timestamp>,
+) -> Result<Vec<(Timestamp, Timestamp)>> {
+    let mut statement = sql.prepare_cached(
+        "SELECT window_from, window_to FROM batches WHERE pool_id = ?1 AND window_to > ?2 AND state <> 'open'",
+    )?;
+    let rows = statement.query_map(params![pool, aged.map_or(-1, Timestamp::as_millis)], |row| {
+        Ok((Timestamp::clamped(row.get(0)?), Timestamp::clamped(row.get(1)?)))
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
 fn publishers(sql: &Connection, pool: PoolId) -> Result<Vec<(i64, Option<Timestamp>)>> {

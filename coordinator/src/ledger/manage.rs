@@ -34,10 +34,14 @@ impl Tx<'_> {
                 "UPDATE pools SET policy = ?2, policy_version = policy_version + 1 WHERE id = ?1",
             )?
             .execute(params![id, serde_json::to_string(policy)?])?;
-        self.apply(id, Event::Policy(Box::new(policy.clone())))?;
+        // Before the core is told: what the change itself seals names the new version. If the job fails, the pool is read
+        // again.
+        self.touch(id);
+        self.effects.moved = true;
         if let Some(entry) = self.state.pools.get_mut(&id) {
             entry.policy_version += 1;
         }
+        self.apply(id, Event::Policy(Box::new(policy.clone())))?;
         self.event(id, "policy", &json!(policy))?;
         self.change(id)?.card = true;
         Ok((id, true))

@@ -36,10 +36,6 @@ impl<K: Ord + Clone> Agenda<K> {
         }
     }
 
-    pub(super) fn contains(&self, key: &K) -> bool {
-        self.times.contains_key(key)
-    }
-
     /// The earliest instant.
     pub(super) fn first(&self) -> Option<Timestamp> {
         self.order.first().map(|(at, _)| *at)

@@ -89,21 +89,25 @@ pub(super) struct Batches {
     by_group: BTreeMap<Group, BatchNo>,
     /// Of those due at the same instant, the batch that ends first comes first.
     due: Agenda<(Timestamp, BatchNo)>,
-    /// Until the instant at which age closes them anyway.
-    closed: Agenda<Group>,
+    /// Windows that a seal or a carry closed, by end and start, until their age closes them anyway.
+    closed: BTreeSet<(Timestamp, Timestamp)>,
+    /// Windows that end by then were closed by their age under an earlier policy.
+    aged_through: Option<Timestamp>,
 }
 
 impl Batches {
-    pub(super) fn restore(opened: BatchNo, open: Vec<OpenBatch>, closed: Vec<Batch>, now: Timestamp) -> Self {
-        let mut batches = Self { opened, ..Self::default() };
+    pub(super) fn restore(
+        opened: BatchNo,
+        open: Vec<OpenBatch>,
+        closed: Vec<(Timestamp, Timestamp)>,
+        aged_through: Option<Timestamp>,
+    ) -> Self {
+        let closed = closed.into_iter().map(|(from, to)| (to, from)).collect();
+        let mut batches = Self { opened, closed, aged_through, ..Self::default() };
         for batch in open {
             batches.by_group.insert(batch.row.group.clone(), batch.row.batch);
             batches.open.insert(batch.row.batch, batch);
         }
-        for batch in closed {
-            batches.closed.set(batch.group, batch.deadline);
-        }
-        batches.forget_closed(now);
         batches
     }
 
@@ -163,20 +167,38 @@ impl Batches {
         self.by_group.remove(&taken.row.group);
         self.due.remove(&taken.key());
         match taken.row.group {
-            Group::Window { .. } => self.closed.set(taken.row.group.clone(), taken.row.deadline),
+            Group::Window { from, to } => drop(self.closed.insert((to, from))),
             Group::Label { .. } | Group::Count => {}
         }
         Some(taken)
     }
 
-    /// Whether a batch of that group was sealed or carried away, and age has not closed it since.
-    pub(super) fn was_closed(&self, group: &Group) -> bool {
-        self.closed.contains(group)
+    /// Whether that window was closed by a seal or a carry, or by its age under an earlier policy.
+    pub(super) fn was_closed(&self, from: Timestamp, to: Timestamp) -> bool {
+        Some(to) <= self.aged_through || self.closed.contains(&(to, from))
     }
 
-    /// Forgets closed windows whose age alone closes them now.
-    pub(super) fn forget_closed(&mut self, now: Timestamp) {
-        while self.closed.pop_due(now).is_some() {}
+    /// Forgets closed windows that are known to be so by their age alone: what age has closed never opens again.
+    pub(super) fn forget_closed(&mut self, now: Timestamp, policy: &Policy) {
+        let aged = self.aged_through.max(policy.aged(now));
+        while self.closed.first().is_some_and(|(to, _)| Some(*to) <= aged) {
+            self.closed.pop_first();
+        }
+    }
+
+    /// What age has closed by `now` stays closed under another policy, though its deadline is longer.
+    pub(super) fn keep_aged(
+        &mut self,
+        now: Timestamp,
+        before: &Policy,
+        after: &Policy,
+        facts: &mut Vec<Fact>,
+    ) {
+        let known = self.aged_through.max(after.aged(now));
+        if let Some(through) = before.aged(now).filter(|through| Some(*through) > known) {
+            self.aged_through = Some(through);
+            facts.push(Fact::WindowsAged { through });
+        }
     }
 
     /// A member became a publisher.

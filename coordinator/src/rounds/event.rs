@@ -34,8 +34,8 @@ pub enum Event {
     /// A member was revoked or removed, or its role changed: its leases end, it counts no more, and what it said by
     /// `complete` is void.
     MemberRemoved { member: MemberId },
-    /// The policy changed; open batches keep the bounds and deadlines they opened with. A longer deadline opens windows
-    /// again that the shorter one had closed. A policy with problems is `malformed`.
+    /// The policy changed; open batches keep the bounds and deadlines they opened with. Windows that a shorter deadline
+    /// has closed stay closed. A policy with problems is `malformed`.
     Policy(Box<Policy>),
     /// Time has passed. Also implied by every other event.
     Tick,

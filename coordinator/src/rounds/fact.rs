@@ -21,6 +21,10 @@ pub enum Fact {
         batch: Batch,
         into: Batch,
     },
+    /// Windows that end by then stay closed under the policy of now too.
+    WindowsAged {
+        through: Timestamp,
+    },
     /// The publisher has nothing more before this time; never less than it said before.
     CompletedThrough {
         member: MemberId,

@@ -1,7 +1,7 @@
 //! Which batch an upload belongs to.
 //!
 //! A window is *closed* when its batch was sealed or carried away, or when its end + deadline has passed, whether or not it
-//! ever had an upload. An upload whose window is closed, or whose label has a sealed part, is *late*; so is one that would
+//! ever had an upload; it never opens again. An upload whose window is closed, or whose label has a sealed part, is *late*; so is one that would
 //! open a batch when the pool has as many as it may.
 
 use millpond_protocol::{Timestamp, limits};
@@ -34,11 +34,11 @@ impl Batches {
     }
 
     fn is_closed(&self, group: &Group, now: Timestamp, policy: &Policy) -> bool {
-        let aged = match group {
-            Group::Window { to, .. } => to.after(policy.deadline()) <= now,
+        let closed = match group {
+            Group::Window { from, to } => Some(*to) <= policy.aged(now) || self.was_closed(*from, *to),
             Group::Label { .. } | Group::Count => false,
         };
-        self.find(group).is_none() && (aged || self.was_closed(group))
+        closed && self.find(group).is_none()
     }
 
     /// The first window not closed, from that of `time` on; none at the end of the calendar.
@@ -98,21 +98,18 @@ impl Batches {
             return Ok(Place { group: own, late: false });
         }
         match policy.late {
-            Late::Reject => Err(Rejection { rule: Rule::Late, why: late_words(&own) }),
+            Late::Reject => {
+                let why = if closed { late_words(&own) } else { full_words() };
+                Err(Rejection { rule: Rule::Late, why })
+            }
             Late::Next => {
                 let next = match policy.grouping {
                     Grouping::Window => self.first_not_closed(receipt, now, policy),
                     Grouping::Label | Grouping::Count => Some(own),
                 };
-                next.filter(|group| self.has_room(group)).map(|group| Place { group, late: true }).ok_or_else(
-                    || {
-                        let why = format!(
-                            "the pool has {} open batches already; seal some",
-                            limits::OPEN_BATCHES_MAX
-                        );
-                        Rejection { rule: Rule::OpenBatches, why }
-                    },
-                )
+                next.filter(|group| self.has_room(group))
+                    .map(|group| Place { group, late: true })
+                    .ok_or_else(|| Rejection { rule: Rule::OpenBatches, why: full_words() })
             }
         }
     }
@@ -137,8 +134,12 @@ fn late_words(own: &Group) -> String {
     match own {
         Group::Window { from, to } => format!("the window from {from} to {to} is closed"),
         Group::Label { label, .. } => format!("the label {label} is closed"),
-        Group::Count => "the pool has as many open batches as it may".to_owned(),
+        Group::Count => full_words(),
     }
+}
+
+fn full_words() -> String {
+    format!("the pool has {} open batches already; seal some", limits::OPEN_BATCHES_MAX)
 }
 
 impl Pool {

@@ -196,6 +196,11 @@ impl Policy {
         Duration::from_secs(seconds.max(1))
     }
 
+    /// Windows that end by then are closed at `now` by their age; none where something else groups.
+    pub fn aged(&self, now: Timestamp) -> Option<Timestamp> {
+        (self.grouping == Grouping::Window).then(|| now.before(self.deadline()))
+    }
+
     /// How long after the end a quorum waits.
     pub(super) fn grace(&self) -> Duration {
         Duration::from_secs(self.grace_s)

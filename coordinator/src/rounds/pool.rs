@@ -36,8 +36,11 @@ pub struct Snapshot {
     pub pointer: Option<Version>,
     /// Open batches with the members that are in each; count, bytes and members include what was carried in.
     pub open: Vec<(Batch, Vec<MemberId>)>,
-    /// Batches of windows that were sealed or carried away and whose deadline has not passed.
-    pub closed_windows: Vec<Batch>,
+    /// Start and end of windows whose batches were sealed or carried away; those that [`Policy::aged`] closes may be
+    /// left out.
+    pub closed_windows: Vec<(Timestamp, Timestamp)>,
+    /// Of the last [`Fact::WindowsAged`].
+    pub aged_through: Option<Timestamp>,
     /// Rounds neither committed nor failed.
     pub live: Vec<Round>,
     /// Every publisher with its `complete {through}`.
@@ -65,7 +68,13 @@ impl Pool {
             let complete = completed.remove(&row.batch).unwrap_or_default();
             OpenBatch::restore(row, members, complete, &publishers)
         });
-        let mut batches = Batches::restore(snapshot.batches, open.collect(), snapshot.closed_windows, now);
+        let mut batches = Batches::restore(
+            snapshot.batches,
+            open.collect(),
+            snapshot.closed_windows,
+            snapshot.aged_through,
+        );
+        batches.forget_closed(now, &policy);
         // What was met by an event was sealed with it, so only instants still to come, or passed while the server was
         // away, are left: they count from the beginning of time.
         batches.reschedule_all(Timestamp::EPOCH, &policy, &publishers);
@@ -94,7 +103,7 @@ impl Pool {
     fn advance(&mut self, now: Timestamp, facts: &mut Vec<Fact>) {
         self.seal_due(now, facts);
         self.rounds.run_due(now, &self.policy, facts);
-        self.batches.forget_closed(now);
+        self.batches.forget_closed(now, &self.policy);
     }
 
     fn handle(&mut self, now: Timestamp, event: Event, facts: &mut Vec<Fact>) -> Result<Reply, Refusal> {
@@ -114,17 +123,18 @@ impl Pool {
             Event::Rollback { of } => self.roll_back(of, facts),
             Event::PublisherAdded { member } => Ok(self.join(member, now)),
             Event::MemberRemoved { member } => Ok(self.leave(member, now, facts)),
-            Event::Policy(policy) => self.adopt(*policy, now),
+            Event::Policy(policy) => self.adopt(*policy, now, facts),
             Event::Tick => Ok(Reply::Done),
         }
     }
 
     /// Another policy from now on: what it changes about open batches is sealed at once.
-    fn adopt(&mut self, policy: Policy, now: Timestamp) -> Result<Reply, Refusal> {
+    fn adopt(&mut self, policy: Policy, now: Timestamp, facts: &mut Vec<Fact>) -> Result<Reply, Refusal> {
         let problems = policy.problems();
         if !problems.is_empty() {
             return Err(Refusal::new(Code::Malformed, problems.join("; ")));
         }
+        self.batches.keep_aged(now, &self.policy, &policy, facts);
         self.policy = policy;
         self.batches.reschedule_all(now, &self.policy, &self.publishers);
         Ok(Reply::Done)

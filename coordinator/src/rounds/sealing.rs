@@ -52,13 +52,16 @@ fn is_full(row: &Batch, policy: &Policy) -> bool {
     }
 }
 
+/// Less than any share is short of a whole publisher: 0.55 of 100 is 55, though the product of both is a little more.
+const ROUNDING: f64 = 1e-6;
+
 /// Enough publishers are in it, by count or by share; revoked members count on neither side.
 fn has_quorum(batch: &OpenBatch, policy: &Policy, publishers: &Publishers) -> bool {
     let present = batch.present();
     let by_count = policy.quorum > 0 && present as u64 >= policy.quorum;
     let by_share = policy.quorum_share > 0.0
         && present > 0
-        && present as f64 >= policy.quorum_share * publishers.len() as f64;
+        && present as f64 >= policy.quorum_share * publishers.len() as f64 - ROUNDING;
     by_count || by_share
 }
 

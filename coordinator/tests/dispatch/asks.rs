@@ -187,6 +187,50 @@ async fn done_closes_the_log_of_a_result_and_the_story_tells_it() {
 }
 
 #[tokio::test]
+async fn what_comes_while_the_story_is_written_is_told_in_the_next_one() {
+    let (world, server) = world().await;
+    world.ask(&server, Op::Trigger, json!({"id": "t", "take": true, "wait_s": 60})).await.unwrap();
+    world.commit(&server, 1, 1, b"result").await;
+    // The ledger stands still until the story was read and waits to be written, and `done` is in line behind it.
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let held = tokio::spawn(world.ledger.write(move |_| {
+        let _ = wait.recv();
+        Ok(())
+    }));
+    let in_line = async |jobs: usize| {
+        while world.ledger.queued() < jobs && world.number(STORIES).await == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    in_line(1).await;
+    let (asks, done) = (world.asks.clone(), json!({"id": "d", "round": 1, "attempt": 1, "warnings": ["w"]}));
+    let done = tokio::spawn(async move { asks.answer(&server, Op::Done, done.to_string().as_bytes()).await });
+    in_line(2).await;
+    drop(go_on);
+    held.await.unwrap().unwrap();
+    done.await.unwrap().unwrap();
+
+    world.until("SELECT count(*) FROM objects WHERE key LIKE '%/round/%' AND state = 'granted'", 0).await;
+    world.until(STORIES, 1).await;
+    assert_eq!(story(&world).await["attempts"][0]["warnings"], json!(["w"]));
+}
+
+#[tokio::test]
+async fn a_beat_is_a_sign_of_life_though_it_extends_nothing_and_a_restart_is_none() {
+    let mut world = World::new(json!({})).await;
+    let edge = world.member("edge", Role::Publisher).await;
+    world.upload(&edge, vec![file("u1", "hello\n")]).await;
+    let server = world.member("server", Role::Processor).await;
+    // Nobody packs: the lease has no term yet that a beat could extend.
+    world.ask(&server, Op::Trigger, json!({"id": "t", "take": true})).await.unwrap();
+    const BEATEN: &str = "SELECT count(*) FROM attempts WHERE beat IS NOT NULL";
+    world = world.restart().await;
+    assert_eq!(world.number(BEATEN).await, 0);
+    world.ask(&server, Op::Beat, json!({"id": "b", "round": 1, "attempt": 1})).await.unwrap();
+    assert_eq!(world.number(BEATEN).await, 1);
+}
+
+#[tokio::test]
 async fn a_round_that_cannot_be_worked_on_fails_with_its_story() {
     let (world, server) = world().await;
     world.ask(&server, Op::Trigger, json!({"id": "t", "take": true, "wait_s": 60})).await.unwrap();

@@ -191,3 +191,29 @@ async fn superseded_uploads_are_marked_and_stay_out_of_packs_and_leases() {
         assert_eq!(world.number("SELECT count(*) FROM payloads").await, 2);
     }
 }
+
+#[tokio::test]
+async fn a_change_of_policy_selects_for_batches_that_open_after_it_and_names_its_version() {
+    let mut world = World::new(json!({})).await;
+    world.dispatch();
+    let a = world.member("a", Role::Publisher).await;
+    let operator = world.member("boss", Role::Operator).await;
+    world.upload(&a, files(0..3, 10)).await;
+    world.policy(json!({"select": "latest"})).await;
+    world.ask(&operator, Op::Trigger, json!({"id": "t1"})).await.unwrap();
+    let (header, _) = lines(&world.manifest(1).await);
+    assert_eq!(header["policy_version"], 2);
+    assert_eq!(world.number("SELECT count(*) FROM superseded").await, 0, "it opened with `all`");
+
+    world.upload(&a, files(3..5, 10)).await;
+    // What the change itself seals names the new version too.
+    let by_count = |count: u64| json!({"select": "latest", "grouping": "count", "count": count});
+    world.ask(&operator, Op::Trigger, json!({"id": "t2"})).await.unwrap();
+    world.manifest(2).await;
+    assert_eq!(world.number("SELECT count(*) FROM superseded").await, 1, "it opened with `latest`");
+    world.policy(by_count(9)).await;
+    world.upload(&a, files(5..7, 10)).await;
+    world.policy(by_count(2)).await;
+    let (header, _) = lines(&world.manifest(3).await);
+    assert_eq!((&header["cause"], &header["policy_version"]), (&json!("full"), &json!(4)));
+}

@@ -125,6 +125,12 @@ impl World {
         Principal { pool: "p".parse().unwrap(), name, role, id }
     }
 
+    /// Gives the pool another policy, given as JSON.
+    pub async fn policy(&self, policy: Value) {
+        let policy: Policy = serde_json::from_value(policy).unwrap();
+        self.ledger.write(move |tx| tx.apply_pool(&"p".parse().unwrap(), &policy)).await.unwrap();
+    }
+
     /// Uploads in one transaction.
     pub async fn upload(&self, who: &Principal, files: Vec<NewUpload>) {
         let (pool, who) = (self.pool, who.clone());

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use millpond::rounds::policy::Grouping;
 use millpond::rounds::{Event, Policy, Reply, Target};
 
 use crate::shell::{pool, time};
@@ -180,4 +181,35 @@ fn a_policy_with_problems_is_refused() {
     let mut p = pool("");
     let policy = Policy { window_s: 1, ..Policy::default() };
     p.at("10:00").event(Event::Policy(Box::new(policy))).says("malformed").does(&[]);
+}
+
+#[test]
+fn a_window_that_was_sealed_never_opens_again_however_long_the_deadline_becomes() {
+    let mut p = pool("window_s = 3600, deadline_s = 3600");
+    let longer = Policy { deadline_s: 86_400, ..p.pool.policy().clone() };
+    // Longer before the seal, and after it.
+    p.at("10:30").upload("a", "10:10").event(Event::Policy(Box::new(longer)));
+    p.trigger(Target::Window(time("10:00"))).says("round 1 of batch 1").ready(1);
+    // The batch's own deadline is over, the window's age is not.
+    p.at("12:10").upload("b", "10:20").says("in 2, late").does(&["batch 2 opens for 12:00–13:00"]);
+    p.restart().upload("c", "10:20").says("in 2, late");
+}
+
+#[test]
+fn what_age_has_closed_stays_closed_under_a_longer_deadline() {
+    let mut p = pool("window_s = 3600, deadline_s = 3600");
+    let longer = Policy { deadline_s: 86_400, ..p.pool.policy().clone() };
+    let by_count = Policy { grouping: Grouping::Count, ..p.pool.policy().clone() };
+    p.at("12:10").event(Event::Policy(Box::new(by_count))).does(&["windows to 11:10 stay closed"]);
+    p.event(Event::Policy(Box::new(longer))).does(&[]);
+    p.upload("a", "10:30").says("in 1, late").upload("a", "11:30").says("in 2");
+    p.restart().at("+1d 11:00").upload("a", "11:40").says("in 2").upload("b", "10:40").says("in 3, late");
+}
+
+#[test]
+fn who_is_turned_away_because_the_pool_is_full_is_told_so() {
+    let mut p = full_pool("window_s = 60, late = 'reject'");
+    p.upload("b", "+3d 00:00");
+    let Ok(Reply::Rejected { rejection, .. }) = &p.reply else { panic!("{:?}", p.reply) };
+    assert!(rejection.why.contains("1000 open batches"), "{}", rejection.why);
 }

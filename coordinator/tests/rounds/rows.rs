@@ -41,6 +41,7 @@ pub(crate) struct Rows {
     pub(crate) versions: Version,
     pub(crate) newest_committed: RoundNo,
     pub(crate) pointer: Option<Version>,
+    pub(crate) aged_through: Option<Timestamp>,
 }
 
 impl Rows {
@@ -69,7 +70,14 @@ impl Rows {
                     self.batches.len() as u64 + 1,
                     "batches are numbered in order of opening"
                 );
+                let again =
+                    |other: &Batch| other.group == batch.group && matches!(other.group, Group::Window { .. });
+                assert!(!self.batches.values().any(again), "a window has one batch, ever: {batch:?}");
                 self.batches.insert(batch.batch, batch.clone());
+            }
+            Fact::WindowsAged { through } => {
+                assert!(self.aged_through < Some(*through), "what is closed stays closed");
+                self.aged_through = Some(*through);
             }
             Fact::BatchSealed { batch, cause, runs: _ } => {
                 assert!(self.is_open(batch.batch), "only an open batch is sealed, once: {batch:?}");
@@ -126,16 +134,20 @@ impl Rows {
     }
 
     /// What a shell reads at start.
-    pub(crate) fn snapshot(&self, now: Timestamp) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         let open = self.batches.values().filter(|batch| self.is_open(batch.batch)).map(|batch| {
             let members: BTreeSet<MemberId> = self.inside(batch.batch).map(|(key, _)| key.0).collect();
             let count = self.inside(batch.batch).count() as u64;
             let bytes = self.inside(batch.batch).map(|(_, row)| row.size).sum();
             (Batch { count, bytes, ..batch.clone() }, members.into_iter().collect())
         });
-        let closed = |batch: &&Batch| {
-            !self.is_open(batch.batch) && matches!(batch.group, Group::Window { .. }) && batch.deadline > now
-        };
+        let closed =
+            self.batches.values().filter(|batch| !self.is_open(batch.batch)).filter_map(|batch| match batch
+                .group
+            {
+                Group::Window { from, to } => Some((from, to)),
+                Group::Label { .. } | Group::Count => None,
+            });
         let live =
             |round: &&Round| !matches!(round.state, RoundState::Committed { .. } | RoundState::Failed { .. });
         Snapshot {
@@ -146,7 +158,8 @@ impl Rows {
             newest_committed: self.newest_committed,
             pointer: self.pointer,
             open: open.collect(),
-            closed_windows: self.batches.values().filter(closed).cloned().collect(),
+            closed_windows: closed.collect(),
+            aged_through: self.aged_through,
             live: self.rounds.values().filter(live).cloned().collect(),
             publishers: self.publishers.iter().map(|(member, through)| (*member, *through)).collect(),
             completed_labels: self.completed_labels.iter().copied().collect(),

@@ -1,6 +1,6 @@
 //! When a batch seals, why, and what becomes of one below its minimum.
 
-use millpond::rounds::{Event, Policy, Target};
+use millpond::rounds::{Event, Policy, Target, Upload};
 
 use crate::shell::{member, pool, time};
 
@@ -86,6 +86,28 @@ fn a_quorum_by_share_counts_the_publishers_of_now() {
     p.at("10:00").label("a", "x").label("b", "x").does(&[]);
     p.event(Event::PublisherAdded { member: member("f") }).does(&[]);
     p.label("c", "x").does(&[]).label("d", "x").does(&["batch 1 of 4 sealed by quorum", "round 1 sealed"]);
+}
+
+#[test]
+fn a_share_is_met_to_the_publisher() {
+    // None of these products is exact.
+    for (share, of, enough) in [(0.55, 100, 55), (0.07, 100, 7), (0.28, 25, 7), (0.1, 30, 3)] {
+        let mut p = pool(&format!("window_s = 3600, quorum_share = {share}")).publishers("");
+        for member in 0..of {
+            p.event(Event::PublisherAdded { member });
+        }
+        p.at("11:30");
+        let mut sealed_by = None;
+        for member in 0..of {
+            let file = p.file("a", Some(time("10:10")), None);
+            p.store(&format!("u{member}"), Upload { member, ..file });
+            if p.rows.manifests.len() == 1 {
+                sealed_by = Some(member + 1);
+                break;
+            }
+        }
+        assert_eq!(sealed_by, Some(enough), "{share} of {of}");
+    }
 }
 
 #[test]

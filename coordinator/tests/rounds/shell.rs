@@ -182,7 +182,7 @@ impl Shell {
 
     /// The process ends and starts again from its rows.
     pub(crate) fn restart(&mut self) -> &mut Self {
-        let (pool, facts) = Pool::restore(self.rows.snapshot(self.now), self.now);
+        let (pool, facts) = Pool::restore(self.rows.snapshot(), self.now);
         self.pool = pool;
         self.take(facts);
         self
@@ -260,7 +260,7 @@ impl Shell {
 
     /// A pool restored from the rows is the live one, save for the time that a start gives to leases and packing.
     fn check_restored(&self) {
-        let (restored, facts) = Pool::restore(self.rows.snapshot(self.now), self.now);
+        let (restored, facts) = Pool::restore(self.rows.snapshot(), self.now);
         let untimed = |pool: &Pool| -> Vec<_> {
             let kind = |state: &RoundState| std::mem::discriminant(state);
             let rounds = pool.live_rounds();
@@ -338,6 +338,7 @@ fn fact_words(fact: &Fact) -> Option<String> {
             format!("batch {} of {} sealed by {}{skipped}", batch.batch, batch.count, word(cause))
         }
         Fact::BatchCarried { batch, into } => format!("batch {} carried into {}", batch.batch, into.batch),
+        Fact::WindowsAged { through } => format!("windows to {} stay closed", &through.to_string()[11..16]),
         Fact::CompletedThrough { .. } | Fact::CompletedLabel { .. } => return None,
         Fact::Round { round, step } => {
             let mut words = format!("round {} {}", round.round, word(step));

@@ -15,6 +15,7 @@ CREATE TABLE pools (
     versions INTEGER NOT NULL DEFAULT 0,
     newest_committed INTEGER NOT NULL DEFAULT 0,
     pointer INTEGER,                      -- the version that the pool's pointer names
+    aged_through INTEGER,                 -- windows that end by then stay closed, whatever the deadline is
     granted_bytes INTEGER NOT NULL DEFAULT 0 -- of all its grants
 ) STRICT;
 CREATE UNIQUE INDEX pools_name ON pools (name) WHERE removed IS NULL;
@@ -55,6 +56,7 @@ CREATE TABLE objects (
 ) STRICT;
 CREATE INDEX objects_state ON objects (state) WHERE state IN ('granted', 'doomed');
 CREATE INDEX objects_gone ON objects (gone) WHERE gone IS NOT NULL;
+CREATE INDEX objects_live ON objects (state) WHERE state = 'live'; -- to count them
 
 -- One row an upload: its receipt and its event too, never rewritten. seq = pool id << 40 | the pool's seq, so that
 -- one pool's uploads lie together in order of commit.
@@ -127,6 +129,7 @@ CREATE TABLE batches (
     state TEXT NOT NULL CHECK (state IN ('open', 'carried', 'sealed')),
     label TEXT,
     window_from INTEGER,
+    window_to INTEGER,
     deadline INTEGER NOT NULL,
     count INTEGER NOT NULL DEFAULT 0,     -- its own uploads, those carried into it aside
     bytes INTEGER NOT NULL DEFAULT 0,
@@ -137,7 +140,7 @@ CREATE TABLE batches (
     round INTEGER,                        -- its manifest's seq
     cause TEXT,
     runs INTEGER,                         -- 0: a manifest, no round
-    selected TEXT,                        -- all, latest, first: the policy's `select` at the seal
+    selected TEXT NOT NULL,               -- all, latest, first: the policy's `select` when it opened
     policy_version INTEGER,               -- at the seal
     sealed INTEGER,
     -- What is left of its uploads. Bytes go while it is expiring, rows while it is forgetting. What was carried says the
@@ -148,6 +151,7 @@ CREATE TABLE batches (
 ) STRICT;
 CREATE INDEX batches_retention ON batches (pool_id, retention, sealed) WHERE carried_into IS NULL;
 CREATE INDEX batches_state ON batches (pool_id, state, deadline);
+CREATE INDEX batches_window ON batches (pool_id, window_to) WHERE window_to IS NOT NULL;
 CREATE INDEX batches_carried ON batches (carried_into) WHERE carried_into IS NOT NULL;
 CREATE UNIQUE INDEX batches_round ON batches (pool_id, round) WHERE round IS NOT NULL;
 CREATE INDEX batches_label ON batches (pool_id, label) WHERE label IS NOT NULL;
@@ -194,12 +198,14 @@ CREATE TABLE rounds (
     ref TEXT,
     log_bytes INTEGER NOT NULL DEFAULT 0, -- of what came; what is over the limit is not in round_logs
     story_object INTEGER,                 -- round.json
+    story_rev INTEGER NOT NULL DEFAULT 0, -- grows with everything that it tells
     ended INTEGER,                        -- when it was committed or failed; none while it is live
     expired INTEGER,                      -- since when attempts, log, deliveries and round.json are not kept any more
     PRIMARY KEY (pool_id, round)
 ) STRICT;
 CREATE INDEX rounds_ended ON rounds (pool_id, ended) WHERE expired IS NULL AND ended IS NOT NULL;
 CREATE INDEX rounds_story ON rounds (story_object) WHERE story_object IS NOT NULL;
+CREATE INDEX rounds_state ON rounds (pool_id, state);
 CREATE INDEX rounds_live ON rounds (pool_id, state) WHERE state NOT IN ('committed', 'failed');
 CREATE INDEX rounds_offered ON rounds (pool_id, round) WHERE state = 'offered';
 CREATE INDEX rounds_untold ON rounds (pool_id) WHERE story_object IS NULL AND state IN ('committed', 'failed');
@@ -282,6 +288,10 @@ CREATE TABLE events (
     body TEXT NOT NULL,                   -- JSON
     PRIMARY KEY (pool_id, seq)
 ) STRICT, WITHOUT ROWID;
+
+-- One row, written by whoever asks whether the ledger can commit.
+CREATE TABLE proof (at INTEGER NOT NULL) STRICT;
+INSERT INTO proof VALUES (0);
 
 CREATE TABLE audit (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
