@@ -4,7 +4,6 @@
 //! no new connections, what was begun is finished within the grace, then the process ends.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,13 +54,11 @@ pub async fn run(
     // First of all: what counts before it is lost.
     http::install_metrics();
     let dir = config.server.data_dir.clone();
-    // It holds what clients sent and the keys to it: nobody else on this machine may look.
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)
+    secrets::private_dir(&dir)
         .with_context(|| format!("{} cannot be made: change server.data_dir", dir.display()))?;
     let (ledger, ledger_ended) = Ledger::open(&dir)?;
+    // Of a run that was killed.
+    let _ = std::fs::remove_file(dir.join("ports.json"));
     let mut tasks = JoinSet::new();
     // The parts stop from the outside inwards: storage serves until the last of the others has ended.
     let (front, inner) = (shutdown.child_token(), CancellationToken::new());

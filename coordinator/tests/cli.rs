@@ -104,7 +104,8 @@ fn commands_do_what_they_say_and_exit_with_the_code_that_the_manual_names() {
     for (line, code, said) in [
         ("pool show map-tiles", 1, "there is no pool map-tiles"),
         ("pool apply config/millpond.toml", 2, "name: is missing"),
-        ("pool apply no-such-file.toml", 1, "no-such-file.toml"),
+        ("pool apply no-such-file.toml", 2, "no-such-file.toml"),
+        ("upload list demo --limit 5000", 2, "1..=1000"),
         ("pool show Bad", 2, "a pool name"),
         ("member add demo m --role king", 2, "is no role"),
         ("member add demo publisher --role publisher", 1, "already"),

@@ -85,13 +85,19 @@ impl StorageConfig {
     /// Finds everything that is wrong, without speaking to anybody.
     pub fn validate(&self) -> Result<(), BadConfig> {
         let mut wrong = Vec::new();
-        for (name, url) in [("endpoint", &self.endpoint), ("public_url", &self.public_url)] {
+        let urls = [
+            ("endpoint", Some(&self.endpoint)),
+            ("public_url", Some(&self.public_url)),
+            ("proxy", self.proxy.as_ref()),
+        ];
+        for (name, url) in urls.into_iter().filter_map(|(name, url)| Some((name, url?))) {
             if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
                 wrong.push(format!("{name} is an http:// or https:// URL with a host"));
             } else if url.path() != "/"
                 || url.query().is_some()
                 || url.fragment().is_some()
                 || !url.username().is_empty()
+                || url.password().is_some()
             {
                 wrong.push(format!("{name} has a scheme, a host and a port and nothing else"));
             }

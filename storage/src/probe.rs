@@ -1,5 +1,7 @@
 //! Whether storage works, tried with objects of its own.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use jiff::Timestamp as Clock;
@@ -64,7 +66,7 @@ impl Storage {
     /// credentials, the permissions, the bucket or the certificate are wrong; [`Error::Mismatch`] if what comes back is
     /// not what was stored.
     pub async fn probe(&self) -> Result<(), Error> {
-        let key = fresh_key()?;
+        let key = probe_key()?;
         let bytes = Bytes::copy_from_slice(key.as_str().as_bytes());
         self.put(&key, bytes.clone(), Sha256::of(&bytes)).await?;
         let read = self.read_back(&key, &bytes).await;
@@ -186,6 +188,17 @@ impl Storage {
     }
 }
 
+/// The key of every probe of this process: what one left behind, because it was given up, the next one overwrites and
+/// removes. No row of the ledger knows it.
+fn probe_key() -> Result<ObjectKey, Error> {
+    static KEY: OnceLock<ObjectKey> = OnceLock::new();
+    if let Some(key) = KEY.get() {
+        return Ok(key.clone());
+    }
+    let key = fresh_key()?;
+    Ok(KEY.get_or_init(|| key).clone())
+}
+
 /// A key for something that is only tried.
 pub(crate) fn fresh_key() -> Result<ObjectKey, Error> {
     let mut name = [0; 16];
@@ -193,4 +206,15 @@ pub(crate) fn fresh_key() -> Result<ObjectKey, Error> {
     format!("probe/{}", HEXLOWER.encode(&name))
         .parse()
         .map_err(|error: crate::BadKey| Error::Mismatch(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_probe_left_behind_is_what_the_next_one_removes() {
+        assert_eq!(probe_key().unwrap(), probe_key().unwrap());
+        assert_ne!(fresh_key().unwrap(), fresh_key().unwrap());
+    }
 }

@@ -15,6 +15,9 @@ use crate::config;
 /// Longest time for one request; the server's own limit is 30 s by default.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Longest silence of a server: whatever it streams, it sends something every 15 s.
+const SILENCE: Duration = Duration::from_secs(60);
+
 /// Which server, and who asks.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Server")]
@@ -64,7 +67,7 @@ fn read_token(path: &std::path::Path) -> Result<String, String> {
 #[derive(Debug, clap::Args)]
 pub(super) struct Page {
     /// Entries in one page, at most 1000.
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     limit: u32,
     /// Where the last page ended.
     #[arg(long)]
@@ -97,7 +100,8 @@ impl Client {
         if !matches!(server.scheme(), "http" | "https") || server.cannot_be_a_base() {
             return Err(Failure::new(USAGE, format!("{server} is no http:// or https:// URL")));
         }
-        let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(10));
+        let mut builder =
+            reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).read_timeout(SILENCE);
         if matches!(server.host_str(), Some("127.0.0.1" | "[::1]" | "localhost")) {
             // A proxy cannot reach this machine's own loopback address.
             builder = builder.no_proxy();

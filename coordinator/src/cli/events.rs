@@ -6,7 +6,7 @@ use millpond_protocol::PoolName;
 
 use super::client::Client;
 use super::failure::{Failure, RETRY};
-use super::output::{Out, printable};
+use super::output::{Out, escaped, printable};
 use crate::http::api::{EventRow, Events};
 
 /// Longest event that is read, in bytes: bodies are small JSON objects.
@@ -26,14 +26,18 @@ pub(super) struct Args {
 pub(super) async fn run(args: &Args, client: &Client, out: &Out) -> Result<(), Failure> {
     let path = format!("pools/{}/events", args.pool);
     let query: Vec<(&str, String)> = args.since.iter().map(|since| ("since", since.to_string())).collect();
-    let page: Events = client.get(&path, &query).await?;
-    let mut last = page.next;
-    for event in &page.events {
-        show(out, event);
+    let mut page: Events = client.get(&path, &query).await?;
+    loop {
+        page.events.iter().for_each(|event| show(out, event));
+        if !page.more {
+            break;
+        }
+        page = client.get(&path, &[("since", page.next.to_string())]).await?;
     }
     if !args.follow {
         return Ok(());
     }
+    let mut last = page.next;
     loop {
         match follow(&path, &mut last, client, out).await {
             // The server ends streams when it stops; the feed goes on where it was.
@@ -73,7 +77,7 @@ fn show(out: &Out, event: &EventRow) {
     let whole = if out.is_json() { serde_json::to_string(event) } else { serde_json::to_string(&event.body) };
     let whole = whole.unwrap_or_default();
     if out.is_json() {
-        out.line(whole);
+        out.line(escaped(&whole));
     } else {
         out.line(format!("{:>6} {} {:<16} {}", event.seq, event.at, event.kind, printable(&whole)));
     }

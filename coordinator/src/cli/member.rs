@@ -1,14 +1,25 @@
 //! `millpond member …`
 
+use std::time::Duration;
+
 use clap::ValueEnum;
-use millpond_protocol::{MemberName, PoolName, Role};
+use millpond_protocol::{MemberName, PoolName, Role, Sha256};
 use reqwest::Method;
+use serde::Serialize;
 use serde_json::Value;
 
 use super::client::Client;
-use super::failure::Failure;
+use super::failure::{FAILED, Failure, RETRY};
 use super::output::{Out, dash};
 use crate::http::api::{HandOut, Members, NewMember};
+use crate::secrets;
+
+/// Members asked for at a time.
+const PAGE: u32 = 1_000;
+/// How often a request is repeated whose answer did not come.
+const REPEATS: u32 = 2;
+/// Before each repeat.
+const PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -49,14 +60,22 @@ pub(super) enum Format {
 pub(super) async fn run(command: Command, client: &Client, out: &Out) -> Result<(), Failure> {
     match command {
         Command::Add { pool, member, role, format } => {
-            let new = NewMember { member, role, token_sha256: None };
-            let hand_out: HandOut =
-                client.change(Method::POST, &format!("pools/{pool}/members"), &[], Some(&new)).await?;
+            let path = format!("pools/{pool}/members");
+            let new = |hash| NewMember { member, role, token_sha256: Some(hash) };
+            let hand_out = hand_out(client, &path, new).await?;
             show_hand_out(out, &hand_out, format);
         }
         Command::List { pool, all } => {
-            let query = [("all", all.to_string())];
-            let members: Members = client.get(&format!("pools/{pool}/members"), &query).await?;
+            let path = format!("pools/{pool}/members");
+            let mut query = vec![("all", all.to_string()), ("limit", PAGE.to_string())];
+            let mut members: Members = client.get(&path, &query).await?;
+            while let Some(cursor) = members.cursor.take() {
+                query.truncate(2);
+                query.push(("cursor", cursor));
+                let next: Members = client.get(&path, &query).await?;
+                members.members.extend(next.members);
+                members.cursor = next.cursor;
+            }
             out.show(&members, show_members);
         }
         Command::Revoke { pool, member } => {
@@ -66,6 +85,30 @@ pub(super) async fn run(command: Command, client: &Client, out: &Out) -> Result<
         }
     }
     Ok(())
+}
+
+/// Asks for a hand-out with a token that is made here, so that the request can be repeated when its answer is lost.
+pub(super) async fn hand_out<T: Serialize>(
+    client: &Client,
+    path: &str,
+    ask: impl FnOnce(Sha256) -> T,
+) -> Result<HandOut, Failure> {
+    let token = secrets::random("mpd_").map_err(|error| Failure::new(FAILED, error.to_string()))?;
+    let ask = ask(Sha256::of(token.as_bytes()));
+    let mut repeats = REPEATS;
+    let mut handed: HandOut = loop {
+        match client.change(Method::POST, path, &[], Some(&ask)).await {
+            Err(failure) if failure.exit == RETRY && repeats > 0 => {
+                repeats -= 1;
+                tokio::time::sleep(PAUSE).await;
+            }
+            outcome => break outcome?,
+        }
+    };
+    // The server knows the token's hash alone.
+    handed.example = handed.example.replace("-P TOKEN", &format!("-P {token}"));
+    handed.token = Some(token);
+    Ok(handed)
 }
 
 /// Prints what a device needs to connect.
@@ -121,4 +164,45 @@ fn show_members(out: &Out, members: &Members) {
         .collect();
     let none = "the pool has no members: add one with `millpond member add POOL NAME --role publisher`";
     out.table(["MEMBER", "ROLE", "STATE", "LAST UPLOAD", "RESULT"], rows, none);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::http::StatusCode;
+    use axum::response::IntoResponse as _;
+    use axum::routing::post;
+    use axum::{Json, Router};
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_whose_answer_is_lost_is_repeated_with_the_same_token() {
+        let seen: Arc<Mutex<Vec<Value>>> = Arc::default();
+        let asked = seen.clone();
+        let answer = async move |Json(ask): Json<Value>| {
+            let mut asked = asked.lock().unwrap();
+            asked.push(ask);
+            if asked.len() == 1 {
+                return StatusCode::BAD_GATEWAY.into_response();
+            }
+            let hand_out = json!({"pool": "p", "member": "m", "role": "listener", "mqtt_host": "h", "mqtt_port": 1,
+                "storage_url": "http://s", "user": "p/m", "example": "mosquitto_sub -u p/m -P TOKEN -q 1"});
+            Json(hand_out).into_response()
+        };
+        let app = Router::new().route("/v1/pools/p/members", post(answer));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+
+        let client = Client::with_token(server, "mpa_x".to_owned()).unwrap();
+        let ask = |hash| json!({"token_sha256": hash});
+        let handed = hand_out(&client, "pools/p/members", ask).await.unwrap();
+        let token = handed.token.unwrap();
+        assert!(handed.example.contains(&format!("-P {token} ")), "{}", handed.example);
+        let expected = json!({"token_sha256": Sha256::of(token.as_bytes())});
+        assert_eq!(*seen.lock().unwrap(), [expected.clone(), expected]);
+    }
 }

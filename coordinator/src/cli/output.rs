@@ -1,5 +1,6 @@
 //! Standard output as text or JSON, and errors.
 
+use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 use comfy_table::{Table, presets};
@@ -26,7 +27,7 @@ impl Out {
     /// Writes the value as JSON, or calls `text` where text is wanted.
     pub(super) fn show<T: Serialize>(&self, value: &T, text: impl FnOnce(&Self, &T)) {
         if self.json {
-            self.line(serde_json::to_string_pretty(value).unwrap_or_default());
+            self.line(escaped(&serde_json::to_string_pretty(value).unwrap_or_default()));
         } else {
             text(self, value);
         }
@@ -63,7 +64,7 @@ impl Out {
     pub(super) fn failure(&self, failure: &Failure) {
         let mut stderr = io::stderr().lock();
         if self.json {
-            let _ = writeln!(stderr, "{}", json!({"error": failure}));
+            let _ = writeln!(stderr, "{}", escaped(&json!({"error": failure}).to_string()));
             return;
         }
         let _ = writeln!(stderr, "error: {}", printable(&failure.message));
@@ -76,6 +77,20 @@ impl Out {
 /// Text from elsewhere without what a terminal would obey.
 pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+/// JSON in which what a terminal would obey is escaped; what lies below U+0020 is so already.
+pub(super) fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '\u{7f}'..='\u{9f}' => {
+                let _ = write!(text, "\\u{:04x}", u32::from(c));
+            }
+            _ => text.push(c),
+        }
+    }
+    text
 }
 
 /// An optional value, or a dash.
@@ -108,6 +123,13 @@ mod tests {
     #[test]
     fn what_a_terminal_would_obey_is_taken_out() {
         assert_eq!(printable("a\u{1b}[2Jb\r\nc\td"), "a\u{fffd}[2Jb\u{fffd}\nc\td");
+    }
+
+    #[test]
+    fn json_for_a_terminal_reads_as_what_it_was() {
+        let (text, json) = ("a\u{9b}2Jb\u{7f}ü", "\"a\\u009b2Jb\\u007fü\"");
+        assert_eq!(escaped(&serde_json::to_string(text).unwrap()), json);
+        assert_eq!(serde_json::from_str::<String>(json).unwrap(), text);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Map, Value};
 
 use super::client::Client;
-use super::failure::{FAILED, Failure, USAGE};
+use super::failure::{Failure, USAGE};
 use super::output::{Out, bytes, dash};
 use crate::config::PoolFile;
 use crate::http::api::{Applied, PoolInfo, PoolStatus, Pools};
@@ -56,7 +56,7 @@ pub(super) async fn run(command: Command, client: &Client, out: &Out) -> Result<
     match command {
         Command::Apply { file } => {
             let text = std::fs::read_to_string(&file)
-                .map_err(|error| Failure::new(FAILED, format!("{}: {error}", file.display())))?;
+                .map_err(|error| Failure::new(USAGE, format!("{}: {error}", file.display())))?;
             let pool = PoolFile::parse(&text, &file.display().to_string())
                 .map_err(|bad| Failure::new(USAGE, format!("{} is wrong:\n{bad}", file.display())))?;
             let path = format!("pools/{}", pool.name);

@@ -89,10 +89,10 @@ fn show_story(out: &Out, story: &RoundStory) {
     let info = &story.info;
     out.line(format!("round {} (batch {}), sealed {}: {}", info.round, info.batch, info.sealed, state(info)));
     if let Some(params) = &story.params {
-        out.line(format!("  params {params}"));
+        out.line(format!("  params {}", printable(&params.to_string())));
     }
     if let Some(reference) = &story.reference {
-        out.line(format!("  ref {reference}"));
+        out.line(format!("  ref {}", printable(&reference.to_string())));
     }
     for attempt in &story.attempts {
         let end = match (&attempt.outcome, attempt.ended) {
@@ -104,7 +104,7 @@ fn show_story(out: &Out, story: &RoundStory) {
             attempt.attempt, attempt.member, attempt.leased
         ));
         if let Some(progress) = &attempt.progress {
-            out.line(format!("    progress {progress}"));
+            out.line(format!("    progress {}", printable(&progress.to_string())));
         }
         if let Some(error) = &attempt.error {
             out.line(format!("    error: {}", printable(error)));

@@ -1,13 +1,12 @@
 //! `millpond token …`
 
 use millpond_protocol::{MemberName, PoolName};
-use reqwest::Method;
 
 use super::client::Client;
 use super::failure::Failure;
-use super::member::{Format, show_hand_out};
+use super::member::{Format, hand_out, show_hand_out};
 use super::output::Out;
-use crate::http::api::{HandOut, NewToken};
+use crate::http::api::NewToken;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -33,8 +32,8 @@ pub(super) async fn run(command: Command, client: &Client, out: &Out) -> Result<
         Command::Rotate { pool, member, format } => (pool, member, format, true),
     };
     let path = format!("pools/{pool}/members/{member}/tokens");
-    let new = NewToken { token_sha256: None, replace };
-    let hand_out: HandOut = client.change(Method::POST, &path, &[], Some(&new)).await?;
+    let new = |hash| NewToken { token_sha256: Some(hash), replace };
+    let hand_out = hand_out(client, &path, new).await?;
     show_hand_out(out, &hand_out, format);
     Ok(())
 }

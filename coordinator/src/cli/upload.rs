@@ -4,7 +4,7 @@ use millpond_protocol::{MemberName, PoolName, UploadId};
 
 use super::client::{Client, Page};
 use super::failure::Failure;
-use super::output::{Out, bytes, dash};
+use super::output::{Out, bytes, dash, printable};
 use crate::http::api::{UploadStory, Uploads};
 
 #[derive(Debug, clap::Subcommand)]
@@ -52,7 +52,7 @@ fn show_story(out: &Out, story: &UploadStory) {
         out.line(format!("  label       {label}"));
     }
     for step in &story.story {
-        out.line(format!("  • {step}"));
+        out.line(format!("  • {}", printable(step)));
     }
 }
 

@@ -1,8 +1,11 @@
 //! What only several settings together can get wrong, and the ranges of single ones.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use millpond_protocol::limits;
+use millpond_storage::embedded::EmbeddedConfig;
+use millpond_storage::{BadConfig, Secret};
 use url::{Host, Url};
 
 use super::load::Problem;
@@ -118,15 +121,6 @@ impl Storage {
     }
 
     fn check(&self, wrong: &mut impl FnMut(&str, String)) {
-        for (key, url) in [
-            ("storage.endpoint", &self.endpoint),
-            ("storage.public_url", &self.public_url),
-            ("storage.proxy", &self.proxy),
-        ] {
-            if url.as_ref().is_some_and(|url| !is_bare(url)) {
-                wrong(key, "is http:// or https:// with a host, maybe a port, and nothing else".into());
-            }
-        }
         let half = self.access_key.is_empty() != self.secret_key.is_empty();
         match self.mode {
             StorageMode::Embedded => {
@@ -161,26 +155,44 @@ impl Storage {
                 }
             }
         }
-        if !is_bucket(&self.bucket) {
-            wrong(
-                "storage.bucket",
-                "is 3–63 of a–z, 0–9, - and ., and starts and ends with a letter or digit".into(),
-            );
-        }
-        if self.region.is_empty() || !self.region.bytes().all(|b| b.is_ascii_graphic() && b != b'/') {
-            wrong("storage.region", "is a word such as us-east-1".into());
+        // Its range was looked at above.
+        let mut told = BTreeSet::from(["call_timeout".to_owned()]);
+        for problem in self.refused_by_storage() {
+            // Each begins with its key.
+            let (key, message) = problem.split_once(' ').unwrap_or((&problem, ""));
+            if told.insert(key.to_owned()) {
+                wrong(&format!("storage.{key}"), message.to_owned());
+            }
         }
     }
-}
 
-fn is_bare(url: &Url) -> bool {
-    matches!(url.scheme(), "http" | "https")
-        && url.host().is_some()
-        && url.path() == "/"
-        && url.query().is_none()
-        && url.fragment().is_none()
-        && url.username().is_empty()
-        && url.password().is_none()
+    /// What storage itself would refuse at the start. What is missing is taken as good here.
+    fn refused_by_storage(&self) -> Vec<String> {
+        let or = |text: &str, made: &str| if text.is_empty() { made } else { text }.to_owned();
+        let access_key = or(&self.access_key, "millpond");
+        let secret = or(self.secret_key.expose(), "what-the-first-start-makes-up");
+        let missing = || Url::parse("http://127.0.0.1").ok();
+        let (Some(endpoint), Some(public_url)) =
+            (self.endpoint.clone().or_else(missing), self.public_url.clone().or_else(missing))
+        else {
+            return Vec::new();
+        };
+        let mut found = match self.client(endpoint, public_url, &access_key, &secret).map(|it| it.validate())
+        {
+            Ok(Ok(())) => Vec::new(),
+            Ok(Err(BadConfig(wrong))) => wrong,
+            Err(unread) => {
+                let place = |problem: &Problem| problem.place.trim_start_matches("storage.").to_owned();
+                unread.0.iter().map(|it| format!("{} {}", place(it), it.message)).collect()
+            }
+        };
+        if self.mode == StorageMode::Embedded {
+            let mut server = EmbeddedConfig::new(&self.bucket, &access_key, Secret::new(secret));
+            server.region.clone_from(&self.region);
+            found.extend(server.validate().map_or_else(|BadConfig(wrong)| wrong, |()| Vec::new()));
+        }
+        found
+    }
 }
 
 fn is_loopback(url: &Url) -> bool {
@@ -190,13 +202,4 @@ fn is_loopback(url: &Url) -> bool {
         Some(Host::Ipv6(ip)) => ip.is_loopback() || ip.is_unspecified(),
         None => false,
     }
-}
-
-fn is_bucket(name: &str) -> bool {
-    let end = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    (3..=63).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'))
-        && end(name.bytes().next())
-        && end(name.bytes().last())
-        && !name.contains("..")
 }

@@ -62,7 +62,7 @@ fn the_environment_wins_over_the_file_and_is_read_as_the_type_of_its_key() {
         ("MILLPOND__MQTT__LISTEN", "127.0.0.1:1900"),
         ("MILLPOND__MQTT__PUBLISH_MAX", "2048"),
         ("MILLPOND__STORAGE__ACCESS_KEY", "123"),
-        ("MILLPOND__STORAGE__SECRET_KEY", "true"),
+        ("MILLPOND__STORAGE__SECRET_KEY", "1234567890123456"),
         ("MILLPOND__SERVER__ALLOW_PLAINTEXT", "true"),
         ("MILLPOND_SERVER", "http://not-a-setting"),
         ("PATH", "/bin"),
@@ -72,7 +72,7 @@ fn the_environment_wins_over_the_file_and_is_read_as_the_type_of_its_key() {
     assert_eq!(config.mqtt.listen, "127.0.0.1:1900".parse::<SocketAddr>().unwrap());
     assert_eq!(config.mqtt.publish_max, 2048);
     assert_eq!(config.storage.access_key, "123");
-    assert_eq!(config.storage.secret_key.expose(), "true");
+    assert_eq!(config.storage.secret_key.expose(), "1234567890123456");
     assert!(config.server.allow_plaintext);
     assert_eq!(config.log.format, LogFormat::Json);
 }
@@ -129,6 +129,21 @@ fn external_storage_names_everything_it_lacks() {
 }
 
 #[test]
+fn what_storage_would_refuse_at_the_start_is_a_problem_of_the_configuration() {
+    let keys = "access_key = \"a\"\nsecret_key";
+    for (text, key) in [
+        (format!("{keys} = \"short\""), "secret_key"),
+        (format!("{keys} = \"a secret with spaces\""), "secret_key"),
+        ("bucket = \"a.-b\"".to_owned(), "bucket"),
+        ("bucket = \"10.0.0.1\"".to_owned(), "bucket"),
+        (format!("region = \"{}\"", "x".repeat(300)), "region"),
+        ("public_url = \"http://host/prefix\"".to_owned(), "public_url"),
+    ] {
+        assert_eq!(places(&format!("[storage]\n{text}"), &[]), [format!("storage.{key}")], "{text}");
+    }
+}
+
+#[test]
 fn sizes_that_contradict_each_other_are_named() {
     let text =
         "[mqtt]\npublish_max = 2_000_000\nbundle_max = 1_000_000\n[limits]\nuncommitted_bytes_max = 1000";
@@ -145,13 +160,13 @@ fn a_log_filter_that_cannot_be_parsed_is_a_problem() {
 fn a_secret_comes_from_a_file_and_shows_nowhere() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("key");
-    std::fs::write(&file, "hush-hush\n").unwrap();
+    std::fs::write(&file, "hush-hush-hush-hush\n").unwrap();
     let env = [
         ("MILLPOND__STORAGE__ACCESS_KEY", "me"),
         ("MILLPOND__STORAGE__SECRET_KEY_FILE", file.to_str().unwrap()),
     ];
     let config = parse("", &env).unwrap();
-    assert_eq!(config.storage.secret_key.expose(), "hush-hush");
+    assert_eq!(config.storage.secret_key.expose(), "hush-hush-hush-hush");
     assert!(!format!("{config:?}").contains("hush"));
     assert!(!serde_json::to_string(&config).unwrap().contains("hush"));
 
@@ -159,7 +174,7 @@ fn a_secret_comes_from_a_file_and_shows_nowhere() {
     assert!(!wrong.to_string().contains("4711"), "{wrong}");
     let env = [("MILLPOND__STORAGE__SECRET_KEY_FILE", "/no/such/key")];
     assert_eq!(
-        places("[storage]\naccess_key = \"me\"\nsecret_key = \"s\"", &env),
+        places("[storage]\naccess_key = \"me\"\nsecret_key = \"sixteen-and-more-letters\"", &env),
         ["storage.secret_key_file"; 2]
     );
 }

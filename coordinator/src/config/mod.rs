@@ -68,7 +68,8 @@ pub struct Http {
     pub listen: SocketAddr,
     /// Seconds until a request is given up with `unavailable`; event streams are not concerned. Raising it helps slow disks.
     pub request_timeout_s: u64,
-    /// Event streams at once; one more is told `quota`. Each holds a connection and asks the ledger once a second.
+    /// Event streams at once; one more is told `quota`. Each holds a connection and reads the
+    /// ledger up to five times a second while something happens.
     pub event_streams_max: usize,
 }
 

@@ -1,5 +1,6 @@
 //! Numbered migrations, recorded in `user_version`. A copy is taken before an older file is changed.
 
+use std::fs::File;
 use std::path::Path;
 
 use rusqlite::Connection;
@@ -41,7 +42,11 @@ fn copy(sql: &Connection, to: &Path) -> Result<(), OpenError> {
         Ok(()) | Err(_) => {}
     }
     sql.execute("VACUUM INTO ?1", [new.display().to_string()])?;
-    std::fs::rename(&new, to).map_err(io)
+    // Whole on disk before the file is changed that it is a copy of.
+    File::open(&new).and_then(|copy| copy.sync_all()).map_err(io)?;
+    std::fs::rename(&new, to).map_err(io)?;
+    let dir = to.parent().map_or_else(|| Path::new("."), |dir| dir);
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)
 }
 
 #[cfg(test)]

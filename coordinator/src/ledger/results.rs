@@ -135,7 +135,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Publishes the object of an old version as a new one.
+    /// Publishes the object of an old version as a new one. While the pointer names such a one, a repeat gets it again.
     ///
     /// # Errors
     /// `not_found`, also if its bytes are not kept any more.
@@ -148,6 +148,17 @@ impl Tx<'_> {
         let expired = expired.ok_or_else(|| not_found(format!("version {of}")))?;
         if let Some(expired) = expired {
             return Err(not_kept(format!("version {of}"), Timestamp::clamped(expired)).into());
+        }
+        let stands: Option<u64> = self
+            .sql
+            .prepare_cached(
+                "SELECT r.version FROM pools p JOIN results r ON r.pool_id = p.id AND r.version = p.pointer \
+                 WHERE p.id = ?1 AND r.of = ?2",
+            )?
+            .query_row(params![pool, of], |row| row.get(0))
+            .optional()?;
+        if let Some(version) = stands {
+            return Ok(version);
         }
         let Reply::RolledBack { version } = self.apply(pool, Event::Rollback { of })? else {
             return Err(not_found(format!("version {of}")));

@@ -75,6 +75,7 @@ use std::sync::Arc;
 
 pub use catalog::CatalogError;
 pub use config::EmbeddedConfig;
+pub use io::Moving;
 pub use store::OpenError;
 
 use store::Store;
