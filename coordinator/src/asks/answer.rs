@@ -1,5 +1,7 @@
 //! From an ask's bytes to its answer: decode, authorise, run, envelope.
 
+use std::time::Duration;
+
 use millpond_protocol::access::{Action, Op, may};
 use millpond_protocol::error::ErrorBody;
 use millpond_protocol::message::ask;
@@ -10,6 +12,9 @@ use serde_json::Value;
 
 use super::{Asks, commit, done, put, reads, rounds};
 
+/// How long an ask may take in all: what it may wait for, and as long as one call to storage may take.
+const TIMEOUT: Duration = limits::ASK_TIMEOUT.saturating_add(limits::STORAGE_TIMEOUT);
+
 impl Asks {
     /// Answers one ask. The answer is the op's own keys beside the ask's `id`.
     ///
@@ -19,7 +24,8 @@ impl Asks {
         let (value, head) = decode(op, payload).map_err(|error| ErrorBody { id: id_of(payload), error })?;
         let id = head.id.as_ref().map(ToString::to_string);
         let answer = if may(who, Action::Op(op)) {
-            self.run(who, op, value, &head).await
+            let late = |_| Err(Refusal::unavailable(format!("no answer within {TIMEOUT:?}")));
+            tokio::time::timeout(TIMEOUT, self.run(who, op, value, &head)).await.unwrap_or_else(late)
         } else {
             Err(Refusal::new(Code::Unauthorized, format!("a {} may not ask {op}", who.role)))
         };

@@ -1,5 +1,7 @@
 //! `time`, `status`, `history`, `get`, `latest` and `complete`: what members ask beside rounds.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use millpond_protocol::message::{Outcome, answer, ask};
@@ -147,7 +149,8 @@ pub(super) async fn get(
                 Some(_) => None,
                 None => Some(dispatch::read_small(&asks.ledger, &asks.storage, found.seq).await?),
             };
-            body(asks, found.name, found.size, found.sha256, bytes.as_deref(), found.object, room)
+            let object = found.object.map(|object| (object, limits::URL_VALIDITY));
+            body(asks, found.name, found.size, found.sha256, bytes.as_deref(), object, room)
         }
         (None, Some(version)) => {
             let pool = who.pool.clone();
@@ -159,7 +162,8 @@ pub(super) async fn get(
                         .ok_or_else(|| not_found(format!("version {version}")))
                 })
                 .await?;
-            body(asks, found.name, found.size, found.sha256, found.data.as_deref(), Some(found.object), room)
+            let object = Some((found.object, limits::RESULT_URL_VALIDITY));
+            body(asks, found.name, found.size, found.sha256, found.data.as_deref(), object, room)
         }
         _ => Err(Refusal::new(Code::Malformed, "name either `upload` or `version`")),
     }
@@ -171,15 +175,15 @@ fn body(
     size: u64,
     sha256: millpond_protocol::Sha256,
     bytes: Option<&[u8]>,
-    object: Option<objects::Object>,
+    object: Option<(objects::Object, Duration)>,
     room: usize,
 ) -> Result<answer::Bytes, Refusal> {
     let mut answer = answer::Bytes { name, size, sha256, data: None, url: None, url_expires: None };
     match (bytes, object) {
         // 1 KiB is more than the keys around the data take.
         (Some(bytes), _) if bytes.len() * 4 / 3 + 1_024 <= room => answer.data = Some(BASE64.encode(bytes)),
-        (_, Some(object)) => {
-            let url = asks.storage.presign_get(&object.key, limits::URL_VALIDITY, now());
+        (_, Some((object, validity))) => {
+            let url = asks.storage.presign_get(&object.key, validity, now());
             answer.url = Some(url.url.to_string());
             answer.url_expires = Some(url.expires_at);
         }

@@ -51,7 +51,7 @@ struct Live {
 
 impl Live {
     async fn begin(&mut self) {
-        match self.ledger.read(pools).await {
+        match self.ledger.look(pools).await {
             Ok(pools) => self.told = Some(pools),
             Err(refusal) => tracing::error!(%refusal, "fan-out: the pools do not read"),
         }
@@ -111,7 +111,7 @@ impl Live {
     async fn tell_all(&mut self) {
         tracing::warn!("fan-out fell behind: every session ends and comes back");
         self.gate.disconnect_all();
-        let Ok(pools) = self.ledger.read(pools).await else { return };
+        let Ok(pools) = self.ledger.look(pools).await else { return };
         for (id, (name, _)) in pools {
             let mut change = PoolChange::of(name);
             change.events = true;
@@ -136,16 +136,15 @@ impl Live {
         let (_, told) = told.entry(pool).or_insert_with(|| (name.clone(), 0));
         loop {
             let after = *told;
-            let Ok(events) = self.ledger.read(move |sql| feed::after(sql, pool, after, PAGE)).await else {
+            let Ok(page) = self.ledger.look(move |sql| feed::after(sql, pool, after, PAGE)).await else {
                 return false;
             };
-            let more = events.len() >= PAGE;
-            for event in events {
+            for event in page.events {
                 *told = event.seq;
                 let payload = serde_json::to_vec(&event.body).unwrap_or_default();
                 self.gate.publish_event(topic::event(name, &event.kind), Bytes::from(payload));
             }
-            if !more {
+            if !page.more {
                 return true;
             }
         }

@@ -19,7 +19,7 @@ const GATHER: Duration = Duration::from_millis(200);
 pub async fn cursor(ledger: &Ledger, who: &Principal) -> Result<i64, Refusal> {
     let id = who.id;
     let known = ledger
-        .read(move |sql| {
+        .look(move |sql| {
             let cursor: Option<i64> = sql
                 .prepare_cached("SELECT receipt_cursor FROM members WHERE id = ?1")?
                 .query_row([id], |row| row.get(0))?;
@@ -54,7 +54,7 @@ pub async fn after(
     max: usize,
 ) -> Result<Vec<ReceiptRow>, Refusal> {
     let id = who.id;
-    let rows = ledger.read(move |sql| uploads::receipts_after(sql, id, after, max)).await?;
+    let rows = ledger.look(move |sql| uploads::receipts_after(sql, id, after, max)).await?;
     Ok(rows.into_iter().map(|(seq, receipt)| ReceiptRow { seq, payload: payload(&receipt) }).collect())
 }
 

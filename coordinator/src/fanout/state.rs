@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use millpond_broker::StateMessage;
@@ -86,7 +85,7 @@ impl States {
         let name = pool.clone();
         let policy: Policy = self
             .ledger
-            .read(move |sql| {
+            .look(move |sql| {
                 let id = find_pool(sql, &name)?;
                 let text: String = sql
                     .prepare_cached("SELECT policy FROM pools WHERE id = ?1")?
@@ -101,8 +100,7 @@ impl States {
 
     fn card_of(&self, pool: &PoolName, policy: &Policy, now: Timestamp) -> Card {
         let windowed = policy.grouping == Grouping::Window;
-        let length = Duration::from_secs(policy.window_s);
-        let from = Timestamp::clamped(now.as_millis() - now.as_millis() % window_ms(policy));
+        let (from, to) = policy.window(now);
         let upload_max = match policy.max_size {
             0 => self.shown.upload_max,
             own => own.min(self.shown.upload_max),
@@ -117,7 +115,7 @@ impl States {
             }
             .to_owned(),
             window_s: windowed.then_some(policy.window_s),
-            open: windowed.then(|| Window { from, to: from.after(length) }),
+            open: windowed.then_some(Window { from, to }),
             late: match policy.late {
                 Late::Next => "next",
                 Late::Reject => "reject",
@@ -159,7 +157,7 @@ impl States {
 
     async fn newest(&self, pool: &PoolName) -> Result<Option<Newest>, Refusal> {
         let name = pool.clone();
-        self.ledger.read(move |sql| newest(sql, find_pool(sql, &name)?)).await
+        self.ledger.look(move |sql| newest(sql, find_pool(sql, &name)?)).await
     }
 
     fn pointer_of(&self, newest: &Newest) -> Result<Pointer, Refusal> {
@@ -196,13 +194,9 @@ impl States {
     /// The oldest round on offer, or cleared.
     pub async fn offer(&self, pool: &PoolName) -> Result<StateMessage, Refusal> {
         let name = pool.clone();
-        let (rank, offer) = self.ledger.read(move |sql| offer(sql, find_pool(sql, &name)?)).await?;
+        let (rank, offer) = self.ledger.look(move |sql| offer(sql, find_pool(sql, &name)?)).await?;
         Ok(state(topic::offer(pool), offer.map(|offer| json(&offer)).unwrap_or_default(), rank))
     }
-}
-
-fn window_ms(policy: &Policy) -> i64 {
-    i64::try_from(policy.window_s.saturating_mul(1_000)).unwrap_or(i64::MAX).max(1)
 }
 
 fn rank_of(now: Timestamp) -> u64 {

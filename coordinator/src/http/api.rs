@@ -86,6 +86,8 @@ pub struct Change {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Members {
     pub members: Vec<MemberInfo>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
 }
 
 /// A member, as the operator sees it.
@@ -339,6 +341,8 @@ pub struct Events {
     pub events: Vec<EventRow>,
     /// Hand this back as `since`.
     pub next: u64,
+    /// There is more already.
+    pub more: bool,
 }
 
 /// `GET /v1/status`.

@@ -4,7 +4,7 @@ use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use millpond_protocol::access::{Action, may};
-use millpond_protocol::{Code, PoolName, Principal, Refusal, Sha256};
+use millpond_protocol::{Code, MemberName, PoolName, Principal, Refusal, Sha256};
 
 use super::Api;
 use super::error::Failed;
@@ -15,6 +15,7 @@ use crate::ledger::{manage, now};
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
     who: Who,
+    token: Sha256,
     /// The client's address, for the audit trail.
     pub source: String,
 }
@@ -75,6 +76,19 @@ impl Caller {
         }
     }
 
+    /// Whether the token that the request came with still opens the same door.
+    pub(super) async fn is_still_good(&self, api: &Api) -> bool {
+        let (Who::Member(member), hash) = (&self.who, self.token) else { return true };
+        let found = api.0.ledger.look(move |sql| manage::find_token(sql, &hash, now())).await;
+        found.is_ok_and(|found| found.as_ref() == Some(member))
+    }
+
+    /// Whether something of the caller is among what ended.
+    pub(super) fn is_among(&self, ended: &[(PoolName, MemberName, &'static str)]) -> bool {
+        self.member()
+            .is_some_and(|who| ended.iter().any(|(pool, name, _)| (pool, name) == (&who.pool, &who.name)))
+    }
+
     /// The caller's name in the audit trail.
     pub(super) fn name(&self) -> String {
         match &self.who {
@@ -102,10 +116,10 @@ impl FromRequestParts<Api> for Caller {
         let hash = Sha256::of(presented.trim().as_bytes());
         // Digests are compared, so the time that it takes says nothing of the token.
         if hash == api.0.admin {
-            return Ok(Self { who: Who::Admin, source });
+            return Ok(Self { who: Who::Admin, token: hash, source });
         }
-        match api.0.ledger.read(move |sql| manage::find_token(sql, &hash, now())).await? {
-            Some(member) => Ok(Self { who: Who::Member(member), source }),
+        match api.0.ledger.look(move |sql| manage::find_token(sql, &hash, now())).await? {
+            Some(member) => Ok(Self { who: Who::Member(member), token: hash, source }),
             None => {
                 metrics::counter!("millpond_http_sign_in_failures_total").increment(1);
                 tracing::warn!(client.address = %source, "HTTP: a token that is not valid");

@@ -57,8 +57,7 @@ impl Readiness {
             return last.clone();
         }
         let mut last = Findings::default();
-        // An empty job goes through the writer, so a ledger that cannot commit is found too.
-        let ledger = tokio::time::timeout(PROBE_TIMEOUT, ledger.write(|_| Ok(())));
+        let ledger = tokio::time::timeout(PROBE_TIMEOUT, ledger.write(|tx| tx.prove()));
         let probe = tokio::time::timeout(PROBE_TIMEOUT, storage.probe());
         let (ledger, probe) = tokio::join!(ledger, probe);
         match ledger {

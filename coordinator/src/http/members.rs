@@ -12,6 +12,7 @@ use super::Api;
 use super::api::{HandOut, MemberInfo, Members, NewMember, NewToken};
 use super::auth::Caller;
 use super::error::{Answer, Asked, Body, Params};
+use super::page::Page;
 use crate::ledger::{Tx, manage};
 use crate::secrets;
 
@@ -21,16 +22,20 @@ pub(super) struct List {
     /// Also those that were revoked.
     #[serde(default)]
     all: bool,
+    limit: Option<String>,
+    cursor: Option<String>,
 }
 
 pub(super) async fn list(
     State(api): State<Api>,
     caller: Caller,
     Params(pool): Params<PoolName>,
-    Asked(List { all }): Asked<List>,
+    Asked(List { all, limit, cursor }): Asked<List>,
 ) -> Answer<Members> {
     caller.check(&pool, Action::Inspect)?;
-    let members = api
+    let limit = Page::new(limit, None).limit()?;
+    let (name, id) = after(cursor.as_deref())?;
+    let members: Vec<(i64, MemberInfo)> = api
         .0
         .ledger
         .read(move |sql| {
@@ -43,14 +48,16 @@ pub(super) async fn list(
                 "SELECT m.id, m.name, m.role, m.created, m.revoked, \
                  (SELECT count(*) FROM tokens t WHERE t.member_id = m.id), \
                  (SELECT received FROM uploads u WHERE u.member_id = m.id ORDER BY u.seq DESC LIMIT 1) \
-                 FROM members m WHERE m.pool_id = ?1 AND (?2 OR m.revoked IS NULL) ORDER BY m.name, m.id",
+                 FROM members m WHERE m.pool_id = ?1 AND (m.name, m.id) > (?2, ?3) AND (?4 OR m.revoked IS NULL) \
+                 ORDER BY m.name, m.id LIMIT ?5",
             )?;
-            let rows = statement.query_and_then(params![pool, all], |row| {
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let rows = statement.query_and_then(params![pool, name, id, all, limit], |row| {
                 let delivery: Option<(String, u64)> = newest_delivery
                     .query_row(params![pool, row.get::<_, i64>(0)?], |row| Ok((row.get(0)?, row.get(1)?)))
                     .optional()?;
                 let (delivery, version) = delivery.unzip();
-                Ok(MemberInfo {
+                let info = MemberInfo {
                     member: row.get::<_, String>(1)?.parse().map_err(Refusal::from)?,
                     role: role(&row.get::<_, String>(2)?)?,
                     created: Timestamp::clamped(row.get(3)?),
@@ -59,12 +66,22 @@ pub(super) async fn list(
                     last_upload: row.get::<_, Option<i64>>(6)?.map(Timestamp::clamped),
                     delivery,
                     version,
-                })
+                };
+                Ok((row.get(0)?, info))
             })?;
             rows.collect::<crate::ledger::Result<_>>()
         })
         .await?;
-    Ok(Json(Members { members }))
+    let last = members.last().filter(|_| members.len() >= limit);
+    let cursor = last.map(|(id, info)| format!("{id}/{}", info.member));
+    Ok(Json(Members { members: members.into_iter().map(|(_, info)| info).collect(), cursor }))
+}
+
+/// The name and id that a page ended with.
+fn after(cursor: Option<&str>) -> Result<(String, i64), Refusal> {
+    let Some(cursor) = cursor else { return Ok((String::new(), 0)) };
+    let parts = cursor.split_once('/').and_then(|(id, name)| Some((name.to_owned(), id.parse().ok()?)));
+    parts.ok_or_else(|| Refusal::new(Code::Malformed, "the cursor is not one that an answer gave you"))
 }
 
 pub(super) async fn add(

@@ -94,26 +94,31 @@ pub async fn run(listener: TcpListener, parts: Parts) {
     let (shutdown, grace) = (parts.shutdown.clone(), parts.grace);
     metrics::install();
     let upkeep = tokio::spawn(metrics::upkeep(shutdown.clone()));
-    serve::serve(listener, router(parts), shutdown, grace).await;
+    serve::serve(listener, router(Api::new(parts)), shutdown, grace).await;
     upkeep.abort();
 }
 
-fn router(parts: Parts) -> Router {
-    let api = Api(Arc::new(Shared {
-        ledger: parts.asks.ledger.clone(),
-        asks: parts.asks,
-        troubles: parts.troubles,
-        collector: parts.collector,
-        admin: parts.admin,
-        mqtt: parts.mqtt,
-        storage_url: parts.storage_url,
-        request_timeout: parts.request_timeout,
-        streams: Arc::new(Semaphore::new(parts.event_streams_max)),
-        shutdown: parts.shutdown,
-        started: crate::ledger::now(),
-        readiness: health::Readiness::default(),
-        gauges: metrics::Gauges::default(),
-    }));
+impl Api {
+    fn new(parts: Parts) -> Self {
+        Self(Arc::new(Shared {
+            ledger: parts.asks.ledger.clone(),
+            asks: parts.asks,
+            troubles: parts.troubles,
+            collector: parts.collector,
+            admin: parts.admin,
+            mqtt: parts.mqtt,
+            storage_url: parts.storage_url,
+            request_timeout: parts.request_timeout,
+            streams: Arc::new(Semaphore::new(parts.event_streams_max)),
+            shutdown: parts.shutdown,
+            started: crate::ledger::now(),
+            readiness: health::Readiness::default(),
+            gauges: metrics::Gauges::default(),
+        }))
+    }
+}
+
+fn router(api: Api) -> Router {
     let pool = Router::new()
         .route("/", get(pools::show).put(pools::apply).patch(pools::set).delete(pools::remove))
         .route("/members", get(members::list).post(members::add))
@@ -128,8 +133,11 @@ fn router(parts: Parts) -> Router {
         .route("/rounds/{round}/retry", post(rounds::retry))
         .route("/results", get(results::list))
         .route("/results/{version}/rollback", post(results::roll_back))
-        .route("/events", get(events::feed))
-        .route("/ask/{op}", post(asks::ask));
+        .route("/events", get(events::feed));
+    // Asks may wait: their time is their own.
+    let asks = Router::new()
+        .route("/v1/pools/{pool}/ask/{op}", post(asks::ask))
+        .layer(middleware::from_fn_with_state(api.clone(), ask_in_time));
     Router::new()
         .route("/v1/status", get(status::show))
         .route("/v1/gc", get(gc::explain).post(gc::run))
@@ -138,6 +146,7 @@ fn router(parts: Parts) -> Router {
         .route("/metrics", get(metrics::show))
         .route("/readyz", get(health::ready))
         .layer(middleware::from_fn_with_state(api.clone(), in_time))
+        .merge(asks)
         .route("/healthz", get(health::alive))
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::no_such_path)
@@ -146,10 +155,18 @@ fn router(parts: Parts) -> Router {
         .with_state(api)
 }
 
-/// Gives a request up after its time. What a job of the ledger was asked for may still become true: every change can be
-/// repeated.
+/// Gives a request up after its time. What a job of the ledger was asked for may still become true: a repeat changes
+/// nothing more.
 async fn in_time(State(api): State<Api>, request: Request, next: Next) -> Response {
-    let limit = api.0.request_timeout;
+    within(api.0.request_timeout, request, next).await
+}
+
+/// The same for an ask, which may wait for [`limits::ASK_TIMEOUT`] by itself.
+async fn ask_in_time(State(api): State<Api>, request: Request, next: Next) -> Response {
+    within(limits::ASK_TIMEOUT + api.0.request_timeout, request, next).await
+}
+
+async fn within(limit: Duration, request: Request, next: Next) -> Response {
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Failed::from(Refusal::unavailable(format!("no answer within {limit:?}"))).into_response(),

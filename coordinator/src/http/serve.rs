@@ -10,6 +10,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use millpond_storage::embedded::Moving;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -19,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 const CONNECTIONS: usize = 1_024;
 /// How long a request's head may take, and a connection stay idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an answer may stand still because its client takes no byte of it.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a request's head.
 const HEAD_MAX: usize = 32 << 10;
 
@@ -45,7 +48,7 @@ pub(super) async fn serve(
             Some(_) = connections.join_next() => {}
             accepted = accepted => match accepted {
                 Ok((stream, peer, place)) => {
-                    let connection = connection(stream, peer, router.clone(), shutdown.clone());
+                    let connection = connection(stream, peer, router.clone(), STALL_TIMEOUT, shutdown.clone());
                     connections.spawn(async move {
                         connection.await;
                         drop(place);
@@ -67,7 +70,13 @@ pub(super) async fn serve(
     connections.shutdown().await;
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, shutdown: CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    stall: Duration,
+    shutdown: CancellationToken,
+) {
     // Without it small answers wait for acknowledgements; a socket that refuses it works all the same.
     let _ = stream.set_nodelay(true);
     let router = TowerToHyperService::new(router);
@@ -79,7 +88,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, shutdow
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Moving::new(stream, stall)), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -90,5 +99,29 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, shutdow
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "HTTP: a connection broke");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Bytes;
+    use axum::routing::get;
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_reads_ends_its_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        // More than any socket buffers.
+        let router = Router::new().route("/", get(async || Bytes::from(vec![0; 64 << 20])));
+        let stall = Duration::from_millis(50);
+        let connection = connection(stream, peer, router, stall, CancellationToken::new());
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        // It would stand still for ever; the runner's time-out fails then.
+        connection.await;
+        drop(client);
     }
 }

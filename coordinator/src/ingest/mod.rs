@@ -76,7 +76,7 @@ impl Ingest {
 impl Backend for Ingest {
     async fn sign_in(&self, attempt: SignIn) -> Result<Principal, SignInError> {
         let hash = Sha256::of(&attempt.token);
-        let found = self.ctx.ledger.read(move |sql| find_token(sql, &hash, now())).await;
+        let found = self.ctx.ledger.look(move |sql| find_token(sql, &hash, now())).await;
         match found {
             Ok(Some(who)) if who.pool == attempt.pool && who.name == attempt.member => Ok(who),
             Ok(_) => Err(SignInError::BadCredentials),

@@ -21,12 +21,12 @@ pub enum Of {
     MemberInBatch(i64, u64),
 }
 
-/// Columns of an [`UploadInfo`]. `batches.carried_into` always names the last batch of a chain.
+/// Columns of an [`UploadInfo`]. Uploads are the outer loop, so that an index gives their order. `batches.carried_into` always names the last batch of a chain.
 const SELECT: &str = "SELECT u.seq, m.name, u.upload, u.rule, u.name, u.size, u.sha256, u.event_time, u.received, u.flags, \
      u.label, b.batch, b.state, b.round, r.state, \
      (SELECT version FROM results s WHERE s.pool_id = b.pool_id AND s.round = b.round AND s.of IS NULL), \
      EXISTS (SELECT 1 FROM superseded x WHERE x.seq = u.seq), b.expired \
-     FROM uploads u JOIN members m ON m.id = u.member_id \
+     FROM uploads u CROSS JOIN members m ON m.id = u.member_id \
      LEFT JOIN batches own ON own.id = u.batch_id \
      LEFT JOIN batches b ON b.id = coalesce(own.carried_into, own.id) \
      LEFT JOIN rounds r ON r.pool_id = b.pool_id AND r.round = b.round";
@@ -40,21 +40,40 @@ pub fn uploads(
     before: Option<u64>,
     max: usize,
 ) -> Result<Vec<(u64, UploadInfo)>> {
+    let start = row_id(pool, 0);
     let end = before.map_or_else(|| row_id(pool + 1, 0), |before| row_id(pool, before));
-    const IN_BATCH: &str = "u.batch_id IN (SELECT id FROM batches WHERE id = ?5 OR carried_into = ?5)";
-    let (filter, member, batch) = match of {
-        Of::Pool => ("?4 = ?5".to_owned(), 0, 0),
-        Of::Member(member) => ("u.member_id = ?4 AND ?5 = 0".to_owned(), member, 0),
-        Of::Batch(batch) => (format!("{IN_BATCH} AND ?4 = 0"), 0, row_id(pool, batch)),
-        Of::MemberInBatch(member, batch) => {
-            (format!("{IN_BATCH} AND u.member_id = ?4"), member, row_id(pool, batch))
-        }
+    let page = |of: [&str; 2], ids: [i64; 2]| -> Result<Vec<(u64, UploadInfo)>> {
+        let mut statement = sql.prepare_cached(&page_of(of))?;
+        let max = i64::try_from(max).unwrap_or(i64::MAX);
+        statement.query_and_then(params![start, end, max, ids[0], ids[1]], upload_of)?.collect()
     };
-    let text = format!("{SELECT} WHERE u.seq > ?1 AND u.seq < ?2 AND {filter} ORDER BY u.seq DESC LIMIT ?3");
-    let mut statement = sql.prepare_cached(&text)?;
-    let max = i64::try_from(max).unwrap_or(i64::MAX);
-    let rows = statement.query_and_then(params![row_id(pool, 0), end, max, member, batch], upload_of)?;
-    rows.collect()
+    let (batch, filter, member) = match of {
+        Of::Pool => return page(ANY, [0, 0]),
+        Of::Member(member) => return page(MEMBER, [member, 0]),
+        Of::Batch(batch) => (batch, BATCH, 0),
+        Of::MemberInBatch(member, batch) => (batch, MEMBER_IN_BATCH, member),
+    };
+    // A page of each part of the batch holds the page of the whole.
+    let mut parts = sql.prepare_cached("SELECT id FROM batches WHERE id = ?1 OR carried_into = ?1")?;
+    let parts = parts.query_map([row_id(pool, batch)], |row| row.get(0))?;
+    let mut found = Vec::new();
+    for part in parts {
+        found.extend(page(filter, [part?, member])?);
+    }
+    found.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+    found.truncate(max);
+    Ok(found)
+}
+
+/// What a page is of: the condition on ?4, and that on ?5.
+const ANY: [&str; 2] = ["?4 = 0", "?5 = 0"];
+const MEMBER: [&str; 2] = ["u.member_id = ?4", "?5 = 0"];
+const BATCH: [&str; 2] = ["u.batch_id = ?4", "?5 = 0"];
+// Found by the member's index, which is mostly the shorter way.
+const MEMBER_IN_BATCH: [&str; 2] = ["+u.batch_id = ?4", "u.member_id = ?5"];
+
+fn page_of([one, other]: [&str; 2]) -> String {
+    format!("{SELECT} WHERE u.seq > ?1 AND u.seq < ?2 AND {one} AND {other} ORDER BY u.seq DESC LIMIT ?3")
 }
 
 /// One upload by its key, with its number.
@@ -120,4 +139,22 @@ pub fn results(sql: &Connection, pool: PoolId, before: Option<u64>, max: usize) 
         })
     })?;
     rows.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_reads_no_more_rows_than_it_shows() {
+        let sql = Connection::open_in_memory().unwrap();
+        sql.execute_batch(include_str!("schema/0001.sql")).unwrap();
+        for of in [ANY, MEMBER, BATCH, MEMBER_IN_BATCH] {
+            let mut plan = sql.prepare(&format!("EXPLAIN QUERY PLAN {}", page_of(of))).unwrap();
+            let steps = plan.query_map([0; 5], |row| row.get::<_, String>(3)).unwrap();
+            let steps: Vec<String> = steps.collect::<rusqlite::Result<_>>().unwrap();
+            assert!(steps[0].starts_with("SEARCH u USING"), "{of:?}: {steps:?}");
+            assert!(!steps.iter().any(|step| step.contains("TEMP B-TREE")), "{of:?}: {steps:?}");
+        }
+    }
 }

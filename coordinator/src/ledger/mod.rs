@@ -17,42 +17,50 @@ mod migrate;
 mod notice;
 pub mod objects;
 pub mod prune;
+mod readers;
 pub mod results;
 pub mod transfer;
 mod tx;
 pub mod uploads;
 mod writer;
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use millpond_protocol::{Refusal, Timestamp};
 use rusqlite::{Connection, OpenFlags};
-use tokio::sync::{Semaphore, broadcast, oneshot};
+use tokio::sync::{broadcast, oneshot};
 
 pub use error::{Error, Result};
 pub use notice::{Commit, PoolChange};
+use readers::Readers;
 pub use tx::Tx;
 
 /// Internal id of a pool, never used again.
 pub type PoolId = i64;
 
-/// Reader connections: enough for two cores and a slow query or two.
+/// Connections for what may take long: enough for two cores and a slow query or two.
 const READERS: usize = 4;
+/// Connections for short looks that everybody waits for.
+const LOOKERS: usize = 2;
 /// Commits that a slow listener may fall behind before it must look at the ledger afresh.
 const NOTICES: usize = 4_096;
 
+/// The largest number (an upload's `seq`, a batch) inside a pool; none is that large in fact.
+const NUMBER_MAX: i64 = (1 << 40) - 1;
+
 /// The row id of number `n` (an upload's `seq`, a batch) of a pool.
 pub fn row_id(pool: PoolId, n: u64) -> i64 {
-    (pool << 40) | i64::try_from(n & ((1 << 40) - 1)).unwrap_or_default()
+    (pool << 40) | i64::try_from(n).unwrap_or(NUMBER_MAX).min(NUMBER_MAX)
 }
 
 /// The number inside its pool of a row id.
 pub fn number(row_id: i64) -> u64 {
-    u64::try_from(row_id & ((1 << 40) - 1)).unwrap_or_default()
+    u64::try_from(row_id & NUMBER_MAX).unwrap_or_default()
 }
 
 /// The wall clock.
@@ -71,8 +79,8 @@ struct Inner {
     /// Jobs in line.
     queued: Arc<AtomicUsize>,
     commits: broadcast::Sender<Arc<Commit>>,
-    readers: Mutex<Vec<Connection>>,
-    reading: Arc<Semaphore>,
+    readers: Readers,
+    lookers: Readers,
     /// Held for as long as the process uses the data directory.
     _lock: File,
 }
@@ -91,14 +99,10 @@ impl Ledger {
         lock.try_lock().map_err(|_| OpenError::InUse(dir.display().to_string()))?;
 
         let path = dir.join("ledger.db");
+        keep_private(&path).map_err(io)?;
         let mut sql = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
         migrate::run(&mut sql, &path)?;
-        let readers = (0..READERS)
-            .map(|_| connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE))
-            .collect::<std::result::Result<Vec<_>, _>>()?;
-        for reader in &readers {
-            reader.pragma_update(None, "query_only", true)?;
-        }
+        let (readers, lookers) = (Readers::open(&path, READERS)?, Readers::open(&path, LOOKERS)?);
 
         let (jobs, queue) = mpsc::channel();
         let (commits, _) = broadcast::channel(NOTICES);
@@ -108,8 +112,8 @@ impl Ledger {
             jobs,
             queued: Arc::default(),
             commits,
-            readers: Mutex::new(readers),
-            reading: Arc::new(Semaphore::new(READERS)),
+            readers,
+            lookers,
             _lock: lock,
         };
         Ok((Self(Arc::new(inner)), ended))
@@ -135,7 +139,8 @@ impl Ledger {
         async move { outcome.await.unwrap_or_else(|_| Err(Refusal::unavailable("the ledger has stopped"))) }
     }
 
-    /// Runs `job` on a reader connection, which sees everything committed before the call.
+    /// Runs `job` on a reader connection: all that it reads is of one moment, with everything committed before the
+    /// call. It ends early if the caller gives up.
     ///
     /// # Errors
     /// What the job says; SQLite's own errors become `unavailable`.
@@ -144,17 +149,20 @@ impl Ledger {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T> + Send + 'static,
     {
-        let stopped = || Refusal::unavailable("the ledger has stopped");
-        // The permit goes with the connection, not with the caller, who may give up while the query runs.
-        let permit = self.0.reading.clone().acquire_owned().await.map_err(|_| stopped())?;
-        let inner = self.0.clone();
-        let run = move || {
-            let _permit = permit;
-            let sql = inner.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let reader = Reader { sql, home: &inner.readers };
-            job(reader.sql.as_ref().ok_or_else(stopped)?).map_err(Error::into_refusal)
-        };
-        tokio::task::spawn_blocking(run).await.map_err(|_| stopped())?
+        self.0.readers.run(job).await
+    }
+
+    /// The same for a short look by key that others wait for (sign-in, state, live messages): long queries, however
+    /// many there are, have no part in these connections.
+    ///
+    /// # Errors
+    /// As [`Ledger::read`].
+    pub async fn look<T, F>(&self, job: F) -> std::result::Result<T, Refusal>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T> + Send + 'static,
+    {
+        self.0.lookers.run(job).await
     }
 
     /// The data directory.
@@ -170,19 +178,6 @@ impl Ledger {
     /// What commits from now on. A listener that lags looks at the ledger afresh.
     pub fn commits(&self) -> broadcast::Receiver<Arc<Commit>> {
         self.0.commits.subscribe()
-    }
-}
-
-/// A reader connection on loan: it comes back however the query ends.
-struct Reader<'a> {
-    sql: Option<Connection>,
-    home: &'a Mutex<Vec<Connection>>,
-}
-
-impl Drop for Reader<'_> {
-    fn drop(&mut self) {
-        let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
-        home.extend(self.sql.take());
     }
 }
 
@@ -214,4 +209,48 @@ fn connect(path: &Path, flags: OpenFlags) -> std::result::Result<Connection, rus
     sql.pragma_update(None, "wal_autocheckpoint", 4_096)?;
     sql.pragma_update(None, "journal_size_limit", 64 << 20)?;
     Ok(sql)
+}
+
+/// The file, made if it is missing, is its owner's alone; SQLite gives what it puts beside it the same mode.
+fn keep_private(path: &Path) -> std::io::Result<()> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    for path in [path.to_owned(), path.with_extension("db-wal"), path.with_extension("db-shm")] {
+        match std::fs::metadata(&path) {
+            Ok(file) if file.permissions().mode() & 0o077 != 0 => {
+                std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_no_pool_has_is_no_other_number_and_of_no_other_pool() {
+        assert_eq!(number(row_id(3, 5)), 5);
+        for beyond in [(1 << 40) + 5, u64::MAX] {
+            assert_eq!(row_id(3, beyond), row_id(3, (1 << 40) - 1));
+            assert!(row_id(3, beyond) < row_id(4, 0));
+        }
+    }
+
+    #[test]
+    fn nobody_but_its_owner_reads_the_ledgers_files_whatever_the_directory_allows() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        // What an earlier version, or a copy by hand, left open.
+        std::fs::write(dir.path().join("ledger.db"), "").unwrap();
+        std::fs::set_permissions(dir.path().join("ledger.db"), Permissions::from_mode(0o644)).unwrap();
+        let (_ledger, _) = Ledger::open(dir.path()).unwrap();
+        for name in ["ledger.db", "ledger.db-wal", "ledger.db-shm"] {
+            let mode = std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+    }
 }

@@ -132,6 +132,15 @@ impl Tx<'_> {
         self.sql
     }
 
+    /// Proves that the ledger can commit: a job that writes nothing would succeed on a disk that is full.
+    ///
+    /// # Errors
+    /// SQLite's; the disk's come with the commit.
+    pub fn prove(&self) -> Result<()> {
+        self.sql.prepare_cached("UPDATE proof SET at = ?1")?.execute([self.now.as_millis()])?;
+        Ok(())
+    }
+
     /// The id that a pool's name stands for now.
     ///
     /// # Errors

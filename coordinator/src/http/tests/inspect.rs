@@ -45,6 +45,25 @@ async fn an_upload_says_where_it_is_and_why_and_lists_come_in_pages() {
 }
 
 #[tokio::test]
+async fn members_come_in_pages_by_name() {
+    let server = Server::start().await;
+    server.pool("p", &[("b", "publisher"), ("a", "listener"), ("d", "listener"), ("c", "listener")]).await;
+    let mut seen = Vec::new();
+    let mut path = "/v1/pools/p/members?limit=3".to_owned();
+    loop {
+        let page: Members = server.get(&path).await;
+        assert!(page.members.len() <= 3);
+        seen.extend(page.members.iter().map(|member| member.member.to_string()));
+        let Some(cursor) = page.cursor else { break };
+        path = format!("/v1/pools/p/members?limit=3&cursor={cursor}");
+    }
+    assert_eq!(seen, ["a", "b", "c", "d"]);
+    let bad = server.refused(ADMIN, Method::GET, "/v1/pools/p/members?cursor=x", Value::Null).await;
+    assert_eq!(bad.1, "malformed");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn asks_have_twins_over_http_for_members_and_not_for_the_admin() {
     let server = Server::start().await;
     let tokens = server.pool("p", &[("m", "publisher"), ("proc", "processor")]).await;

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+mod hold;
 mod inspect;
 mod manage;
 
@@ -18,16 +19,19 @@ use super::*;
 use crate::dispatch::Troubles;
 use crate::fanout::state::{Shown, States};
 use crate::grants::Grants;
+use crate::ledger::results::NewResult;
 use crate::ledger::uploads::{Body, NewUpload};
 use crate::rounds::{Event, Target};
 
 const ADMIN: &str = "mpa_a-token-that-nobody-guesses-in-a-test";
 
 /// A running API; everything ends with it.
-struct Server {
+pub(super) struct Server {
     url: String,
     http: reqwest::Client,
-    ledger: Ledger,
+    /// What handlers work with, for a look at one of them alone.
+    pub(super) api: Api,
+    pub(super) ledger: Ledger,
     troubles: watch::Sender<Troubles>,
     shutdown: CancellationToken,
     storage: CancellationToken,
@@ -36,7 +40,11 @@ struct Server {
 }
 
 impl Server {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
+        Self::start_with(Duration::from_secs(20)).await
+    }
+
+    async fn start_with(request_timeout: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (ledger, _) = Ledger::open(dir.path()).unwrap();
         let secret = "sixteen-and-more-letters";
@@ -54,28 +62,29 @@ impl Server {
         let states = States::new(ledger.clone(), storage.clone(), shown);
         let shutdown = CancellationToken::new();
         let (tell, troubles) = watch::channel(Troubles::new());
-        let parts = Parts {
+        let parts = || Parts {
             collector: Collector::new(ledger.clone(), storage.clone()),
             asks: Asks {
                 ledger: ledger.clone(),
                 storage: storage.clone(),
-                states,
-                grants: Grants::new(ledger.clone(), storage, Duration::from_secs(60)),
+                states: states.clone(),
+                grants: Grants::new(ledger.clone(), storage.clone(), Duration::from_secs(60)),
             },
-            troubles,
+            troubles: troubles.clone(),
             admin: Sha256::of(ADMIN.as_bytes()),
             mqtt: ("broker.example".to_owned(), 1883),
             storage_url: "http://files.example".to_owned(),
-            request_timeout: Duration::from_secs(20),
+            request_timeout,
             event_streams_max: 1,
             grace: Duration::from_secs(5),
             shutdown: shutdown.clone(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let done = tokio::spawn(run(listener, parts));
+        let done = tokio::spawn(run(listener, parts()));
+        let api = Api::new(parts());
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { url, http, ledger, troubles: tell, shutdown, storage: stop, done, _dir: dir }
+        Self { url, http, api, ledger, troubles: tell, shutdown, storage: stop, done, _dir: dir }
     }
 
     async fn send(&self, token: &str, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
@@ -90,7 +99,7 @@ impl Server {
     }
 
     /// A request of the admin that must succeed.
-    async fn admin<T: DeserializeOwned>(&self, method: Method, path: &str, body: Value) -> T {
+    pub(super) async fn admin<T: DeserializeOwned>(&self, method: Method, path: &str, body: Value) -> T {
         let (status, answer) = self.send(ADMIN, method, path, body).await;
         assert!(status.is_success(), "{path}: {status} {answer}");
         serde_json::from_value(answer).unwrap()
@@ -109,7 +118,7 @@ impl Server {
     }
 
     /// A pool with minute windows, and a member of each role that is named; their tokens in that order.
-    async fn pool(&self, pool: &str, members: &[(&str, &str)]) -> Vec<String> {
+    pub(super) async fn pool(&self, pool: &str, members: &[(&str, &str)]) -> Vec<String> {
         let _: Applied = self.admin(Method::PUT, &format!("/v1/pools/{pool}"), json!({"window_s": 60})).await;
         let mut tokens = Vec::new();
         for (member, role) in members {
@@ -164,7 +173,30 @@ impl Server {
         self.ledger.write(trigger).await.unwrap();
     }
 
-    async fn stop(self) {
+    /// Seals the oldest batch and commits a result of its round.
+    async fn commit(&self, processor: &str, round: u64) {
+        let who = self.principal(processor).await;
+        let commit = move |tx: &mut crate::ledger::Tx<'_>| {
+            let pool = tx.pool_of(&who)?;
+            tx.apply(pool, Event::Trigger { target: Target::Oldest, take: Some(who.id) })?;
+            let (size, sha256) = (6, Sha256::of(b"result"));
+            let object = tx.grant_object(pool, "result", size, sha256)?.id;
+            let new = NewResult {
+                round,
+                attempt: 1,
+                name: None,
+                content_type: None,
+                size,
+                sha256,
+                object,
+                data: None,
+            };
+            tx.commit_result(pool, &who, new)
+        };
+        self.ledger.write(commit).await.unwrap();
+    }
+
+    pub(super) async fn stop(self) {
         self.shutdown.cancel();
         self.done.await.unwrap();
         self.storage.cancel();
