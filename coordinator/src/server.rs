@@ -219,7 +219,7 @@ async fn storage(
     tokio::time::timeout(STORAGE_START, handle.probe())
         .await
         .context("storage does not answer: check storage.endpoint")?
-        .context("storage does not keep a test object: `millpond serve --check-config` says more")?;
+        .context("storage at storage.endpoint does not keep a test object: `millpond serve --check-config` says more")?;
     if let Some((server, public)) = embedded {
         let stop = stop.clone();
         tasks.spawn(async move { server.serve(public, stop).await.context("embedded storage") });
