@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::time::Instant;
 
 /// How often to look whether it has ended.
@@ -13,7 +13,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long it may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A running program. Dropped, it is killed with its children.
+/// A running program. When it ends, what it started ends with it; dropped, it is killed with its children. (Not if this process is
+/// itself killed without warning.)
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -55,8 +56,14 @@ impl Running {
         }
     }
 
+    /// Whether it has ended; then what it started and left behind is killed before its id is free again.
     fn look(&mut self) -> io::Result<Option<ExitStatus>> {
-        if self.ended.is_none() {
+        if self.ended.is_none()
+            && let Some(id) = self.id()
+            && waitid(WaitId::Pid(id), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT)?
+                .is_some()
+        {
+            self.signal(Signal::KILL);
             self.ended = self.child.try_wait()?;
         }
         Ok(self.ended)
@@ -64,18 +71,30 @@ impl Running {
 
     /// Asks it to end, and kills it and its children if it does not.
     pub async fn stop(&mut self) {
-        self.signal(Signal::TERM);
+        if matches!(self.look(), Ok(None)) {
+            self.signal(Signal::TERM);
+        }
         let until = Instant::now() + GRACE;
         while matches!(self.look(), Ok(None)) && Instant::now() < until {
             tokio::time::sleep(LOOK).await;
         }
-        self.signal(Signal::KILL);
-        let _ = self.child.wait();
+        self.kill();
     }
 
-    /// To the whole group: its id stays the child's while anybody is in it.
+    fn kill(&mut self) {
+        if self.ended.is_none() {
+            self.signal(Signal::KILL);
+            self.ended = self.child.wait().ok();
+        }
+    }
+
+    fn id(&self) -> Option<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
+    }
+
+    /// To the whole group. The child has not been waited for, so its id is nobody else's.
     fn signal(&self, signal: Signal) {
-        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+        if let Some(group) = self.id() {
             // There may be nobody left.
             let _ = kill_process_group(group, signal);
         }
@@ -84,9 +103,6 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if matches!(self.look(), Ok(None)) {
-            self.signal(Signal::KILL);
-            let _ = self.child.wait();
-        }
+        self.kill();
     }
 }

@@ -13,6 +13,7 @@ pub mod clock;
 pub mod exec;
 pub mod large;
 pub mod listen;
+pub mod process;
 pub mod sender;
 pub mod session;
 pub mod spool;

@@ -252,6 +252,23 @@ async fn a_download_that_stands_still_keeps_what_it_has() {
 }
 
 #[tokio::test]
+async fn what_is_known_by_its_hash_alone_is_fetched_whole_and_no_more_than_it_may_be() {
+    let (directory, content) = (tempfile::tempdir().unwrap(), bytes(5_000));
+    let (to, given) = (directory.path().join("manifest"), content.clone());
+    std::fs::write(&to, "what was there before").unwrap();
+    let (base, log) =
+        peer(move |n, head| rest_of(&given, head, if n == 0 { 3_000 } else { usize::MAX })).await;
+    let transfer = Transfer::new(quick());
+    transfer.fetch_whole(&base, &to, Sha256::of(&content), 5_000).await.unwrap();
+    assert!(std::fs::read(&to).unwrap() == content);
+    assert_eq!(log.lock().unwrap().len(), 2, "an answer that was cut is not the whole");
+    let other = transfer.fetch_whole(&base, &to, Sha256::of(b""), 5_000).await;
+    assert!(matches!(other, Err(TransferError::Mismatch { .. })), "{other:?}");
+    let long = transfer.fetch_whole(&base, &to, Sha256::of(&content), 4_999).await;
+    assert!(matches!(long, Err(TransferError::TooLong { expected: 4_999 })), "{long:?}");
+}
+
+#[tokio::test]
 async fn nobody_else_can_read_a_download() {
     use std::os::unix::fs::PermissionsExt as _;
     let (directory, content) = (tempfile::tempdir().unwrap(), bytes(10));

@@ -3,6 +3,7 @@
 mod connect;
 mod failure;
 mod listen;
+mod process;
 mod push;
 mod spool;
 
@@ -32,6 +33,8 @@ struct Cli {
 enum Command {
     /// Put files into the spool and send them.
     Push(push::Args),
+    /// Make a program the pool's processor.
+    Process(process::Args),
     /// Keep the newest result in a directory.
     Listen(listen::Args),
     /// What waits in the spool.
@@ -69,6 +72,7 @@ async fn execute(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Push(args) => push::run(cli, args).await,
         Command::Listen(args) => listen::run(cli, args).await,
+        Command::Process(args) => process::run(cli, args).await,
         Command::Spool(command) => spool::run(cli, command).await,
     }
 }

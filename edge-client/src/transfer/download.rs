@@ -40,7 +40,11 @@ impl Transfer {
         loop {
             while sink.have < expected.size {
                 match self.read(url, &mut sink, meter).await {
-                    Ok(()) => {}
+                    Ok(true) => {}
+                    Ok(false) => {
+                        let ended = format!("the answer ended after {} bytes", sink.have);
+                        patience.after(Failure::Again(ended), sink.have).await?;
+                    }
                     Err(failure) => patience.after(failure, sink.have).await?,
                 }
             }
@@ -60,8 +64,31 @@ impl Transfer {
         }
     }
 
-    /// One GET from where the sink stands; an error or the end of the file.
-    async fn read(&self, url: &str, sink: &mut Sink<'_>, meter: &Meter) -> Result<(), Failure> {
+    /// Fetches what is known by its SHA-256 alone, from the start each time; at most so many bytes.
+    ///
+    /// # Errors
+    /// As [`Transfer::fetch`].
+    pub async fn fetch_whole(
+        &self,
+        url: &str,
+        to: &Path,
+        sha256: Sha256,
+        at_most: u64,
+    ) -> Result<(), TransferError> {
+        let mut sink = Sink::open(to, Expected { size: at_most, sha256 })?;
+        let mut patience = Patience::new(&self.options);
+        loop {
+            sink.clear()?;
+            match self.read(url, &mut sink, &Meter::silent()).await {
+                // An answer that was cut is an error of the HTTP client: this is the whole of it.
+                Ok(_) => return sink.prove(),
+                Err(failure) => patience.after(failure, sink.have).await?,
+            }
+        }
+    }
+
+    /// One GET from where the sink stands to the end of the answer; whether the promised size is reached.
+    async fn read(&self, url: &str, sink: &mut Sink<'_>, meter: &Meter) -> Result<bool, Failure> {
         let stall = self.options.stall;
         let url: Url = url.parse().map_err(|_| Failure::Again("that is no URL".into()))?;
         let mut request = self.client(&url)?.get(url);
@@ -89,10 +116,7 @@ impl Transfer {
             sink.write(&chunk)?;
             meter.add(chunk.len() as u64);
         }
-        if sink.have < sink.expected.size {
-            return Err(Failure::Again(format!("the answer ended after {} bytes", sink.have)));
-        }
-        Ok(())
+        Ok(sink.have >= sink.expected.size)
     }
 }
 

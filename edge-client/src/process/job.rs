@@ -1,0 +1,201 @@
+//! One attempt: inputs, command, result; and beats beside it.
+
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millpond_protocol::access::Op;
+use millpond_protocol::message::{Lease, ask};
+use serde_json::{Value, json};
+
+use super::input::{self, Paths};
+use super::log::Log;
+use super::{ASK, AttemptError, Options};
+use crate::backoff::Backoff;
+use crate::exec::{Running, shell};
+use crate::large;
+use crate::session::{Properties, Session, SessionError};
+use crate::transfer::{Meter, Transfer, digest};
+
+/// Beats come at least so often while there is a log to tell.
+const TALK: Duration = Duration::from_secs(5);
+/// Seconds that the server may let `done` wait for what it verifies.
+const VERIFY_S: u64 = 45;
+/// How long the output of a command is read on after it ended: a child of it may hold the pipe.
+const REST: Duration = Duration::from_secs(1);
+
+/// What an attempt needs.
+pub(super) struct Work {
+    pub(super) session: Session,
+    pub(super) transfer: Arc<Transfer>,
+    pub(super) options: Options,
+    pub(super) publish_max: u64,
+}
+
+/// Works on a lease to its end. Dropped, it kills the command.
+pub(super) async fn attempt(work: Work, lease: Lease) -> Result<(), AttemptError> {
+    let log = Log::default();
+    let lease = ready(&work.session, lease).await?;
+    // The first of the two that ends takes the other with it.
+    tokio::select! {
+        done = work_on(&work, &lease, &log) => done,
+        lost = beats(&work.session, &lease, &log) => Err(lost),
+    }
+}
+
+/// Waits until manifest and packs are written.
+async fn ready(session: &Session, mut lease: Lease) -> Result<Lease, AttemptError> {
+    while !lease.ready {
+        let beat =
+            ask::Beat { round: lease.round, attempt: lease.attempt, progress: None, log: None, wait_s: 30 };
+        lease = session.ask(Op::Beat, &beat, ASK).await.map_err(lost)?;
+    }
+    Ok(lease)
+}
+
+/// Keeps the lease alive until it is lost.
+async fn beats(session: &Session, lease: &Lease, log: &Log) -> AttemptError {
+    let term = Duration::from_secs(lease.term_s.max(3));
+    loop {
+        let mut waited = Duration::ZERO;
+        while waited < term / 3 && (log.is_empty() || waited < TALK) {
+            let step = TALK.min(term / 3);
+            tokio::time::sleep(step).await;
+            waited += step;
+        }
+        let (text, progress) = log.take();
+        let (round, attempt) = (lease.round, lease.attempt);
+        let beat =
+            ask::Beat { round, attempt, progress: progress.map(|p| json!(p)), log: text.clone(), wait_s: 0 };
+        match session.ask::<Value>(Op::Beat, &beat, term).await {
+            Ok(_) => {}
+            Err(SessionError::Answer(refusal)) if !refusal.code.is_temporary() => {
+                return AttemptError::Lost(refusal.to_string());
+            }
+            // A lease that has run out is good until somebody else has the round: that is for the server to say.
+            Err(_) => {
+                if let Some(text) = text {
+                    log.put_back(&text);
+                }
+            }
+        }
+    }
+}
+
+async fn work_on(work: &Work, lease: &Lease, log: &Log) -> Result<(), AttemptError> {
+    let root = work.options.directory.join("attempt");
+    std::fs::create_dir_all(&root)?;
+    let root = std::path::absolute(&root)?;
+    let paths = Paths::under(&root);
+    input::fetch(&work.session, &work.transfer, &work.options, lease, &paths).await?;
+    run(&work.options.exec, &root, lease, &paths, log).await?;
+    send(work, lease, &paths.output).await?;
+    finish(&work.session, lease, log).await
+}
+
+/// Runs the command.
+async fn run(line: &str, root: &Path, lease: &Lease, paths: &Paths, log: &Log) -> Result<(), AttemptError> {
+    let json = |value: &Option<Value>| value.as_ref().map_or_else(|| "null".to_owned(), Value::to_string);
+    let (reader, writer) = io::pipe()?;
+    let mut command = shell(line);
+    command
+        .current_dir(root)
+        .env("MILLPOND_INPUT", &paths.input)
+        .env("MILLPOND_MANIFEST", &paths.manifest)
+        .env("MILLPOND_OUTPUT", &paths.output)
+        .env("MILLPOND_ROUND", lease.round.to_string())
+        .env("MILLPOND_ATTEMPT", lease.attempt.to_string())
+        .env("MILLPOND_BATCH", lease.batch.to_string())
+        .env("MILLPOND_PARAMS", json(&lease.params))
+        .env("MILLPOND_REF", json(&lease.reference))
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer);
+    // The command holds the writing ends of the pipe; with it they are closed on this side.
+    let mut running = Running::start(command)?;
+    let reading = log.clone();
+    let read = tokio::task::spawn_blocking(move || reading.read(reader));
+    let status = running.wait().await?;
+    let _ = tokio::time::timeout(REST, read).await;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(75) => Err(AttemptError::Retry),
+        _ => Err(AttemptError::Command(format!("the command ended with {status}"))),
+    }
+}
+
+/// Returns the result: by PUBLISH, or by presigned PUT if it is too large for that.
+async fn send(work: &Work, lease: &Lease, output: &Path) -> Result<(), AttemptError> {
+    let size = match std::fs::symlink_metadata(output) {
+        Ok(metadata) if metadata.is_file() && metadata.len() > 0 => metadata.len(),
+        Ok(_) => {
+            return Err(AttemptError::Command("the command left an output that is no file, or empty".into()));
+        }
+        Err(_) => return Err(AttemptError::Command("the command left no output".into())),
+    };
+    let path = output.to_owned();
+    let digested = tokio::task::spawn_blocking(move || digest(&path, size, None)).await;
+    let sha256 = digested.unwrap_or_else(|error| Err(io::Error::other(error)))?.sha256;
+    let content_type = work.options.content_type.clone();
+    if size > work.publish_max {
+        let put = ask::Put {
+            upload: None,
+            round: Some(lease.round),
+            attempt: Some(lease.attempt),
+            name: None,
+            size,
+            sha256,
+            event_time: None,
+            label: None,
+            content_type,
+            meta: None,
+            part_size: None,
+            parts: Vec::new(),
+            curl: false,
+        };
+        large::send(&work.session, &work.transfer, output, &put, &Meter::silent()).await?;
+        return Ok(());
+    }
+    let bytes = bytes::Bytes::from(std::fs::read(output)?);
+    let properties = Properties { sha256: Some(sha256), content_type, ..Properties::default() };
+    let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+    loop {
+        let sent = work.session.result(lease.round, lease.attempt, bytes.clone(), properties.clone()).await;
+        match sent {
+            Ok(()) => return Ok(()),
+            // 0x83 is `stale` and its like; a repeat of what was committed is acknowledged.
+            Err(SessionError::Refused(code)) => {
+                return Err(AttemptError::Lost(format!("the result was refused (MQTT reason 0x{code:02x})")));
+            }
+            Err(SessionError::Cut | SessionError::Offline(_)) => backoff.pause().await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Closes the round with the rest of the log. One whose result was PUT commits here, when the server has verified it.
+async fn finish(session: &Session, lease: &Lease, log: &Log) -> Result<(), AttemptError> {
+    let (round, attempt) = (lease.round, lease.attempt);
+    let (text, _) = log.take();
+    let done = ask::Done { round, attempt, wait_s: VERIFY_S, log: text, warnings: Vec::new() };
+    let id = format!("done-{round}-{attempt}");
+    loop {
+        let answer: Value = session.ask_as(&id, Op::Done, &done, ASK).await.map_err(lost)?;
+        // Else it is verified still, and a repeat asks how far that is.
+        if !answer["version"].is_null() {
+            return Ok(());
+        }
+    }
+}
+
+/// A refusal in a lease's name means that it is one no more.
+fn lost(error: SessionError) -> AttemptError {
+    match error {
+        SessionError::Answer(refusal) if !refusal.code.is_temporary() => {
+            AttemptError::Lost(refusal.to_string())
+        }
+        error => error.into(),
+    }
+}

@@ -1,0 +1,363 @@
+//! Makes any program the external processor of a pool.
+//!
+//! A round is claimed when one is on offer (and triggered, if it was asked for), its files are fetched to disk and proven, the command runs,
+//! and the one file that it leaves is the result. While it runs the lease is kept alive by beats, which carry what the command
+//! writes; when the lease is lost the command is killed with its children.
+//!
+//! | variable | holds |
+//! |---|---|
+//! | `MILLPOND_INPUT` | a directory with the round's files, `{member}/{upload}` |
+//! | `MILLPOND_MANIFEST` | the manifest, JSON Lines |
+//! | `MILLPOND_OUTPUT` | where the command leaves the result |
+//! | `MILLPOND_ROUND`, `MILLPOND_ATTEMPT`, `MILLPOND_BATCH` | numbers |
+//! | `MILLPOND_PARAMS`, `MILLPOND_REF` | the trigger's, as JSON; `null` without |
+//!
+//! The command runs in a directory of its own, which is removed afterwards. Its standard output and error are the log; a line `progress 0.4` states progress.
+//! Exit 0 with an output that is not empty: done. 75: the round is given back for another attempt. Anything else: the round has failed.
+//!
+//! A process that dies leaves a note of its lease; the next one gives that round back before it claims another.
+
+mod input;
+mod job;
+mod log;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use millpond_protocol::access::Op;
+use millpond_protocol::message::answer::Triggered;
+use millpond_protocol::message::{Lease, ask};
+use millpond_protocol::{Code, limits};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::large::LargeError;
+use crate::session::{Cause, Event, Inbox, Session, SessionError, Topic};
+use crate::transfer::{Transfer, TransferError};
+
+/// The topics that a session for [`process`] needs.
+pub const TOPICS: [Topic; 2] = [Topic::Offer, Topic::Card];
+
+/// How long one ask may take, over all connections.
+const ASK: Duration = Duration::from_secs(120);
+/// How often to ask for a round that no offer told of: offers are hints.
+const LOOK: Duration = Duration::from_secs(60);
+/// How long giving a round back may take when this process is to end.
+const GIVE_BACK: Duration = Duration::from_secs(10);
+
+/// How rounds are processed.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// A line for the shell.
+    pub exec: String,
+    /// Where inputs and outputs are while a command runs; nothing else may use it.
+    pub directory: PathBuf,
+    /// Bytes of a round's files that may be there.
+    pub disk_max: u64,
+    /// Besides claiming what is on offer: seals the oldest open batch every so often.
+    pub trigger_every: Option<Duration>,
+    /// Returns after one round.
+    pub once: bool,
+    /// Media type of results.
+    pub content_type: Option<String>,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Report<'a> {
+    Leased(&'a Lease),
+    /// The result is committed.
+    Done {
+        round: u64,
+    },
+    /// The round was given back, or has failed, or the lease was lost.
+    Ended {
+        round: u64,
+        why: &'a AttemptError,
+    },
+}
+
+/// Why processing ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    #[error("no connection to the server: {0}")]
+    Offline(Cause),
+    #[error("{}: {source}", .path.display())]
+    Directory { path: PathBuf, source: io::Error },
+    /// This member may not do it.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// With `once`: the round did not come to a result.
+    #[error("round {round}: {why}")]
+    Ended { round: u64, why: String },
+}
+
+/// Why an attempt brought no result.
+#[derive(Debug, thiserror::Error)]
+pub enum AttemptError {
+    /// The server has given the round to somebody else, or ended it.
+    #[error("the lease is lost: {0}")]
+    Lost(String),
+    /// The command asked for another attempt (exit 75).
+    #[error("the command asks for another attempt")]
+    Retry,
+    #[error("{0}")]
+    Command(String),
+    /// The round's files are not what they should be.
+    #[error("{0}")]
+    Input(String),
+    /// They do not fit here; another machine may have the room.
+    #[error("{0}")]
+    Room(String),
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    #[error(transparent)]
+    Large(#[from] LargeError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// This process is to end.
+    #[error("the processor was stopped")]
+    Stopped,
+}
+
+impl AttemptError {
+    /// Whether another attempt can help.
+    fn is_retryable(&self) -> bool {
+        !matches!(self, Self::Command(_))
+    }
+}
+
+/// A lease as a process notes it, for the one after it.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Note {
+    round: u64,
+    attempt: u32,
+}
+
+/// What a run does at the moment.
+struct Processor<'a> {
+    session: &'a Session,
+    transfer: &'a Arc<Transfer>,
+    options: &'a Options,
+    report: &'a mut (dyn FnMut(Report<'_>) + Send),
+    publish_max: u64,
+    /// When to ask for a round.
+    look: Instant,
+    /// When to seal the oldest batch.
+    trigger: Option<Instant>,
+    job: Option<(Lease, BoxFuture<'static, Result<(), AttemptError>>)>,
+}
+
+/// Processes rounds until `stop` is ready, or the session ends.
+///
+/// # Errors
+/// As [`ProcessError`] says. Networks that are gone for a while are no error, and neither are rounds that fail.
+pub async fn process(
+    session: &Session,
+    inbox: &mut Inbox,
+    transfer: &Arc<Transfer>,
+    options: &Options,
+    report: &mut (dyn FnMut(Report<'_>) + Send),
+    stop: impl Future<Output = ()>,
+) -> Result<(), ProcessError> {
+    let at = |source| ProcessError::Directory { path: options.directory.clone(), source };
+    std::fs::create_dir_all(&options.directory).map_err(at)?;
+    let lock = crate::spool::open_private(&options.directory.join("lock")).map_err(at)?;
+    if lock.try_lock().is_err() {
+        return Err(at(io::Error::new(io::ErrorKind::WouldBlock, "another processor uses this directory")));
+    }
+    let mut processor = Processor {
+        session,
+        transfer,
+        options,
+        report,
+        publish_max: limits::PUBLISH_MAX as u64,
+        look: Instant::now(),
+        trigger: options.trigger_every.map(|_| Instant::now()),
+        job: None,
+    };
+    tokio::pin!(stop);
+    let ended = processor.run(inbox, &mut stop).await;
+    if let Some((lease, job)) = processor.job.take() {
+        // Kills the command.
+        drop(job);
+        give_back(session, &lease, &AttemptError::Stopped, GIVE_BACK).await.ok();
+    }
+    clear(&options.directory).map_err(at)?;
+    ended
+}
+
+impl Processor<'_> {
+    async fn run(
+        &mut self,
+        inbox: &mut Inbox,
+        stop: &mut (impl Future<Output = ()> + Unpin),
+    ) -> Result<(), ProcessError> {
+        self.abandoned().await?;
+        loop {
+            let idle = self.job.is_none();
+            let next = self.trigger.map_or(self.look, |trigger| trigger.min(self.look));
+            let mut job = self.job.take();
+            tokio::select! {
+                event = inbox.next() => {
+                    self.job = job;
+                    self.told(event.unwrap_or(Event::Offline(Cause::Closed)))?;
+                }
+                ended = async { match &mut job { Some((_, job)) => job.await, None => std::future::pending().await } } => {
+                    if let Some((lease, _)) = job {
+                        self.ended(&lease, ended).await?;
+                        if self.options.once {
+                            return Ok(());
+                        }
+                    }
+                }
+                () = tokio::time::sleep_until(next), if idle => self.begin().await?,
+                () = &mut *stop => {
+                    self.job = job;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn told(&mut self, event: Event) -> Result<(), ProcessError> {
+        match event {
+            Event::Offline(cause @ (Cause::Refused(_) | Cause::Closed)) => {
+                return Err(ProcessError::Offline(cause));
+            }
+            Event::Card(card) => self.publish_max = card.limits.publish_max,
+            Event::Offer(Some(_)) => self.look = Instant::now(),
+            Event::Online
+            | Event::Offline(Cause::Lost(_))
+            | Event::Offer(None)
+            | Event::Receipt(..)
+            | Event::Result(_)
+            | Event::ResultData { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Asks for a round.
+    async fn begin(&mut self) -> Result<(), ProcessError> {
+        let now = Instant::now();
+        self.look = now + LOOK;
+        let lease = match (self.trigger, self.options.trigger_every) {
+            (Some(at), Some(every)) if at <= now => {
+                self.trigger = Some(now + every);
+                let trigger = ask::Trigger { take: true, ..ask::Trigger::default() };
+                match self.session.ask::<Triggered>(Op::Trigger, &trigger, ASK).await {
+                    // Without one the round is offered.
+                    Ok(triggered) => triggered.lease,
+                    Err(error) => refused(error)?,
+                }
+            }
+            _ => match self.session.ask::<Value>(Op::Claim, &ask::Claim::default(), ASK).await {
+                Ok(answer) if answer["round"].is_null() => None,
+                Ok(answer) => Some(serde_json::from_value(answer).map_err(|error| {
+                    ProcessError::Session(SessionError::Strange(Op::Claim, error.to_string()))
+                })?),
+                Err(error) => refused(error)?,
+            },
+        };
+        if let Some(lease) = lease {
+            self.take(lease)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, lease: Lease) -> Result<(), ProcessError> {
+        let root = self.options.directory.clone();
+        let at = |source| ProcessError::Directory { path: root.clone(), source };
+        clear(&root).map_err(at)?;
+        let note = Note { round: lease.round, attempt: lease.attempt };
+        std::fs::write(root.join("lease"), serde_json::to_vec(&note).unwrap_or_default()).map_err(at)?;
+        (self.report)(Report::Leased(&lease));
+        let work = job::Work {
+            session: self.session.clone(),
+            transfer: Arc::clone(self.transfer),
+            options: self.options.clone(),
+            publish_max: self.publish_max,
+        };
+        self.job = Some((lease.clone(), Box::pin(job::attempt(work, lease))));
+        Ok(())
+    }
+
+    async fn ended(&mut self, lease: &Lease, ended: Result<(), AttemptError>) -> Result<(), ProcessError> {
+        self.look = Instant::now();
+        let round = lease.round;
+        match &ended {
+            Ok(()) => (self.report)(Report::Done { round }),
+            Err(why) => {
+                if !matches!(why, AttemptError::Lost(_)) {
+                    // If this does not arrive, the lease runs out instead.
+                    give_back(self.session, lease, why, ASK).await.ok();
+                }
+                (self.report)(Report::Ended { round, why });
+            }
+        }
+        let directory = &self.options.directory;
+        clear(directory).map_err(|source| ProcessError::Directory { path: directory.clone(), source })?;
+        match ended {
+            Err(why) if self.options.once => Err(ProcessError::Ended { round, why: why.to_string() }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives back what a process before this one held when it died.
+    async fn abandoned(&mut self) -> Result<(), ProcessError> {
+        let path = self.options.directory.join("lease");
+        let note = std::fs::read(&path).ok().and_then(|json| serde_json::from_slice::<Note>(&json).ok());
+        let Some(Note { round, attempt }) = note else { return Ok(()) };
+        let error = "the processor died while it worked on the round".to_owned();
+        let fail = ask::Fail { round, attempt, error, retryable: true, log: None };
+        match self.session.ask::<Value>(Op::Fail, &fail, ASK).await {
+            Ok(_) => {}
+            // It was returned, or somebody else's, long ago.
+            Err(SessionError::Answer(refusal))
+                if matches!(refusal.code, Code::Stale | Code::NotFound | Code::Conflict) => {}
+            Err(error) => return Err(error.into()),
+        }
+        std::fs::remove_file(&path).map_err(|source| ProcessError::Directory { path, source })
+    }
+}
+
+/// An ask for a round that brought none: nothing to do, or later, or never.
+fn refused(error: SessionError) -> Result<Option<Lease>, ProcessError> {
+    match error {
+        SessionError::Answer(refusal) if refusal.code != Code::Unauthorized => Ok(None),
+        SessionError::Offline(Cause::Lost(_)) | SessionError::Unanswered(_) | SessionError::Cut => Ok(None),
+        SessionError::Offline(cause) => Err(ProcessError::Offline(cause)),
+        error => Err(error.into()),
+    }
+}
+
+async fn give_back(
+    session: &Session,
+    lease: &Lease,
+    why: &AttemptError,
+    within: Duration,
+) -> Result<Value, SessionError> {
+    let (round, attempt) = (lease.round, lease.attempt);
+    let fail = ask::Fail { round, attempt, error: why.to_string(), retryable: why.is_retryable(), log: None };
+    session.ask(Op::Fail, &fail, within).await
+}
+
+/// Removes what an attempt left.
+fn clear(directory: &Path) -> io::Result<()> {
+    for (name, remove) in [
+        ("attempt", std::fs::remove_dir_all as fn(PathBuf) -> io::Result<()>),
+        ("lease", std::fs::remove_file as fn(PathBuf) -> io::Result<()>),
+    ] {
+        match remove(directory.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
