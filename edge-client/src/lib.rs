@@ -1,11 +1,53 @@
-//! The client of Millpond for devices.
+//! The client of Millpond for devices, for listeners, and for the machine of the external server.
 //!
-//! [`transfer`] moves large files by presigned URL, up and down. It guarantees that a download is shown only when its
-//! size and SHA-256 are the promised ones and it is on disk; that memory is bounded whatever the size of a file; and that
-//! a transfer never fails while its bytes advance. It does not keep bytes that nobody has kept yet: an upload whose
-//! process dies is begun again (by parts: from the first missing part) by whoever still has the file.
+//! **It guarantees**: a file that [`spool::Spool::add`] took is on disk, survives kill -9, power loss and a full disk, and leaves only when the server has said what
+//! became of it; it is counted once, however often it is sent. A result is shown only when its size and SHA-256 are the promised ones and it is on
+//! disk, and then at one instant. Memory is bounded whatever the size of a file, and no transfer fails while its bytes
+//! advance. **It does not guarantee** that files arrive in order; that bytes are never sent twice (it asks before it does, but after a
+//! power cut nobody may know); that a command runs only once for a result (at least once); that a child of `--exec` ends if this process is killed without warning;
+//! or anything about files that were never put into a spool.
 //!
-//! There is no global state, and nothing starts threads or tasks of its own behind the caller's back.
+//! There is no global state. [`session::open`] starts one task of the runtime, which ends with the session; everything else runs where it is called.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`session`] | one MQTT connection, kept open: publishes, asks, receipts, state |
+//! | [`spool`] | files that wait, in a directory |
+//! | [`sender`] | sends a spool: today's first, bundles, receipts |
+//! | [`large`], [`transfer`] | files by presigned URL: grants, parts, ranges, hashes |
+//! | [`listen`] | the newest result in a directory |
+//! | [`process`] | any program as the external processor |
+//! | [`clock`] | when something happened, on machines whose clock is wrong |
+//!
+//! From a file to its receipt:
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use millpond_edge::clock::Stamp;
+//! use millpond_edge::sender::{self, Options, Report};
+//! use millpond_edge::session::{self, Config, Token};
+//! use millpond_edge::spool::{About, Limits, Spool};
+//!
+//! let mut spool = Spool::open("/var/lib/device/spool".as_ref(), Limits::default())?;
+//! let staged = spool.stage(&b"21.5 degrees\n"[..], |_sha256| About {
+//!     upload: "reading-1".parse().expect("an id"),
+//!     name: "reading.txt".parse().expect("a name"),
+//!     event_time: None,
+//!     label: None,
+//!     content_type: Some("text/plain".to_owned()),
+//!     meta: None,
+//!     captured: Stamp::now(),
+//! })?;
+//! spool.add(vec![staged])?;
+//!
+//! let config = Config::new("127.0.0.1", 1883, "demo".parse()?, "edge-7".parse()?, Token::new("mpd_…"));
+//! let (session, mut inbox) = session::open(config.topics(sender::TOPICS));
+//! if let Some(_sending) = spool.sending()? {
+//!     let mut report = |report: Report<'_>| println!("{report:?}");
+//!     sender::flush(&mut spool, &session, &mut inbox, &Options::default(), &mut report).await?;
+//! }
+//! # Ok(()) }
+//! ```
 
 pub mod backoff;
 pub mod cli;

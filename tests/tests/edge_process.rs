@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use millpond_protocol::{Role, Sha256};
-use millpond_tests::{Api, Credentials, Edge, Link, Mill, Process, Server};
+use millpond_tests::{Api, Credentials, Edge, Link, Mill, Process, Server, repository, tool};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -214,4 +214,20 @@ async fn a_round_that_does_not_fit_is_given_back_untouched() {
     let mut process = cast.process(&["--once", "--disk-max", "100000", "--exec", CONCATENATE]);
     assert_eq!(process.wait(PATIENCE).await.code(), Some(1));
     assert!(process.stdout().contains("150000 bytes"), "{}", process.stdout());
+}
+
+#[tokio::test]
+async fn the_example_aggregates_what_publishers_sent() {
+    if !tool("python3") {
+        return;
+    }
+    let cast = Cast::new(json!({})).await;
+    cast.publish(&[("a", b"1.5\n2\n".to_vec()), ("b", b"not a number\n".to_vec()), ("c", b"4\n".to_vec())])
+        .await;
+    let example = repository().join("docs/examples/aggregate.py");
+    let mut process = cast.process(&["--once", "--exec", &format!("python3 '{}'", example.display())]);
+    assert!(process.wait(PATIENCE).await.success(), "{}{}", process.stdout(), process.stderr());
+    let result: Value = serde_json::from_slice(&cast.result().await).unwrap();
+    assert_eq!(result, json!({ "round": 1, "mean": 2.5, "count": 3 }));
+    assert!(cast.round(1).await.to_string().contains("3 numbers and 1 other lines in 3 files"));
 }
