@@ -175,7 +175,7 @@ async fn a_revoked_members_grants_end_with_it() {
 }
 
 #[tokio::test]
-async fn a_commit_while_storage_is_away_is_told_to_come_again() {
+async fn while_storage_is_away_a_commit_is_told_to_come_again_and_a_verification_waits_for_it() {
     let port = {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         taken.local_addr().unwrap().port()
@@ -190,8 +190,13 @@ async fn a_commit_while_storage_is_away_is_told_to_come_again() {
     let server = server(&[external, ("MILLPOND__STORAGE__ENDPOINT", &endpoint), key, secret, away]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     edge.send("a", &bytes(1, 200_000)).await;
+    let film = bytes(2, 30 << 20);
+    edge.send_parts("film", &film, &[1, 2, 3, 4, 5, 6]).await;
+    let begun: answer::Commit = edge.ask(Op::Commit, json!({ "upload": "film" })).await.unwrap();
+    assert!(matches!(begun.uploads[0].outcome, Outcome::Pending | Outcome::Stored), "{begun:?}");
     s3.kill();
     refused(edge.commit(&["a"]).await, Code::Unavailable);
     s3.launch().await;
     edge.commit(&["a"]).await.unwrap();
+    assert_eq!(edge.settled("film").await, Outcome::Stored);
 }

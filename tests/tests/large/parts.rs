@@ -24,7 +24,7 @@ fn wanted(file: &[u8], parts: &[usize]) -> Value {
 
 impl Client {
     /// Sends these parts; storage has none of them yet.
-    async fn send_parts(&self, upload: &str, file: &[u8], parts: &[usize]) {
+    pub async fn send_parts(&self, upload: &str, file: &[u8], parts: &[usize]) {
         let put = self.put_with(upload, file, wanted(file, parts)).await.unwrap();
         self.send_to(&put, file).await;
     }

@@ -18,6 +18,8 @@ async fn a_file_that_was_put_counts_at_its_commit_and_reaches_the_processor_as_i
     let put = edge.put_with("map", &file, json!({ "name": "map.bin", "meta": { "a": 1 } })).await.unwrap();
     assert_eq!((put.outcome, put.part_size), (Outcome::Granted, None));
     assert_eq!(edge.status("map").await.unwrap().outcome, Outcome::Granted);
+    let story = server.api().get("/v1/pools/demo/uploads/edge/map").await;
+    assert!(story["outcome"] == "granted" && story.to_string().contains("nothing counts it yet"), "{story}");
     assert_eq!(edge.api.send(&put.to.unwrap(), file.clone()).await, 200);
     assert!(server.uploads("demo").await.is_empty(), "it counts before its commit");
 
@@ -154,7 +156,12 @@ async fn a_result_that_was_put_is_committed_by_done() {
         (&pointer["name"], &pointer["content_type"]),
         (&json!("model.bin"), &json!("application/x-model"))
     );
-    assert_eq!(edge.api.fetch(pointer["url"].as_str().unwrap()).await, result);
+    let url = pointer["url"].as_str().unwrap();
+    assert_eq!(edge.api.fetch(url).await, result);
+    let ranged = reqwest::Client::builder().no_proxy().build().unwrap().get(url);
+    let ranged = ranged.header("range", "bytes=1000000-1000099").send().await.unwrap();
+    assert_eq!(ranged.status().as_u16(), 206, "an interrupted download cannot go on");
+    assert_eq!(ranged.bytes().await.unwrap(), result[1_000_000..1_000_100]);
     let round = server.api().get("/v1/pools/demo/rounds/1").await;
     assert!(round.to_string().contains("done well") && round.to_string().contains("one"), "{round}");
 }
