@@ -1,33 +1,11 @@
 //! Where storage is and how to speak to it.
 
-use std::fmt;
 use std::time::Duration;
 
 use url::Url;
 
 use crate::limits;
-
-/// A text that no log, panic or error shows.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Takes the secret over.
-    pub fn new(secret: impl Into<String>) -> Self {
-        Self(secret.into())
-    }
-
-    /// The secret itself, for whoever signs with it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[secret]")
-    }
-}
+pub use crate::secret::Secret;
 
 /// Where storage is and how to speak to it.
 #[derive(Debug, Clone)]

@@ -32,6 +32,7 @@ pub mod limits;
 mod multipart;
 mod presign;
 mod probe;
+mod secret;
 mod sigv4;
 mod writer;
 mod xml;

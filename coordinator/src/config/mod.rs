@@ -8,7 +8,6 @@ mod check;
 mod client;
 mod load;
 mod pool_file;
-mod secret;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -18,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 pub use load::{BadConfig, Problem};
+pub use millpond_storage::Secret;
 pub use pool_file::PoolFile;
-pub use secret::Secret;
 
 /// Everything that can be configured about a server. What concerns one pool is its [`crate::rounds::Policy`] instead,
 /// and lives in the ledger.

@@ -33,6 +33,26 @@ pub struct NewUpload {
     pub body: Body,
 }
 
+impl NewUpload {
+    /// A small file of which nothing more is said.
+    pub fn inline(upload: UploadId, bytes: bytes::Bytes) -> Self {
+        Self {
+            upload,
+            name: None,
+            content_type: None,
+            meta: None,
+            label: None,
+            event_time: None,
+            received: None,
+            sha256: Sha256::of(&bytes),
+            sha256_declared: false,
+            size: bytes.len() as u64,
+            bundle: None,
+            body: Body::Inline(bytes),
+        }
+    }
+}
+
 /// Where the bytes are.
 #[derive(Debug, Clone)]
 pub enum Body {

@@ -276,21 +276,8 @@ pub fn window() -> Timestamp {
 
 /// A file with an event time in [`window`].
 pub fn file(upload: &str, bytes: impl Into<Bytes>) -> NewUpload {
-    let bytes = bytes.into();
-    NewUpload {
-        upload: upload.parse().unwrap(),
-        name: None,
-        content_type: None,
-        meta: None,
-        label: None,
-        event_time: Some(window()),
-        received: None,
-        sha256: Sha256::of(&bytes),
-        sha256_declared: true,
-        size: bytes.len() as u64,
-        bundle: None,
-        body: Body::Inline(bytes),
-    }
+    let new = NewUpload::inline(upload.parse().unwrap(), bytes.into());
+    NewUpload { event_time: Some(window()), sha256_declared: true, ..new }
 }
 
 /// Files of `size` bytes that differ from each other.

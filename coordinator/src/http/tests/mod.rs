@@ -20,7 +20,7 @@ use crate::dispatch::Troubles;
 use crate::fanout::state::{Shown, States};
 use crate::grants::Grants;
 use crate::ledger::results::NewResult;
-use crate::ledger::uploads::{Body, NewUpload};
+use crate::ledger::uploads::NewUpload;
 use crate::rounds::{Event, Target};
 
 const ADMIN: &str = "mpa_a-token-that-nobody-guesses-in-a-test";
@@ -141,21 +141,10 @@ impl Server {
     /// Stores an upload as if it had come over MQTT.
     async fn upload(&self, token: &str, upload: &str, data: &'static [u8]) {
         let who = self.principal(token).await;
-        let new = NewUpload {
-            upload: upload.parse().unwrap(),
-            name: None,
-            content_type: None,
-            meta: None,
-            // Pools that group otherwise ignore it.
-            label: Some("a-label".parse().unwrap()),
-            event_time: None,
-            received: None,
-            sha256: Sha256::of(data),
-            sha256_declared: true,
-            size: data.len() as u64,
-            bundle: None,
-            body: Body::Inline(data.into()),
-        };
+        // Pools that group otherwise ignore the label.
+        let label = Some("a-label".parse().unwrap());
+        let small = NewUpload::inline(upload.parse().unwrap(), data.into());
+        let new = NewUpload { label, sha256_declared: true, ..small };
         let store = move |tx: &mut crate::ledger::Tx<'_>| {
             let pool = tx.pool_of(&who)?;
             tx.store_upload(pool, &who, new)

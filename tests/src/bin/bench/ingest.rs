@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use millpond::ledger::Ledger;
 use millpond::ledger::manage::find_token;
-use millpond::ledger::uploads::{Body, NewUpload};
+use millpond::ledger::uploads::NewUpload;
 use millpond::rounds::Policy;
 use millpond_protocol::{Principal, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -116,7 +116,7 @@ async fn store(ledger: Ledger, who: Principal) -> Result<usize> {
     loop {
         while under_way.len() < WINDOW && start.elapsed() < FOR {
             payload[..8].copy_from_slice(&sent.to_be_bytes());
-            let (who, new) = (who.clone(), upload(format!("u{sent}"), &payload)?);
+            let (who, new) = (who.clone(), row(sent, &payload)?);
             under_way.push_back(Box::pin(ledger.write(move |tx| {
                 let pool = tx.pool_of(&who)?;
                 tx.store_upload(pool, &who, new)
@@ -129,20 +129,7 @@ async fn store(ledger: Ledger, who: Principal) -> Result<usize> {
     }
 }
 
-/// A row's worth.
-pub fn upload(id: String, bytes: &[u8]) -> Result<NewUpload> {
-    Ok(NewUpload {
-        upload: id.parse()?,
-        name: None,
-        content_type: None,
-        meta: None,
-        label: None,
-        received: None,
-        event_time: None,
-        sha256: Sha256::of(bytes),
-        sha256_declared: false,
-        size: bytes.len() as u64,
-        bundle: None,
-        body: Body::Inline(bytes::Bytes::copy_from_slice(bytes)),
-    })
+/// The `n`-th upload.
+pub fn row(n: usize, bytes: &[u8]) -> Result<NewUpload> {
+    Ok(NewUpload::inline(format!("u{n}").parse()?, bytes::Bytes::copy_from_slice(bytes)))
 }

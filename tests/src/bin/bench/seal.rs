@@ -13,7 +13,7 @@ use millpond_protocol::{Sha256, limits};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
-use super::ingest::upload;
+use super::ingest::row;
 use super::server::{Server, prepare};
 use super::wire;
 
@@ -92,7 +92,7 @@ async fn fill(dir: &Path, count: usize) -> Result<()> {
         let mut rows = Vec::new();
         for n in from..(from + 2_000).min(count) {
             payload[..8].copy_from_slice(&n.to_be_bytes());
-            rows.push((n % MEMBERS, upload(format!("u{n}"), &payload)?));
+            rows.push((n % MEMBERS, row(n, &payload)?));
         }
         ledger
             .write(move |tx| {
