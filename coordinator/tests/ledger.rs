@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 
 use millpond::ledger::manage::find_token;
-use millpond::ledger::uploads::{Body, NewUpload, Stored};
+use millpond::ledger::uploads::{NewUpload, Stored};
 use millpond::ledger::{Ledger, OpenError, Tx};
 use millpond::rounds::policy::Grouping;
 use millpond::rounds::{Event, Policy, Reply, Target};
@@ -62,20 +62,7 @@ fn store(tx: &mut Tx<'_>, who: &Principal, new: NewUpload) -> millpond::ledger::
 }
 
 fn upload(id: &str, bytes: &[u8]) -> NewUpload {
-    NewUpload {
-        upload: id.parse().unwrap(),
-        name: None,
-        content_type: None,
-        meta: None,
-        label: None,
-        event_time: None,
-        received: None,
-        sha256: Sha256::of(bytes),
-        sha256_declared: false,
-        size: bytes.len() as u64,
-        bundle: None,
-        body: Body::Inline(bytes::Bytes::copy_from_slice(bytes)),
-    }
+    NewUpload::inline(id.parse().unwrap(), bytes::Bytes::copy_from_slice(bytes))
 }
 
 fn by_count(count: u64) -> Policy {
@@ -326,6 +313,26 @@ async fn an_expired_token_signs_nobody_in() {
         })
         .await;
     assert_eq!(found.unwrap(), (true, false));
+}
+
+/// Bytes of the write-ahead log that a flood must not exceed: twice what begins a copy, and what is written meanwhile.
+const LOG_MAX: u64 = 48 << 20;
+
+#[tokio::test]
+async fn the_log_begins_anew_although_the_writer_never_pauses() {
+    let f = Fixture::new(Policy::default()).await;
+    let log = f.dir.path().join("ledger.db-wal");
+    let mut in_line = std::collections::VecDeque::new();
+    // 128 MiB, with a group in line all the time.
+    for n in 0..1_024 {
+        let (who, new) = (f.who.clone(), upload(&format!("u{n}"), &vec![b'x'; 128 << 10]));
+        in_line.push_back(f.ledger.write(move |tx| store(tx, &who, new)));
+        if in_line.len() == 32 {
+            in_line.pop_front().unwrap().await.unwrap();
+        }
+    }
+    let size = std::fs::metadata(log).unwrap().len();
+    assert!(size <= LOG_MAX, "{size}");
 }
 
 #[tokio::test]

@@ -9,12 +9,13 @@ use millpond_protocol::{Sha256, limits};
 use rusqlite::{Connection, params};
 
 use super::object::{self, Kind};
-use super::select::ROWS;
 use super::{Context, Trouble, buffer};
 use crate::ledger::{Error, PoolId, Result};
 
 /// The two blocks of zeros that end a tar file.
 const END: u64 = 1024;
+/// Payloads that one job deletes: a delete costs what an insert does, and uploads wait behind it.
+const PURGED: usize = 500;
 
 /// A pack in memory.
 pub(super) struct Pack {
@@ -135,7 +136,7 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, member: &str, upload: &str, data: &[u
 /// Deletes from the ledger what is in a pack, in bounded jobs.
 pub(super) async fn purge(context: &Context, batch: i64, n: u64) -> std::result::Result<(), Trouble> {
     let packed = context.ledger.read(move |sql| packed_files(sql, batch, n)).await?;
-    let mut chunks: Vec<Vec<i64>> = packed.chunks(ROWS).map(<[i64]>::to_vec).collect();
+    let mut chunks: Vec<Vec<i64>> = packed.chunks(PURGED).map(<[i64]>::to_vec).collect();
     let last = chunks.pop().unwrap_or_default();
     for rows in chunks {
         context.ledger.write(move |tx| delete(tx.sql(), &rows)).await?;

@@ -7,7 +7,7 @@ use crate::ledger::Result;
 use crate::rounds::policy::Select;
 
 /// Rows of one ledger job.
-pub(super) const ROWS: usize = 2_000;
+const ROWS: usize = 2_000;
 
 /// Marks the superseded uploads of a sealed batch. May be repeated: the marks are a function of the batch's rows.
 pub(super) async fn mark(

@@ -252,9 +252,13 @@ pub(super) const GAUGES: [(&str, &str); 12] = [
     ("millpond_gate_router_queue", "Live messages that wait for the router"),
 ];
 
-pub(super) const HISTOGRAMS: [(&str, &str); 6] = [
+pub(super) const HISTOGRAMS: [(&str, &str); 7] = [
     ("millpond_gate_ack_seconds", "From the last byte of a PUBLISH to its acknowledgement"),
     ("millpond_commit_seconds", "One commit of the ledger, sync included"),
+    (
+        "millpond_checkpoint_seconds",
+        "Copying the ledger's log back into its file, by part: the bulk beside the writer, the rest by the writer",
+    ),
     ("millpond_commit_jobs", "Jobs that share one commit"),
     (
         "millpond_dispatch_seal_seconds",

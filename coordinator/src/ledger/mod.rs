@@ -12,6 +12,7 @@ mod facts;
 pub mod grants;
 pub mod history;
 mod load;
+mod log;
 pub mod manage;
 mod migrate;
 mod notice;
@@ -47,6 +48,8 @@ pub type PoolId = i64;
 const READERS: usize = 4;
 /// Connections for short looks that everybody waits for.
 const LOOKERS: usize = 2;
+/// Pages that the writer keeps, in KiB: it takes them only under load.
+const CACHE_KIB: i32 = 8 << 10;
 /// Commits that a slow listener may fall behind before it must look at the ledger afresh.
 const NOTICES: usize = 4_096;
 
@@ -102,11 +105,17 @@ impl Ledger {
         keep_private(&path).map_err(io)?;
         let mut sql = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
         migrate::run(&mut sql, &path)?;
+        // What each job changes is noted first, to be taken back if it fails: a page at a time, and never for long.
+        sql.pragma_update(None, "temp_store", "MEMORY")?;
+        // A full group's pages, so that none has to be written before its commit.
+        sql.pragma_update(None, "cache_size", -CACHE_KIB)?;
         let (readers, lookers) = (Readers::open(&path, READERS)?, Readers::open(&path, LOOKERS)?);
 
         let (jobs, queue) = mpsc::channel();
         let (commits, _) = broadcast::channel(NOTICES);
-        let ended = writer::start(sql, queue, commits.clone())?;
+        let log =
+            log::Log::start(&mut sql, connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?).map_err(io)?;
+        let ended = writer::start(sql, log, queue, commits.clone())?;
         let inner = Inner {
             directory: dir.to_owned(),
             jobs,
@@ -205,8 +214,8 @@ fn connect(path: &Path, flags: OpenFlags) -> std::result::Result<Connection, rus
     sql.pragma_update(None, "journal_mode", "WAL")?;
     sql.pragma_update(None, "synchronous", "FULL")?;
     sql.pragma_update(None, "foreign_keys", true)?;
-    // 16 MiB of log before it is copied back: fewer syncs in a flood, little to recover after a crash.
-    sql.pragma_update(None, "wal_autocheckpoint", 4_096)?;
+    // `log.rs` says when.
+    sql.pragma_update(None, "wal_autocheckpoint", 0)?;
     sql.pragma_update(None, "journal_size_limit", 64 << 20)?;
     Ok(sql)
 }

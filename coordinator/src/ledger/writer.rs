@@ -7,9 +7,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use millpond_protocol::{Refusal, limits};
-use rusqlite::{Connection, ErrorCode, params};
+use rusqlite::{Connection, params};
 use tokio::sync::{broadcast, oneshot};
 
+use super::log::{Log, die_if_unsynced};
 use super::notice::Commit;
 use super::tx::{Effects, State, Tx};
 use super::{Error, OpenError, PoolId, Result, load};
@@ -73,10 +74,11 @@ fn not_now() -> Refusal {
 /// Loads the pools and starts the thread. The receiver resolves when the thread has ended.
 pub(super) fn start(
     sql: Connection,
+    log: Log,
     queue: Receiver<Job>,
     commits: broadcast::Sender<Arc<Commit>>,
 ) -> std::result::Result<oneshot::Receiver<()>, OpenError> {
-    let mut writer = Writer { sql, state: State::default(), commits };
+    let mut writer = Writer { log, sql, state: State::default(), commits };
     writer.load_all()?;
     let (ended, end) = oneshot::channel();
     let run = move || {
@@ -89,6 +91,7 @@ pub(super) fn start(
 }
 
 struct Writer {
+    log: Log,
     sql: Connection,
     state: State,
     commits: broadcast::Sender<Arc<Commit>>,
@@ -308,6 +311,7 @@ impl Writer {
             // No listener is no error.
             let _ = self.commits.send(Arc::new(group.effects.commit));
         }
+        self.log.committed(&self.sql);
     }
 
     /// Nothing of the group is kept: everyone is told to try again, and the cores are read from the ledger.
@@ -385,15 +389,4 @@ fn flush(sql: &Connection, state: &State, effects: &mut Effects) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// After a failed fsync nobody knows what is on disk, and a second one may lie: leave, and recover from the file.
-fn die_if_unsynced(error: &rusqlite::Error) {
-    use rusqlite::ffi;
-    let rusqlite::Error::SqliteFailure(failure, _) = error else { return };
-    let fsync = [ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_IOERR_DIR_FSYNC];
-    if failure.code == ErrorCode::SystemIoFailure && fsync.contains(&failure.extended_code) {
-        tracing::error!(%error, "ledger: fsync failed; the process ends, start it again to recover");
-        std::process::exit(1);
-    }
 }
