@@ -43,10 +43,10 @@ impl Asks {
     async fn run(&self, who: &Principal, op: Op, value: Value, head: &ask::Head) -> Result<Value, Refusal> {
         match op {
             Op::Time => encode(reads::time()),
-            Op::Status => encode(reads::status(self, who, parse(value)?).await?),
+            Op::Status => whole(encode(reads::status(self, who, parse(value)?).await?)?, head),
             Op::History => reads::history(self, who, parse(value)?, head).await,
             Op::Get => encode(reads::get(self, who, parse(value)?, head).await?),
-            Op::Latest => reads::latest(self, who).await,
+            Op::Latest => whole(reads::latest(self, who).await?, head),
             Op::Complete => reads::complete(self, who, parse(value)?, head).await,
             Op::Trigger => encode(rounds::trigger(self, who, parse(value)?, head).await?),
             Op::Claim => encode(rounds::claim(self, who, parse(value)?, head).await?),
@@ -93,6 +93,17 @@ fn id_of(payload: &[u8]) -> Option<String> {
 fn parse<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
     serde_json::from_value(value)
         .map_err(|e| Refusal::new(Code::Malformed, format!("the ask does not read: {e}")))
+}
+
+/// An answer that cannot be cut, if it fits.
+fn whole(answer: Value, head: &ask::Head) -> Result<Value, Refusal> {
+    let (size, room) = (answer.to_string().len() + super::AROUND, super::room(head));
+    if size <= room {
+        return Ok(answer);
+    }
+    Err(Refusal::new(Code::TooLarge, format!("the answer has {size} bytes and does not fit"))
+        .limit(room as u64)
+        .hint(format!("name a larger max_answer, up to {}", limits::ANSWER_MAX)))
 }
 
 fn encode<T: Serialize>(answer: T) -> Result<Value, Refusal> {

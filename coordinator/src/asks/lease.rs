@@ -12,14 +12,12 @@ use serde_json::Value;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
-use super::Asks;
+use super::{AROUND, Asks};
 use crate::ledger::error::not_kept;
 use crate::ledger::objects::{self, Object};
 use crate::ledger::{self, PoolId, Result, number, row_id};
 use crate::rounds::{Policy, Round, RoundState};
 
-/// Bytes of an answer that are kept free for the ask's id and what stands around a lease.
-const AROUND: usize = 256;
 /// Bytes that a file takes in an answer at least, with its URL: bounds what a page reads.
 const FILE_MIN: usize = 256;
 

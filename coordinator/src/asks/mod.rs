@@ -30,6 +30,9 @@ pub struct Asks {
     pub grants: Grants,
 }
 
+/// Bytes of an answer that are kept free for the ask's id and what stands around a list or a lease.
+const AROUND: usize = 256;
+
 /// Bytes that the asker can read in one answer.
 fn room(head: &ask::Head) -> usize {
     head.max_answer.unwrap_or(limits::ANSWER_DEFAULT).clamp(1_024, limits::ANSWER_MAX)
@@ -49,8 +52,7 @@ fn cursor(text: Option<&str>) -> Result<Option<u64>, Refusal> {
 /// # Errors
 /// `too_large` if not even the first item fits.
 fn fitting<T: Serialize>(key: &str, items: Vec<(u64, T)>, room: usize) -> Result<Value, Refusal> {
-    // Braces, keys, the cursor and the ask's id.
-    let mut left = room.saturating_sub(256);
+    let mut left = room.saturating_sub(AROUND);
     let mut fitting = Vec::new();
     let mut answer = Map::new();
     let mut last = 0;
@@ -63,7 +65,7 @@ fn fitting<T: Serialize>(key: &str, items: Vec<(u64, T)>, room: usize) -> Result
                 format!("an item of {size} bytes does not fit the answer"),
             )
             .limit(room as u64)
-            .hint("name a larger max_answer, up to 262144"));
+            .hint(format!("name a larger max_answer, up to {}", limits::ANSWER_MAX)));
         }
         if size > left {
             answer.insert("cursor".into(), last.to_string().into());

@@ -193,7 +193,7 @@ fn body(
                 format!("the file has {size} bytes and does not fit the answer"),
             )
             .limit(room as u64)
-            .hint("name a larger max_answer, up to 262144"));
+            .hint(format!("name a larger max_answer, up to {}", limits::ANSWER_MAX)));
         }
     }
     Ok(answer)

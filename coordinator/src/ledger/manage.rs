@@ -65,7 +65,8 @@ impl Tx<'_> {
     /// Adds a member with the hash of its token.
     ///
     /// # Errors
-    /// `conflict` if the name is taken, also by a removed member of whom something is in an open batch or a live round.
+    /// `conflict` if the name is taken, also by a removed member of whom something is in an open batch or a live round, or
+    /// if the token is in use.
     pub fn add_member(&mut self, pool: PoolId, name: &MemberName, role: Role, token: &Sha256) -> Result<i64> {
         if find_member(self.sql, pool, name)?.is_some() {
             return Err(Refusal::new(Code::Conflict, format!("there is a member {name} already")).into());
@@ -101,8 +102,24 @@ impl Tx<'_> {
         Ok(open)
     }
 
+    /// The member whose token this is.
+    fn token_holder(&self, token: &Sha256) -> Result<Option<i64>> {
+        let holder = self
+            .sql
+            .prepare_cached("SELECT member_id FROM tokens WHERE hash = ?1")?
+            .query_row([token.0.as_slice()], |row| row.get(0))
+            .optional()?;
+        Ok(holder)
+    }
+
     /// Gives a member one more token.
-    pub fn add_token(&mut self, member: i64, token: &Sha256) -> Result<()> {
+    ///
+    /// # Errors
+    /// `conflict` if the token is in use.
+    fn add_token(&mut self, member: i64, token: &Sha256) -> Result<()> {
+        if self.token_holder(token)?.is_some() {
+            return Err(token_in_use().into());
+        }
         self.sql
             .prepare_cached("INSERT INTO tokens (hash, member_id, created) VALUES (?1, ?2, ?3)")?
             .execute(params![token.0.as_slice(), member, self.now.as_millis()])?;
@@ -123,15 +140,9 @@ impl Tx<'_> {
     ) -> Result<Role> {
         let (id, role) =
             find_member(self.sql, pool, name)?.ok_or_else(|| not_found(format!("member {name}")))?;
-        let holder: Option<i64> = self
-            .sql
-            .prepare_cached("SELECT member_id FROM tokens WHERE hash = ?1")?
-            .query_row([token.0.as_slice()], |row| row.get(0))
-            .optional()?;
+        let holder = self.token_holder(token)?;
         if holder.is_some_and(|holder| holder != id) {
-            return Err(Refusal::new(Code::Conflict, "the token is in use")
-                .hint("make a new random one")
-                .into());
+            return Err(token_in_use().into());
         }
         let others = if replace {
             self.sql
@@ -281,4 +292,8 @@ pub fn find_token(
         role: role.parse().map_err(|e: String| Refusal::new(Code::Malformed, e))?,
         id,
     }))
+}
+
+fn token_in_use() -> Refusal {
+    Refusal::new(Code::Conflict, "the token is in use").hint("make a new random one")
 }

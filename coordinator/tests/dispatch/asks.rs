@@ -115,6 +115,49 @@ async fn a_lease_that_does_not_fit_the_answer_is_had_by_asking_for_more_room() {
 }
 
 #[tokio::test]
+async fn an_answer_that_cannot_be_cut_is_refused_where_it_does_not_fit() {
+    let (world, server) = world().await;
+    let edge = world.member("long", Role::Publisher).await;
+    // Twice as long in JSON.
+    let name = "\"".repeat(255);
+    let mut long = file("u", "x");
+    long.name = Some(name.parse().unwrap());
+    world.upload(&edge, vec![long]).await;
+    let ask = json!({"id": "t", "take": true, "wait_s": 60});
+    let lease = world.ask(&server, Op::Trigger, ask).await.unwrap();
+    world.commit(&server, lease["round"].as_u64().unwrap(), 1, b"result").await;
+    let rename = move |tx: &mut millpond::ledger::Tx<'_>| {
+        Ok(tx.sql().execute("UPDATE results SET name = ?1", [name])?)
+    };
+    assert_eq!(world.ledger.write(rename).await, Ok(1));
+    for (who, op, mut ask) in [(&edge, Op::Status, json!({"upload": "u"})), (&server, Op::Latest, json!({}))]
+    {
+        ask["max_answer"] = 1_024.into();
+        assert_eq!(world.ask(who, op, ask.clone()).await, Err(Code::TooLarge), "{op}");
+        ask["max_answer"] = 4_096.into();
+        assert!(world.ask(who, op, ask).await.unwrap().to_string().len() > 700, "{op}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_is_used_again_brings_nothing_of_who_had_it_before() {
+    let (world, server) = world().await;
+    world.ask(&server, Op::Trigger, json!({"id": "t", "take": true, "wait_s": 60})).await.unwrap();
+    world.commit(&server, 1, 1, b"result").await;
+    let (pool, name) = (world.pool, "edge".parse().unwrap());
+    world.ledger.write(move |tx| tx.revoke_member(pool, &name)).await.unwrap();
+    let edge = world.member("edge", Role::Publisher).await;
+    for op in [Op::Get, Op::Status] {
+        assert_eq!(world.ask(&edge, op, json!({"upload": "u1"})).await, Err(Code::NotFound), "{op}");
+    }
+    assert_eq!(world.ask(&edge, Op::History, json!({})).await.unwrap()["uploads"], json!([]));
+    // The id is free for it, and its own file is what it gets.
+    world.upload(&edge, vec![file("u1", "other")]).await;
+    let got = world.ask(&edge, Op::Get, json!({"upload": "u1"})).await.unwrap();
+    assert_eq!(got["sha256"], json!(Sha256::of(b"other")));
+}
+
+#[tokio::test]
 async fn another_round_member_or_attempt_is_refused() {
     let (world, server) = world().await;
     let other = world.member("other", Role::Processor).await;

@@ -151,6 +151,33 @@ async fn a_device_that_brings_its_own_hash_may_repeat_the_request() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_in_use_is_a_conflict_and_stays_its_holders() {
+    let server = Server::start().await;
+    server.pool("p", &[]).await;
+    server.pool("q", &[]).await;
+    let hash = Sha256::of(b"of the first");
+    let new = |member: &str, role: &str| json!({"member": member, "role": role, "token_sha256": hash});
+    let _: HandOut = server.admin(Method::POST, "/v1/pools/p/members", new("first", "operator")).await;
+    let _: HandOut =
+        server.admin(Method::POST, "/v1/pools/p/members", json!({"member": "n", "role": "listener"})).await;
+    for (path, body) in [
+        ("/v1/pools/p/members", new("second", "operator")),
+        ("/v1/pools/q/members", new("first", "operator")),
+        ("/v1/pools/p/members/n/tokens", json!({"token_sha256": hash, "replace": true})),
+    ] {
+        let refused = server.refused(ADMIN, Method::POST, path, body).await;
+        assert_eq!(refused, (409, "conflict".to_owned()), "{path}");
+    }
+    let holder = server.principal("of the first").await;
+    assert_eq!((holder.pool.as_str(), holder.name.as_str()), ("p", "first"));
+    let members: Members = server.get("/v1/pools/p/members").await;
+    let names: Vec<_> =
+        members.members.iter().map(|member| (member.member.as_str(), member.tokens)).collect();
+    assert_eq!(names, [("first", 1), ("n", 1)]);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn every_shipped_pool_can_be_applied_takes_uploads_and_is_sealed_by_a_trigger() {
     let server = Server::start().await;
     let shipped = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/pools");
