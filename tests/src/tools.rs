@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// The program under test: what `MILLPOND_BIN` names, else the one that cargo built beside the tests.
 pub fn binary() -> PathBuf {
@@ -56,4 +57,13 @@ pub fn recent_hour() -> i64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let hours = i64::try_from(now.as_secs() / 3_600).unwrap();
     (hours - 5) * 3_600_000
+}
+
+/// Waits until `holds` says so, and fails after a minute.
+pub async fn until(what: &str, holds: impl AsyncFn() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(60);
+    while !holds().await {
+        assert!(Instant::now() < patience, "it does not happen that {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

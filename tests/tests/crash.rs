@@ -5,11 +5,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use millpond_protocol::bundle::{self, Bundle, Entry};
 use millpond_protocol::{Role, Sha256, limits};
-use millpond_tests::{Beside, Credentials, Link, Mill, Server, recent_hour};
+use millpond_tests::{Beside, Credentials, Link, Mill, Server, recent_hour, until};
 use serde_json::json;
 
 const PUBLISHERS: usize = 4;
@@ -88,9 +87,8 @@ async fn kill_9_during_ingest_loses_nothing_acknowledged_and_resending_counts_on
             })
             .collect();
         // Somewhere in the middle, each time elsewhere.
-        while acknowledged.load(Ordering::Relaxed) < 150 + 37 * kill {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        until("uploads are acknowledged", async || acknowledged.load(Ordering::Relaxed) >= 150 + 37 * kill)
+            .await;
         server.kill();
         for (task, publisher) in pouring.into_iter().zip(&mut publishers) {
             publisher.1 = task.await.unwrap();

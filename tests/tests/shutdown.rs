@@ -4,10 +4,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use millpond_protocol::Role;
-use millpond_tests::{Beside, Link, Plain, Server};
+use millpond_tests::{Beside, Link, Plain, Server, until};
 use serde_json::json;
 
 #[tokio::test]
@@ -30,9 +29,7 @@ async fn sigterm_ends_the_server_with_0_while_clients_are_connected() {
             count.store(n, Ordering::Relaxed);
         }
     });
-    while acknowledged.load(Ordering::Relaxed) < 20 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until("uploads are acknowledged", async || acknowledged.load(Ordering::Relaxed) >= 20).await;
     let status = server.terminate().await;
     assert_eq!(status.code(), Some(0), "{status}");
     idle.ended().await;

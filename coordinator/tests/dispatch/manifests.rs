@@ -132,11 +132,15 @@ async fn the_manifests_of_a_pool_are_a_chain_over_skipped_batches_too() {
 
 #[tokio::test]
 async fn what_was_carried_into_a_batch_is_packed_and_listed_with_it() {
-    let policy = json!({"window_s": 3600, "deadline_s": 1, "min_uploads": 3, "below_minimum": "carry"});
+    // The window ended up to an hour ago, and its batch is due in two seconds.
+    let ended = window().after(std::time::Duration::from_secs(3600));
+    let deadline_s = millpond::ledger::now().since(ended).as_secs() + 2;
+    let policy =
+        json!({"window_s": 3600, "deadline_s": deadline_s, "min_uploads": 3, "below_minimum": "carry"});
     let mut world = World::new(policy).await;
     world.dispatch();
     let who = world.member("edge", Role::Publisher).await;
-    // The window ended long ago, so its batch is due at once, and too small: it joins the window of now.
+    // Too small: when it is due, it joins the window of now.
     let early = world.member("early", Role::Publisher).await;
     world.upload(&early, vec![file("old", "old")]).await;
     let mut new = files(0..2, 100);
@@ -144,7 +148,7 @@ async fn what_was_carried_into_a_batch_is_packed_and_listed_with_it() {
         file.event_time = None;
     }
     world.upload(&who, new).await;
-    world.until("SELECT count(*) FROM batches WHERE state = 'open'", 1).await;
+    world.until("SELECT count(*) FROM batches WHERE state = 'carried'", 1).await;
     let operator = world.member("boss", Role::Operator).await;
     world.ask(&operator, Op::Trigger, json!({"id": "t", "which": "open"})).await.unwrap();
     let (header, entries) = lines(&world.manifest(1).await);
