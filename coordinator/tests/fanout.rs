@@ -7,6 +7,7 @@ use std::time::Duration;
 use millpond::asks::Asks;
 use millpond::fanout::live;
 use millpond::fanout::state::{Shown, States};
+use millpond::grants::Grants;
 use millpond::ingest::Ingest;
 use millpond::ledger::Ledger;
 use millpond::rounds::Policy;
@@ -97,7 +98,8 @@ async fn members_converge_and_revoked_ones_are_gone_after_fan_out_missed_commits
         Storage::new(&StorageConfig::new(endpoint, "millpond", "key", Secret::new("secret"))).unwrap();
     let shown = Shown { publish_max: 1, bundle_max: 1, upload_max: 1, storage_host: String::new() };
     let states = States::new(ledger.clone(), storage.clone(), shown);
-    let asks = Asks { ledger: ledger.clone(), storage, states: states.clone() };
+    let grants = Grants::new(ledger.clone(), storage.clone(), PATIENCE);
+    let asks = Asks { ledger: ledger.clone(), storage, states: states.clone(), grants };
     let (handle, stop) = (GateHandle::new(), CancellationToken::new());
     let ingest = Ingest::start(asks, handle.clone(), states.clone()).await.unwrap();
     let gate = Gate::start(GateConfig::default(), handle.clone(), Arc::new(ingest)).unwrap();
