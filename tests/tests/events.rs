@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use millpond::rounds::Policy;
-use millpond_protocol::Role;
 use millpond_protocol::access::Op;
+use millpond_protocol::{Role, Sha256};
 use millpond_tests::{Beside, Link, Mill, Server, recent_hour, repository, until};
 use serde_json::{Value, json};
 
@@ -88,6 +89,22 @@ async fn comes(server: &Server, pool: &str, kind: &str) {
     until(&format!("{kind} comes"), async || kinds(&feed(server, pool).await).contains(kind)).await;
 }
 
+/// Lets retention find something: a day is a long time, so the older result becomes one of long ago.
+async fn expire(server: &Server) {
+    let keep_little =
+        json!({ "lease_term_s": 1, "parallel_rounds": 9, "keep_uploads_s": 0, "keep_results": 1 });
+    server.pool("demo", keep_little).await;
+    let sql = rusqlite::Connection::open(server.data().join("ledger.db")).unwrap();
+    sql.busy_timeout(Duration::from_secs(10)).unwrap();
+    sql.execute("UPDATE results SET committed = 0, pointed_until = 0 WHERE version = 1", []).unwrap();
+    until("retention deletes", async || {
+        server.api().post("/v1/gc", &json!({})).await;
+        let kinds = kinds(&feed(server, "demo").await);
+        kinds.contains("batch-expired") && kinds.contains("result-expired")
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn every_type_of_the_table_comes_with_the_keys_of_its_row_and_no_other_does() {
     let server = Server::start().await;
@@ -111,7 +128,9 @@ async fn every_type_of_the_table_comes_with_the_keys_of_its_row_and_no_other_doe
     };
     // Alone, and due in a second.
     other.publish("mp/tiny/c/edge/up/u1", "x", Beside::default()).await.unwrap();
-    for (hour, payload) in [(1, "one"), (1, "one"), (1, "another"), (2, "two"), (3, "three"), (4, "four")] {
+    for (hour, payload) in
+        [(1, "one"), (1, "one"), (1, "another"), (2, "two"), (3, "three"), (4, "four"), (5, "five")]
+    {
         publish(hour, payload).await;
     }
     // The oldest window's round is sealed without a lease, and offered.
@@ -120,7 +139,9 @@ async fn every_type_of_the_table_comes_with_the_keys_of_its_row_and_no_other_doe
     comes(&server, "demo", "round-offered").await;
 
     let lease = mill.trigger(&json!({})).await.unwrap();
-    mill.answer(&lease, "result").await.unwrap();
+    mill.answer(&lease, "older").await.unwrap();
+    let lease = mill.trigger(&json!({})).await.unwrap();
+    mill.answer(&lease, "newer").await.unwrap();
     let done = json!({ "id": "d", "round": lease.round, "attempt": lease.attempt });
     let _: Value = mill.link.ask(Op::Done, &done).await.unwrap();
     for (id, retryable) in [("back", true), ("failed", false)] {
@@ -134,10 +155,15 @@ async fn every_type_of_the_table_comes_with_the_keys_of_its_row_and_no_other_doe
     }
     let failed = json!({ "state": "failed", "reason": "no room" }).to_string();
     edge.publish("mp/demo/c/edge/delivery/1", failed, Beside::default()).await.unwrap();
+    let put = json!({ "id": "p", "upload": "large", "name": "large", "size": 200_000,
+        "sha256": Sha256::of(b"large") });
+    let _: Value = edge.ask(Op::Put, &put).await.unwrap();
+    let _: Value = edge.ask(Op::Abort, &json!({ "id": "a", "upload": "large" })).await.unwrap();
     // One that nobody beats.
     assert!(mill.claim().await.unwrap().is_some());
     comes(&server, "demo", "round-expired").await;
     comes(&server, "tiny", "batch-carried").await;
+    expire(&server).await;
 
     let table = table();
     let events = [feed(&server, "demo").await, feed(&server, "tiny").await].concat();
