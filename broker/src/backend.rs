@@ -28,11 +28,11 @@ pub trait Backend: Send + Sync + 'static {
     /// client sends again.
     fn take(&self, from: &Principal, message: Incoming) -> BoxFuture<'static, Result<(), Refusal>>;
 
-    /// Learns that the gate itself refused a PUBLISH permanently, so that a receipt and an event say so.
-    fn refused(&self, from: &Principal, topic: &str, refusal: &Refusal);
+    /// Learns that the gate itself refused a PUBLISH, so that a receipt and an event, or an answer, say so.
+    fn refused(&self, from: &Principal, refused: RefusedPublish);
 
-    /// The current messages of the state topics that `filter` matches and `who` may read; cleared ones are absent.
-    async fn state(&self, who: &Principal, filter: &str) -> Result<Vec<StateMessage>, Refusal>;
+    /// The current messages of those of the state topics that `who` may read; cleared ones are absent.
+    async fn states(&self, who: &Principal, topics: &[String]) -> Result<Vec<StateMessage>, Refusal>;
 
     /// The sequence number after which `who` has receipts to come; the first call of a member sets it to "from now on".
     async fn receipt_cursor(&self, who: &Principal) -> Result<i64, Refusal>;
@@ -66,7 +66,7 @@ pub enum SignInError {
     /// Unknown pool or member, wrong token, or revoked: the client is not told which.
     #[error("unknown user name or wrong password")]
     BadCredentials,
-    /// Too many failed attempts from there.
+    /// The backend refuses further attempts from there for a while. Millpond's does not yet count any.
     #[error("too many failed attempts")]
     Quota,
     /// The ledger does not answer.
@@ -85,6 +85,16 @@ pub struct Incoming {
     /// Of an ask: where to answer; inside the member's own space (the gate has checked it).
     pub response_topic: Option<String>,
     pub correlation_data: Option<Bytes>,
+}
+
+/// A PUBLISH that the gate refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedPublish {
+    pub topic: String,
+    /// Of an ask: where to answer; inside the member's own space.
+    pub response_topic: Option<String>,
+    pub correlation_data: Option<Bytes>,
+    pub refusal: Refusal,
 }
 
 /// The current message of a state topic. An empty payload says that the state was cleared.

@@ -20,6 +20,8 @@ pub struct GateConfig {
     pub connect_max: usize,
     /// How long a new connection has until its CONNECT is complete.
     pub connect_timeout: Duration,
+    /// How long its sign-in may take after that, while it holds a place of `strangers_max`.
+    pub sign_in_timeout: Duration,
     /// Connections that have not signed in yet; more are closed at once.
     pub strangers_max: usize,
     /// Connections of one member.
@@ -55,6 +57,7 @@ impl Default for GateConfig {
             read_past_max: limits::READ_PAST_MAX,
             connect_max: limits::CONNECT_MAX,
             connect_timeout: limits::CONNECT_TIMEOUT,
+            sign_in_timeout: limits::STORAGE_TIMEOUT,
             strangers_max: limits::STRANGERS_MAX,
             connections_per_member: limits::CONNECTIONS_PER_MEMBER,
             links_max: 50_000,

@@ -155,9 +155,9 @@ impl Connection {
                     self.gate.publishes.increment(1);
                     self.takes.push_back(backend.take(who, message));
                 }
-                Effect::Refused { topic, refusal } => {
-                    count_refusal(&refusal);
-                    backend.refused(who, &topic, &refusal);
+                Effect::Refused(refused) => {
+                    count_refusal(&refused.refusal);
+                    backend.refused(who, refused);
                 }
                 Effect::ReceiptsAcknowledged(seq) => backend.receipts_acknowledged(who, seq),
                 Effect::Ask(question) => {
@@ -190,9 +190,9 @@ impl Connection {
                 self.session.attached(Ok(()));
             }
             Found::Attached(Err(error)) => self.session.attached(Err(error)),
-            Found::State { replay, result } => self.session.state(replay, result),
+            Found::States(result) => self.session.states(result),
             Found::Cursor(result) => self.session.cursor(result),
-            Found::Receipts(result) => self.session.receipts(result),
+            Found::Receipts { after, result } => self.session.receipts(after, result),
         }
     }
 
@@ -240,7 +240,7 @@ impl Connection {
     /// Of the effects, what still matters when nobody listens.
     fn apply_last(&mut self) {
         self.session.effects.retain(|effect| {
-            matches!(effect, Effect::Take(_) | Effect::Refused { .. } | Effect::ReceiptsAcknowledged(_))
+            matches!(effect, Effect::Take(_) | Effect::Refused(_) | Effect::ReceiptsAcknowledged(_))
         });
         self.apply();
     }

@@ -14,7 +14,7 @@ use crate::backend::Backend;
 use crate::budget::Budget;
 use crate::config::GateConfig;
 use crate::handle::GateHandle;
-use crate::{connection, handshake, router};
+use crate::{connection, handshake, router, socket};
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -153,8 +153,8 @@ impl Gate {
         };
         let (gate, stop, abort) = (self.shared.clone(), stop.clone(), abort.clone());
         tasks.spawn(async move {
-            // Without it small packets wait for one another; a socket that refuses it is as good as closed.
-            if io.set_nodelay(true).is_err() {
+            // A socket that refuses it is as good as closed.
+            if socket::prepare(&io).is_err() {
                 return;
             }
             let welcome = tokio::select! {

@@ -19,8 +19,6 @@ use crate::session::Session;
 
 /// Bytes of a client id: it is kept for as long as the connection.
 const CLIENT_ID_MAX: usize = 1_024;
-/// How often credentials are checked again because members were ended meanwhile.
-const SIGN_IN_TRIES: usize = 5;
 
 /// A client that has signed in.
 pub(crate) struct Welcome {
@@ -38,6 +36,9 @@ struct Refused {
     why: &'static str,
 }
 
+const NO_ANSWER: Refused =
+    Refused { v4: 3, v5: reason::SERVER_UNAVAILABLE, why: "credentials cannot be checked now" };
+
 /// Reads CONNECT and answers it. `None`: the connection has been told why, where that is possible.
 pub(crate) async fn welcome<S>(io: &mut S, from: SocketAddr, gate: &Shared) -> Option<Welcome>
 where
@@ -53,7 +54,8 @@ where
         }
     };
     let mut out = Out::default();
-    let welcome = match sign_in(&connect, from, gate).await {
+    let signed_in = tokio::time::timeout(gate.config.sign_in_timeout, sign_in(&connect, from, gate)).await;
+    let welcome = match signed_in.unwrap_or(Err(NO_ANSWER)) {
         Ok((who, registration, assigned)) => {
             let own = connect.wants_response_information.then(|| format!("mp/{}/d/{}/", who.pool, who.name));
             let announced = Announced {
@@ -117,7 +119,8 @@ async fn answer_bad<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S, bad: BadConne
         // 3.1.1 has no code for a malformed CONNECT: the connection just ends.
         BadConnect::NotMqtt | BadConnect::Bad(Version::V4, _) => return,
         BadConnect::Level(level) => {
-            let version = if level < 5 { Version::V4 } else { Version::V5 };
+            // A bridge of mosquitto sets the highest bit.
+            let version = if level & 0x7F < 5 { Version::V4 } else { Version::V5 };
             let refused = Refused { v4: 1, v5: reason::UNSUPPORTED_VERSION, why: "use MQTT 3.1.1 or 5" };
             refuse(&mut out, version, true, &refused);
         }
@@ -159,7 +162,7 @@ async fn sign_in(
     let token = connect.password.clone().ok_or(WRONG)?;
     let assigned = empty.then(|| gate.next_client_id());
     let client_id = assigned.as_deref().unwrap_or(&connect.client_id);
-    for _ in 0..SIGN_IN_TRIES {
+    loop {
         let endings = gate.handle.registry().endings();
         let who = check(&pool, &member, &token, from, gate).await?;
         if connect.will {
@@ -170,13 +173,13 @@ async fn sign_in(
         let max = gate.config.connections_per_member;
         match gate.handle.registry().register(&who.pool, &who.name, client_id, endings, max) {
             Ok(registration) => return Ok((who, registration, assigned)),
+            // Members were ended meanwhile, this one perhaps.
             Err(NotRegistered::CheckAgain) => {}
             Err(NotRegistered::TooMany) => {
                 return Err(Refused { v4: 3, v5: reason::QUOTA, why: "the member has too many connections" });
             }
         }
     }
-    Err(Refused { v4: 3, v5: reason::SERVER_BUSY, why: "try again" })
 }
 
 async fn check(
@@ -187,15 +190,12 @@ async fn check(
     gate: &Shared,
 ) -> Result<Principal, Refused> {
     let attempt = SignIn { pool: pool.clone(), member: member.clone(), token: token.clone(), from };
-    let checked = tokio::time::timeout(limits::STORAGE_TIMEOUT, gate.backend.sign_in(attempt)).await;
-    checked.unwrap_or(Err(SignInError::Unavailable)).map_err(|error| match error {
+    gate.backend.sign_in(attempt).await.map_err(|error| match error {
         SignInError::BadCredentials => {
             Refused { v4: 4, v5: reason::BAD_CREDENTIALS, why: "unknown user name or wrong token" }
         }
         SignInError::Quota => Refused { v4: 3, v5: reason::QUOTA, why: "too many failed attempts: wait" },
-        SignInError::Unavailable => {
-            Refused { v4: 3, v5: reason::SERVER_UNAVAILABLE, why: "credentials cannot be checked now" }
-        }
+        SignInError::Unavailable => NO_ANSWER,
     })
 }
 

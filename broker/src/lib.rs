@@ -38,7 +38,9 @@ mod router;
 mod session;
 mod socket;
 
-pub use backend::{Backend, Incoming, MemberMessage, ReceiptRow, SignIn, SignInError, StateMessage};
+pub use backend::{
+    Backend, Incoming, MemberMessage, ReceiptRow, RefusedPublish, SignIn, SignInError, StateMessage,
+};
 pub use config::GateConfig;
 pub use gate::{Gate, GateError};
 pub use handle::GateHandle;

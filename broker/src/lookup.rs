@@ -11,9 +11,9 @@ use crate::session::Question;
 /// Answers to questions of the session.
 pub(crate) enum Found {
     Attached(Result<Attached, NoLink>),
-    State { replay: bool, result: Result<Vec<StateMessage>, Refusal> },
+    States(Result<Vec<StateMessage>, Refusal>),
     Cursor(Result<i64, Refusal>),
-    Receipts(Result<Vec<ReceiptRow>, Refusal>),
+    Receipts { after: i64, result: Result<Vec<ReceiptRow>, Refusal> },
 }
 
 /// Asks. `slot`: the router's link that the connection already has.
@@ -29,17 +29,15 @@ pub(crate) fn lookup(
             let attach = gate.handle.outbox().clone().attach(slot, filters);
             Box::pin(async move { Found::Attached(attach.await) })
         }
-        Question::State { filter, replay } => {
-            Box::pin(
-                async move { Found::State { replay, result: in_time(backend.state(&who, &filter)).await } },
-            )
+        Question::States(topics) => {
+            Box::pin(async move { Found::States(in_time(backend.states(&who, &topics)).await) })
         }
         Question::Cursor => {
             Box::pin(async move { Found::Cursor(in_time(backend.receipt_cursor(&who)).await) })
         }
-        Question::Receipts { after, max } => {
-            Box::pin(async move { Found::Receipts(in_time(backend.receipts(&who, after, max)).await) })
-        }
+        Question::Receipts { after, max } => Box::pin(async move {
+            Found::Receipts { after, result: in_time(backend.receipts(&who, after, max)).await }
+        }),
     }
 }
 

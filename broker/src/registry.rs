@@ -55,7 +55,8 @@ impl Mailbox {
 
     fn push(&self, message: MemberMessage, bytes_max: usize) {
         let mut waiting = lock(&self.inner);
-        waiting.bytes += message.payload.len() + message.topic.len();
+        let correlation_data = message.correlation_data.as_ref().map_or(0, |data| data.len());
+        waiting.bytes += message.payload.len() + message.topic.len() + correlation_data;
         if waiting.bytes > bytes_max {
             waiting.end.get_or_insert(EndReason::QueueFull);
         } else {

@@ -45,10 +45,13 @@ pub const UNCOMMITTED_BYTES_MAX: usize = 256 << 20;
 pub const UNCOMMITTED_PER_CONNECTION: usize = 64;
 /// Messages to one connection that are not acknowledged (Receive Maximum may lower it).
 pub const IN_FLIGHT_OUT: usize = 100;
-/// Bytes queued to one connection, after which the gate sends it no more and it must ask again.
-pub const OUT_QUEUE_MAX: usize = 4 << 20;
+/// Bytes queued to one connection, after which the gate ends it and it must ask again. Asks are refused from a third of it
+/// on, so that it holds the answers of all that can be under way by then (16 of `ANSWER_MAX` for a member).
+pub const OUT_QUEUE_MAX: usize = 8 << 20;
 /// Subscriptions of one connection.
 pub const SUBSCRIPTIONS_MAX: usize = 64;
+/// User properties of one message: bounds the work that a head of 64 KiB can cause.
+pub const USER_PROPERTIES_MAX: usize = 256;
 /// Bytes of one pack.
 pub const PACK_MAX: u64 = 16 << 20;
 

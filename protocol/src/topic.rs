@@ -128,22 +128,19 @@ pub fn is_own_response(pool: &PoolName, member: &MemberName, topic: &str) -> boo
 
 /// Whether a filter is well-formed (OASIS MQTT 5, 4.7.1): `+` and `#` alone in their level, `#` only at the end.
 pub fn is_filter(filter: &str) -> bool {
-    let levels: Vec<&str> = filter.split('/').collect();
-    let last = levels.len() - 1;
+    let body = filter.strip_suffix("/#").unwrap_or(if filter == "#" { "" } else { filter });
     !filter.is_empty()
         && !filter.contains('\0')
-        && levels.iter().enumerate().all(|(i, level)| match *level {
-            "+" => true,
-            "#" => i == last,
-            level => !level.contains(['+', '#']),
-        })
+        && body.split('/').all(|level| level == "+" || !level.contains(['+', '#']))
 }
 
 /// Whether every topic that `inner` matches is matched by `outer`. False if either is not a filter.
 pub fn contains(outer: &str, inner: &str) -> bool {
-    if !is_filter(outer) || !is_filter(inner) {
-        return false;
-    }
+    is_filter(outer) && is_filter(inner) && covers(outer, inner)
+}
+
+/// [`contains`] for what are filters.
+fn covers(outer: &str, inner: &str) -> bool {
     // A wildcard at the start does not match `$…` (4.7.2).
     if inner.starts_with('$') && outer.starts_with(['+', '#']) {
         return false;
@@ -159,9 +156,10 @@ pub fn contains(outer: &str, inner: &str) -> bool {
     }
 }
 
-/// Whether `filter` matches the topic name `topic`.
+/// Whether `filter` matches the topic name `topic`. Both are taken to be well-formed: this is asked for every delivery
+/// and subscription, and [`is_filter`] once, when the subscription is made.
 pub fn matches(filter: &str, topic: &str) -> bool {
-    !topic.contains(['+', '#']) && contains(filter, topic)
+    !topic.contains(['+', '#']) && covers(filter, topic)
 }
 
 #[cfg(test)]

@@ -76,6 +76,8 @@ pub(crate) struct Head {
     pub(crate) response_topic: Option<String>,
     pub(crate) correlation_data: Option<Bytes>,
     pub(crate) user_properties: Vec<(String, String)>,
+    /// There were more of them than are kept.
+    pub(crate) has_too_many_properties: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

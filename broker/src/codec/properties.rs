@@ -1,6 +1,7 @@
 //! The properties of MQTT 5 (OASIS MQTT 5, 2.2.2): read by the table of the packets that allow each.
 
 use bytes::Bytes;
+use millpond_protocol::limits;
 
 use super::packet::Bad;
 use super::read::Reader;
@@ -14,12 +15,15 @@ pub(super) struct Properties {
     pub(super) subscription_identifier: Option<u32>,
     pub(super) session_expiry: Option<u32>,
     pub(super) auth_method: Option<String>,
+    pub(super) has_auth_data: bool,
     pub(super) request_problem: Option<bool>,
     pub(super) request_response: Option<bool>,
     pub(super) receive_max: Option<u16>,
     pub(super) topic_alias: Option<u16>,
     pub(super) packet_max: Option<u32>,
     pub(super) user: Vec<(String, String)>,
+    /// More user properties than are kept.
+    pub(super) has_too_many: bool,
 }
 
 pub(super) const CONNECT: &[u8] = &[17, 21, 22, 23, 25, 33, 34, 38, 39];
@@ -30,9 +34,6 @@ pub(super) const ACK: &[u8] = &[31, 38];
 pub(super) const SUBSCRIBE: &[u8] = &[11, 38];
 pub(super) const UNSUBSCRIBE: &[u8] = &[38];
 pub(super) const DISCONNECT: &[u8] = &[17, 28, 31, 38];
-
-/// User properties of one packet: bounds the work that a packet of 64 KiB can cause.
-const USER_MAX: usize = 256;
 
 impl Properties {
     /// Reads the length and the properties, of which only `allowed` may appear.
@@ -71,7 +72,10 @@ impl Properties {
             11 => self.subscription_identifier = Some(from.varint_nonzero()?),
             17 => self.session_expiry = Some(from.u32()?),
             21 => self.auth_method = Some(from.text()?),
-            22 => drop(from.binary()?),
+            22 => {
+                from.binary()?;
+                self.has_auth_data = true;
+            }
             23 => self.request_problem = Some(flag(from)?),
             25 => self.request_response = Some(flag(from)?),
             28 | 31 => drop(from.text()?),
@@ -80,11 +84,12 @@ impl Properties {
             35 => self.topic_alias = Some(from.u16()?),
             39 => self.packet_max = Some(from.u32().and_then(nonzero)?),
             38 => {
-                if self.user.len() >= USER_MAX {
-                    return Err(Bad { code: super::reason::QUOTA, what: "too many user properties" });
-                }
                 let pair = (from.text()?, from.text()?);
-                self.user.push(pair);
+                if self.user.len() < limits::USER_PROPERTIES_MAX {
+                    self.user.push(pair);
+                } else {
+                    self.has_too_many = true;
+                }
             }
             _ => return Err(Bad::malformed("unknown property")),
         }

@@ -55,6 +55,9 @@ fn connect_fields(first: u8, version: Version, from: &mut Reader) -> Result<Conn
     if version == Version::V5 {
         found = Properties::read(from, properties::CONNECT)?;
     }
+    if found.has_auth_data && found.auth_method.is_none() {
+        return Err(Bad::protocol("authentication data without a method"));
+    }
     let client_id = from.text()?;
     if will {
         if version == Version::V5 {
@@ -125,6 +128,9 @@ pub(super) fn head(version: Version, flags: u8, from: &mut Reader) -> Result<Hea
     if qos == 3 {
         return Err(Bad::malformed("QoS 3"));
     }
+    if qos == 0 && flags & 0b1000 != 0 {
+        return Err(Bad::malformed("DUP at QoS 0"));
+    }
     let topic = from.text()?;
     let id = if qos > 0 { from.packet_id()? } else { 0 };
     let mut found = Properties::default();
@@ -148,6 +154,7 @@ pub(super) fn head(version: Version, flags: u8, from: &mut Reader) -> Result<Hea
         response_topic: found.response_topic,
         correlation_data: found.correlation_data,
         user_properties: found.user,
+        has_too_many_properties: found.has_too_many,
     })
 }
 

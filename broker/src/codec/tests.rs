@@ -155,6 +155,7 @@ proptest! {
             response_topic: None,
             correlation_data: correlation.filter(|_| v5),
             user_properties: if v5 { user } else { vec![] },
+            has_too_many_properties: false,
         };
         prop_assert_eq!(publish.head, expected);
         prop_assert_eq!(publish.payload, payload);

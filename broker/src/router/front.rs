@@ -94,6 +94,10 @@ impl Front {
             }
             let mut answers = Vec::with_capacity(work.attach.len());
             for attach in work.attach {
+                // Of a connection that has gone, the slot may be another's by now.
+                if attach.reply.is_closed() {
+                    continue;
+                }
                 let answer = self.links.attach(&mut self.pings, &self.outbox, attach.link, attach.filters)?;
                 answers.push((attach.reply, answer));
             }

@@ -1,7 +1,8 @@
 //! The embedded router, and the only folder that knows `rumqttd`.
 //!
-//! It fans live pool-wide messages out: state topics and events. It may drop anything at any time, so a [`Link`] reports
-//! jumps, and nothing that matters depends on it. What its behaviour imposes:
+//! It fans live pool-wide messages out: state topics and events. A link that falls behind loses the oldest of a filter's
+//! log and never the newest, so a state topic, with a filter of its own, ends with what is current; lost events are for
+//! the feed over HTTP to bring. What its behaviour imposes:
 //!
 //! - Its calls block, so one thread (`front`) makes all of them; everybody else leaves work in the [`Outbox`].
 //! - It never frees logs, filters or client ids: links subscribe to a few fixed filters of a pool (the session filters
@@ -9,7 +10,7 @@
 //! - An event for a link that it has already removed ends it. A [`Link`] is therefore closed by the front alone, after
 //!   the last event of its owner.
 //! - It takes all packets of a link at the first event of that link, so a packet can overtake those of other links: a
-//!   publish that is sent after a subscription can be handled before it. The front's `Barrier` comes in between.
+//!   publish that is sent after a subscription can be handled before it. The front's pings come in between (`Pings::barrier`).
 //! - A link that was removed while it was scheduled can leave it asleep until any next event, although others have
 //!   messages to get: the front sends it pings, while it opens links too.
 
@@ -29,6 +30,7 @@ use crate::backend::StateMessage;
 
 /// Events that may wait for the router; older ones are dropped.
 const EVENTS_MAX: usize = 10_000;
+
 /// The router is gone: the process should end and be started again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -151,15 +153,10 @@ impl Outbox {
     /// Everything that waits, after `timeout` at the latest.
     fn take(&self, timeout: Duration) -> Waiting {
         let waiting = self.lock();
-        let idle = |waiting: &mut Waiting| {
-            waiting.states.is_empty()
-                && waiting.events.is_empty()
-                && waiting.attach.is_empty()
-                && waiting.closed.is_empty()
-                && !waiting.stop
-        };
-        let (mut waiting, _) =
-            self.wake.wait_timeout_while(waiting, timeout, idle).unwrap_or_else(PoisonError::into_inner);
+        let (mut waiting, _) = self
+            .wake
+            .wait_timeout_while(waiting, timeout, |waiting| waiting.is_empty())
+            .unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut waiting)
     }
 
@@ -185,8 +182,6 @@ pub(crate) struct Live {
     pub(crate) payload: Bytes,
     pub(crate) user_properties: Vec<(String, String)>,
     pub(crate) content_type: Option<String>,
-    /// Its place in the log of the filter that brought it: a jump means loss.
-    pub(crate) offset: u64,
 }
 
 impl Link {
@@ -218,7 +213,6 @@ impl Link {
                         payload,
                         user_properties: properties.user_properties,
                         content_type: properties.content_type,
-                        offset: forward.cursor.map_or(0, |cursor| cursor.1),
                     });
                 }
                 Some(Notification::Unschedule) => self.must_wake = true,

@@ -8,7 +8,7 @@ use millpond_protocol::topic::{Inbound as Message, is_own_response};
 use millpond_protocol::{Action, Code, Principal, Refusal, limits};
 
 use super::{Effect, Session};
-use crate::backend::Incoming;
+use crate::backend::{Incoming, RefusedPublish};
 use crate::budget::Held;
 use crate::codec::packet::{Head, Publish};
 use crate::codec::write::Kind;
@@ -79,6 +79,11 @@ impl Inbound {
             return Err(Refusal::new(Code::Unauthorized, "the topic is not yours to publish to")
                 .hint(format!("publish to {}…", self.own)));
         }
+        if head.has_too_many_properties {
+            let max = limits::USER_PROPERTIES_MAX;
+            return Err(Refusal::new(Code::TooLarge, format!("a message has at most {max} user properties"))
+                .limit(max as u64));
+        }
         let (_, _, message) = Message::parse(&head.topic)?;
         if !may(who, Action::Publish(&head.topic)) {
             return Err(Refusal::new(Code::Unauthorized, format!("a {} may not send this", who.role)));
@@ -115,7 +120,8 @@ impl Inbound {
 impl Session {
     pub(super) fn on_publish(&mut self, publish: Publish, now: Instant) {
         let Publish { head, payload, packet } = publish;
-        match self.inbound.check(&self.who, &self.config, &head, payload.len()) {
+        let checked = self.inbound.check(&self.who, &self.config, &head, payload.len());
+        match checked.and_then(|to| self.has_room_for_answer(to)) {
             Err(refusal) => self.read_past(head, refusal, now),
             Ok(to) => {
                 let ack = ack_of(&head);
@@ -139,10 +145,26 @@ impl Session {
         }
     }
 
+    /// A client that does not take its answers is not asked for more of them: what is queued to it would end it.
+    fn has_room_for_answer(&self, to: Message) -> Result<Message, Refusal> {
+        if matches!(to, Message::Ask(_)) && self.outbound.bytes() > self.config.out_queue_max / 3 {
+            return Err(Refusal::new(Code::Quota, "too many answers wait for this connection")
+                .hint("take them, then ask again")
+                .retry_after_ms(1_000));
+        }
+        Ok(to)
+    }
+
     /// A PUBLISH was refused by its head, and its payload has been read past.
     pub(crate) fn read_past(&mut self, head: Head, refusal: Refusal, now: Instant) {
         let ack = ack_of(&head);
-        self.effects.push_back(Effect::Refused { topic: head.topic, refusal: refusal.clone() });
+        let (pool, name) = (&self.who.pool, &self.who.name);
+        self.effects.push_back(Effect::Refused(RefusedPublish {
+            topic: head.topic,
+            response_topic: head.response_topic.filter(|topic| is_own_response(pool, name, topic)),
+            correlation_data: head.correlation_data,
+            refusal: refusal.clone(),
+        }));
         self.inbound.pending.push_back(Pending {
             ack,
             packet: 0,

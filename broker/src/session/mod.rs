@@ -9,6 +9,8 @@
 //!  member messages, live messages, state, receipts ──▶ outbound ──▶ PUBLISH, as far as the client's window permits
 //! ```
 
+#[cfg(test)]
+mod any_order;
 mod inbound;
 mod outbound;
 mod receipts;
@@ -22,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use millpond_protocol::{Principal, Refusal, topic};
 
-use crate::backend::{Incoming, MemberMessage, ReceiptRow, StateMessage};
+use crate::backend::{Incoming, MemberMessage, ReceiptRow, RefusedPublish, StateMessage};
 use crate::budget::Held;
 use crate::codec::packet::{Connect, Head, Packet};
 use crate::codec::write::{Kind, Out, clipped};
@@ -35,6 +37,8 @@ use crate::router::{Live, NoLink};
 const OUT_HIGH: usize = 256 << 10;
 /// Bytes of short packets that one connection may have undecided: much more than a commit takes at once.
 const SHORT_MAX: usize = 1 << 20;
+/// SUBACKs that may wait for the beginning of the receipts.
+const SUBACKS_MAX: usize = 8;
 /// Bytes of a reason string.
 const REASON_MAX: usize = 512;
 
@@ -44,20 +48,20 @@ pub(crate) enum Effect {
     /// Hand the message to the backend. Outcomes come back by [`Session::outcome`] in the order of these.
     Take(Incoming),
     /// Tell the backend that the gate refused a PUBLISH.
-    Refused { topic: String, refusal: Refusal },
+    Refused(RefusedPublish),
     /// Find something out.
     Ask(Question),
     /// The client has every receipt up to here.
     ReceiptsAcknowledged(i64),
 }
 
-/// Something that the session wants to know.
+/// Something that the session wants to know. Of each kind one is asked at a time.
 #[derive(Debug)]
 pub(crate) enum Question {
     /// Subscribe to fixed filters of the router; answered by [`Session::attached`].
     Attach(Vec<String>),
-    /// Ask for the current state; answered by [`Session::state`].
-    State { filter: String, replay: bool },
+    /// Ask for the current messages of state topics; answered by [`Session::states`].
+    States(Vec<String>),
     /// Ask where the receipts begin; answered by [`Session::cursor`].
     Cursor,
     /// Ask for a page of receipts; answered by [`Session::receipts`].
@@ -143,9 +147,11 @@ impl Session {
             && held.long < self.config.packet_max()
             && held.short < SHORT_MAX
             && self.out.remaining() < OUT_HIGH
+            && self.receipts.subacks.len() < SUBACKS_MAX
     }
 
-    /// Whether live messages of the router should be handed over: what it drops meanwhile is made good later.
+    /// Whether live messages of the router should be handed over: of what it drops meanwhile, state is replaced by newer
+    /// state, and events are lost.
     pub(crate) fn has_room_for_live(&self) -> bool {
         self.end.is_none() && self.outbound.bytes() < self.config.out_queue_max / 4
     }
@@ -258,16 +264,17 @@ impl Session {
         match result {
             Ok(()) => self.on_attached(),
             Err(NoLink::Full) => self.close(reason::QUOTA, "too many connections listen to pools"),
-            Err(NoLink::Dead) => self.close(reason::SERVER_UNAVAILABLE, "the server is about to restart"),
+            Err(NoLink::Dead) => self.close(reason::SHUTTING_DOWN, "the server is about to restart"),
         }
     }
 
-    /// The current state of the topics that `filter` matches.
-    pub(crate) fn state(&mut self, replay: bool, result: Result<Vec<StateMessage>, Refusal>) {
+    /// The current messages of the state topics that were asked for.
+    pub(crate) fn states(&mut self, result: Result<Vec<StateMessage>, Refusal>) {
         match result {
-            Ok(messages) => messages.into_iter().for_each(|message| self.outbound.offer(message, replay)),
+            Ok(messages) => messages.into_iter().for_each(|message| self.outbound.offer(message, true)),
             Err(refusal) => self.refuse_for_now(&refusal),
         }
+        self.on_states();
     }
 
     /// A message to the member.
@@ -282,9 +289,6 @@ impl Session {
 
     /// A live pool-wide message.
     pub(crate) fn live(&mut self, live: Live) {
-        if self.subscriptions.jumped(&self.who.pool, &live) {
-            self.resynchronise();
-        }
         if self.subscriptions.of(&live.topic).is_none() {
             return;
         }
@@ -313,10 +317,10 @@ impl Session {
         }
     }
 
-    /// A page of receipts.
-    pub(crate) fn receipts(&mut self, result: Result<Vec<ReceiptRow>, Refusal>) {
+    /// The page of receipts above `after`.
+    pub(crate) fn receipts(&mut self, after: i64, result: Result<Vec<ReceiptRow>, Refusal>) {
         match result {
-            Ok(rows) => self.receipts.page(rows),
+            Ok(rows) => self.receipts.page(after, rows),
             Err(refusal) => self.refuse_for_now(&refusal),
         }
     }
@@ -324,8 +328,9 @@ impl Session {
     /// Encodes what may be sent now, and asks for what is missing.
     pub(crate) fn pump(&mut self) {
         if self.end.is_none() {
-            self.send_messages();
+            // First, and four at most: a flood of events must not hold up what is current.
             self.send_states();
+            self.send_messages();
             self.send_receipts();
         }
         // What was acknowledged right before the end counts.

@@ -98,16 +98,6 @@ impl Outbound {
         self.bytes
     }
 
-    #[cfg(test)]
-    pub(super) fn in_flight_len(&self) -> usize {
-        self.in_flight.len()
-    }
-
-    #[cfg(test)]
-    pub(super) fn rank_of(&self, topic: &str) -> Option<u64> {
-        self.states.get(topic).and_then(|state| state.rank)
-    }
-
     pub(super) fn push(&mut self, message: Message) {
         self.bytes += message.bytes();
         self.messages.push_back(message);
@@ -149,9 +139,10 @@ impl Session {
         if self.out.remaining() >= OUT_HIGH || (found.qos > 0 && self.outbound.is_window_full()) {
             return Sent::Later;
         }
-        let mut delivery = Delivery { tags: &found.tags, ..delivery };
-        // Two bytes more than it needs at QoS 0.
-        if !delivery.fits() || delivery.packet_len(self.version) + 2 > self.packet_max {
+        // Any id is as long as the one that it will get.
+        let id = (found.qos > 0).then_some(u16::MAX);
+        let mut delivery = Delivery { tags: &found.tags, id, ..delivery };
+        if !delivery.fits() || delivery.packet_len(self.version) > self.packet_max {
             return Sent::Dropped;
         }
         if found.qos > 0 {
@@ -205,7 +196,7 @@ impl Session {
     }
 
     pub(super) fn on_puback(&mut self, id: u16) {
-        // An id that nothing was sent under is of an older connection: harmless.
+        // An id that nothing was sent under is a client's mistake: harmless.
         if let Some(Some(seq)) = self.outbound.in_flight.remove(&id) {
             self.receipts.acknowledged(seq);
         }

@@ -20,6 +20,10 @@ pub(super) struct Receipts {
     /// Receipts that may be unacknowledged: half of the client's window.
     window: usize,
     stage: Stage,
+    /// The backend was asked where to begin, perhaps for a subscription that has ended since.
+    cursor_asked: bool,
+    /// The page above this is on its way.
+    page_asked: Option<i64>,
     /// There may be rows behind the last page.
     more: bool,
     rows: VecDeque<ReceiptRow>,
@@ -39,8 +43,8 @@ enum Stage {
     Off,
     /// The backend was asked where to begin.
     Starting,
-    /// Rows above `after` are wanted; `asked`: a page is on its way.
-    On { after: i64, asked: bool },
+    /// Rows above `after` are wanted.
+    On { after: i64 },
 }
 
 impl Receipts {
@@ -49,6 +53,8 @@ impl Receipts {
             topic,
             window: (window / 2).max(1),
             stage: Stage::Off,
+            cursor_asked: false,
+            page_asked: None,
             more: false,
             rows: VecDeque::new(),
             sent: VecDeque::new(),
@@ -67,7 +73,7 @@ impl Receipts {
         match (wanted, self.stage) {
             (true, Stage::Off) => {
                 self.stage = Stage::Starting;
-                true
+                !std::mem::replace(&mut self.cursor_asked, true)
             }
             (false, Stage::Starting | Stage::On { .. }) => {
                 self.stage = Stage::Off;
@@ -78,9 +84,15 @@ impl Receipts {
         }
     }
 
+    /// Whether the beginning is still to be set.
+    pub(super) fn is_starting(&self) -> bool {
+        self.stage == Stage::Starting
+    }
+
     pub(super) fn start(&mut self, cursor: i64) {
+        self.cursor_asked = false;
         if self.stage == Stage::Starting {
-            self.stage = Stage::On { after: cursor, asked: false };
+            self.stage = Stage::On { after: cursor };
             self.more = true;
         }
     }
@@ -89,11 +101,13 @@ impl Receipts {
         self.more = true;
     }
 
-    pub(super) fn page(&mut self, rows: Vec<ReceiptRow>) {
-        if let Stage::On { after, asked: true } = self.stage {
-            let after = rows.last().map_or(after, |row| row.seq.max(after));
+    pub(super) fn page(&mut self, after: i64, rows: Vec<ReceiptRow>) {
+        self.page_asked = None;
+        // Of a subscription that has ended since, it may be another page than the one wanted now.
+        if self.stage == (Stage::On { after }) {
+            let last = rows.last().map_or(after, |row| row.seq.max(after));
             self.more |= !rows.is_empty();
-            self.stage = Stage::On { after, asked: false };
+            self.stage = Stage::On { after: last };
             self.rows.extend(rows);
         }
     }
@@ -111,11 +125,11 @@ impl Receipts {
 
     /// The page to ask for now, if any.
     fn wanted(&mut self) -> Option<(i64, usize)> {
-        match &mut self.stage {
-            Stage::On { after, asked: asked @ false } if self.more && self.rows.is_empty() => {
+        match self.stage {
+            Stage::On { after } if self.more && self.rows.is_empty() && self.page_asked.is_none() => {
                 self.more = false;
-                *asked = true;
-                Some((*after, PAGE))
+                self.page_asked = Some(after);
+                Some((after, PAGE))
             }
             _ => None,
         }

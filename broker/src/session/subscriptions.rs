@@ -1,6 +1,6 @@
 //! What a client subscribes to, and which fixed filters of the router bring it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashSet};
 
 use millpond_protocol::access::may;
 use millpond_protocol::{Action, PoolName, topic};
@@ -8,20 +8,22 @@ use millpond_protocol::{Action, PoolName, topic};
 use super::{Effect, Question, Session};
 use crate::codec::packet::{Replay, Subscribe, Unsubscribe};
 use crate::codec::{Version, reason};
-use crate::router::Live;
 
 /// The subscriptions of one connection.
 #[derive(Debug, Default)]
 pub(super) struct Subscriptions {
     list: Vec<Subscription>,
-    /// Fixed filters that the router was asked for, and where their log stood when last heard of.
-    channels: HashMap<String, Option<u64>>,
+    /// Fixed filters that the router was asked for.
+    channels: HashSet<String>,
     /// Whether a request to the router is under way. One at a time: the first brings the link for all others.
     attaching: bool,
     /// What the next request will ask for.
     to_attach: Vec<String>,
-    /// Filters whose current state is wanted once the router has answered.
-    then: Vec<String>,
+    /// State topics whose current message is wanted once the router has answered. A set of four at most, however many
+    /// filters match them.
+    wanted: BTreeSet<String>,
+    /// Whether the backend was asked for some. One question at a time.
+    asking: bool,
 }
 
 #[derive(Debug)]
@@ -52,17 +54,6 @@ impl Subscriptions {
         found
     }
 
-    /// Whether messages of the channel that brought `live` were lost before it.
-    pub(super) fn jumped(&mut self, pool: &PoolName, live: &Live) -> bool {
-        let channel = if is_event(pool, &live.topic) { events(pool) } else { live.topic.clone() };
-        let Some(last) = self.channels.get_mut(&channel) else {
-            return false;
-        };
-        let jumped = last.is_some_and(|last| live.offset != last + 1);
-        *last = Some(live.offset);
-        jumped
-    }
-
     /// Adds or replaces; tells whether the filter is new.
     fn add(&mut self, filter: &str, qos: u8, tag: Option<u32>) -> bool {
         if let Some(held) = self.list.iter_mut().find(|held| held.filter == filter) {
@@ -83,9 +74,12 @@ impl Subscriptions {
 impl Session {
     pub(super) fn on_subscribe(&mut self, subscribe: Subscribe) {
         let mut codes = Vec::with_capacity(subscribe.filters.len());
-        let mut replays = Vec::new();
-        for asked in subscribe.filters {
-            if let Err(code) = self.may_subscribe(&asked.filter) {
+        let mut of_receipts = false;
+        for (n, asked) in subscribe.filters.into_iter().enumerate() {
+            // No client has a use for more filters than it may hold, and each is work.
+            let is_too_many = n >= self.config.subscriptions_max;
+            let may = if is_too_many { Err(reason::QUOTA) } else { self.may_subscribe(&asked.filter) };
+            if let Err(code) = may {
                 codes.push(if self.version == Version::V5 { code } else { 0x80 });
                 continue;
             }
@@ -93,7 +87,7 @@ impl Session {
             codes.push(granted);
             let new = self.subscriptions.add(&asked.filter, granted, subscribe.tag);
             for channel in channels_of(&self.who.pool, &asked.filter) {
-                if self.subscriptions.channels.insert(channel.clone(), None).is_none() {
+                if self.subscriptions.channels.insert(channel.clone()) {
                     self.subscriptions.to_attach.push(channel);
                 }
             }
@@ -102,13 +96,14 @@ impl Session {
                 Replay::IfNew => new,
                 Replay::Never => false,
             };
-            if wanted && states_of(&self.who.pool, &asked.filter).next().is_some() {
-                replays.push(asked.filter.clone());
+            if wanted {
+                self.subscriptions.wanted.extend(states_of(&self.who.pool, &asked.filter));
             }
+            of_receipts |= topic::matches(&asked.filter, self.receipts.topic());
         }
-        self.subscriptions.then.extend(replays);
         self.attach_then_ask();
-        if self.follow_receipts() {
+        self.follow_receipts();
+        if of_receipts && self.receipts.is_starting() {
             // What is published after the SUBACK has a receipt to come, so the backend must have set the beginning first.
             self.receipts.subacks.push((subscribe.id, codes));
         } else {
@@ -134,18 +129,6 @@ impl Session {
         self.attach_then_ask();
     }
 
-    /// Live messages were lost: what is current now replaces them.
-    pub(super) fn resynchronise(&mut self) {
-        for subscription in &self.subscriptions.list {
-            if states_of(&self.who.pool, &subscription.filter).next().is_some() {
-                self.effects.push_back(Effect::Ask(Question::State {
-                    filter: subscription.filter.clone(),
-                    replay: false,
-                }));
-            }
-        }
-    }
-
     /// State is asked for behind the subscription to its changes, or a change between the two would be missed.
     fn attach_then_ask(&mut self) {
         if self.subscriptions.attaching {
@@ -156,20 +139,28 @@ impl Session {
             self.subscriptions.attaching = true;
             self.effects.push_back(Effect::Ask(Question::Attach(channels)));
         } else {
-            let then = std::mem::take(&mut self.subscriptions.then);
-            self.effects
-                .extend(then.into_iter().map(|filter| Effect::Ask(Question::State { filter, replay: true })));
+            self.ask_for_states();
         }
     }
 
-    /// Tells whether the backend is asked where to begin.
-    fn follow_receipts(&mut self) -> bool {
+    fn ask_for_states(&mut self) {
+        if !self.subscriptions.asking && !self.subscriptions.wanted.is_empty() {
+            self.subscriptions.asking = true;
+            let topics = std::mem::take(&mut self.subscriptions.wanted).into_iter().collect();
+            self.effects.push_back(Effect::Ask(Question::States(topics)));
+        }
+    }
+
+    pub(super) fn on_states(&mut self) {
+        self.subscriptions.asking = false;
+        self.attach_then_ask();
+    }
+
+    fn follow_receipts(&mut self) {
         let wanted = self.subscriptions.of(self.receipts.topic()).is_some();
-        let starts = self.receipts.follow(wanted);
-        if starts {
+        if self.receipts.follow(wanted) {
             self.effects.push_back(Effect::Ask(Question::Cursor));
         }
-        starts
     }
 
     fn may_subscribe(&self, filter: &str) -> Result<(), u8> {

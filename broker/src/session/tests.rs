@@ -3,20 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use millpond_protocol::{Code, Principal, Refusal, Role};
-use proptest::prelude::*;
 
 use super::{Effect, End, Question, Session};
-use crate::backend::{MemberMessage, ReceiptRow, StateMessage};
+use crate::backend::{MemberMessage, ReceiptRow};
 use crate::budget::Held;
-use crate::codec::frame::{Framer, Next};
-use crate::codec::packet::{Connect, Filter, Head, Packet, Publish, Replay, Subscribe};
-use crate::codec::{Version, read};
+use crate::codec::Version;
+use crate::codec::packet::{Connect, Filter, Head, Packet, Publish, Replay, Subscribe, Unsubscribe};
 use crate::config::GateConfig;
 use crate::router::{Live, NoLink};
 
-fn connect(version: Version) -> Connect {
+pub(super) fn connect(version: Version) -> Connect {
     Connect {
         version,
         clean: true,
@@ -34,7 +32,7 @@ fn connect(version: Version) -> Connect {
     }
 }
 
-fn session(version: Version, now: Instant) -> Session {
+pub(super) fn session(version: Version, now: Instant) -> Session {
     let who =
         Principal { pool: "p".parse().unwrap(), name: "m".parse().unwrap(), role: Role::Publisher, id: 1 };
     Session::new(who, &connect(version), Arc::new(GateConfig::default()), now)
@@ -49,6 +47,7 @@ fn publish(qos: u8, id: u16, upload: &str, bytes: usize) -> Packet {
         response_topic: None,
         correlation_data: None,
         user_properties: vec![],
+        has_too_many_properties: false,
     };
     let packet = bytes + head.topic.len() + 5;
     Packet::Publish(Publish { head, payload: Bytes::from(vec![0; bytes]), packet })
@@ -66,19 +65,18 @@ fn written(session: &mut Session) -> Vec<u8> {
     all.to_vec()
 }
 
-fn taken(session: &mut Session) -> usize {
+pub(super) fn taken(session: &mut Session) -> usize {
     let effects: Vec<Effect> = session.effects.drain(..).collect();
     effects.iter().filter(|effect| matches!(effect, Effect::Take(_))).count()
 }
 
-fn live(rank: u64, offset: u64) -> Live {
+pub(super) fn live(rank: u64) -> Live {
     Live {
         topic: "mp/p/result".into(),
         rank,
         payload: Bytes::from(rank.to_string()),
         user_properties: vec![],
         content_type: None,
-        offset,
     }
 }
 
@@ -186,23 +184,9 @@ fn state_is_asked_for_behind_the_subscription_to_its_changes() {
     session.attached(Ok(()));
     let effects: Vec<Effect> = session.effects.drain(..).collect();
     assert!(
-        matches!(&effects[..], [Effect::Ask(Question::State { .. }), Effect::Ask(Question::State { .. })]),
+        matches!(&effects[..], [Effect::Ask(Question::States(topics))] if topics == &["mp/p/pool", "mp/p/result"]),
         "{effects:?}"
     );
-}
-
-#[test]
-fn a_jump_of_the_router_asks_for_what_is_current_now() {
-    let now = Instant::now();
-    let mut session = session(Version::V4, now);
-    session.packet(subscribe("mp/p/result"), now);
-    session.attached(Ok(()));
-    session.effects.clear();
-    session.live(live(1, 7));
-    session.live(live(2, 8));
-    assert!(session.effects.is_empty());
-    session.live(live(4, 10));
-    assert!(matches!(session.effects.pop_front(), Some(Effect::Ask(Question::State { replay: false, .. }))));
 }
 
 #[test]
@@ -211,8 +195,8 @@ fn of_several_changes_that_wait_only_the_newest_is_sent() {
     let mut session = session(Version::V4, now);
     session.packet(subscribe("mp/p/result"), now);
     written(&mut session);
-    for (rank, offset) in [(5, 1), (7, 2), (6, 3)] {
-        session.live(live(rank, offset));
+    for rank in [5, 7, 6] {
+        session.live(live(rank));
     }
     let out = written(&mut session);
     assert_eq!(out.last(), Some(&b'7'));
@@ -223,9 +207,9 @@ fn of_several_changes_that_wait_only_the_newest_is_sent() {
 fn an_error_of_a_look_up_ends_the_session_for_a_retry() {
     let now = Instant::now();
     for apply in [
-        (|session: &mut Session| session.state(true, Err(Refusal::unavailable("away")))) as fn(&mut Session),
+        (|session: &mut Session| session.states(Err(Refusal::unavailable("away")))) as fn(&mut Session),
         |session| session.cursor(Err(Refusal::unavailable("away"))),
-        |session| session.receipts(Err(Refusal::unavailable("away"))),
+        |session| session.receipts(0, Err(Refusal::unavailable("away"))),
     ] {
         let mut session = session(Version::V5, now);
         apply(&mut session);
@@ -236,155 +220,6 @@ fn an_error_of_a_look_up_ends_the_session_for_a_retry() {
     assert_eq!(session.end(), Some(End::Gate(0x97)));
 }
 
-/// What can happen to a session.
-#[derive(Debug, Clone)]
-enum Event {
-    Bytes(Vec<u8>),
-    Outcome(Option<usize>),
-    Attached,
-    State(u64),
-    Cursor,
-    Receipts(u8),
-    Ready,
-    Live(u64, u64),
-    Member(usize),
-    Timer(u64, bool),
-    Write(usize),
-}
-
-/// Bytes that are often nearly right.
-fn stream() -> impl Strategy<Value = Vec<u8>> {
-    let body = proptest::collection::vec(any::<u8>(), 0..40);
-    let framed = |(first, body): (u8, Vec<u8>)| [vec![first, body.len() as u8], body].concat();
-    let text = |text: &str| [&(text.len() as u16).to_be_bytes()[..], text.as_bytes()].concat();
-    prop_oneof![
-        1 => body.clone(),
-        3 => (any::<u8>(), body.clone()).prop_map(framed),
-        3 => (0x30_u8..0x3F, 1_u8..5, body.clone()).prop_map(move |(first, id, rest)| {
-            let topic = text(&format!("mp/p/c/m/up/u{id}"));
-            framed((first, [topic, vec![0, id, 0], rest].concat()))
-        }),
-        2 => (1_u8..4).prop_map(move |id| framed((0x62, vec![0, id]))),
-        2 => (1_u8..9).prop_map(move |id| framed((0x40, vec![0, id]))),
-        2 => (prop_oneof![Just("mp/p/result"), Just("mp/p/d/m/#"), Just("mp/p/result/#"), Just("#")], 0_u8..3)
-            .prop_map(move |(filter, qos)| framed((0x82, [vec![0, 1, 0], text(filter), vec![qos]].concat()))),
-        1 => Just(framed((0xA2, [vec![0, 1, 0], text("mp/p/d/m/#")].concat()))),
-    ]
-}
-
-fn event() -> impl Strategy<Value = Event> {
-    prop_oneof![
-        8 => stream().prop_map(Event::Bytes),
-        3 => proptest::option::weighted(0.2, 0..Code::ALL.len()).prop_map(Event::Outcome),
-        1 => Just(Event::Attached),
-        1 => (0_u64..9).prop_map(Event::State),
-        1 => Just(Event::Cursor),
-        1 => (0_u8..70).prop_map(Event::Receipts),
-        1 => Just(Event::Ready),
-        1 => (0_u64..9, 0_u64..20).prop_map(|(rank, offset)| Event::Live(rank, offset)),
-        1 => (0_usize..100_000).prop_map(Event::Member),
-        1 => (0_u64..30, any::<bool>()).prop_map(|(s, listens)| Event::Timer(s, listens)),
-        2 => (0_usize..9_000).prop_map(Event::Write),
-    ]
-}
-
-/// As many cases as that, or as PROPTEST_CASES says.
-fn cases(cases: u32) -> ProptestConfig {
-    let config = ProptestConfig::default();
-    match std::env::var_os("PROPTEST_CASES") {
-        Some(_) => config,
-        None => ProptestConfig { cases, ..config },
-    }
-}
-
-proptest! {
-    #![proptest_config(cases(500))]
-
-    #[test]
-    fn no_sequence_of_events_panics_or_breaks_what_always_holds(
-        v5 in any::<bool>(),
-        window in proptest::option::of(1_u16..5),
-        events in proptest::collection::vec(event(), 1..60),
-    ) {
-        let now = Instant::now();
-        let version = if v5 { Version::V5 } else { Version::V4 };
-        let mut session = session(version, now);
-        if let Some(window) = window {
-            let connect = Connect { receive_max: Some(window), ..connect(version) };
-            session = Session::new(session.who().clone(), &connect, Arc::new(GateConfig::default()), now);
-        }
-        let (mut framer, mut stream) = (Framer::new(version, 1 << 20), BytesMut::new());
-        let (mut in_line, mut seq, mut last_rank) = (0_usize, 0_i64, 0_u64);
-        for event in events {
-            match event {
-                Event::Bytes(bytes) => {
-                    stream.extend_from_slice(&bytes);
-                    while session.has_room() {
-                        match framer.next(&mut stream, |head, payload| session.judge(head, payload)) {
-                            Ok(Next::Packet(first, body)) => match read::packet(version, first, body) {
-                                Ok(packet) => session.packet(packet, now),
-                                Err(bad) => session.fail(bad),
-                            },
-                            Ok(Next::ReadPast(head, refusal)) => session.read_past(head, refusal, now),
-                            Ok(Next::Budget(_)) => framer.grant(),
-                            Ok(Next::Bytes) => break,
-                            Err(bad) => session.fail(bad),
-                        }
-                    }
-                }
-                Event::Outcome(code) if in_line > 0 => {
-                    in_line -= 1;
-                    session.outcome(code.map_or(Ok(()), |code| Err(Refusal::new(Code::ALL[code], "why"))));
-                }
-                Event::Outcome(_) => {}
-                Event::Attached => session.attached(Ok(())),
-                Event::State(rank) => {
-                    let message = StateMessage {
-                        topic: "mp/p/result".into(), payload: Bytes::from(rank.to_string()), rank,
-                        user_properties: vec![], content_type: None,
-                    };
-                    session.state(true, Ok(vec![message]));
-                }
-                Event::Cursor => session.cursor(Ok(seq)),
-                Event::Receipts(n) => {
-                    let rows = (0..n).map(|_| {
-                        seq += 1;
-                        ReceiptRow { seq, payload: Bytes::from_static(b"{}") }
-                    });
-                    session.receipts(Ok(rows.collect()));
-                }
-                Event::Ready => session.receipts_ready(),
-                Event::Live(rank, offset) => session.live(live(rank, offset)),
-                Event::Member(bytes) => session.member_message(MemberMessage {
-                    topic: "mp/p/d/m/answer/time".into(), payload: Bytes::from(vec![0; bytes]), correlation_data: None,
-                }),
-                Event::Timer(s, listens) => session.timer(now + Duration::from_secs(s), listens),
-                Event::Write(n) => {
-                    let n = n.min(session.out.remaining());
-                    session.out.advance(n);
-                    session.wrote();
-                }
-            }
-            session.pump();
-            in_line += taken(&mut session);
-            prop_assert!(session.uncommitted() <= 64);
-            prop_assert!(in_line <= session.uncommitted() || session.end().is_some());
-            prop_assert!(session.outbound.in_flight_len() <= window.map_or(100, usize::from));
-            if let Some(rank) = session.outbound.rank_of("mp/p/result") {
-                prop_assert!(rank >= last_rank, "a lower rank after a higher one");
-                last_rank = rank;
-            }
-        }
-        // Whatever happened, every message that was put in line can still be settled.
-        while in_line > 0 {
-            in_line -= 1;
-            session.outcome(Ok(()));
-            in_line += taken(&mut session);
-        }
-        prop_assert_eq!((session.uncommitted(), session.held()), (0, Held::default()));
-    }
-}
-
 #[test]
 fn a_subscription_to_receipts_is_granted_only_when_their_beginning_is_set() {
     let now = Instant::now();
@@ -392,6 +227,166 @@ fn a_subscription_to_receipts_is_granted_only_when_their_beginning_is_set() {
     session.packet(subscribe("mp/p/d/m/#"), now);
     session.packet(subscribe("mp/p/d/m/answer/#"), now);
     assert_eq!(written(&mut session), [0x90, 3, 0, 1, 1], "the second one has nothing to wait for");
+    session.packet(subscribe("mp/p/d/m/receipt"), now);
+    assert_eq!(written(&mut session), b"", "the third one waits for the same beginning");
     session.cursor(Ok(7));
-    assert_eq!(written(&mut session), [0x90, 3, 0, 1, 1]);
+    assert_eq!(written(&mut session), [0x90, 3, 0, 1, 1].repeat(2));
+}
+
+/// What the session asks, taken off its effects.
+fn asked(session: &mut Session) -> Vec<Question> {
+    let effects = session.effects.drain(..);
+    effects
+        .filter_map(|effect| if let Effect::Ask(question) = effect { Some(question) } else { None })
+        .collect()
+}
+
+#[test]
+fn however_often_a_state_topic_is_subscribed_to_it_is_asked_for_once_at_a_time() {
+    let now = Instant::now();
+    let mut session = session(Version::V5, now);
+    let filters = vec![Filter { filter: "mp/p/pool".into(), qos: 1, replay: Replay::Always }; 5_000];
+    let many = Packet::Subscribe(Subscribe { id: 1, filters, tag: None });
+    session.packet(many.clone(), now);
+    assert!(matches!(&asked(&mut session)[..], [Question::Attach(_)]));
+    session.attached(Ok(()));
+    assert!(matches!(&asked(&mut session)[..], [Question::States(topics)] if topics == &["mp/p/pool"]));
+    session.packet(many, now);
+    assert!(asked(&mut session).is_empty(), "one question at a time");
+    session.states(Ok(vec![]));
+    assert!(matches!(&asked(&mut session)[..], [Question::States(topics)] if topics == &["mp/p/pool"]));
+    session.states(Ok(vec![]));
+    assert!(asked(&mut session).is_empty());
+    let out = written(&mut session);
+    assert_eq!(out[6..6 + 65], [&[1; 64][..], &[0x97]].concat(), "no more are granted than may be held");
+}
+
+#[test]
+fn subscribing_to_receipts_again_and_again_asks_once_and_is_not_read_for_ever() {
+    let now = Instant::now();
+    let mut session = session(Version::V5, now);
+    let unsubscribe = Packet::Unsubscribe(Unsubscribe { id: 2, filters: vec!["mp/p/d/m/receipt".into()] });
+    let mut questions = 0;
+    for _ in 0..8 {
+        assert!(session.has_room());
+        session.packet(subscribe("mp/p/d/m/receipt"), now);
+        session.packet(unsubscribe.clone(), now);
+        questions += asked(&mut session).len();
+    }
+    assert_eq!(questions, 1);
+    assert!(!session.has_room(), "eight SUBACKs wait");
+    session.cursor(Ok(7));
+    assert!(session.has_room());
+    // A page that was asked for by an earlier subscription is not taken for another one.
+    session.packet(subscribe("mp/p/d/m/receipt"), now);
+    session.cursor(Ok(7));
+    session.pump();
+    assert!(matches!(asked(&mut session)[..], [Question::Cursor, Question::Receipts { after: 7, .. }]));
+    session.packet(unsubscribe, now);
+    session.packet(subscribe("mp/p/d/m/receipt"), now);
+    session.cursor(Ok(9));
+    session.pump();
+    assert!(matches!(asked(&mut session)[..], [Question::Cursor]), "one page at a time");
+    session.receipts(7, Ok(vec![ReceiptRow { seq: 8, payload: Bytes::from_static(b"{}") }]));
+    session.pump();
+    assert!(matches!(asked(&mut session)[..], [Question::Receipts { after: 9, .. }]));
+}
+
+/// Acknowledges the message with that id.
+fn acknowledge(session: &mut Session, id: u16) {
+    session.packet(Packet::PubAck(id), Instant::now());
+}
+
+#[test]
+fn a_new_state_goes_ahead_of_whatever_waits_for_the_window() {
+    let now = Instant::now();
+    let connect = Connect { receive_max: Some(2), ..connect(Version::V4) };
+    let who = session(Version::V4, now).who().clone();
+    let mut session = Session::new(
+        Principal { role: Role::Operator, ..who },
+        &connect,
+        Arc::new(GateConfig::default()),
+        now,
+    );
+    session.packet(subscribe("mp/p/event/#"), now);
+    session.packet(subscribe("mp/p/result"), now);
+    for _ in 0..10 {
+        session.live(Live { topic: "mp/p/event/sealed".into(), ..live(0) });
+    }
+    written(&mut session);
+    session.live(live(7));
+    assert_eq!(written(&mut session), b"", "the window is full");
+    acknowledge(&mut session, 1);
+    assert_eq!(written(&mut session).last(), Some(&b'7'));
+}
+
+#[test]
+fn an_ask_is_refused_while_the_answers_before_it_are_not_taken() {
+    let now = Instant::now();
+    let mut session = session(Version::V5, now);
+    session.packet(subscribe("mp/p/d/m/#"), now);
+    session.cursor(Ok(0));
+    let ask = |id, topic: &str| {
+        let Packet::Publish(mut publish) = publish(1, id, "u", 2) else { unreachable!() };
+        publish.head.topic = topic.into();
+        publish.head.response_topic = Some("mp/p/d/m/mine".into());
+        publish.head.correlation_data = Some(Bytes::from_static(b"c7"));
+        Packet::Publish(publish)
+    };
+    // The first 256 KiB and a little stand in the output, the others wait.
+    let answer = MemberMessage {
+        topic: "mp/p/d/m/answer/get".into(),
+        payload: Bytes::from(vec![0; 256 << 10]),
+        correlation_data: None,
+    };
+    for _ in 0..12 {
+        session.member_message(answer.clone());
+        session.pump();
+    }
+    session.packet(ask(1, "mp/p/c/m/ask/get"), now);
+    let refused = session.effects.drain(..).find_map(|effect| match effect {
+        Effect::Refused(refused) => Some(refused),
+        _ => None,
+    });
+    let refused = refused.unwrap();
+    assert_eq!((refused.refusal.code, refused.topic.as_str()), (Code::Quota, "mp/p/c/m/ask/get"));
+    assert_eq!(refused.response_topic.as_deref(), Some("mp/p/d/m/mine"));
+    assert_eq!(refused.correlation_data.as_deref(), Some(&b"c7"[..]));
+    // Uploads are taken all the same, and the answers of all asks that were under way still fit.
+    session.packet(publish(1, 2, "u2", 2), now);
+    assert_eq!(taken(&mut session), 1);
+    for _ in 0..16 {
+        session.member_message(answer.clone());
+    }
+    assert_eq!(session.end(), None);
+}
+
+#[test]
+fn a_message_as_long_as_the_client_accepts_is_sent_and_one_byte_more_is_not() {
+    let now = Instant::now();
+    let connect = Connect { packet_max: Some(130), ..connect(Version::V4) };
+    let who = session(Version::V4, now).who().clone();
+    let mut session = Session::new(who, &connect, Arc::new(GateConfig::default()), now);
+    session.packet(subscribe("mp/p/d/m/x"), now);
+    written(&mut session);
+    // Beside the payload: two bytes of header, or three from 128 on, the topic behind its length, and the packet id.
+    for (payload, sent) in [(113, 129), (114, 0)] {
+        session.member_message(MemberMessage {
+            topic: "mp/p/d/m/x".into(),
+            payload: Bytes::from(vec![0; payload]),
+            correlation_data: None,
+        });
+        assert_eq!(written(&mut session).len(), sent);
+    }
+}
+
+#[test]
+fn more_user_properties_than_are_kept_are_too_large_and_the_client_is_told() {
+    let now = Instant::now();
+    let mut session = session(Version::V5, now);
+    let Packet::Publish(mut publish) = publish(1, 1, "u1", 2) else { unreachable!() };
+    publish.head.has_too_many_properties = true;
+    session.packet(Packet::Publish(publish), now);
+    let out = written(&mut session);
+    assert_eq!((out[0], out[4], session.end()), (0x40, 0x97, None));
 }

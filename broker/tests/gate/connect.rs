@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use millpond_broker::{EndReason, GateConfig, MemberMessage, SignInError};
+use tokio::io::AsyncWriteExt;
 
-use crate::support::{Verdict, connect, connect_with, packet, server, server_with, text};
+use crate::support::{SOON, Verdict, connect, connect_with, packet, server, server_with, text};
 
 #[tokio::test]
 async fn the_same_client_id_takes_over_and_another_member_with_it_does_not() {
@@ -89,6 +90,8 @@ async fn other_versions_are_refused_with_the_code_for_it() {
     assert_eq!(connack(&packet(0x10, &old)).await, Some(1));
     assert_eq!(connack(&connect(3, "x", "p/publisher", &[])).await, Some(1));
     assert_eq!(connack(&connect(6, "x", "p/publisher", &[])).await, Some(0x84));
+    // A bridge of mosquitto, which tries again as 3.1.1 proper when told so.
+    assert_eq!(connack(&connect(0x84, "x", "p/publisher", &[])).await, Some(1));
     let mut other = text("HTTP");
     other.extend([4, 2, 0, 0]);
     assert_eq!(connack(&packet(0x10, &other)).await, None);
@@ -129,7 +132,9 @@ async fn a_malformed_connect_ends_the_connection() {
 
 #[tokio::test]
 async fn a_property_given_twice_or_not_allowed_in_connect_is_a_protocol_error() {
-    for properties in [&[33, 0, 1, 33, 0, 1][..], &[35, 0, 1], &[33, 0, 0], &[39, 0, 0, 0, 0], &[25, 2]] {
+    for properties in
+        [&[33, 0, 1, 33, 0, 1][..], &[35, 0, 1], &[33, 0, 0], &[39, 0, 0, 0, 0], &[25, 2], &[22, 0, 1, 7]]
+    {
         assert_eq!(connack(&connect(5, "x", "p/publisher", properties)).await, Some(0x82), "{properties:?}");
     }
     assert_eq!(connack(&connect(5, "x", "p/publisher", &[99])).await, Some(0x81));
@@ -265,6 +270,31 @@ async fn a_client_that_is_silent_beyond_its_keep_alive_is_closed() {
         assert_eq!(raw.end().await, code);
         assert!(begun.elapsed() > Duration::from_millis(1_400), "{:?}", begun.elapsed());
     }
+}
+
+#[tokio::test]
+async fn a_sign_in_that_takes_too_long_gives_its_place_to_another() {
+    let config =
+        GateConfig { strangers_max: 1, sign_in_timeout: Duration::from_millis(300), ..GateConfig::default() };
+    let server = server_with(config).await;
+    let (reached, go_on) = server.backend.hold_sign_in();
+    let mut raw = server.raw().await;
+    raw.send(&connect(5, "x", "p/publisher", &[])).await;
+    reached.await.unwrap();
+    assert_eq!(raw.packet().await.1[1], 0x88);
+    assert_eq!(raw.packet_or_end().await, None);
+    drop((raw, go_on));
+    let next = async {
+        loop {
+            let mut raw = server.raw().await;
+            // Turned away while the first one is still being closed.
+            let sent = raw.io.write_all(&connect(4, "x", "p/listener", &[])).await;
+            if sent.is_ok() && raw.packet_or_end().await.is_some() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, next).await.expect("its place is never free");
 }
 
 #[tokio::test]

@@ -5,8 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use millpond_broker::{GateConfig, MemberMessage};
 use millpond_protocol::{MemberName, PoolName};
+use tokio::io::AsyncWriteExt;
 
-use crate::support::{LEVELS, Message, connect, packet, receipt, server, server_with, state, text};
+use crate::support::{LEVELS, Message, SOON, connect, packet, receipt, server, server_with, state, text};
 
 fn answer(topic: &str, payload: &str) -> MemberMessage {
     MemberMessage {
@@ -281,7 +282,8 @@ async fn a_client_that_reads_nothing_is_ended_and_holds_up_nobody() {
     keen.subscribe("mp/p/d/publisher/#", 1).await;
     let (pool, member) = ids();
     let payload = "x".repeat(100 << 10);
-    for _ in 0..300 {
+    // More than the sockets' buffers and its queue together hold.
+    while server.handle.connections() == 2 {
         server.handle.to_member(&pool, &member, answer("mp/p/d/publisher/x", &payload));
         keen.message().await;
     }
@@ -291,17 +293,30 @@ async fn a_client_that_reads_nothing_is_ended_and_holds_up_nobody() {
 
 #[tokio::test]
 async fn a_client_that_takes_no_byte_for_too_long_is_closed() {
-    let config = GateConfig { stall_timeout: Duration::from_millis(300), ..GateConfig::default() };
+    let config = GateConfig {
+        stall_timeout: Duration::from_millis(300),
+        out_queue_max: 1 << 30,
+        ..GateConfig::default()
+    };
     let server = server_with(config).await;
     let mut client = server.client(4, "publisher").await;
     client.subscribe("mp/p/d/publisher/#", 0).await;
     let (pool, member) = ids();
+    // More than the sockets' buffers hold, and far less than the queue does: only the time ends it.
     let payload = "x".repeat(1 << 20);
-    // More than the sockets' buffers hold, less than the queue does.
-    while server.handle.connections() == 1 {
+    for _ in 0..32 {
         server.handle.to_member(&pool, &member, answer("mp/p/d/publisher/x", &payload));
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    let gone = async {
+        while server.handle.connections() == 1 {
+            // It says something, which is no excuse.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if client.io.write_all(&[0xC0, 0]).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, gone).await.expect("it stays");
 }
 
 #[tokio::test]

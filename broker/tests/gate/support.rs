@@ -10,9 +10,10 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use millpond_broker::{
-    Backend, Gate, GateConfig, GateError, GateHandle, Incoming, ReceiptRow, SignIn, SignInError, StateMessage,
+    Backend, Gate, GateConfig, GateError, GateHandle, Incoming, ReceiptRow, RefusedPublish, SignIn,
+    SignInError, StateMessage,
 };
-use millpond_protocol::{Principal, Refusal, Role, topic};
+use millpond_protocol::{Principal, Refusal, Role};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, oneshot};
@@ -42,7 +43,7 @@ pub enum Verdict {
 #[derive(Debug, Default)]
 pub struct Memory {
     pub taken: Mutex<Vec<Taken>>,
-    pub refused: Mutex<Vec<(String, Refusal)>>,
+    pub refused: Mutex<Vec<RefusedPublish>>,
     pub verdicts: Mutex<HashMap<String, Verdict>>,
     pub waiting: Mutex<HashMap<String, oneshot::Sender<Result<(), Refusal>>>>,
     pub states: Mutex<Vec<StateMessage>>,
@@ -135,14 +136,14 @@ impl Backend for Memory {
         answer
     }
 
-    fn refused(&self, _from: &Principal, topic: &str, refusal: &Refusal) {
-        self.refused.lock().unwrap().push((topic.to_owned(), refusal.clone()));
+    fn refused(&self, _from: &Principal, refused: RefusedPublish) {
+        self.refused.lock().unwrap().push(refused);
         self.changed.notify_waiters();
     }
 
-    async fn state(&self, _who: &Principal, filter: &str) -> Result<Vec<StateMessage>, Refusal> {
+    async fn states(&self, _who: &Principal, topics: &[String]) -> Result<Vec<StateMessage>, Refusal> {
         let states = self.states.lock().unwrap();
-        Ok(states.iter().filter(|state| topic::matches(filter, &state.topic)).cloned().collect())
+        Ok(states.iter().filter(|state| topics.contains(&state.topic)).cloned().collect())
     }
 
     async fn receipt_cursor(&self, _who: &Principal) -> Result<i64, Refusal> {
@@ -284,12 +285,6 @@ impl Raw {
     pub async fn ping(&mut self) {
         self.send(&[0xC0, 0]).await;
         assert_eq!(self.packet().await, (0xD0, vec![]));
-    }
-
-    /// Like [`Raw::ping`], with messages on their way.
-    pub async fn ping_among_messages(&mut self) {
-        self.send(&[0xC0, 0]).await;
-        while self.packet().await.0 != 0xD0 {}
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use millpond_broker::{GateHandle, Incoming, MemberMessage};
+use millpond_broker::{GateHandle, Incoming, MemberMessage, RefusedPublish};
 use millpond_protocol::access::Op;
 use millpond_protocol::error::ErrorBody;
 use millpond_protocol::{Code, Principal, Refusal, limits, topic};
@@ -61,14 +61,14 @@ impl MqttAsks {
     }
 
     /// Answers an ask that the gate itself refused.
-    pub fn refuse(&self, who: &Principal, op: Op, refusal: &Refusal) {
+    pub fn refuse(&self, who: &Principal, op: Op, refused: RefusedPublish) {
         // A foreign response topic gets nothing at all.
-        if refusal.code == Code::Unauthorized {
+        if refused.refusal.code == Code::Unauthorized {
             return;
         }
-        let topic = topic::answer(&who.pool, &who.name, op);
-        let to = ReplyTo { who: who.clone(), topic, correlation_data: None };
-        send(&self.gate, to, &ErrorBody { id: None, error: refusal.clone() });
+        let topic = refused.response_topic.unwrap_or_else(|| topic::answer(&who.pool, &who.name, op));
+        let to = ReplyTo { who: who.clone(), topic, correlation_data: refused.correlation_data };
+        send(&self.gate, to, &ErrorBody { id: None, error: refused.refusal });
     }
 }
 

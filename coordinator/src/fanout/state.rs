@@ -57,13 +57,13 @@ impl States {
         Self { ledger, storage, shown: Arc::new(shown), urls: Arc::default() }
     }
 
-    /// The messages that `filter` matches and `who` may read; cleared state is absent.
+    /// The messages of those of `topics` that `who` may read; cleared state is absent.
     ///
     /// # Errors
     /// `unavailable`; `not_found` if the pool is gone.
-    pub async fn current(&self, who: &Principal, filter: &str) -> Result<Vec<StateMessage>, Refusal> {
+    pub async fn current(&self, who: &Principal, topics: &[String]) -> Result<Vec<StateMessage>, Refusal> {
         let pool = &who.pool;
-        let wanted = |topic: &str| topic::matches(filter, topic) && may(who, Action::Subscribe(topic));
+        let wanted = |topic: &String| topics.contains(topic) && may(who, Action::Subscribe(topic));
         let mut found = Vec::new();
         if wanted(&topic::card(pool)) {
             found.push(self.card(pool).await?);
@@ -83,19 +83,9 @@ impl States {
     /// The pool's card as of now.
     pub async fn card(&self, pool: &PoolName) -> Result<StateMessage, Refusal> {
         let name = pool.clone();
-        let policy: Policy = self
-            .ledger
-            .look(move |sql| {
-                let id = find_pool(sql, &name)?;
-                let text: String = sql
-                    .prepare_cached("SELECT policy FROM pools WHERE id = ?1")?
-                    .query_row([id], |row| row.get(0))?;
-                Ok(serde_json::from_str(&text)?)
-            })
-            .await?;
-        let now = now();
-        let card = self.card_of(pool, &policy, now);
-        Ok(state(topic::card(pool), json(&card), rank_of(now)))
+        let (rank, policy) = self.ledger.look(move |sql| policy(sql, find_pool(sql, &name)?)).await?;
+        let card = self.card_of(pool, &policy, now());
+        Ok(state(topic::card(pool), json(&card), rank))
     }
 
     fn card_of(&self, pool: &PoolName, policy: &Policy, now: Timestamp) -> Card {
@@ -199,10 +189,6 @@ impl States {
     }
 }
 
-fn rank_of(now: Timestamp) -> u64 {
-    u64::try_from(now.as_millis()).unwrap_or_default()
-}
-
 fn state(topic: String, payload: Bytes, rank: u64) -> StateMessage {
     StateMessage { topic, payload, rank, user_properties: Vec::new(), content_type: None }
 }
@@ -247,6 +233,14 @@ fn newest(sql: &Connection, pool: PoolId) -> ledger::Result<Option<Newest>> {
         data,
         spread_s: serde_json::from_str::<Policy>(&policy)?.spread_s,
     }))
+}
+
+/// The rank is the pool's sequence number, which a change of the policy raises, read in the same snapshot as the policy.
+fn policy(sql: &Connection, pool: PoolId) -> ledger::Result<(u64, Policy)> {
+    let (rank, policy): (u64, String) = sql
+        .prepare_cached("SELECT seq, policy FROM pools WHERE id = ?1")?
+        .query_row([pool], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok((rank, serde_json::from_str(&policy)?))
 }
 
 /// The rank is the pool's sequence number, read in the same snapshot as the offer.

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use millpond_broker::{Backend, GateHandle, Incoming, ReceiptRow, SignIn, SignInError, StateMessage};
+use millpond_broker::{
+    Backend, GateHandle, Incoming, ReceiptRow, RefusedPublish, SignIn, SignInError, StateMessage,
+};
 use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::topic::Inbound;
 use millpond_protocol::{Principal, Refusal, Sha256};
@@ -95,21 +97,22 @@ impl Backend for Ingest {
         }
     }
 
-    fn refused(&self, from: &Principal, topic: &str, refusal: &Refusal) {
+    fn refused(&self, from: &Principal, refused: RefusedPublish) {
+        let RefusedPublish { topic, refusal, .. } = &refused;
         // Only what would have been an upload, a bundle or a result is receipted; the others are answered or dropped.
         let id = match Inbound::parse(topic) {
             Ok((_, _, Inbound::Up { upload, .. })) => upload.to_string(),
             Ok((_, _, Inbound::Bundle { id })) => id.to_string(),
             Ok((_, _, Inbound::Result { round, attempt })) => format!("result/{round}/{attempt}"),
-            Ok((_, _, Inbound::Ask(op))) => return self.asks.refuse(from, op, refusal),
+            Ok((_, _, Inbound::Ask(op))) => return self.asks.refuse(from, op, refused),
             Ok((_, _, Inbound::Delivery { .. })) => return,
             Err(_) => topic.rsplit('/').next().unwrap_or_default().chars().take(64).collect(),
         };
         self.ctx.tell_refusal(from, id, None, refusal);
     }
 
-    async fn state(&self, who: &Principal, filter: &str) -> Result<Vec<StateMessage>, Refusal> {
-        self.states.current(who, filter).await
+    async fn states(&self, who: &Principal, topics: &[String]) -> Result<Vec<StateMessage>, Refusal> {
+        self.states.current(who, topics).await
     }
 
     async fn receipt_cursor(&self, who: &Principal) -> Result<i64, Refusal> {

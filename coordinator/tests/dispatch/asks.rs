@@ -308,3 +308,16 @@ async fn logs_and_parameters_have_limits() {
     world.until(STORIES, 1).await;
     assert_eq!(story(&world).await["log_bytes_dropped"], limits::LOG_MESSAGE_MAX);
 }
+
+#[tokio::test]
+async fn a_card_ranks_by_the_changes_of_its_pool_and_not_by_a_clock() {
+    let world = World::new(json!({})).await;
+    let pool = "p".parse().unwrap();
+    let before = world.asks.states.card(&pool).await.unwrap();
+    assert_eq!(before.rank, world.number("SELECT seq FROM pools").await);
+    let policy = serde_json::from_value(json!({"grouping": "count", "count": 2})).unwrap();
+    let name = pool.clone();
+    world.ledger.write(move |tx| tx.apply_pool(&name, &policy)).await.unwrap();
+    let after = world.asks.states.card(&pool).await.unwrap();
+    assert!(after.rank > before.rank);
+}
