@@ -194,6 +194,10 @@ async fn storage(
             let mut server =
                 embedded::EmbeddedConfig::new(&settings.bucket, &access_key, Secret::new(&secret));
             server.region.clone_from(&settings.region);
+            server.cors_origins.clone_from(&settings.cors_origins);
+            if settings.quota_bytes > 0 {
+                server.quota = settings.quota_bytes;
+            }
             server.grace = Duration::from_secs(config.server.shutdown_grace_s);
             let dir = config.server.data_dir.join("objects");
             let opened = tokio::task::spawn_blocking(move || embedded::open(&dir, server)).await??;

@@ -92,3 +92,71 @@ async fn what_is_not_offered_says_so() {
         assert_eq!(refusal(form).await, (501, "NotImplemented".into()), "{kind}");
     }
 }
+
+#[tokio::test]
+async fn both_forms_of_a_listing_page_through_keys_of_any_kind() {
+    let server = Server::start().await;
+    let keys = ["a b", "a+b", "b/1", "b/2", "c%20d", "e&<f>", "z/\u{e4}", "\u{65e5}\u{672c}"];
+    for key in keys {
+        let path: String = url::form_urlencoded::byte_serialize(key.as_bytes()).collect();
+        let path = path.replace('+', "%20").replace("%2F", "/");
+        assert_eq!(server.signed(Method::PUT, &path, &[], &[]).body("x").send().await.unwrap().status(), 200);
+    }
+    let decode = |text: &str| {
+        let pair = format!("k={text}");
+        url::form_urlencoded::parse(pair.as_bytes()).next().unwrap().1.into_owned()
+    };
+    for (v2, next, from) in
+        [(true, "NextContinuationToken", "continuation-token"), (false, "NextMarker", "marker")]
+    {
+        for delimiter in [None, Some("/")] {
+            let (mut seen, mut place) = (Vec::new(), None::<String>);
+            loop {
+                let mut query = vec![("max-keys", "1"), ("encoding-type", "url")];
+                query.extend(v2.then_some(("list-type", "2")));
+                query.extend(delimiter.map(|delimiter| ("delimiter", delimiter)));
+                query.extend(place.as_deref().map(|place| (from, place)));
+                let page = list(&server, &query).await.text().await.unwrap();
+                seen.extend(tags(&page, "Key").iter().map(|key| decode(key)));
+                seen.extend(
+                    tags(&page, "CommonPrefixes").iter().map(|inner| decode(&tags(inner, "Prefix")[0])),
+                );
+                let Some(token) = tags(&page, next).pop() else { break };
+                place = Some(if v2 { token } else { decode(&token) });
+            }
+            let folded = ["a b", "a+b", "b/", "c%20d", "e&<f>", "z/", "\u{65e5}\u{672c}"];
+            assert_eq!(seen, if delimiter.is_some() { &folded[..] } else { &keys[..] }, "{v2} {delimiter:?}");
+        }
+    }
+    let bad = list(&server, &[("list-type", "2"), ("continuation-token", "b/1")]).await;
+    assert_eq!(refusal(bad).await, (400, "InvalidArgument".into()));
+    let buckets = server.signed(Method::GET, "..", &[], &[]).send().await.unwrap().text().await.unwrap();
+    assert_eq!(tags(&buckets, "Name"), [common::BUCKET]);
+}
+
+#[tokio::test]
+async fn many_objects_go_in_one_request_and_bad_keys_are_named() {
+    let server = Server::start().await;
+    for key in ["a", "b", "c"] {
+        let body = Bytes::from_static(b"abc");
+        server.storage.put(&object(key), body.clone(), Sha256::of(&body)).await.unwrap();
+    }
+    let delete = async |keys: &[&str], more: &str| {
+        let keys: String =
+            keys.iter().map(|key| format!("<Object><Key>{key}</Key>{more}</Object>")).collect();
+        let body = format!("<Delete>{keys}</Delete>");
+        server.signed(Method::POST, "", &[("delete", "")], &[]).body(body).send().await.unwrap()
+    };
+    let answer = delete(&["a", "b", "none", "x/../y"], "").await;
+    assert_eq!(answer.status(), 200);
+    let answer = answer.text().await.unwrap();
+    let errors = tags(&answer, "Error");
+    assert_eq!((errors.len(), tags(&errors[0], "Key")), (1, vec!["x/../y".into()]));
+    assert_eq!(tags(&answer, "Deleted").len(), 3);
+    server.settles_at(1).await;
+    let versioned = delete(&["c"], "<VersionId>1</VersionId>").await.text().await.unwrap();
+    assert_eq!(tags(&versioned, "Code"), ["NotImplemented"]);
+    let many = vec!["a"; 1001];
+    assert_eq!(refusal(delete(&many, "").await).await, (400, "MalformedXML".into()));
+    server.settles_at(1).await;
+}

@@ -216,3 +216,14 @@ async fn a_client_that_asks_before_it_sends_is_told_before_it_sends() {
     stream.read_exact(&mut rest).await.unwrap();
     assert!(rest.ends_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&rest));
 }
+
+#[tokio::test]
+async fn a_client_that_asks_before_it_sends_nothing_gets_a_connection_of_its_own() {
+    let server = Server::start().await;
+    let put = server.storage.presign_put(&object("k"), 0, Sha256::of(b""), MINUTE, now());
+    let mut stream = connect(&server).await;
+    stream.write_all(raw_put(&server, put, "expect: 100-continue\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+}

@@ -121,6 +121,14 @@ impl Storage {
     }
 
     fn check(&self, wrong: &mut impl FnMut(&str, String)) {
+        for origin in &self.cors_origins {
+            if origin != "*"
+                && !origin.parse().is_ok_and(|url: Url| url.origin().ascii_serialization() == *origin)
+            {
+                let rule = "lists origins as browsers send them, such as https://app.example.org, or *";
+                wrong("storage.cors_origins", format!("{rule}; not {origin}"));
+            }
+        }
         let half = self.access_key.is_empty() != self.secret_key.is_empty();
         match self.mode {
             StorageMode::Embedded => {
@@ -141,6 +149,11 @@ impl Storage {
                 }
             }
             StorageMode::External => {
+                if self.quota_bytes > 0 || !self.cors_origins.is_empty() {
+                    let rule =
+                        "and cors_origins belong to mode = \"embedded\": set them at the external storage";
+                    wrong("storage.quota_bytes", rule.into());
+                }
                 if self.endpoint.is_none() {
                     wrong("storage.endpoint", "is needed with mode = \"external\"".into());
                 }

@@ -108,6 +108,10 @@ pub struct Storage {
     pub proxy: Option<Url>,
     /// Seconds that one call may take, retries included. Raising it keeps clients waiting longer when storage is away.
     pub call_timeout_s: u64,
+    /// Bytes of all objects of the embedded server; 0: as many as the disk holds. Raising it leaves less to the ledger.
+    pub quota_bytes: u64,
+    /// Origins whose pages may use URLs of the embedded server; `*`: all. More: more pages may.
+    pub cors_origins: Vec<String>,
 }
 
 /// Who serves the files.
@@ -205,6 +209,8 @@ impl Default for Storage {
             ca_file: None,
             proxy: None,
             call_timeout_s: limits::STORAGE_TIMEOUT.as_secs(),
+            quota_bytes: 0,
+            cors_origins: Vec::new(),
         }
     }
 }

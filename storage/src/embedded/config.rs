@@ -16,6 +16,8 @@ pub struct EmbeddedConfig {
     pub access_key: String,
     /// Its secret, at least 16 characters.
     pub secret_key: Secret,
+    /// Origins whose pages may use presigned URLs, such as `https://app.example.org`; `*`: all.
+    pub cors_origins: Vec<String>,
     /// Largest object of one PUT, in bytes.
     pub max_object: u64,
     /// Bytes that every part of an upload has at least, but for the last.
@@ -49,6 +51,7 @@ impl EmbeddedConfig {
             region: "us-east-1".into(),
             access_key: access_key.into(),
             secret_key,
+            cors_origins: Vec::new(),
             max_object: limits::OBJECT,
             min_part: limits::MIN_PART,
             quota: limits::QUOTA,

@@ -29,9 +29,11 @@ impl Shared {
         Self(Arc::new(Mutex::new(State { body, held_back })))
     }
 
-    /// Reads and drops what is left, unless the client has not begun to send. Returns whether the body is at its end.
+    /// Reads and drops what is left, unless the client has not begun to send. Returns whether the connection can be used
+    /// again: the body is at its end, and the client was asked for it if it wanted to be. (Some clients take the next
+    /// answer for this one otherwise, even when there was nothing to send.)
     pub(super) async fn drain(&self) -> bool {
-        if self.with(|state| state.held_back && !state.body.is_end_stream()) {
+        if self.with(|state| state.held_back) {
             return false;
         }
         let drain = async {

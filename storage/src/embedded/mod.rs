@@ -49,7 +49,7 @@
 //!
 //! # Where things are
 //!
-//! `serve` accepts connections and keeps their limits; `service` speaks S3; `conditions`, `list`, `parts`, `checksum` and
+//! `serve` accepts connections and keeps their limits, `cors` speaks to browsers; `service` speaks S3; `conditions`, `list`, `parts`, `checksum` and
 //! `errors` are its rules; `receive` and `send` move bodies; `store` ties `blobs` (files), `catalog` (rows) and `room`
 //! (what is taken without a row) together.
 
@@ -58,6 +58,7 @@ mod catalog;
 mod checksum;
 mod conditions;
 mod config;
+mod cors;
 mod drain;
 mod errors;
 mod io;

@@ -10,10 +10,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use s3s::auth::SimpleAuth;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
-use s3s::{Body, HttpError, S3ErrorCode};
+use s3s::{Body, HttpError, S3Error, S3ErrorCode};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -21,10 +20,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Embedded;
+use super::config::EmbeddedConfig;
+use super::cors::Cors;
 use super::drain::Shared;
 use super::errors::said;
 use super::io::Moving;
-use super::service::{Service, Signed};
+use super::service::{KeyPair, Service, Signed};
 use crate::limits::embedded as limits;
 
 impl Embedded {
@@ -101,7 +102,10 @@ impl Embedded {
         s3.xml_max_body_size = limits::XML;
         let mut builder =
             S3ServiceBuilder::new(Service::new(Arc::clone(&self.store), Arc::clone(&self.config)));
-        builder.set_auth(SimpleAuth::from_single(&*self.config.access_key, self.config.secret_key.expose()));
+        builder.set_auth(KeyPair {
+            access_key: self.config.access_key.clone(),
+            secret_key: self.config.secret_key.expose().into(),
+        });
         builder.set_access(Signed);
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(s3))));
         builder.build()
@@ -115,13 +119,17 @@ impl Embedded {
     ) -> impl Future<Output = ()> + Send + 'static {
         // Without it small answers wait for acknowledgements; a socket that refuses it works all the same.
         let _ = stream.set_nodelay(true);
+        let config = Arc::clone(&self.config);
         let io = TokioIo::new(Moving::new(stream, self.config.stall_timeout));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.config.idle_timeout)
             .max_headers(limits::HEADERS)
             .max_header_size(limits::HEAD)
-            .serve_connection(io, service_fn(move |request| answer(service.clone(), request)));
+            .serve_connection(
+                io,
+                service_fn(move |request| answer(service.clone(), Arc::clone(&config), request)),
+            );
         async move {
             let mut connection = std::pin::pin!(connection);
             let ended = tokio::select! {
@@ -138,7 +146,12 @@ impl Embedded {
     }
 }
 
-async fn answer(service: S3Service, request: Request<Incoming>) -> Result<Response<Body>, HttpError> {
+async fn answer(
+    service: S3Service,
+    config: Arc<EmbeddedConfig>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, HttpError> {
+    let cors = Cors::of(request.headers(), &config.cors_origins);
     let held_back = request.headers().contains_key(EXPECT);
     let method = match *request.method() {
         Method::GET => "GET",
@@ -146,6 +159,7 @@ async fn answer(service: S3Service, request: Request<Incoming>) -> Result<Respon
         Method::PUT => "PUT",
         Method::POST => "POST",
         Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
         _ => "other",
     };
     let (head, body) = request.into_parts();
@@ -153,12 +167,14 @@ async fn answer(service: S3Service, request: Request<Incoming>) -> Result<Respon
     // `s3s` collects a form in memory before it looks at who sends it.
     let mut kinds = head.headers.get_all(CONTENT_TYPE).iter();
     let is_form = kinds.any(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"multipart/"));
-    let mut response = if is_form {
-        let refused = said(S3ErrorCode::NotImplemented, "Uploads by form are not offered.");
-        refused.to_http_response().map_err(|error| HttpError::new(Box::new(error)))?
+    let mut response = if let Some(answer) = cors.preflight(&head.method, &head.headers) {
+        answer.or_else(refusal)?
+    } else if is_form {
+        refusal(said(S3ErrorCode::NotImplemented, "Uploads by form are not offered."))?
     } else {
         service.call(Request::from_parts(head, Body::http_body(body.clone()))).await?
     };
+    cors.allow(response.headers_mut());
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let status = response.status().as_u16().to_string();
     metrics::counter!("millpond_s3_requests_total", "method" => method, "status" => status).increment(1);
@@ -167,4 +183,8 @@ async fn answer(service: S3Service, request: Request<Incoming>) -> Result<Respon
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
+}
+
+fn refusal(error: S3Error) -> Result<Response<Body>, HttpError> {
+    error.to_http_response().map_err(|error| HttpError::new(Box::new(error)))
 }

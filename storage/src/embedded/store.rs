@@ -168,10 +168,7 @@ impl Store {
                     self.give_up(claim);
                     Ok(None)
                 }
-                Err(error) => {
-                    claim.abandon();
-                    Err(error.into())
-                }
+                Err(error) => Err(self.unsettle(claim, error)),
             }
         })
         .await
@@ -228,10 +225,7 @@ impl Store {
                     self.give_up(claim);
                     Ok(None)
                 }
-                Err(error) => {
-                    claim.abandon();
-                    Err(error.into())
-                }
+                Err(error) => Err(self.unsettle(claim, error)),
             }
         })
         .await
@@ -328,6 +322,15 @@ impl Store {
     /// Removes the file of a body that no row came to name.
     fn give_up(self: &Arc<Self>, claim: Claim) {
         self.remove(vec![claim.blob()], Some(claim));
+    }
+
+    /// A row could not be written.
+    fn unsettle(self: &Arc<Self>, claim: Claim, error: CatalogError) -> StoreError {
+        match error {
+            CatalogError::Full => self.give_up(claim),
+            CatalogError::Newer(_) | CatalogError::Failed(_) => claim.abandon(),
+        }
+        error.into()
     }
 
     fn remove(self: &Arc<Self>, stray: Vec<BlobId>, claim: Option<Claim>) {

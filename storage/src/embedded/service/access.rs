@@ -1,9 +1,27 @@
 //! Who may do what.
 
 use s3s::access::{S3Access, S3AccessContext};
+use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3ErrorCode, S3Result};
 
 use super::super::errors::said;
+
+/// The one key pair.
+pub(in super::super) struct KeyPair {
+    pub(in super::super) access_key: String,
+    pub(in super::super) secret_key: SecretKey,
+}
+
+#[async_trait::async_trait]
+impl S3Auth for KeyPair {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        if access_key == self.access_key {
+            Ok(self.secret_key.clone())
+        } else {
+            Err(said(S3ErrorCode::InvalidAccessKeyId, "There is no such access key."))
+        }
+    }
+}
 
 /// Whoever has the key may do everything, with a SigV4 signature that covers every `x-amz-*` header.
 ///

@@ -1,6 +1,7 @@
 //! S3 as clients speak it: the operations, each a few lines between the protocol and the store.
 
 mod access;
+mod bucket;
 mod meta;
 mod uploads;
 
@@ -9,22 +10,24 @@ use std::sync::Arc;
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, ChecksumMode, ChecksumType,
     CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CreateMultipartUploadInput,
-    CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, GetBucketLocationInput,
-    GetBucketLocationOutput, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput,
-    HeadObjectInput, HeadObjectOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput,
-    ListObjectsV2Input, ListObjectsV2Output, ListPartsInput, ListPartsOutput, PutObjectInput,
-    PutObjectOutput, StreamingBlob, UploadPartInput, UploadPartOutput,
+    CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput,
+    DeleteObjectsOutput, GetBucketLocationInput, GetBucketLocationOutput, GetObjectInput, GetObjectOutput,
+    HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListBucketsInput,
+    ListBucketsOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsInput,
+    ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, ListPartsInput, ListPartsOutput,
+    PutObjectInput, PutObjectOutput, StreamingBlob, UploadPartInput, UploadPartOutput,
 };
 use s3s::{S3, S3ErrorCode, S3Request, S3Response, S3Result};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-pub(super) use self::access::Signed;
+pub(super) use self::access::{KeyPair, Signed};
 use super::catalog::Object;
 use super::checksum::{Algorithm, Cover};
 use super::conditions::{Wanted, before_put, etag, modified, span};
 use super::config::EmbeddedConfig;
 use super::errors::said;
+use super::list;
 use super::receive::{Declared, receive, said_checksums};
 use super::send::Outgoing;
 use super::store::{Store, StoreError};
@@ -49,17 +52,22 @@ impl Service {
 
     /// Lets a request through that is for this bucket and was signed for this region.
     fn admit<T>(&self, request: &S3Request<T>, bucket: &str) -> S3Result<()> {
-        if let Some(region) = &request.region
-            && region.as_str() != self.config.region
-        {
-            let message =
-                format!("The region '{}' is wrong; expecting '{}'.", region.as_str(), self.config.region);
-            return Err(said(S3ErrorCode::AuthorizationHeaderMalformed, message));
-        }
+        self.in_region(request)?;
         if bucket == self.config.bucket {
             Ok(())
         } else {
             Err(said(S3ErrorCode::NoSuchBucket, "There is no such bucket."))
+        }
+    }
+
+    fn in_region<T>(&self, request: &S3Request<T>) -> S3Result<()> {
+        match &request.region {
+            Some(region) if region.as_str() != self.config.region => {
+                let (is, region) = (region.as_str(), &self.config.region);
+                let message = format!("The region '{is}' is wrong; expecting '{region}'.");
+                Err(said(S3ErrorCode::AuthorizationHeaderMalformed, message))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -259,6 +267,20 @@ impl S3 for Service {
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
+    async fn delete_objects(
+        &self,
+        request: S3Request<DeleteObjectsInput>,
+    ) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        self.delete_many(request).await
+    }
+
+    async fn list_buckets(
+        &self,
+        request: S3Request<ListBucketsInput>,
+    ) -> S3Result<S3Response<ListBucketsOutput>> {
+        self.buckets(&request)
+    }
+
     async fn head_bucket(
         &self,
         request: S3Request<HeadBucketInput>,
@@ -278,13 +300,22 @@ impl S3 for Service {
         Ok(S3Response::new(GetBucketLocationOutput { location_constraint: region.map(Into::into) }))
     }
 
+    async fn list_objects(
+        &self,
+        request: S3Request<ListObjectsInput>,
+    ) -> S3Result<S3Response<ListObjectsOutput>> {
+        self.admit(&request, &request.input.bucket)?;
+        let input = request.input;
+        self.blocking(move |store| list::objects_v1(store, input).map(S3Response::new)).await
+    }
+
     async fn list_objects_v2(
         &self,
         request: S3Request<ListObjectsV2Input>,
     ) -> S3Result<S3Response<ListObjectsV2Output>> {
         self.admit(&request, &request.input.bucket)?;
         let input = request.input;
-        self.blocking(move |store| super::list::page(store, input).map(S3Response::new)).await
+        self.blocking(move |store| list::objects(store, input).map(S3Response::new)).await
     }
 
     async fn create_multipart_upload(
@@ -325,7 +356,7 @@ impl S3 for Service {
     ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
         self.admit(&request, &request.input.bucket)?;
         let input = request.input;
-        self.blocking(move |store| super::list::uploads(store, input).map(S3Response::new)).await
+        self.blocking(move |store| list::uploads(store, input).map(S3Response::new)).await
     }
 }
 
