@@ -1,7 +1,7 @@
 //! The benchmarks: each prints its figure beside a reference measured in the same run.
 //!
 //!     cargo run --release -p millpond-tests --bin bench            all of them
-//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, seal, fanout, round, idle
+//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, seal, fanout, round, idle, storage
 //!
 //! The server is a child process, so that its memory can be told from the load's.
 
@@ -11,6 +11,7 @@ mod ingest;
 mod round;
 mod seal;
 mod server;
+mod storage;
 mod wire;
 
 use std::path::Path;
@@ -27,15 +28,19 @@ async fn main() -> Result<()> {
             seal::run().await?;
             fanout::run().await?;
             round::run().await?;
-            idle::run().await
+            idle::run().await?;
+            storage::run().await
         }
         (Some("ingest"), None) => ingest::run().await,
         (Some("seal"), None) => seal::run().await,
         (Some("fanout"), None) => fanout::run().await,
         (Some("round"), None) => round::run().await,
         (Some("idle"), None) => idle::run().await,
+        (Some("storage"), None) => storage::run().await,
         (Some(other), _) => {
-            bail!("there is no benchmark {other}: ingest, seal, fanout, round, idle, or none for all")
+            bail!(
+                "there is no benchmark {other}: ingest, seal, fanout, round, idle, storage, or none for all"
+            )
         }
     }
 }

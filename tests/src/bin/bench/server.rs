@@ -38,6 +38,11 @@ impl Server {
         bail!("the server does not start within a minute")
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Resident memory in MiB: now, and at its peak.
     pub fn memory(&self) -> Result<(f64, f64)> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;

@@ -1,0 +1,266 @@
+//! The embedded storage, beside a plain file and nginx on the same disk in the same run.
+//!
+//! The load is bytes over bare sockets, so that it costs little beside the server.
+
+mod load;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use millpond_protocol::Sha256;
+use millpond_storage::{ObjectKey, PresignedPut, Secret, Storage, StorageConfig};
+use sha2::Digest as _;
+
+use self::load::{Connection, fill};
+use super::server::Server;
+
+const GIB: u64 = 1 << 30;
+const HOUR: Duration = Duration::from_secs(3600);
+
+pub async fn run() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = Server::start(dir.path()).await?;
+    let address = server.addresses.storage.context("the server has no storage of its own")?;
+    let secret = std::fs::read_to_string(dir.path().join("storage.secret"))?;
+    let url = format!("http://{address}").parse()?;
+    let config = StorageConfig::new(url, "millpond", "millpond", Secret::new(secret.trim()));
+    let bench = Bench { storage: Storage::new(&config)?, server, dir: dir.path().to_owned() };
+    println!("embedded storage, beside the same disk");
+    bench.large().await?;
+    tokio::task::block_in_place(|| bench.many(50, 10_000_000, 1))?;
+    tokio::task::block_in_place(|| bench.many(32, 16 << 10, 250))?;
+    bench.memory().await
+}
+
+struct Bench {
+    storage: Storage,
+    server: Server,
+    dir: PathBuf,
+}
+
+impl Bench {
+    fn put_url(&self, key: &ObjectKey, size: u64, sha256: Sha256) -> PresignedPut {
+        self.storage.presign_put(key, size, sha256, HOUR, millpond::ledger::now())
+    }
+
+    fn get_url(&self, key: &ObjectKey) -> String {
+        self.storage.presign_get(key, HOUR, millpond::ledger::now()).url
+    }
+
+    /// One large object each way. Each figure is the middle of three, taken in turns with its references.
+    async fn large(&self) -> Result<()> {
+        let started = Instant::now();
+        let sha256 = hash(GIB);
+        let hashing = started.elapsed();
+        let key: ObjectKey = "bench/large".parse()?;
+        let (mut dd, mut put, mut get, mut nginx) = (vec![], vec![], vec![], vec![]);
+        let file = self.dir.join("plain");
+        let other = Nginx::start(&self.dir)?;
+        for _ in 0..3 {
+            dd.push(timed(|| plain(&file, GIB))?);
+            put.push(timed(|| Connection::once_put(&self.put_url(&key, GIB, sha256), GIB))?);
+            get.push(timed(|| Connection::once_get(&self.get_url(&key), GIB))?);
+            if let Some(other) = &other {
+                let url = format!("http://127.0.0.1:{}/plain", other.port);
+                nginx.push(timed(|| Connection::once_get(&url, GIB))?);
+            }
+        }
+        let (dd, put, get) = (middle(dd), middle(put), middle(get));
+        println!(
+            "  PUT 1 GiB   {put:.2} s   plain file + fdatasync {dd:.2} s: {:.2} ×   (SHA-256 alone {:.2} s; aim 2.5 ×)",
+            put / dd,
+            hashing.as_secs_f64()
+        );
+        if nginx.is_empty() {
+            println!("  GET 1 GiB   {get:.2} s   (nginx is not installed)");
+        } else {
+            let nginx = middle(nginx);
+            println!(
+                "  GET 1 GiB   {get:.2} s   nginx sendfile {nginx:.2} s: {:.2} ×   (aim 1.2 ×)",
+                get / nginx
+            );
+        }
+        std::fs::remove_file(&file)?;
+        Ok(self.storage.delete(&key).await?)
+    }
+
+    /// Objects over so many connections at once, each with a number of them, beside as many plain files.
+    fn many(&self, connections: usize, size: u64, each: usize) -> Result<()> {
+        let sha256 = hash(size);
+        let key = |n: usize, m: usize| -> Result<ObjectKey> { Ok(format!("bench/{size}/{n}/{m}").parse()?) };
+        let total = (connections * each) as f64;
+        let plain = together(connections, |n| {
+            (0..each).try_for_each(|m| plain_durable(&self.dir.join(format!("plain-{n}-{m}")), size))
+        })?;
+        let cpu = self.cpu()?;
+        let put = together(connections, |n| {
+            let mut connection = Connection::open(&self.get_url(&key(n, 0)?))?;
+            (0..each).try_for_each(|m| connection.put(&self.put_url(&key(n, m)?, size, sha256), size))
+        })?;
+        let put_cpu = self.cpu()? - cpu;
+        let get = together(connections, |n| {
+            let mut connection = Connection::open(&self.get_url(&key(n, 0)?))?;
+            (0..each).try_for_each(|m| connection.get(&self.get_url(&key(n, m)?), size))
+        })?;
+        let get_cpu = self.cpu()? - put_cpu - cpu;
+        let (bytes, gigabytes) = (total * size as f64, total * size as f64 / 1e9);
+        let what = format!("{connections} × {each} × {size} B");
+        println!(
+            "  PUT {what}   {:.0} MB/s, {:.0}/s, {:.2} CPU s/GB   plain files, each synced, {:.0} MB/s, {:.0}/s: {:.2} ×",
+            bytes / put / 1e6,
+            total / put,
+            put_cpu / gigabytes,
+            bytes / plain / 1e6,
+            total / plain,
+            put / plain
+        );
+        println!(
+            "  GET {what}   {:.0} MB/s, {:.0}/s, {:.2} CPU s/GB",
+            bytes / get / 1e6,
+            total / get,
+            get_cpu / gigabytes
+        );
+        Ok(())
+    }
+
+    /// What the server holds during 4 GiB in one PUT, in four parts at once, and back.
+    async fn memory(&self) -> Result<()> {
+        const SIZE: u64 = 4 * GIB;
+        let peak = |work: &dyn Fn() -> Result<()>| -> Result<f64> {
+            let (idle, _) = self.server.memory()?;
+            self.server.reset_peak()?;
+            tokio::task::block_in_place(work)?;
+            Ok(self.server.memory()?.1 - idle)
+        };
+        let (whole, part) = (hash(SIZE), hash(GIB));
+        let (single, parts): (ObjectKey, ObjectKey) = ("bench/4gib".parse()?, "bench/parts".parse()?);
+        let put = peak(&|| Connection::once_put(&self.put_url(&single, SIZE, whole), SIZE))?;
+        let get = peak(&|| Connection::once_get(&self.get_url(&single), SIZE))?;
+        self.storage.delete(&single).await?;
+        let upload = self.storage.create_multipart(&parts).await?;
+        let in_parts = peak(&|| {
+            together(4, |n| {
+                let (n, now) = (n as u16 + 1, millpond::ledger::now());
+                let url = self.storage.presign_part(&parts, &upload, n, GIB, part, HOUR, now);
+                Connection::once_put(&url, GIB)
+            })
+            .map(drop)
+        })?;
+        let stored = self.storage.list_parts(&parts, &upload).await?;
+        let started = Instant::now();
+        self.storage.complete_multipart(&parts, &upload, &stored).await?;
+        let complete = started.elapsed();
+        let get_parts = peak(&|| Connection::once_get(&self.get_url(&parts), SIZE))?;
+        println!(
+            "  4 GiB       memory above idle: PUT +{put:.0} MiB, GET +{get:.0} MiB, four parts at once +{in_parts:.0} MiB, \
+             GET of them +{get_parts:.0} MiB   (aim 64); completing took {:.1} ms",
+            complete.as_secs_f64() * 1e3
+        );
+        Ok(self.storage.delete(&parts).await?)
+    }
+
+    /// CPU seconds that the server has used.
+    fn cpu(&self) -> Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.server.id()))?;
+        let fields = stat.rsplit_once(") ").context("an odd /proc/PID/stat")?.1;
+        let ticks = |n: usize| fields.split(' ').nth(n).and_then(|ticks| ticks.parse::<f64>().ok());
+        Ok((ticks(11).context("no utime")? + ticks(12).context("no stime")?) / 100.0)
+    }
+}
+
+fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let started = Instant::now();
+    tokio::task::block_in_place(work)?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Runs work on so many threads at once; returns seconds.
+fn together(threads: usize, work: impl Fn(usize) -> Result<()> + Sync) -> Result<f64> {
+    let (started, failed) = (Instant::now(), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for n in 0..threads {
+            let (work, failed) = (&work, &failed);
+            scope.spawn(move || {
+                if let Err(error) = work(n) {
+                    eprintln!("{error:#}");
+                    failed.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    ensure!(failed.into_inner() == 0, "some requests failed");
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// The SHA-256 of so many bytes of the load.
+fn hash(size: u64) -> Sha256 {
+    let mut hasher = sha2::Sha256::new();
+    let done = fill(size, |bytes| {
+        hasher.update(bytes);
+        Ok(())
+    });
+    debug_assert!(done.is_ok());
+    Sha256(hasher.finalize().into())
+}
+
+/// The reference: what `dd conv=fdatasync` does with bytes from memory.
+fn plain(path: &Path, size: u64) -> Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    fill(size, |bytes| Ok(std::io::Write::write_all(&mut file, bytes)?))?;
+    Ok(file.sync_data()?)
+}
+
+/// And with its name made durable too, as a server must.
+fn plain_durable(path: &Path, size: u64) -> Result<()> {
+    plain(path, size)?;
+    Ok(std::fs::File::open(path.parent().context("no directory")?)?.sync_all()?)
+}
+
+/// nginx with sendfile over a directory; `None` where it is not installed.
+struct Nginx {
+    child: Child,
+    port: u16,
+}
+
+impl Nginx {
+    fn start(dir: &Path) -> Result<Option<Self>> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let (at, config) = (dir.display(), dir.join("nginx.conf"));
+        std::fs::write(
+            &config,
+            format!(
+                "daemon off; user root; worker_processes 1; pid {at}/nginx.pid; error_log {at}/nginx.log;
+                 events {{}} http {{ access_log off; sendfile on; tcp_nopush on; client_body_temp_path {at}/n1;
+                 proxy_temp_path {at}/n2; fastcgi_temp_path {at}/n3; uwsgi_temp_path {at}/n4; scgi_temp_path {at}/n5;
+                 server {{ listen 127.0.0.1:{port}; root {at}; }} }}"
+            ),
+        )?;
+        let mut nginx = Command::new("nginx");
+        nginx.arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
+        let Ok(child) = nginx.spawn() else { return Ok(None) };
+        let this = Self { child, port };
+        for _ in 0..100 {
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return Ok(Some(this));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(None)
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // Its master; the worker goes with it when its socket is gone.
+        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+        let _ = self.child.wait();
+    }
+}
