@@ -71,7 +71,8 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     let ids: Vec<UploadId> = staged.iter().map(|file| file.document().about.upload.clone()).collect();
     let added = spool.add(staged)?;
     for entry in &added.dropped {
-        eprintln!("millpond-edge: the spool was full: dropped {} of {}", entry.upload, entry.key);
+        let time = Timestamp::clamped(i64::try_from(entry.key).unwrap_or(i64::MAX));
+        eprintln!("millpond-edge: the spool was full: dropped {} of {time}", entry.upload);
     }
     if args.offline {
         return told(cli, args, &ids, &BTreeMap::new());
@@ -96,10 +97,11 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
 
 fn stage(spool: &Spool, args: &Args, path: &Path) -> Result<Staged, Failure> {
     let failed = |what: String| Failure::new(FAILED, format!("{}: {what}", path.display()));
-    let file = File::open(path).map_err(|error| failed(error.to_string()))?;
-    if !file.metadata().map_err(|error| failed(error.to_string()))?.is_file() {
+    // Before it is opened: opening a pipe would wait for its writer.
+    if !std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.is_file() {
         return Err(failed("is not a file".into()));
     }
+    let file = File::open(path).map_err(|error| failed(error.to_string()))?;
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let name: FileName = name.parse().map_err(|error| failed(format!("{error}")))?;
     let captured = Stamp::now();

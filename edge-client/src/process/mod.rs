@@ -217,7 +217,13 @@ impl Processor<'_> {
                         }
                     }
                 }
-                () = tokio::time::sleep_until(next), if idle => self.begin().await?,
+                () = tokio::time::sleep_until(next), if idle => {
+                    // A lease that is granted while this is given up runs out.
+                    tokio::select! {
+                        begun = self.begin() => begun?,
+                        () = &mut *stop => return Ok(()),
+                    }
+                }
                 () = &mut *stop => {
                     self.job = job;
                     return Ok(());

@@ -1,13 +1,18 @@
 //! The connection's task: it owns the socket, connects again, and sorts what comes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use millpond_protocol::{MemberName, PoolName, topic};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::inbox::{Ack, Event};
 use super::mqtt::{self, Happening, Pipe, Token};
 use super::{Cause, Config, Message, Online, Shared, Status};
+
+/// A connection that lasted so long was a good one: the pause after its end is short again. One that the server closes at once is none.
+const LASTED: Duration = Duration::from_secs(10);
 
 type Deliver = mpsc::Sender<(Event, Option<Ack>)>;
 
@@ -20,11 +25,16 @@ pub(super) async fn run(
 ) {
     let mut backoff = config.backoff.clone();
     loop {
+        let begin = Instant::now();
         let cause = tokio::select! {
-            cause = connection(&config, &shared, &announce, &deliver, &mut backoff) => cause,
+            cause = connection(&config, &shared, &announce, &deliver) => cause,
             // Nobody is left to tell: the socket is dropped where it stands.
             () = announce.closed() => return,
         };
+        let was_online = matches!(*announce.borrow(), Status::Online(_));
+        if was_online && begin.elapsed() >= LASTED {
+            backoff.reset();
+        }
         announce.send_replace(Status::Offline(cause.clone()));
         shared.book().turn_over();
         // Only news: nobody misses one that finds no room.
@@ -45,7 +55,6 @@ async fn connection(
     shared: &Shared,
     announce: &watch::Sender<Status>,
     deliver: &Deliver,
-    backoff: &mut crate::backoff::Backoff,
 ) -> Cause {
     let (pipe, mut wire) = mqtt::open(config);
     let filters = config.filters();
@@ -61,7 +70,6 @@ async fn connection(
                 }
             }
             Happening::Granted(None) => {
-                backoff.reset();
                 let connection = shared.book().connection;
                 announce.send_replace(Status::Online(Online { pipe: pipe.clone(), connection }));
                 if deliver.try_send((Event::Online, None)).is_err() {
