@@ -47,7 +47,7 @@ pub(crate) struct Budget {
 impl Budget {
     /// A quarter of `bytes` for short packets, the rest for long ones; each at least what one packet needs.
     pub(crate) fn new(bytes: usize, packet_max: usize) -> Self {
-        let short = (bytes / 4).max(LONG).min(Semaphore::MAX_PERMITS);
+        let short = (bytes / 4).clamp(LONG, Semaphore::MAX_PERMITS);
         let long = bytes.saturating_sub(short).max(packet_max).min(Semaphore::MAX_PERMITS);
         Self {
             short: Arc::new(Semaphore::new(short)),
