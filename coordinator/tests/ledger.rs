@@ -184,6 +184,35 @@ async fn of_a_group_that_meets_a_full_disk_nothing_is_kept() {
 }
 
 #[tokio::test]
+async fn of_a_group_whose_transaction_sqlite_ended_neither_rows_nor_marks_on_cores_stay() {
+    let f = Fixture::new(by_count(2)).await;
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    // Until all of them are in line.
+    let first = f.ledger.write(move |_| Ok(wait.recv().unwrap_or_default()));
+    let (who, new) = (f.who.clone(), upload("before", b"x"));
+    let before = f.ledger.write(move |tx| store(tx, &who, new));
+    let revoked = f.ledger.write(|tx| {
+        let pool = tx.pool(&"p".parse()?)?;
+        tx.revoke_member(pool, &"m".parse()?)
+    });
+    // As SQLite does by itself after some errors.
+    let ended = f.ledger.write(|tx| Ok(tx.sql().execute_batch("ROLLBACK")?));
+    let written = f.ledger.write(|tx| Ok(tx.sql().execute("INSERT INTO superseded (seq) VALUES (7)", [])?));
+    drop(go);
+    let (_, before, revoked, ended, written) = tokio::join!(first, before, revoked, ended, written);
+    for (n, refused) in [before.err(), revoked.err(), ended.err()].into_iter().enumerate() {
+        assert_eq!(refused.map(|refusal| refusal.code), Some(Code::Unavailable), "{n}");
+    }
+    // Refused and not there, or of the next group and kept.
+    assert_eq!(f.count("SELECT count(*) FROM superseded").await, i64::from(written.is_ok()));
+    assert_eq!(f.count("SELECT count(*) FROM uploads").await, 0);
+    // The member is one still, and the core did not count the upload that is not there.
+    for (upload, batch) in [("a", 1), ("b", 1), ("c", 2)] {
+        assert_eq!(f.upload(upload, b"x").await.unwrap().receipt.batch, Some(batch), "{upload}");
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_at_the_instant_of_a_deadline_leaves_no_gap_in_the_chain() {
     let f = Fixture::new(Policy { deadline_s: 1, max_age_s: 60, ..by_count(1_000) }).await;
     f.upload("a", b"a").await.unwrap();
