@@ -1,6 +1,7 @@
 //! The coordinator: groups uploads into batches, hands them to the external processor, and returns its result.
 
 pub mod asks;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod demo;

@@ -61,7 +61,7 @@ impl ObjectStream {
 }
 
 pub(crate) struct Client {
-    http: Http,
+    pub(crate) http: Http,
     /// Whether storage keeps and lists the checksums of parts; asked once, before the first upload in parts.
     ///
     /// S3 wants to be told the algorithm when an upload begins, and every checksum again when it is completed. A server

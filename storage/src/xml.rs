@@ -48,6 +48,20 @@ pub(crate) struct Listed {
     pub(crate) sha256: Option<String>,
 }
 
+/// A page of ListObjectsV2.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Bucket {
+    #[serde(rename = "Contents", default)]
+    pub(crate) objects: Vec<Object>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Object {
+    pub(crate) key: String,
+    pub(crate) size: u64,
+}
+
 /// The refusal that `body` is, also where it came with a status of success.
 pub(crate) fn refusal(body: &str) -> Option<Refusal> {
     let start = body.find("<Error")?;

@@ -160,3 +160,20 @@ async fn many_objects_go_in_one_request_and_bad_keys_are_named() {
     assert_eq!(refusal(delete(&many, "").await).await, (400, "MalformedXML".into()));
     server.settles_at(1).await;
 }
+
+#[tokio::test]
+async fn the_server_lists_what_comes_after_a_key_in_order_with_sizes() {
+    let server = Server::start().await;
+    for (key, size) in [("1/pack/b", 3), ("1/pack/a", 0), ("10/pack/a", 5)] {
+        let body = Bytes::from(vec![b'x'; size]);
+        server.storage.put(&object(key), body.clone(), Sha256::of(&body)).await.unwrap();
+    }
+    let list = async |after: &str| {
+        let listed = server.storage.list(after).await.unwrap();
+        listed.into_iter().map(|object| (object.key, object.size)).collect::<Vec<_>>()
+    };
+    let all = [("1/pack/a".to_owned(), 0), ("1/pack/b".to_owned(), 3), ("10/pack/a".to_owned(), 5)];
+    assert_eq!(list("").await, all);
+    assert_eq!(list("1/pack/a").await, all[1..]);
+    assert_eq!(list("10/pack/a").await, []);
+}

@@ -5,6 +5,7 @@
 //! errors with what to do about them to standard error.
 
 mod batch;
+mod check;
 mod client;
 mod demo;
 mod dev;
@@ -78,6 +79,8 @@ enum Command {
     Events(events::Args),
     /// Delete what the policies of pools do not keep any more, or say what and why.
     Gc(gc::Args),
+    /// Compare ledger and storage with what they should be; exits with 1 if something differs.
+    Check(check::Args),
 }
 
 /// Runs the command line that the process was started with.
@@ -128,6 +131,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<(), Failure> {
             Command::Status(args) => status::run(&args, &client, out).await,
             Command::Events(args) => events::run(&args, &client, out).await,
             Command::Gc(args) => gc::run(&args, &client, out).await,
+            Command::Check(args) => check::run(&args, &client, out).await,
         }
     })
 }
@@ -175,6 +179,8 @@ mod tests {
             "events p -f --since 7",
             "gc",
             "gc p --dry-run --json",
+            "check",
+            "check --deep --json",
             "--server http://h:1 --token-file t status",
             "status --server http://h:1 --token-file t --json",
         ] {

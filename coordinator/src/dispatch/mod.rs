@@ -20,6 +20,7 @@ mod manifest;
 mod object;
 mod pack;
 mod read;
+mod rebuild;
 mod seal;
 mod select;
 mod sorter;
@@ -44,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ledger::{Commit, Ledger, PoolId};
 
 pub use read::read_small;
+pub use rebuild::rebuild_manifest;
 pub use trouble::Trouble;
 
 /// Pools that are worked on at once. Each holds a pack and the entries of a manifest that are being sorted in memory.

@@ -37,6 +37,11 @@ pub(super) fn next(sql: &Connection, pool: PoolId) -> Result<Option<Sealed>> {
         .query_row([pool], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     let round = last.map_or(0, |(seq, _)| seq) + 1;
+    of(sql, pool, round, last.map(|(_, sha256)| Sha256(sha256)))
+}
+
+/// The sealed batch of a pool with this manifest, whose one before it has the hash `prev`.
+pub(super) fn of(sql: &Connection, pool: PoolId, round: u64, prev: Option<Sha256>) -> Result<Option<Sealed>> {
     let found = sql
         .prepare_cached(
             "SELECT b.id, b.record, b.cause, b.runs, b.selected, b.policy_version, p.name FROM batches b \
@@ -69,7 +74,7 @@ pub(super) fn next(sql: &Connection, pool: PoolId) -> Result<Option<Sealed>> {
         select: serde_json::from_value(selected.into())?,
         policy_version,
         count: parts.iter().map(|(_, count)| count).sum(),
-        prev: last.map(|(_, sha256)| Sha256(sha256)),
+        prev,
     }))
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::retention::explain::{Due, Explained};
 use crate::rounds::{Cause, FailCause, Group, Policy};
 
+pub use crate::check::{Difference, End, Line, Progress};
 pub use crate::retention::Collected;
 
 /// `GET /v1/pools`.

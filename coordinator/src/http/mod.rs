@@ -7,6 +7,7 @@ pub mod api;
 mod asks;
 mod auth;
 mod batches;
+mod check;
 mod error;
 mod events;
 mod gc;
@@ -83,6 +84,8 @@ struct Shared {
     storage_url: String,
     request_timeout: Duration,
     streams: Arc<Semaphore>,
+    /// One check at a time.
+    checks: Arc<Semaphore>,
     shutdown: CancellationToken,
     started: Timestamp,
     readiness: health::Readiness,
@@ -110,6 +113,7 @@ impl Api {
             storage_url: parts.storage_url,
             request_timeout: parts.request_timeout,
             streams: Arc::new(Semaphore::new(parts.event_streams_max)),
+            checks: Arc::new(Semaphore::new(1)),
             shutdown: parts.shutdown,
             started: crate::ledger::now(),
             readiness: health::Readiness::default(),
@@ -140,6 +144,7 @@ fn router(api: Api) -> Router {
         .layer(middleware::from_fn_with_state(api.clone(), ask_in_time));
     Router::new()
         .route("/v1/status", get(status::show))
+        .route("/v1/check", get(check::run))
         .route("/v1/gc", get(gc::explain).post(gc::run))
         .route("/v1/pools", get(pools::list))
         .nest("/v1/pools/{pool}", pool)

@@ -237,9 +237,11 @@ impl Tx<'_> {
         for name in names {
             self.revoke_member(pool, &name.parse()?)?;
         }
+        // Nobody flushes the counters of a pool that is not in memory any more.
+        let seq = self.entry(pool)?.counters.seq;
         self.sql
-            .prepare_cached("UPDATE pools SET removed = ?2 WHERE id = ?1")?
-            .execute(params![pool, self.now.as_millis()])?;
+            .prepare_cached("UPDATE pools SET removed = ?2, seq = ?3 WHERE id = ?1")?
+            .execute(params![pool, self.now.as_millis(), seq])?;
         self.touch(pool);
         self.effects.moved = true;
         self.state.remove(pool);
