@@ -188,7 +188,10 @@ async fn of_a_group_whose_transaction_sqlite_ended_neither_rows_nor_marks_on_cor
     let f = Fixture::new(by_count(2)).await;
     let (go, wait) = std::sync::mpsc::channel::<()>();
     // Until all of them are in line.
-    let first = f.ledger.write(move |_| Ok(wait.recv().unwrap_or_default()));
+    let first = f.ledger.write(move |_| {
+        wait.recv().unwrap_or_default();
+        Ok(())
+    });
     let (who, new) = (f.who.clone(), upload("before", b"x"));
     let before = f.ledger.write(move |tx| store(tx, &who, new));
     let revoked = f.ledger.write(|tx| {

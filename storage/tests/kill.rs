@@ -142,6 +142,9 @@ async fn a_server_that_is_killed_keeps_what_it_acknowledged_and_no_strays() {
     assert!(writers.iter().all(|known| !known.acknowledged.is_empty()), "the test got nothing stored");
 }
 
+/// Number, tag and bytes of a part that was taken.
+type SentPart = (u32, String, Vec<u8>);
+
 /// What a client that uploads in parts, over and over to one key, knows when the server dies.
 #[derive(Default)]
 struct InParts {
@@ -149,7 +152,7 @@ struct InParts {
     /// What may have become the object although nobody said so.
     maybe: Option<Vec<u8>>,
     /// The upload that was under way, its parts, and whether it was being completed.
-    open: Option<(Upload, Vec<(u32, String, Vec<u8>)>, bool)>,
+    open: Option<(Upload, Vec<SentPart>, bool)>,
 }
 
 impl InParts {

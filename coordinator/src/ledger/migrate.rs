@@ -45,7 +45,7 @@ fn copy(sql: &Connection, to: &Path) -> Result<(), OpenError> {
     // Whole on disk before the file is changed that it is a copy of.
     File::open(&new).and_then(|copy| copy.sync_all()).map_err(io)?;
     std::fs::rename(&new, to).map_err(io)?;
-    let dir = to.parent().map_or_else(|| Path::new("."), |dir| dir);
+    let dir = to.parent().unwrap_or(Path::new("."));
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)
 }
 
