@@ -58,9 +58,16 @@ pub(super) async fn commit(
                 let (who, grants) = (who.clone(), open);
                 let job = asks.ledger.write(move |tx| {
                     tx.pool_of(&who)?;
-                    tx.verify_grants(&grants)
+                    if tx.verify_grants(&grants)? == grants.len() {
+                        return Ok(());
+                    }
+                    // All or none: the job is taken back.
+                    Err(Refusal::new(Code::Conflict, "one of the grants ended meanwhile").into())
                 });
-                job.await?;
+                match job.await {
+                    Err(refusal) if refusal.code == Code::Conflict => {}
+                    marked => marked?,
+                }
             }
         }
     }

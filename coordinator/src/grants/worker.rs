@@ -91,7 +91,7 @@ impl Worker {
         if !ended.is_empty() {
             // Each by itself; the commit of this job brings the next look.
             let job = self.grants.ledger.write(move |tx| {
-                ended.iter().try_for_each(|grant| tx.verify_grants(std::slice::from_ref(grant)))
+                ended.iter().try_for_each(|grant| tx.verify_grants(std::slice::from_ref(grant)).map(drop))
             });
             if let Err(error) = job.await {
                 tracing::error!(%error, "grants that have ended are not closed yet");
@@ -197,8 +197,11 @@ async fn count(grants: &Grants, gate: &GateHandle, members: Vec<Grant>) -> Resul
     };
     match outcome {
         Ok(()) => Ok(()),
-        // One was aborted or published meanwhile, which opened the others, or its owner revoked, which ended all.
-        Err(refusal) if matches!(refusal.code, Code::Conflict | Code::Unauthorized) => Ok(()),
+        // Its owner was revoked, which ended all.
+        Err(refusal) if refusal.code == Code::Unauthorized => Ok(()),
+        // One was aborted or published meanwhile, which opened the others. A result's conflict stays: its round has
+        // committed other bytes.
+        Err(refusal) if refusal.code == Code::Conflict && matches!(first.target, Target::Upload(_)) => Ok(()),
         Err(refusal) if refusal.code.is_temporary() => Err(refusal),
         Err(refusal) => end(grants, gate, &first, Cause::Stale, refusal).await,
     }

@@ -198,18 +198,20 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Has these grants verified, to count together.
-    pub fn verify_grants(&mut self, grants: &[Grant]) -> Result<()> {
-        let Some(set) = grants.iter().map(|grant| grant.id).min() else { return Ok(()) };
+    /// Has these grants verified, to count together; how many of them, for one may have ended, or be verified already.
+    pub fn verify_grants(&mut self, grants: &[Grant]) -> Result<usize> {
+        let Some(set) = grants.iter().map(|grant| grant.id).min() else { return Ok(0) };
+        let mut marked = 0;
         for grant in grants {
-            self.sql
+            marked += self
+                .sql
                 .prepare_cached(
                     "UPDATE grants SET verifying = ?2, problem = NULL WHERE id = ?1 AND verifying IS NULL",
                 )?
                 .execute([grant.id, set])?;
             self.change(grant.pool)?.grants = true;
         }
-        Ok(())
+        Ok(marked)
     }
 
     /// The object in storage is what was declared.

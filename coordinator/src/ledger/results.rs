@@ -149,13 +149,12 @@ impl Tx<'_> {
         if let Some(expired) = expired {
             return Err(not_kept(format!("version {of}"), Timestamp::clamped(expired)).into());
         }
+        // The counters, not the pool's row: that is written at the end of the group.
+        let pointer = self.entry(pool)?.counters.pointer;
         let stands: Option<u64> = self
             .sql
-            .prepare_cached(
-                "SELECT r.version FROM pools p JOIN results r ON r.pool_id = p.id AND r.version = p.pointer \
-                 WHERE p.id = ?1 AND r.of = ?2",
-            )?
-            .query_row(params![pool, of], |row| row.get(0))
+            .prepare_cached("SELECT version FROM results WHERE pool_id = ?1 AND version = ?2 AND of = ?3")?
+            .query_row(params![pool, pointer, of], |row| row.get(0))
             .optional()?;
         if let Some(version) = stands {
             return Ok(version);

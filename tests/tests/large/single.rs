@@ -5,7 +5,7 @@ use std::process::Command;
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{LeaseFileKind, Outcome, answer};
 use millpond_protocol::{Code, Role, Sha256};
-use millpond_tests::{Mill, tool};
+use millpond_tests::{Beside, Mill, tool};
 use serde_json::{Value, json};
 
 use crate::client::{Client, bytes, refused, server};
@@ -181,4 +181,21 @@ async fn a_small_result_that_was_put_is_sent_inline_too() {
     let mut listener = Client::join(&server, "ear", Role::Listener).await;
     listener.link.subscribe("mp/demo/result/data").await.unwrap();
     assert_eq!(listener.link.next().await.unwrap().payload, "hello");
+}
+
+#[tokio::test]
+async fn the_grant_of_a_result_ends_although_its_round_committed_other_bytes() {
+    let server = server(&[("MILLPOND__LIMITS__GRANT_S", "2")]).await;
+    let edge = Client::join(&server, "edge", Role::Publisher).await;
+    edge.send("a", &bytes(1, 1_000)).await;
+    edge.commit(&["a"]).await.unwrap();
+    let mut mill = Client::join(&server, "mill", Role::Processor).await;
+    mill.ask::<Value>(Op::Trigger, json!({ "take": true, "wait_s": 30 })).await.unwrap();
+    let put = json!({ "round": 1, "attempt": 1, "size": 5, "sha256": Sha256::of(b"hello") });
+    let granted: answer::Put = mill.ask(Op::Put, put).await.unwrap();
+    assert_eq!(mill.api.send(&granted.to.unwrap(), "hello").await, 200);
+    mill.link.publish("mp/demo/c/mill/result/1/1", "other", Beside::default()).await.unwrap();
+    assert_eq!(mill.receipt("result/1/1").await.outcome, Outcome::Stored);
+    let ended = mill.receipt("result/1/1").await;
+    assert_eq!((ended.outcome, ended.error.unwrap().code), (Outcome::Refused, Code::Conflict));
 }
