@@ -16,6 +16,7 @@ struct Cast {
     server: Server,
     /// The machine of the processor.
     edge: Edge,
+    mill: Credentials,
     publisher: Credentials,
     listener: Credentials,
 }
@@ -27,9 +28,10 @@ impl Cast {
         whole.as_object_mut().unwrap().extend(policy.as_object().unwrap().clone());
         server.pool("demo", whole).await;
         let publisher = server.member("demo", "edge-1", Role::Publisher).await;
-        let edge = Edge::new(&server, server.member("demo", "mill", Role::Processor).await).await;
+        let mill = server.member("demo", "mill", Role::Processor).await;
+        let edge = Edge::new(&server, mill.clone()).await;
         let listener = server.member("demo", "listener", Role::Listener).await;
-        Self { server, edge, publisher, listener }
+        Self { server, edge, mill, publisher, listener }
     }
 
     fn api(&self) -> Api {
@@ -193,6 +195,67 @@ async fn a_processor_that_was_killed_gives_its_round_back_when_it_starts_again()
     assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
     assert!(cast.result().await == b"1\n2\n3\n");
     assert!(cast.round(1).await.to_string().contains("died while it worked"));
+}
+
+#[tokio::test]
+async fn the_command_of_a_processor_that_was_killed_cannot_write_into_the_next_attempt() {
+    let cast = Cast::new(json!({})).await;
+    cast.three().await;
+    // Its variables name places; what it writes there must be nobody else's.
+    let orphan = r#"cd ../..; echo $$ > running; while ! test -e go; do sleep 0.02; done
+        mkdir -p "$MILLPOND_INPUT/x"; echo orphan > "$MILLPOND_INPUT/x/y"; echo orphan > "$MILLPOND_OUTPUT"; touch wrote"#;
+    let mut process = cast.process(&["--exec", orphan]);
+    until("the command runs", &mut process, async || cast.file("running").exists()).await;
+    process.kill();
+    let next = format!("{CONCATENATE}; touch ../../go; while ! test -e ../../wrote; do sleep 0.02; done");
+    let mut process = cast.process(&["--once", "--exec", &next]);
+    assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
+    assert_eq!(String::from_utf8(cast.result().await).unwrap(), "1\n2\n3\n");
+}
+
+#[tokio::test]
+async fn what_a_command_says_before_it_fails_is_in_the_log_and_so_is_all_of_a_long_one() {
+    let cast = Cast::new(json!({})).await;
+    cast.three().await;
+    let mut process = cast.process(&["--once", "--exec", "echo the reason; exit 3"]);
+    assert_eq!(process.wait(PATIENCE).await.code(), Some(1));
+    let round = cast.round(1).await.to_string();
+    assert!(round.contains("the reason") && round.contains("failed"), "{round}");
+    cast.api().post("/v1/pools/demo/rounds/1/retry", &json!({})).await;
+    let exec = format!("seq -f 'line %g' 20000; {CONCATENATE}");
+    let mut process = cast.process(&["--once", "--exec", &exec]);
+    assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
+    let round = cast.round(1).await;
+    let log: String =
+        round["log"].as_array().unwrap().iter().filter_map(|part| part["text"].as_str()).collect();
+    for line in ["line 1\n", "line 10000\n", "line 20000\n"] {
+        assert!(log.contains(line), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_result_that_is_committed_is_no_lost_lease() {
+    let cast = Cast::new(json!({ "lease_term_s": 3 })).await;
+    cast.three().await;
+    let exec =
+        format!("{CONCATENATE}; echo $$ > ../../running; while ! test -e ../../go; do sleep 0.02; done");
+    let mut process = cast.process(&["--once", "--exec", &exec]);
+    until("the command runs", &mut process, async || cast.file("running").exists()).await;
+    let command = std::fs::read_to_string(cast.file("running")).unwrap();
+    cast.edge.relay.cut();
+    // As if the result had arrived and its acknowledgement had not: the next beat is refused.
+    let link = Link::open(cast.mill.clone()).await.unwrap();
+    let result = "mp/demo/c/mill/result/1/1";
+    link.publish(result, b"1\n2\n3\n".to_vec(), Default::default()).await.unwrap();
+    std::fs::write(cast.file("go"), "").unwrap();
+    let ended = format!("/proc/{}", command.trim());
+    until("the end of the command", &mut process, async || !std::path::Path::new(&ended).exists()).await;
+    // A beat is due by now, and waits for the connection.
+    let begun = Instant::now();
+    until("a beat", &mut process, async || begun.elapsed() > Duration::from_secs(2)).await;
+    cast.edge.relay.mend(cast.server.mqtt());
+    assert!(process.wait(PATIENCE).await.success(), "{}{}", process.stdout(), process.stderr());
+    assert_eq!(process.stdout(), "round 1 leased\nround 1 done\n");
 }
 
 #[tokio::test]

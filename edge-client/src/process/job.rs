@@ -1,9 +1,10 @@
 //! One attempt: inputs, command, result; and beats beside it.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millpond_protocol::access::Op;
@@ -13,12 +14,14 @@ use serde_json::{Value, json};
 use super::input::{self, Paths};
 use super::log::Log;
 use super::{ASK, AttemptError, Options};
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, random};
 use crate::exec::{Running, shell};
 use crate::large;
 use crate::session::{Properties, Session, SessionError};
 use crate::transfer::{Meter, Transfer, digest};
 
+/// Begins the name of an attempt's directory.
+pub(super) const DIRECTORY: &str = "attempt-";
 /// Beats come at least so often while there is a log to tell.
 const TALK: Duration = Duration::from_secs(5);
 /// Seconds that the server may let `done` wait for what it verifies.
@@ -35,13 +38,13 @@ pub(super) struct Work {
 }
 
 /// Works on a lease to its end. Dropped, it kills the command.
-pub(super) async fn attempt(work: Work, lease: Lease) -> Result<(), AttemptError> {
-    let log = Log::default();
+pub(super) async fn attempt(work: Work, lease: Lease, log: Log) -> Result<(), AttemptError> {
     let lease = ready(&work.session, lease).await?;
+    let handed_over = AtomicBool::new(false);
     // The first of the two that ends takes the other with it.
     tokio::select! {
-        done = work_on(&work, &lease, &log) => done,
-        lost = beats(&work.session, &lease, &log) => Err(lost),
+        done = work_on(&work, &lease, &log, &handed_over) => done,
+        lost = beats(&work.session, &lease, &log, &handed_over) => Err(lost),
     }
 }
 
@@ -56,7 +59,7 @@ async fn ready(session: &Session, mut lease: Lease) -> Result<Lease, AttemptErro
 }
 
 /// Keeps the lease alive until it is lost.
-async fn beats(session: &Session, lease: &Lease, log: &Log) -> AttemptError {
+async fn beats(session: &Session, lease: &Lease, log: &Log, handed_over: &AtomicBool) -> AttemptError {
     let term = Duration::from_secs(lease.term_s.max(3));
     loop {
         let mut waited = Duration::ZERO;
@@ -65,34 +68,65 @@ async fn beats(session: &Session, lease: &Lease, log: &Log) -> AttemptError {
             tokio::time::sleep(step).await;
             waited += step;
         }
-        let (text, progress) = log.take();
-        let (round, attempt) = (lease.round, lease.attempt);
-        let beat =
-            ask::Beat { round, attempt, progress: progress.map(|p| json!(p)), log: text.clone(), wait_s: 0 };
-        match session.ask::<Value>(Op::Beat, &beat, term).await {
-            Ok(_) => {}
+        match beat(session, lease, log, term).await {
+            // The lease of a round that is committed is none either: the result's own answer says which it is.
             Err(SessionError::Answer(refusal)) if !refusal.code.is_temporary() => {
+                if handed_over.load(Ordering::Relaxed) {
+                    return std::future::pending().await;
+                }
                 return AttemptError::Lost(refusal.to_string());
             }
             // A lease that has run out is good until somebody else has the round: that is for the server to say.
-            Err(_) => {
-                if let Some(text) = text {
-                    log.put_back(&text);
-                }
-            }
+            Ok(()) | Err(_) => {}
         }
     }
 }
 
-async fn work_on(work: &Work, lease: &Lease, log: &Log) -> Result<(), AttemptError> {
-    let root = work.options.directory.join("attempt");
-    std::fs::create_dir_all(&root)?;
+/// One beat, with as much of the log as it takes.
+async fn beat(session: &Session, lease: &Lease, log: &Log, within: Duration) -> Result<(), SessionError> {
+    let _turn = log.turn().await;
+    let (text, progress) = log.take();
+    let (round, attempt) = (lease.round, lease.attempt);
+    let beat =
+        ask::Beat { round, attempt, progress: progress.map(|p| json!(p)), log: text.clone(), wait_s: 0 };
+    let told = session.ask::<Value>(Op::Beat, &beat, within).await.map(drop);
+    if told.is_err()
+        && let Some(text) = text
+    {
+        log.put_back(&text);
+    }
+    told
+}
+
+async fn work_on(
+    work: &Work,
+    lease: &Lease,
+    log: &Log,
+    handed_over: &AtomicBool,
+) -> Result<(), AttemptError> {
+    let made = make(work, lease, log).await;
+    // After the result, or `fail`, nothing of it would be taken but what is in that message.
+    while log.is_long() {
+        match beat(&work.session, lease, log, ASK).await.map_err(lost) {
+            Ok(()) => {}
+            Err(lost @ AttemptError::Lost(_)) => return Err(lost),
+            Err(_) => break,
+        }
+    }
+    send(work, lease, &made?, handed_over).await?;
+    finish(&work.session, lease, log).await
+}
+
+/// Fetches the files and runs the command; where its output is.
+async fn make(work: &Work, lease: &Lease, log: &Log) -> Result<PathBuf, AttemptError> {
+    // Never the same place twice: the command of a processor that was killed may still write to its own.
+    let root = work.options.directory.join(format!("{DIRECTORY}{:016x}", random()));
+    std::fs::create_dir(&root)?;
     let root = std::path::absolute(&root)?;
     let paths = Paths::under(&root);
     input::fetch(&work.session, &work.transfer, &work.options, lease, &paths).await?;
     run(&work.options.exec, &root, lease, &paths, log).await?;
-    send(work, lease, &paths.output).await?;
-    finish(&work.session, lease, log).await
+    Ok(paths.output)
 }
 
 /// Runs the command.
@@ -127,7 +161,12 @@ async fn run(line: &str, root: &Path, lease: &Lease, paths: &Paths, log: &Log) -
 }
 
 /// Returns the result: by PUBLISH, or by presigned PUT if it is too large for that.
-async fn send(work: &Work, lease: &Lease, output: &Path) -> Result<(), AttemptError> {
+async fn send(
+    work: &Work,
+    lease: &Lease,
+    output: &Path,
+    handed_over: &AtomicBool,
+) -> Result<(), AttemptError> {
     let size = match std::fs::symlink_metadata(output) {
         Ok(metadata) if metadata.is_file() && metadata.len() > 0 => metadata.len(),
         Ok(_) => {
@@ -156,8 +195,10 @@ async fn send(work: &Work, lease: &Lease, output: &Path) -> Result<(), AttemptEr
             curl: false,
         };
         large::send(&work.session, &work.transfer, output, &put, &Meter::silent()).await?;
+        handed_over.store(true, Ordering::Relaxed);
         return Ok(());
     }
+    handed_over.store(true, Ordering::Relaxed);
     let bytes = bytes::Bytes::from(std::fs::read(output)?);
     let properties = Properties { sha256: Some(sha256), content_type, ..Properties::default() };
     let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
@@ -178,8 +219,8 @@ async fn send(work: &Work, lease: &Lease, output: &Path) -> Result<(), AttemptEr
 /// Closes the round with the rest of the log. One whose result was PUT commits here, when the server has verified it.
 async fn finish(session: &Session, lease: &Lease, log: &Log) -> Result<(), AttemptError> {
     let (round, attempt) = (lease.round, lease.attempt);
-    let (text, _) = log.take();
-    let done = ask::Done { round, attempt, wait_s: VERIFY_S, log: text, warnings: Vec::new() };
+    let log = log.tail().await;
+    let done = ask::Done { round, attempt, wait_s: VERIFY_S, log, warnings: Vec::new() };
     let id = format!("done-{round}-{attempt}");
     loop {
         let answer: Value = session.ask_as(&id, Op::Done, &done, ASK).await.map_err(lost)?;

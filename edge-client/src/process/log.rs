@@ -7,12 +7,20 @@ use millpond_protocol::limits;
 
 /// Bytes that may wait for the server: while it cannot be reached, the command must not stop.
 const WAITING_MAX: usize = 1 << 20;
+/// Bytes of one message: JSON may write a byte as six.
+const MESSAGE: usize = limits::LOG_MESSAGE_MAX / 2;
 /// Bytes of one line; the rest of a longer one is the next.
 const LINE_MAX: u64 = 8 << 10;
 
 /// Lines that wait, and the progress that was stated last.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Log(Arc<Mutex<Waiting>>);
+pub(super) struct Log(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    waiting: Mutex<Waiting>,
+    turn: tokio::sync::Mutex<()>,
+}
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -23,7 +31,7 @@ struct Waiting {
 
 impl Log {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a line, as it was written. `progress 0.4` states progress and is no part of the log.
@@ -57,7 +65,7 @@ impl Log {
             waiting.text.push_str(&note);
             waiting.dropped = 0;
         }
-        let cut = waiting.text.floor_char_boundary(limits::LOG_MESSAGE_MAX / 2);
+        let cut = waiting.text.floor_char_boundary(MESSAGE);
         let rest = waiting.text.split_off(cut);
         let text = std::mem::replace(&mut waiting.text, rest);
         ((!text.is_empty()).then_some(text), waiting.progress)
@@ -66,6 +74,29 @@ impl Log {
     /// Puts back what the server did not get.
     pub(super) fn put_back(&self, text: &str) {
         self.lock().text.insert_str(0, text);
+    }
+
+    /// The end of it, for the last message; what is before that is dropped.
+    pub(super) async fn tail(&self) -> Option<String> {
+        // What is on its way may be put back.
+        let _turn = self.turn().await;
+        let Waiting { mut text, mut dropped, .. } = std::mem::take(&mut *self.lock());
+        let last = text.split_off(text.ceil_char_boundary(text.len().saturating_sub(MESSAGE)));
+        dropped += text.len();
+        if dropped > 0 {
+            return Some(format!("({dropped} bytes of the log were dropped here)\n{last}"));
+        }
+        (!last.is_empty()).then_some(last)
+    }
+
+    /// The right to tell a part: one at a time keeps the order.
+    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.0.turn.lock().await
+    }
+
+    /// Whether more waits than one message takes.
+    pub(super) fn is_long(&self) -> bool {
+        self.lock().text.len() > MESSAGE
     }
 
     /// Whether anything waits.
@@ -100,12 +131,26 @@ mod tests {
         }
         let mut got = String::new();
         while let (Some(text), _) = log.take() {
-            assert!(text.len() <= limits::LOG_MESSAGE_MAX / 2);
+            assert!(text.len() <= MESSAGE);
             got.push_str(&text);
         }
         assert!(got.len() <= WAITING_MAX + 100 && got.contains("bytes of the log were dropped"));
         log.put_back("again\n");
         assert_eq!(log.take().0.as_deref(), Some("again\n"));
         assert!(log.is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_last_message_is_the_end_of_what_waits() {
+        let log = Log::default();
+        assert_eq!(log.tail().await, None);
+        log.line("why it failed\n");
+        assert_eq!(log.tail().await.as_deref(), Some("why it failed\n"));
+        for n in 0..10_000 {
+            log.line(&format!("{n} ü\n"));
+        }
+        let tail = log.tail().await.unwrap();
+        assert!(tail.contains("bytes of the log were dropped here") && tail.ends_with("9999 ü\n"));
+        assert!(tail.len() <= limits::LOG_MESSAGE_MAX && log.is_empty());
     }
 }

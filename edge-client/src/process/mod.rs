@@ -35,6 +35,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::Instant;
 
+use self::log::Log;
 use crate::large::LargeError;
 use crate::session::{Cause, Event, Inbox, Session, SessionError, Topic};
 use crate::transfer::{Transfer, TransferError};
@@ -48,6 +49,9 @@ const ASK: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_secs(60);
 /// How long giving a round back may take when this process is to end.
 const GIVE_BACK: Duration = Duration::from_secs(10);
+
+/// Where a process notes its lease.
+const NOTE: &str = "lease";
 
 /// How rounds are processed.
 #[derive(Debug, Clone)]
@@ -151,7 +155,14 @@ struct Processor<'a> {
     look: Instant,
     /// When to seal the oldest batch.
     trigger: Option<Instant>,
-    job: Option<(Lease, BoxFuture<'static, Result<(), AttemptError>>)>,
+    job: Option<Job>,
+}
+
+/// An attempt on its way.
+struct Job {
+    lease: Lease,
+    log: Log,
+    work: BoxFuture<'static, Result<(), AttemptError>>,
 }
 
 /// Processes rounds until `stop` is ready, or the session ends.
@@ -167,7 +178,7 @@ pub async fn process(
     stop: impl Future<Output = ()>,
 ) -> Result<(), ProcessError> {
     let at = |source| ProcessError::Directory { path: options.directory.clone(), source };
-    std::fs::create_dir_all(&options.directory).map_err(at)?;
+    crate::spool::directories(&options.directory).map_err(at)?;
     let lock = crate::spool::open_private(&options.directory.join("lock")).map_err(at)?;
     if lock.try_lock().is_err() {
         return Err(at(io::Error::new(io::ErrorKind::WouldBlock, "another processor uses this directory")));
@@ -184,10 +195,10 @@ pub async fn process(
     };
     tokio::pin!(stop);
     let ended = processor.run(inbox, &mut stop).await;
-    if let Some((lease, job)) = processor.job.take() {
+    if let Some(Job { lease, log, work }) = processor.job.take() {
         // Kills the command.
-        drop(job);
-        give_back(session, &lease, &AttemptError::Stopped, GIVE_BACK).await.ok();
+        drop(work);
+        give_back(options, session, (&lease, &log), &AttemptError::Stopped, GIVE_BACK).await.map_err(at)?;
     }
     clear(&options.directory).map_err(at)?;
     ended
@@ -209,9 +220,9 @@ impl Processor<'_> {
                     self.job = job;
                     self.told(event.unwrap_or(Event::Offline(Cause::Closed)))?;
                 }
-                ended = async { match &mut job { Some((_, job)) => job.await, None => std::future::pending().await } } => {
-                    if let Some((lease, _)) = job {
-                        self.ended(&lease, ended).await?;
+                ended = async { match &mut job { Some(job) => (&mut job.work).await, None => std::future::pending().await } } => {
+                    if let Some(Job { lease, log, .. }) = job {
+                        self.ended(&lease, &log, ended).await?;
                         if self.options.once {
                             return Ok(());
                         }
@@ -282,7 +293,7 @@ impl Processor<'_> {
         let at = |source| ProcessError::Directory { path: root.clone(), source };
         clear(&root).map_err(at)?;
         let note = Note { round: lease.round, attempt: lease.attempt };
-        std::fs::write(root.join("lease"), serde_json::to_vec(&note).unwrap_or_default()).map_err(at)?;
+        std::fs::write(root.join(NOTE), serde_json::to_vec(&note).unwrap_or_default()).map_err(at)?;
         (self.report)(Report::Leased(&lease));
         let work = job::Work {
             session: self.session.clone(),
@@ -290,25 +301,35 @@ impl Processor<'_> {
             options: self.options.clone(),
             publish_max: self.publish_max,
         };
-        self.job = Some((lease.clone(), Box::pin(job::attempt(work, lease))));
+        let log = Log::default();
+        self.job = Some(Job {
+            lease: lease.clone(),
+            log: log.clone(),
+            work: Box::pin(job::attempt(work, lease, log)),
+        });
         Ok(())
     }
 
-    async fn ended(&mut self, lease: &Lease, ended: Result<(), AttemptError>) -> Result<(), ProcessError> {
+    async fn ended(
+        &mut self,
+        lease: &Lease,
+        log: &Log,
+        ended: Result<(), AttemptError>,
+    ) -> Result<(), ProcessError> {
         self.look = Instant::now();
-        let round = lease.round;
+        let (round, directory) = (lease.round, &self.options.directory);
+        let at = |source| ProcessError::Directory { path: directory.clone(), source };
         match &ended {
-            Ok(()) => (self.report)(Report::Done { round }),
+            Ok(()) => {
+                forget(directory).map_err(at)?;
+                (self.report)(Report::Done { round });
+            }
             Err(why) => {
-                if !matches!(why, AttemptError::Lost(_)) {
-                    // If this does not arrive, the lease runs out instead.
-                    give_back(self.session, lease, why, ASK).await.ok();
-                }
+                give_back(self.options, self.session, (lease, log), why, ASK).await.map_err(at)?;
                 (self.report)(Report::Ended { round, why });
             }
         }
-        let directory = &self.options.directory;
-        clear(directory).map_err(|source| ProcessError::Directory { path: directory.clone(), source })?;
+        clear(directory).map_err(at)?;
         match ended {
             Err(why) if self.options.once => Err(ProcessError::Ended { round, why: why.to_string() }),
             _ => Ok(()),
@@ -317,7 +338,7 @@ impl Processor<'_> {
 
     /// Gives back what a process before this one held when it died.
     async fn abandoned(&mut self) -> Result<(), ProcessError> {
-        let path = self.options.directory.join("lease");
+        let path = self.options.directory.join(NOTE);
         let note = std::fs::read(&path).ok().and_then(|json| serde_json::from_slice::<Note>(&json).ok());
         let Some(Note { round, attempt }) = note else { return Ok(()) };
         let error = "the processor died while it worked on the round".to_owned();
@@ -329,7 +350,7 @@ impl Processor<'_> {
                 if matches!(refusal.code, Code::Stale | Code::NotFound | Code::Conflict) => {}
             Err(error) => return Err(error.into()),
         }
-        std::fs::remove_file(&path).map_err(|source| ProcessError::Directory { path, source })
+        forget(&self.options.directory).map_err(|source| ProcessError::Directory { path, source })
     }
 }
 
@@ -343,27 +364,46 @@ fn refused(error: SessionError) -> Result<Option<Lease>, ProcessError> {
     }
 }
 
+/// Gives a round back, and forgets it when the server has it. If that does not arrive, the lease runs out, or the next process does it.
 async fn give_back(
+    options: &Options,
     session: &Session,
-    lease: &Lease,
+    (lease, log): (&Lease, &Log),
     why: &AttemptError,
     within: Duration,
-) -> Result<Value, SessionError> {
-    let (round, attempt) = (lease.round, lease.attempt);
-    let fail = ask::Fail { round, attempt, error: why.to_string(), retryable: why.is_retryable(), log: None };
-    session.ask(Op::Fail, &fail, within).await
+) -> io::Result<()> {
+    if !matches!(why, AttemptError::Lost(_)) {
+        let (round, attempt) = (lease.round, lease.attempt);
+        let (error, retryable, log) = (why.to_string(), why.is_retryable(), log.tail().await);
+        let fail = ask::Fail { round, attempt, error, retryable, log };
+        if session.ask::<Value>(Op::Fail, &fail, within).await.is_err() {
+            return Ok(());
+        }
+    }
+    forget(&options.directory)
 }
 
-/// Removes what an attempt left.
+/// Removes the note of a lease.
+fn forget(directory: &Path) -> io::Result<()> {
+    gone(std::fs::remove_file(directory.join(NOTE)))
+}
+
+/// Removes what attempts left. Where the command of a processor that was killed still writes, the rest is for the next time.
 fn clear(directory: &Path) -> io::Result<()> {
-    for (name, remove) in [
-        ("attempt", std::fs::remove_dir_all as fn(PathBuf) -> io::Result<()>),
-        ("lease", std::fs::remove_file as fn(PathBuf) -> io::Result<()>),
-    ] {
-        match remove(directory.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+    for item in std::fs::read_dir(directory)? {
+        let item = item?;
+        if item.file_name().to_string_lossy().starts_with(job::DIRECTORY) {
+            gone(std::fs::remove_dir_all(item.path()))?;
         }
     }
     Ok(())
+}
+
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+            Ok(())
+        }
+        other => other,
+    }
 }
