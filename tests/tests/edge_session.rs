@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use millpond_edge::backoff::Backoff;
@@ -152,4 +153,28 @@ async fn a_closed_session_ends_for_both_halves() {
     assert!(inbox.next().await.is_none());
     let late = session.upload(&"u1".parse().unwrap(), &b"x"[..], Properties::default()).await;
     assert!(matches!(late, Err(SessionError::Offline(Cause::Closed))), "{late:?}");
+}
+
+#[tokio::test]
+async fn an_upload_that_nobody_waits_for_any_more_takes_no_other_ones_acknowledgement() {
+    let (_server, who, relay) = publisher().await;
+    let (session, mut inbox) = session::open(config(&who, &relay).topics([Topic::Receipts]));
+    online(&session, &mut inbox).await;
+    let upload = |n: usize| {
+        let (session, id) = (session.clone(), format!("u{n}").parse().unwrap());
+        Box::pin(async move { session.upload(&id, vec![n as u8; 10], Properties::default()).await })
+    };
+    // More than are handed over before the connection's task runs, which it does not between two polls.
+    let mut uploads: Vec<_> = (0..40).map(upload).collect();
+    for upload in &mut uploads {
+        assert!(upload.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+    uploads.truncate(10);
+    for upload in uploads {
+        tokio::time::timeout(PATIENCE, upload).await.unwrap().unwrap();
+    }
+    let taken = "u1".parse().unwrap();
+    let wrong = session.upload(&taken, &b"other"[..], Properties::default());
+    let wrong = tokio::time::timeout(PATIENCE, wrong).await.unwrap();
+    assert!(matches!(wrong, Err(SessionError::Refused(0x83))), "{wrong:?}");
 }

@@ -253,7 +253,7 @@ impl Session {
         self.publish(&format!("delivery/{version}"), json.into(), Beside::default()).await
     }
 
-    /// Publishes under `mp/{pool}/c/{member}/`, once, on the connection that is there now.
+    /// Publishes under `mp/{pool}/c/{member}/`, once, on the connection that is there now. Dropped, the message may be sent all the same.
     async fn publish(&self, rest: &str, payload: Bytes, beside: Beside) -> Result<(), SessionError> {
         let online = self.online(Instant::now()).await?;
         self.publish_on(&online, rest, payload, beside).await
@@ -267,15 +267,18 @@ impl Session {
         beside: Beside,
     ) -> Result<(), SessionError> {
         let topic = format!("mp/{}/c/{}/{rest}", self.config.pool, self.config.member);
-        let verdict = {
-            let _order = self.shared.order.lock().await;
-            let verdict = self.shared.book().publish(online.connection).ok_or(SessionError::Cut)?;
+        let (shared, online) = (Arc::clone(&self.shared), online.clone());
+        // On a task of its own: when whoever waits here is dropped, what is half handed over keeps its place in the book.
+        let handed_over = tokio::spawn(async move {
+            let _order = shared.order.lock().await;
+            let verdict = shared.book().publish(online.connection)?;
             if online.pipe.publish(&topic, payload, beside).await.is_err() {
-                self.shared.book().publish_failed(online.connection);
-                return Err(SessionError::Cut);
+                shared.book().publish_failed(online.connection);
+                return None;
             }
-            verdict
-        };
+            Some(verdict)
+        });
+        let verdict = handed_over.await.ok().flatten().ok_or(SessionError::Cut)?;
         verdict.await.map_err(|_| SessionError::Cut)?.map_err(SessionError::Refused)
     }
 
