@@ -189,6 +189,18 @@ fn what_the_server_refused_is_kept_beside_with_the_reason() {
 }
 
 #[test]
+fn an_entry_leaves_also_where_its_reason_cannot_be_kept() {
+    let root = tempfile::tempdir().unwrap();
+    let mut spool = open(root.path());
+    let entry = add(&mut spool, "a", 1, b"a").unwrap().new.remove(0);
+    // As on a full disk, the small file cannot be written.
+    fs::create_dir(root.path().join("staging/scratch")).unwrap();
+    spool.refuse(&entry, &Refusal::new(Code::Conflict, "other bytes")).unwrap();
+    assert_eq!(ids(&mut spool), Vec::<String>::new());
+    assert_eq!(spool.refused().unwrap(), [(entry, None)]);
+}
+
+#[test]
 fn another_directory_or_a_later_version_is_not_touched() {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("version"), "millpond-spool 2\n").unwrap();

@@ -10,6 +10,7 @@ mod outcome;
 mod queue;
 mod run;
 mod ship;
+mod watch;
 
 use std::collections::HashSet;
 use std::sync::Arc;

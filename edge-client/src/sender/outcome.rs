@@ -8,7 +8,8 @@ use millpond_protocol::{Code, Refusal, Sha256, UploadId};
 use tokio::time::Instant;
 
 use super::queue::Shipment;
-use super::run::{Awaited, Done, Run, STUCK};
+use super::run::{Awaited, Done, Run};
+use super::watch::STUCK;
 use super::{Report, SendError};
 use crate::large::LargeError;
 use crate::session::{Cause, Event, SessionError};
@@ -16,6 +17,28 @@ use crate::spool::{Entry, SpoolError};
 
 /// How long a receipt may take after the acknowledgement, before it is asked for.
 const RECEIPT: Duration = Duration::from_secs(20);
+
+/// What a receipt says of the file that lies in the spool.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Stored,
+    Refused(Refusal),
+    /// It stays as it is.
+    Nothing,
+}
+
+fn verdict(receipt: &Receipt, digest: Option<&Sha256>) -> Verdict {
+    if receipt.outcome == Outcome::Stored {
+        // Of other bytes that were there before: the refusal of these comes too.
+        return if receipt.sha256.as_ref() == digest { Verdict::Stored } else { Verdict::Nothing };
+    }
+    match &receipt.error {
+        // A grant has ended, or the server cannot now: the file is as good as before, and who sends it learns what to do.
+        Some(refusal) if refusal.code == Code::NotFound || refusal.code.is_temporary() => Verdict::Nothing,
+        Some(refusal) => Verdict::Refused(refusal.clone()),
+        None => Verdict::Refused(Refusal::new(Code::Rejected, "no reason was given")),
+    }
+}
 
 impl Run<'_> {
     /// Something came from the server.
@@ -42,42 +65,29 @@ impl Run<'_> {
 
     /// Acts on the receipts that were read, and only then acknowledges them.
     pub(super) async fn settle(&mut self) -> Result<(), SendError> {
-        let (mut acks, mut stored) = (Vec::new(), Vec::new());
+        let (mut acks, mut stored, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         for (entry, receipt, ack) in std::mem::take(&mut self.settled) {
-            let Some(entry) = entry else {
-                acks.extend(ack);
-                continue;
-            };
-            let digest = self.digests.get(&entry.upload).copied();
-            let refusal = match receipt.outcome {
-                Outcome::Stored if receipt.sha256 == digest => None,
-                // The receipt of other bytes that were there before; the refusal of these comes too.
-                Outcome::Stored => {
-                    acks.extend(ack);
-                    continue;
-                }
-                _ => Some(
-                    receipt
-                        .error
-                        .clone()
-                        .unwrap_or_else(|| Refusal::new(Code::Rejected, "no reason was given")),
-                ),
-            };
-            match refusal {
-                None => stored.push((entry, receipt)),
-                Some(refusal) => self.refuse(&entry, refusal)?,
-            }
             acks.extend(ack);
+            let Some(entry) = entry else { continue };
+            match verdict(&receipt, self.digests.get(&entry.upload)) {
+                Verdict::Stored => stored.push((entry, receipt)),
+                Verdict::Refused(refusal) => refused.push((entry, refusal)),
+                Verdict::Nothing => {}
+            }
         }
         let entries: Vec<Entry> = stored.iter().map(|(entry, _)| entry.clone()).collect();
         if !entries.is_empty() {
             self.spool.remove(&entries)?;
-            self.progress = Instant::now();
+            self.watch.progress();
         }
         for (entry, receipt) in &stored {
             self.let_go(&entry.upload);
             self.summary.stored += 1;
             (self.report)(Report::Stored(entry, receipt));
+        }
+        // After the others have left: a full disk has room for these then.
+        for (entry, refusal) in refused {
+            self.refuse(&entry, refusal)?;
         }
         for ack in acks {
             ack.done().await;
@@ -91,7 +101,7 @@ impl Run<'_> {
         }
         self.spool.refuse(entry, &refusal)?;
         self.let_go(&entry.upload);
-        self.progress = Instant::now();
+        self.watch.progress();
         self.summary.refused += 1;
         (self.report)(Report::Refused(entry, &refusal));
         Ok(())
@@ -109,7 +119,7 @@ impl Run<'_> {
                 let until = Instant::now() + RECEIPT;
                 match (result, shipment) {
                     (Ok(()), shipment) => {
-                        self.progress = Instant::now();
+                        self.watch.progress();
                         self.awaited.push((until, shipment.entries().to_vec(), None));
                     }
                     // A bundle is refused as a whole for the fault of one.
@@ -127,8 +137,8 @@ impl Run<'_> {
                 self.asked(entry, answer).await
             }
             Done::Put(entry, sha256, sent) => {
-                self.large = false;
-                self.progress = Instant::now();
+                self.large = None;
+                self.watch.progress();
                 self.sent_large(entry, sha256, sent).await
             }
         }
@@ -232,7 +242,7 @@ impl Run<'_> {
                 "the connection was lost and did not come back".into(),
             )));
         }
-        if now >= self.progress + STUCK {
+        if self.watch.is_stuck(now, self.large.as_ref().map_or(0, |meter| meter.done())) {
             return Err(SendError::Stuck(STUCK));
         }
         let (due, waiting) =
@@ -253,5 +263,40 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_receipt_that_speaks_of_these_bytes_and_for_good_settles_a_file() {
+        let (ours, other) = (Sha256::of(b"ours"), Sha256::of(b"other"));
+        let receipt = |outcome, error: Option<Code>| Receipt {
+            upload: "u".into(),
+            outcome,
+            batch: None,
+            event_time: None,
+            late: false,
+            clamped: false,
+            sha256: Some(ours),
+            bundle: None,
+            error: error.map(|code| Refusal::new(code, "why")),
+        };
+        let stored = receipt(Outcome::Stored, None);
+        assert_eq!(verdict(&stored, Some(&ours)), Verdict::Stored);
+        assert_eq!(verdict(&stored, Some(&other)), Verdict::Nothing);
+        for code in [Code::NotFound, Code::Unavailable, Code::Quota] {
+            assert_eq!(
+                verdict(&receipt(Outcome::Refused, Some(code)), Some(&ours)),
+                Verdict::Nothing,
+                "{code}"
+            );
+        }
+        for (outcome, code) in [(Outcome::Refused, Code::Mismatch), (Outcome::Rejected, Code::Rejected)] {
+            let refused = verdict(&receipt(outcome, Some(code)), Some(&ours));
+            assert_eq!(refused, Verdict::Refused(Refusal::new(code, "why")));
+        }
     }
 }

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::queue::{Queue, Shipment, Sizes};
 use super::ship::{self, Clock, Loaded, Message};
+use super::watch::Watch;
 use super::{Options, Report, SendError, Summary};
 use crate::clock::Stamp;
 use crate::large::{self, LargeError};
@@ -29,9 +30,6 @@ const SHIPMENTS: usize = 2;
 const ASKS: usize = 16;
 /// How long one answer may take.
 const ASK: Duration = Duration::from_secs(30);
-/// How long nothing may be settled: longer than the largest message takes on the slowest link.
-pub(super) const STUCK: Duration = Duration::from_secs(2_400);
-
 /// Something that was waited for.
 pub(super) enum Done {
     Shipped(Shipment, Result<(), SessionError>),
@@ -54,8 +52,8 @@ pub(super) struct Run<'a> {
     pub(super) work: FuturesUnordered<BoxFuture<'static, Done>>,
     pub(super) shipments: usize,
     pub(super) asks: usize,
-    /// Whether a large file is on its way.
-    pub(super) large: bool,
+    /// How far the large file is that is on its way.
+    pub(super) large: Option<Arc<Meter>>,
     /// Large files that did not get through: not tried again by this run.
     pub(super) left: HashSet<UploadId>,
     /// SHA-256 of what is on its way.
@@ -67,7 +65,7 @@ pub(super) struct Run<'a> {
     pub(super) settled: Vec<(Option<Entry>, Receipt, Option<Ack>)>,
     pub(super) online: bool,
     pub(super) offline_since: Instant,
-    pub(super) progress: Instant,
+    pub(super) watch: Watch,
     pub(super) summary: Summary,
 }
 
@@ -105,14 +103,14 @@ pub async fn flush(
         work: FuturesUnordered::new(),
         shipments: 0,
         asks: 0,
-        large: false,
+        large: None,
         left: HashSet::new(),
         digests: HashMap::new(),
         awaited: Vec::new(),
         settled: Vec::new(),
         online: true,
         offline_since: Instant::now(),
-        progress: Instant::now(),
+        watch: Watch::begin(),
         summary: Summary::default(),
     };
     loop {
@@ -174,7 +172,7 @@ impl Run<'_> {
             self.ask(entry);
         }
         while self.shipments < SHIPMENTS {
-            match self.queue.next(&sizes, !self.large) {
+            match self.queue.next(&sizes, self.large.is_none()) {
                 Some(Shipment::Large(entry)) => self.put(entry)?,
                 Some(shipment) => self.ship(shipment, bundle_max)?,
                 None => break,
@@ -262,9 +260,9 @@ impl Run<'_> {
         let (put, sha256) = (ship::put(&document, &self.clock), document.sha256);
         let (path, upload) = (self.spool.path(&entry), entry.upload.clone());
         let (session, transfer) = (self.session.clone(), Arc::clone(&self.options.transfer));
-        self.large = true;
+        let meter = Arc::new(Meter::silent());
+        self.large = Some(Arc::clone(&meter));
         self.work.push(Box::pin(async move {
-            let meter = Meter::silent();
             let sent = large::upload(&session, &transfer, &path, &upload, put, &meter).await;
             Done::Put(entry, sha256, sent)
         }));
@@ -279,8 +277,7 @@ impl Run<'_> {
 
     fn deadline(&self) -> Instant {
         let receipts = self.awaited.iter().map(|(until, ..)| *until);
-        let stuck = self.progress + STUCK;
         let offline = (!self.online).then(|| self.offline_since + self.options.patience);
-        receipts.chain(offline).fold(stuck, Instant::min)
+        receipts.chain(offline).fold(self.watch.deadline(), Instant::min)
     }
 }

@@ -22,7 +22,7 @@ impl Spool {
         })
     }
 
-    /// An entry leaves because the server refuses it for good; it is kept beside, with the reason.
+    /// An entry leaves because the server refuses it for good; it is kept beside, with the reason if the disk has room for that.
     ///
     /// # Errors
     /// What the system says.
@@ -40,7 +40,7 @@ impl Spool {
                 spool.log_dropped(&others[..=others.len() - REFUSED_MAX]);
             }
             let why = serde_json::to_vec(refusal).unwrap_or_default();
-            at(&refusals, disk::replace(&refusals.join(&name), &spool.scratch(), &why))?;
+            let _ = disk::replace(&refusals.join(&name), &spool.scratch(), &why);
             match std::fs::rename(spool.path(entry), refused.join(&name)) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 renamed => at(&refused, renamed)?,
