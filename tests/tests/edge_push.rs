@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use millpond_edge::spool::{Limits, Spool};
 use millpond_protocol::Role;
 use millpond_tests::{Credentials, Edge, Server, edge_binary, tool};
 use serde_json::{Value, json};
@@ -171,6 +172,29 @@ async fn several_pushes_at_once_share_the_spool() {
         assert!(push.stdout().starts_with("stored"), "{}", push.stdout());
     }
     assert_eq!((stored(&server).await.len(), waiting(&edge).await), (6, 0));
+}
+
+#[tokio::test]
+async fn only_what_the_server_has_is_said_to_be_stored() {
+    let (server, edge) = device().await;
+    edge.file("one", b"1");
+    let mut spool = Spool::open(&edge.spool(), Limits::default()).unwrap();
+    let sending = spool.sending().unwrap();
+    let mut push = edge.start("push", &["push", "one"]);
+    let entry = loop {
+        if let Some(entry) = spool.entries().unwrap().next().cloned() {
+            break entry;
+        }
+        assert!(push.status().is_none(), "{}", push.stderr());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    // As a full spool drops it, or an export takes it away.
+    spool.remove(&[entry]).unwrap();
+    assert_eq!(push.wait(PATIENCE).await.code(), Some(75), "{}", push.stderr());
+    assert!(push.stdout().starts_with("unknown  one-"), "{}", push.stdout());
+    drop(sending);
+    assert!(edge.done(&["push", "one"]).await.starts_with("stored  one-"));
+    assert_eq!(stored(&server).await.len(), 1);
 }
 
 #[tokio::test]

@@ -5,20 +5,28 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use millpond_protocol::access::Op;
+use millpond_protocol::message::Outcome;
+use millpond_protocol::message::answer::UploadInfo;
 use millpond_protocol::{FileName, Label, Sha256, Timestamp, UploadId};
 use serde_json::json;
 
-use super::failure::{FAILED, Failure, USAGE};
+use super::failure::{FAILED, Failure, RETRY, USAGE};
 use super::spool::{SendOrUsage, send};
 use super::{Cli, say};
 use crate::backoff::random;
 use crate::clock::Stamp;
 use crate::sender::{Report, SendError};
-use crate::session::Cause;
+use crate::session::{self, Cause};
 use crate::spool::{About, Sending, Spool, Staged};
 
 /// How often to look whether another process has sent our files.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long the server may take to say what became of one that is gone.
+const ASK: Duration = Duration::from_secs(30);
+/// Questions on their way at once.
+const ASKS: usize = 16;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -53,8 +61,15 @@ pub(super) struct Args {
 
 /// What became of one of our files.
 enum Fate {
-    Stored { batch: Option<u64>, late: bool },
+    Stored {
+        batch: Option<u64>,
+        late: bool,
+    },
     Refused(String),
+    /// Waits in the spool.
+    Spooled,
+    /// It has left the spool, and nobody says what for: another process dropped or exported it.
+    Unknown,
 }
 
 pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
@@ -69,6 +84,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     let mut spool = cli.spool.open()?;
     let staged = args.files.iter().map(|path| stage(&spool, args, path)).collect::<Result<Vec<_>, _>>()?;
     let ids: Vec<UploadId> = staged.iter().map(|file| file.document().about.upload.clone()).collect();
+    let digests: Vec<Sha256> = staged.iter().map(|file| file.document().sha256).collect();
     let added = spool.add(staged)?;
     for entry in &added.dropped {
         let time = Timestamp::clamped(i64::try_from(entry.key).unwrap_or(i64::MAX));
@@ -91,7 +107,10 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
             Err(error) => return Err(error.into()),
         }
     }
-    sent_by_others(&mut spool, &ids, &mut fates)?;
+    refused_by_others(&mut spool, &ids, &mut fates)?;
+    let unknown = ids.iter().zip(digests).filter(|(id, _)| !fates.contains_key(*id));
+    let unknown: Vec<_> = unknown.map(|(id, sha256)| (id.clone(), sha256)).collect();
+    fates.extend(asked(cli, unknown).await?);
     told(cli, args, &ids, &fates)
 }
 
@@ -145,24 +164,48 @@ async fn ours(spool: &mut Spool, ids: &HashSet<UploadId>) -> Result<Option<Sendi
     }
 }
 
-/// Files that another process sent have left the spool; it alone has seen their receipts.
-fn sent_by_others(
+/// Files that wait, and those that another process put into `refused/`.
+fn refused_by_others(
     spool: &mut Spool,
     ids: &[UploadId],
     fates: &mut BTreeMap<UploadId, Fate>,
 ) -> Result<(), Failure> {
-    let waiting: HashSet<UploadId> = spool.entries()?.map(|entry| entry.upload.clone()).collect();
-    let mut refused: BTreeMap<UploadId, String> = BTreeMap::new();
+    let mut there: BTreeMap<UploadId, Fate> = BTreeMap::new();
     for (entry, why) in spool.refused()? {
-        refused.insert(entry.upload, why.map_or_else(String::new, |why| why.to_string()));
+        there.insert(entry.upload, Fate::Refused(why.map_or_else(String::new, |why| why.to_string())));
     }
-    for id in ids.iter().filter(|id| !waiting.contains(*id)) {
-        fates.entry(id.clone()).or_insert_with(|| match refused.remove(id) {
-            Some(why) => Fate::Refused(why),
-            None => Fate::Stored { batch: None, late: false },
-        });
+    there.extend(spool.entries()?.map(|entry| (entry.upload.clone(), Fate::Spooled)));
+    for id in ids {
+        if let Some(fate) = there.remove(id) {
+            fates.entry(id.clone()).or_insert(fate);
+        }
     }
     Ok(())
+}
+
+/// What the server says of files that are gone: another process has seen their receipts, or they left in another way.
+async fn asked(cli: &Cli, files: Vec<(UploadId, Sha256)>) -> Result<Vec<(UploadId, Fate)>, Failure> {
+    if files.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Nothing is subscribed to: there is nothing to read, but who holds no inbox has no connection.
+    let (session, _inbox) = session::open(cli.connect.config()?);
+    let asks = files.into_iter().map(|(id, sha256)| {
+        let session = &session;
+        async move {
+            let answer = session.ask::<UploadInfo>(Op::Status, &json!({ "upload": id }), ASK).await;
+            let fate = match answer {
+                Ok(info) if info.outcome == Outcome::Stored && info.sha256 == sha256 => {
+                    Fate::Stored { batch: info.batch, late: info.late }
+                }
+                _ => Fate::Unknown,
+            };
+            (id, fate)
+        }
+    });
+    let fates = futures_util::stream::iter(asks).buffer_unordered(ASKS).collect().await;
+    session.close().await;
+    Ok(fates)
 }
 
 fn note(fates: &mut BTreeMap<UploadId, Fate>, report: Report<'_>) {
@@ -182,14 +225,18 @@ fn note(fates: &mut BTreeMap<UploadId, Fate>, report: Report<'_>) {
 
 /// One line for each file, in the order in which they were named.
 fn told(cli: &Cli, args: &Args, ids: &[UploadId], fates: &BTreeMap<UploadId, Fate>) -> Result<(), Failure> {
-    let mut refused = 0;
+    let (mut refused, mut unknown) = (0, 0);
     for (path, id) in args.files.iter().zip(ids) {
         let (state, batch, late, why) = match fates.get(id) {
-            None => ("spooled", None, false, None),
+            None | Some(Fate::Spooled) => ("spooled", None, false, None),
             Some(Fate::Stored { batch, late }) => ("stored", *batch, *late, None),
             Some(Fate::Refused(why)) => {
                 refused += 1;
                 ("refused", None, false, Some(why))
+            }
+            Some(Fate::Unknown) => {
+                unknown += 1;
+                ("unknown", None, false, None)
             }
         };
         if cli.json {
@@ -206,6 +253,12 @@ fn told(cli: &Cli, args: &Args, ids: &[UploadId], fates: &BTreeMap<UploadId, Fat
         return Err(Failure::new(
             FAILED,
             format!("{refused} files were refused; they lie in the spool's refused/"),
+        ));
+    }
+    if unknown > 0 {
+        return Err(Failure::new(
+            RETRY,
+            format!("{unknown} files left the spool without a receipt that was seen here: push them again"),
         ));
     }
     Ok(())
