@@ -15,7 +15,7 @@ use super::failure::{FAILED, Failure, RETRY, USAGE};
 use super::{Cli, say};
 use crate::sender::{self, Options, Report, SendError, Summary};
 use crate::session;
-use crate::spool::{Entry, Limits, Spool, WhenFull};
+use crate::spool::{Entry, Limits, Spool, WhenFull, directories};
 use crate::transfer::{self, Throttle, Transfer, place};
 
 #[derive(Debug, Args)]
@@ -55,11 +55,9 @@ impl At {
             Some(path) => path.clone(),
             None => default().ok_or_else(|| Failure::new(USAGE, "where is the spool? --spool DIR"))?,
         };
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        if let Some(parent) = parent {
-            std::fs::create_dir_all(parent)
-                .map_err(|error| Failure::new(FAILED, format!("{}: {error}", parent.display())))?;
-        }
+        let parent = transfer::parent(&path);
+        directories(parent)
+            .map_err(|error| Failure::new(FAILED, format!("{}: {error}", parent.display())))?;
         let when_full = match self.spool_full {
             Policy::Refuse => WhenFull::RefuseNew,
             Policy::DropOldest => WhenFull::DropOldest,
@@ -197,7 +195,7 @@ fn export(spool: &mut Spool, directory: &Path, remove: bool) -> Result<(), Failu
         |path: &Path, error: std::io::Error| Failure::new(FAILED, format!("{}: {error}", path.display()));
     let (files, about) = (directory.join("files"), directory.join("about"));
     for path in [&files, &about] {
-        std::fs::create_dir_all(path).map_err(|error| failed(path, error))?;
+        directories(path).map_err(|error| failed(path, error))?;
     }
     let entries: Vec<Entry> = spool.entries()?.cloned().collect();
     let mut done = HashSet::new();

@@ -22,7 +22,7 @@ use millpond_protocol::message::Pointer;
 use millpond_protocol::{FileName, Sha256};
 use serde::{Deserialize, Serialize};
 
-use crate::spool::{make_directory, open_private};
+use crate::spool::{directories, make_directory, open_private};
 use crate::transfer::{place, sync_directory};
 
 /// How far a shown version is.
@@ -70,7 +70,7 @@ impl Shelf {
     /// # Errors
     /// What the system says; `WouldBlock` if another listener has it.
     pub fn open(root: &Path) -> io::Result<Self> {
-        fs::create_dir_all(root)?;
+        directories(root)?;
         let own = root.join(".millpond");
         make_directory(&own)?;
         let lock = open_private(&own.join("lock"))?;

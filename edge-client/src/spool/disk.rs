@@ -7,13 +7,26 @@ use std::path::Path;
 
 use super::entry::{ABOUT_MAX, TRAILER, description_length};
 use super::{Document, Entry, SpoolError};
-use crate::transfer::sync_directory;
+use crate::transfer::{parent, sync_directory};
 
-/// Makes a directory for its owner alone, if it is not there.
+/// Makes a directory for its owner alone, if it is not there. A new one is there after a power cut.
 pub(crate) fn directory(path: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(path) {
+    made(path, DirBuilder::new().mode(0o700))
+}
+
+/// Makes a directory and those that it lies in, as far as they are not there. New ones are there after a power cut.
+pub(crate) fn directories(path: &Path) -> io::Result<()> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    path.parent().map_or(Ok(()), directories)?;
+    made(path, &DirBuilder::new())
+}
+
+fn made(path: &Path, how: &DirBuilder) -> io::Result<()> {
+    match how.create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Ok(()) => path.parent().map_or(Ok(()), sync_directory),
+        Ok(()) => sync_directory(parent(path)),
         other => other,
     }
 }

@@ -39,7 +39,7 @@ mod notes;
 mod room;
 mod store;
 
-pub(crate) use disk::{directory as make_directory, open as open_private};
+pub(crate) use disk::{directories, directory as make_directory, open as open_private};
 pub use entry::{About, Document, Entry};
 pub use room::{Limits, WhenFull};
 pub use store::{Added, Sending, Spool, Staged};

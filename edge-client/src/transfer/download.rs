@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use millpond_protocol::Sha256;
 use reqwest::{Response, StatusCode, Url, header};
@@ -33,7 +33,7 @@ impl Transfer {
         expected: &Expected,
         meter: &Meter,
     ) -> Result<(), TransferError> {
-        let mut sink = Sink::open(partial, *expected)?;
+        let mut sink = Sink::open(partial, *expected).await?;
         meter.add(sink.have);
         let mut inherited = sink.have > 0;
         let mut patience = Patience::new(&self.options);
@@ -48,7 +48,7 @@ impl Transfer {
                     Err(failure) => patience.after(failure, sink.have).await?,
                 }
             }
-            match sink.prove() {
+            match sink.prove().await {
                 Err(TransferError::Mismatch { .. }) if inherited => {
                     // What an earlier process left was not the beginning of this file.
                     inherited = false;
@@ -75,20 +75,20 @@ impl Transfer {
         sha256: Sha256,
         at_most: u64,
     ) -> Result<(), TransferError> {
-        let mut sink = Sink::open(to, Expected { size: at_most, sha256 })?;
+        let mut sink = Sink::open(to, Expected { size: at_most, sha256 }).await?;
         let mut patience = Patience::new(&self.options);
         loop {
             sink.clear()?;
             match self.read(url, &mut sink, &Meter::silent()).await {
                 // An answer that was cut is an error of the HTTP client: this is the whole of it.
-                Ok(_) => return sink.prove(),
+                Ok(_) => return sink.prove().await,
                 Err(failure) => patience.after(failure, sink.have).await?,
             }
         }
     }
 
     /// One GET from where the sink stands to the end of the answer; whether the promised size is reached.
-    async fn read(&self, url: &str, sink: &mut Sink<'_>, meter: &Meter) -> Result<bool, Failure> {
+    async fn read(&self, url: &str, sink: &mut Sink, meter: &Meter) -> Result<bool, Failure> {
         let stall = self.options.stall;
         let url: Url = url.parse().map_err(|_| Failure::Again("that is no URL".into()))?;
         let mut request = self.client(&url)?.get(url);
@@ -127,21 +127,28 @@ fn begins_at(response: &Response) -> Option<u64> {
 }
 
 /// A partial file, and the digest of what is in it.
-struct Sink<'a> {
-    path: &'a Path,
+struct Sink {
+    path: PathBuf,
     file: File,
     have: u64,
     digest: Hasher,
     expected: Expected,
 }
 
-impl<'a> Sink<'a> {
-    fn open(path: &'a Path, expected: Expected) -> Result<Self, TransferError> {
-        let local = |error| TransferError::local(path, error);
+impl Sink {
+    /// Reads what is there: of a large file for minutes.
+    async fn open(path: &Path, expected: Expected) -> Result<Self, TransferError> {
+        let owned = path.to_owned();
+        let opened = tokio::task::spawn_blocking(move || Self::read(owned, expected)).await;
+        opened.unwrap_or_else(|error| Err(TransferError::local(path, io::Error::other(error))))
+    }
+
+    fn read(path: PathBuf, expected: Expected) -> Result<Self, TransferError> {
+        let local = |error| TransferError::local(&path, error);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = options.open(path).map_err(local)?;
-        let mut sink = Self { path, file, have: 0, digest: Hasher::default(), expected };
+        let file = options.open(&path).map_err(local)?;
+        let mut sink = Self { path: path.clone(), file, have: 0, digest: Hasher::default(), expected };
         if sink.file.metadata().map_err(local)?.len() > expected.size {
             sink.clear()?;
         }
@@ -162,7 +169,7 @@ impl<'a> Sink<'a> {
         if self.have + bytes.len() as u64 > self.expected.size {
             return Err(TransferError::TooLong { expected: self.expected.size });
         }
-        self.file.write_all(bytes).map_err(|error| TransferError::local(self.path, error))?;
+        self.file.write_all(bytes).map_err(|error| TransferError::local(&self.path, error))?;
         self.digest.add(bytes);
         self.have += bytes.len() as u64;
         Ok(())
@@ -170,19 +177,22 @@ impl<'a> Sink<'a> {
 
     fn clear(&mut self) -> Result<(), TransferError> {
         let cleared = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
-        cleared.map_err(|error| TransferError::local(self.path, error))?;
+        cleared.map_err(|error| TransferError::local(&self.path, error))?;
         (self.have, self.digest) = (0, Hasher::default());
         Ok(())
     }
 
     /// Whether the bytes are the promised ones; then they are synced.
-    fn prove(&mut self) -> Result<(), TransferError> {
+    async fn prove(&self) -> Result<(), TransferError> {
         let found = self.digest.clone().finish();
         if found != self.expected.sha256 {
-            let (path, expected) = (self.path.to_owned(), self.expected.sha256);
+            let (path, expected) = (self.path.clone(), self.expected.sha256);
             return Err(TransferError::Mismatch { path, expected, found });
         }
-        self.file.sync_all().map_err(|error| TransferError::local(self.path, error))
+        let file = self.file.try_clone().map_err(|error| TransferError::local(&self.path, error))?;
+        let synced = tokio::task::spawn_blocking(move || file.sync_all()).await;
+        let synced = synced.unwrap_or_else(|error| Err(io::Error::other(error)));
+        synced.map_err(|error| TransferError::local(&self.path, error))
     }
 }
 
@@ -193,11 +203,13 @@ impl<'a> Sink<'a> {
 /// What the system says of the rename, or of the sync of the directory.
 pub fn place(partial: &Path, name: &Path) -> Result<(), TransferError> {
     std::fs::rename(partial, name).map_err(|error| TransferError::local(name, error))?;
-    let directory = match name.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let directory = parent(name);
     sync_directory(directory).map_err(|error| TransferError::local(directory, error))
+}
+
+/// The directory that a name is in.
+pub(crate) fn parent(name: &Path) -> &Path {
+    name.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes what was renamed, made or removed in a directory durable.

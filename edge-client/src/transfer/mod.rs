@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use millpond_protocol::Sha256;
 
-pub(crate) use download::sync_directory;
+pub(crate) use download::{parent, sync_directory};
 
 pub use digest::{Digests, Hasher, digest};
 pub use download::{Expected, place};
