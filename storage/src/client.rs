@@ -11,7 +11,8 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use millpond_protocol::Sha256;
-use reqwest::{Method, Response};
+use reqwest::Response;
+use rusty_s3::Method;
 use tokio::sync::OnceCell;
 
 use crate::config::{BadConfig, StorageConfig};
@@ -86,7 +87,7 @@ impl Client {
         key: &ObjectKey,
         range: Option<Range<u64>>,
     ) -> Result<ObjectStream, Error> {
-        let mut request = Request::new(Method::GET, key.as_str());
+        let mut request = Request::new(Method::Get, key.as_str());
         if let Some(range) = range {
             let last = range.end.saturating_sub(1).max(range.start);
             request.headers.push(("range", format!("bytes={}-{last}", range.start)));
@@ -101,7 +102,7 @@ impl Client {
     }
 
     pub(crate) async fn stat(&self, key: &ObjectKey) -> Result<Stat, Error> {
-        let mut request = Request::new(Method::HEAD, key.as_str());
+        let mut request = Request::new(Method::Head, key.as_str());
         request.headers.push(("x-amz-checksum-mode", "ENABLED".into()));
         let answer = self.http.send(request).await?;
         // By `content_length()` an answer without body has none.
@@ -117,7 +118,7 @@ impl Client {
 
     /// Removes an object; that there is none is fine.
     pub(crate) async fn delete(&self, key: &ObjectKey) -> Result<(), Error> {
-        match self.http.send(Request::new(Method::DELETE, key.as_str())).await {
+        match self.http.send(Request::new(Method::Delete, key.as_str())).await {
             Ok(_) | Err(Error::NotFound) => Ok(()),
             Err(error) => Err(error),
         }
@@ -129,7 +130,7 @@ impl Client {
     }
 
     async fn begin(&self, key: &ObjectKey, checksums: bool) -> Result<MultipartId, Error> {
-        let mut request = Request::new(Method::POST, key.as_str());
+        let mut request = Request::new(Method::Post, key.as_str());
         request.query = &[("uploads", "")];
         request.headers.push(("content-type", OCTETS.into()));
         if checksums {
@@ -186,7 +187,7 @@ impl Client {
         loop {
             let marker = parts.last().map_or(0, |part| part.n);
             let after = marker.to_string();
-            let mut request = Request::new(Method::GET, key.as_str());
+            let mut request = Request::new(Method::Get, key.as_str());
             let query = [("uploadId", upload.as_str()), ("part-number-marker", &after)];
             request.query = if marker == 0 { &query[..1] } else { &query };
             let answer = text(self.http.send(request).await.map_err(no_upload)?).await?;
@@ -220,10 +221,9 @@ impl Client {
         upload: &MultipartId,
         parts: &[Part],
     ) -> Result<(), Error> {
-        let body = Bytes::from(xml::complete(parts, |part| part.sha256.map(checksum_header)));
-        let sha256 = Sha256::of(&body);
+        let body = Bytes::from(xml::complete(parts)?);
         let query = [("uploadId", upload.as_str())];
-        let mut request = Request { body, sha256, ..Request::new(Method::POST, key.as_str()) };
+        let mut request = Request { body, ..Request::new(Method::Post, key.as_str()) };
         request.query = &query;
         request.headers.push(("content-type", "application/xml".into()));
         let done = match self.http.send(request).await.map_err(no_upload) {
@@ -250,7 +250,7 @@ impl Client {
     }
 
     pub(crate) async fn abort_multipart(&self, key: &ObjectKey, upload: &MultipartId) -> Result<(), Error> {
-        let mut request = Request::new(Method::DELETE, key.as_str());
+        let mut request = Request::new(Method::Delete, key.as_str());
         let query = [("uploadId", upload.as_str())];
         request.query = &query;
         match self.http.send(request).await {
@@ -267,7 +267,7 @@ impl Client {
         sha256: Sha256,
     ) -> Result<Response, Error> {
         let expected = checksum_header(sha256);
-        let mut request = Request { body, sha256, ..Request::new(Method::PUT, key.as_str()) };
+        let mut request = Request { body, ..Request::new(Method::Put, key.as_str()) };
         request.query = query;
         request.headers.push((CHECKSUM, expected.clone()));
         request.headers.push(("content-type", OCTETS.into()));

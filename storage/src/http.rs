@@ -1,26 +1,28 @@
 //! One call of S3 over HTTP, one attempt: what goes out is signed, and what comes back is understood.
+//!
+//! Calls of one's own are signed as URLs for others are, in their query: every server that Millpond can use knows that,
+//! and there is one signer. What a call says in headers is signed with it, the checksum of a body among them.
 
 use std::error::Error as _;
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use millpond_protocol::Sha256;
-use reqwest::{Certificate, Method, Proxy, Response, StatusCode};
-use rusty_s3::{Bucket, UrlStyle};
+use reqwest::{Certificate, Proxy, Response, StatusCode};
+use rusty_s3::signing::sign;
+use rusty_s3::{Bucket, Credentials, Method, UrlStyle};
 use url::Url;
 
 use crate::config::{BadConfig, StorageConfig};
 use crate::error::{Error, Fault};
 use crate::limits;
-use crate::sigv4::{Signer, Unsigned, query};
 use crate::xml;
 
 /// What sends signed requests to one bucket.
 pub(crate) struct Http {
     inner: reqwest::Client,
     bucket: Bucket,
-    signer: Signer,
+    credentials: Credentials,
     /// The clock, so that tests can have a wrong one.
     pub(crate) now: fn() -> Timestamp,
 }
@@ -33,14 +35,12 @@ pub(crate) struct Request<'a> {
     /// With lower-case names; all are signed.
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: Bytes,
-    /// The SHA-256 of the body.
-    pub(crate) sha256: Sha256,
 }
 
 impl<'a> Request<'a> {
     /// Without query, headers and body.
     pub(crate) fn new(method: Method, key: &'a str) -> Self {
-        Self { method, key, query: &[], headers: Vec::new(), body: Bytes::new(), sha256: Sha256::of(&[]) }
+        Self { method, key, query: &[], headers: Vec::new(), body: Bytes::new() }
     }
 }
 
@@ -49,6 +49,15 @@ pub(crate) fn bucket(config: &StorageConfig, name: &str, base: &Url) -> Result<B
     let style = if config.path_style { UrlStyle::Path } else { UrlStyle::VirtualHost };
     Bucket::new(base.clone(), style, config.bucket.clone(), config.region.clone())
         .map_err(|error| BadConfig(vec![format!("{name} cannot carry the bucket in its host: {error}")]))
+}
+
+/// Whose signatures.
+pub(crate) fn credentials(config: &StorageConfig) -> Credentials {
+    let (key, secret) = (config.access_key.clone(), config.secret_key.expose());
+    match &config.session_token {
+        Some(token) => Credentials::new_with_token(key, secret, token.expose()),
+        None => Credentials::new(key, secret),
+    }
 }
 
 /// A client that trusts whom the configuration trusts and uses no proxy but the one it names: calls that went through
@@ -80,40 +89,47 @@ impl Http {
         Ok(Self {
             inner: builder(config)?.build().map_err(|error| BadConfig(vec![chain(&error)]))?,
             bucket: bucket(config, "endpoint", &config.endpoint)?,
-            signer: Signer::new(config),
+            credentials: credentials(config),
             now: Timestamp::now,
         })
     }
 
     /// Sends `request`; what is not a success is an error.
     pub(crate) async fn send(&self, request: Request<'_>) -> Result<Response, Error> {
-        let mut url = self.bucket.object_url(request.key);
-        let query = query(request.query);
-        let host = match (url.host_str().unwrap_or_default(), url.port()) {
-            (host, Some(port)) => format!("{host}:{port}"),
-            (host, None) => host.to_owned(),
-        };
+        let Request { method, key, query, mut headers, body } = request;
+        let mut query = query.to_vec();
+        // What is signed is signed in this order.
+        query.sort_unstable();
+        headers.sort_unstable();
         let now = (self.now)();
-        let headers = self.signer.sign(
-            &Unsigned {
-                method: request.method.as_str(),
-                host: &host,
-                path: url.path(),
-                query: &query,
-                headers: &request.headers,
-                body: request.sha256,
-            },
-            now,
+        let url = sign(
+            &now,
+            method,
+            self.bucket.object_url(key),
+            self.credentials.key(),
+            self.credentials.secret(),
+            self.credentials.token(),
+            self.bucket.region(),
+            limits::OWN_URL.as_secs(),
+            query.into_iter(),
+            headers.iter().map(|(name, value)| (*name, &**value)),
         );
-        url.set_query(Some(&*query).filter(|query| !query.is_empty()));
-        let head = request.method == Method::HEAD;
+        let head = method == Method::Head;
         // Of an empty body nothing is said unless one says it, and storage insists.
-        let length = (request.method != Method::GET && !head).then(|| request.body.len().to_string());
+        if method != Method::Get && !head {
+            headers.push(("content-length", body.len().to_string()));
+        }
+        let method = match method {
+            Method::Head => reqwest::Method::HEAD,
+            Method::Get => reqwest::Method::GET,
+            Method::Post => reqwest::Method::POST,
+            Method::Put => reqwest::Method::PUT,
+            Method::Delete => reqwest::Method::DELETE,
+        };
         let send = headers
             .into_iter()
-            .chain(length.map(|length| ("content-length", length)))
-            .fold(self.inner.request(request.method, url), |send, (name, value)| send.header(name, value));
-        let answer = send.body(request.body).send().await.map_err(|error| unsent(&error))?;
+            .fold(self.inner.request(method, url), |send, (name, value)| send.header(name, value));
+        let answer = send.body(body).send().await.map_err(|error| unsent(&error))?;
         if answer.status().is_success() {
             return Ok(answer);
         }
@@ -148,7 +164,7 @@ pub(crate) async fn refused(answer: Response, head: bool, now: Timestamp) -> Err
         (code, message) => format!("{code}: {message}"),
     };
     let wrong_place = status.is_redirection()
-        || matches!(&*said.code, "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException");
+        || matches!(&*said.code, "AuthorizationQueryParametersError" | "IllegalLocationConstraintException");
     let detail = match elsewhere {
         Some(elsewhere) if wrong_place => detail + &elsewhere,
         _ => detail,

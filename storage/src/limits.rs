@@ -35,8 +35,9 @@ pub const CONNECT: Duration = Duration::from_secs(10);
 /// How long a call to `public_url` may take when it is tried from here: it may be a hole that swallows packets.
 pub const PUBLIC: Duration = Duration::from_secs(3);
 
-/// How long the URLs of such a try hold, so that clocks may differ as they may for others.
-pub const PUBLIC_URL: Duration = Duration::from_secs(15 * 60);
+/// How long the URLs hold that the server signs for itself, for its calls and for such a try: a call is shorter, and clocks
+/// may differ as much as S3 allows.
+pub const OWN_URL: Duration = Duration::from_secs(15 * 60);
 
 /// How far the clocks of server and storage may differ: S3 allows 15 minutes, and some servers less.
 pub const SKEW: Duration = Duration::from_secs(5 * 60);

@@ -1,6 +1,6 @@
 //! What is in the bucket. Nothing but a check may ask: what Millpond has stands in its ledger.
 
-use reqwest::Method;
+use rusty_s3::Method;
 
 use crate::client::Client;
 use crate::error::{Error, Fault};
@@ -29,7 +29,7 @@ impl Storage {
 
 impl Client {
     async fn list(&self, after: &str) -> Result<Vec<Listed>, Error> {
-        let mut request = Request::new(Method::GET, "");
+        let mut request = Request::new(Method::Get, "");
         let query = [("list-type", "2"), ("max-keys", PAGE), ("start-after", after)];
         request.query = if after.is_empty() { &query[..2] } else { &query };
         let answer = text(self.http.send(request).await?).await?;

@@ -45,12 +45,7 @@ pub(crate) struct Presigner {
 impl Presigner {
     pub(crate) fn new(config: &StorageConfig) -> Result<Self, BadConfig> {
         let bucket = crate::http::bucket(config, "public_url", &config.public_url)?;
-        let (key, secret) = (config.access_key.clone(), config.secret_key.expose());
-        let credentials = match &config.session_token {
-            Some(token) => Credentials::new_with_token(key, secret, token.expose()),
-            None => Credentials::new(key, secret),
-        };
-        Ok(Self { bucket, credentials })
+        Ok(Self { bucket, credentials: crate::http::credentials(config) })
     }
 
     pub(crate) fn get(&self, key: &ObjectKey, expires: Duration, now: Timestamp) -> Presigned {

@@ -144,7 +144,7 @@ impl Storage {
         let key = fresh_key()?;
         let bytes = Bytes::copy_from_slice(key.as_str().as_bytes());
         let now = Timestamp::clamped(Clock::now().as_millisecond());
-        let put = self.presign_put(&key, bytes.len() as u64, Sha256::of(&bytes), limits::PUBLIC_URL, now);
+        let put = self.presign_put(&key, bytes.len() as u64, Sha256::of(&bytes), limits::OWN_URL, now);
         let outsider = self.outsider();
         let tried = async {
             match outsider.put(&put, bytes.slice(1..).iter().chain(b"?").copied().collect()).await {
@@ -160,7 +160,7 @@ impl Storage {
             self.read_back(&key, &bytes).await.map_err(|error| {
                 Error::refused(Fault::Endpoint, format!("what was PUT there is not in the bucket: {error}"))
             })?;
-            let get = self.presign_get(&key, limits::PUBLIC_URL, now);
+            let get = self.presign_get(&key, limits::OWN_URL, now);
             let read = outsider.send(outsider.http.get(get.url)).await?;
             let read = read.bytes().await.map_err(|error| http::unsent(&error))?;
             if read == bytes { Ok(()) } else { Err(Error::Mismatch("other bytes come from there".into())) }

@@ -1,11 +1,11 @@
 //! The XML of S3, as far as this client reads and writes it.
 
-use quick_xml::escape::escape;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Fault};
 use crate::multipart::Part;
+use crate::presign::checksum_header;
 
 /// What storage says when it refuses.
 #[derive(Debug, Default, Deserialize)]
@@ -62,6 +62,25 @@ pub(crate) struct Object {
     pub(crate) size: u64,
 }
 
+#[derive(Serialize)]
+#[serde(rename = "CompleteMultipartUpload")]
+struct Complete<'a> {
+    #[serde(rename = "@xmlns")]
+    xmlns: &'static str,
+    #[serde(rename = "Part")]
+    parts: Vec<Completed<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Completed<'a> {
+    part_number: u16,
+    #[serde(rename = "ETag")]
+    etag: &'a str,
+    #[serde(rename = "ChecksumSHA256", skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
+}
+
 /// The refusal that `body` is, also where it came with a status of success.
 pub(crate) fn refusal(body: &str) -> Option<Refusal> {
     let start = body.find("<Error")?;
@@ -74,26 +93,21 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &str) -> Result<T, Error> {
 }
 
 /// The body of CompleteMultipartUpload.
-pub(crate) fn complete(parts: &[Part], checksum: impl Fn(&Part) -> Option<String>) -> String {
-    let mut body =
-        String::from("<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
-    for part in parts {
-        body.push_str(&format!(
-            "<Part><PartNumber>{}</PartNumber><ETag>{}</ETag>",
-            part.n,
-            escape(&part.etag)
-        ));
-        if let Some(checksum) = checksum(part) {
-            body.push_str(&format!("<ChecksumSHA256>{checksum}</ChecksumSHA256>"));
-        }
-        body.push_str("</Part>");
-    }
-    body.push_str("</CompleteMultipartUpload>");
-    body
+pub(crate) fn complete(parts: &[Part]) -> Result<String, Error> {
+    let parts = parts.iter().map(|part| Completed {
+        part_number: part.n,
+        etag: &part.etag,
+        sha256: part.sha256.map(checksum_header),
+    });
+    let body = Complete { xmlns: "http://s3.amazonaws.com/doc/2006-03-01/", parts: parts.collect() };
+    quick_xml::se::to_string(&body)
+        .map_err(|error| Error::refused(Fault::Endpoint, format!("an etag cannot be repeated: {error}")))
 }
 
 #[cfg(test)]
 mod tests {
+    use millpond_protocol::Sha256;
+
     use super::*;
 
     #[test]
@@ -105,6 +119,20 @@ mod tests {
         for other in ["", "<html><Error</html>", "<CompleteMultipartUploadResult/>"] {
             assert!(super::refusal(other).is_none(), "{other}");
         }
+    }
+
+    #[test]
+    fn what_storage_called_a_part_is_repeated_as_it_came() {
+        let part = |n, etag: &str, sha256| Part { n, size: 1, sha256, etag: etag.into() };
+        let body = complete(&[part(1, "\"a&b\"", None), part(2, "c", Some(Sha256::of(b"abc")))]).unwrap();
+        assert_eq!(
+            body,
+            "<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+             <Part><PartNumber>1</PartNumber><ETag>\"a&amp;b\"</ETag></Part>\
+             <Part><PartNumber>2</PartNumber><ETag>c</ETag>\
+             <ChecksumSHA256>ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=</ChecksumSHA256></Part>\
+             </CompleteMultipartUpload>"
+        );
     }
 
     #[test]
