@@ -283,10 +283,13 @@ async fn a_client_that_reads_nothing_is_ended_and_holds_up_nobody() {
     let (pool, member) = ids();
     let payload = "x".repeat(100 << 10);
     // More than the sockets' buffers and its queue together hold.
-    while server.handle.connections() == 2 {
-        server.handle.to_member(&pool, &member, answer("mp/p/d/publisher/x", &payload));
-        keen.message().await;
-    }
+    let ended = async {
+        while server.handle.connections() == 2 {
+            server.handle.to_member(&pool, &member, answer("mp/p/d/publisher/x", &payload));
+            keen.message().await;
+        }
+    };
+    tokio::time::timeout(SOON, ended).await.expect("it stays");
     assert_eq!(lazy.end().await, 0x97);
     keen.ping().await;
 }
