@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
-use millpond_protocol::{Sha256, Timestamp};
+use millpond_protocol::Sha256;
 
 use crate::client::{Client, ObjectStream, Stat};
 use crate::config::{BadConfig, StorageConfig};
 use crate::error::Error;
 use crate::key::ObjectKey;
 use crate::limits;
-use crate::presign::{Presigned, PresignedPut, Presigner};
+use crate::presign::Presigner;
 use crate::probe::Outsider;
 
 /// Storage, as the server uses it. Cheap to clone; every method may be called again after any failure.
@@ -111,25 +111,6 @@ impl Storage {
     /// Removes an object; that there is none is fine.
     pub async fn delete(&self, key: &ObjectKey) -> Result<(), Error> {
         self.call("delete", || self.0.client.delete(key)).await
-    }
-
-    /// A URL from which anybody can fetch the object until `expires` (1 s to 7 d) from `now` on. Asks nobody whether
-    /// there is such an object.
-    pub fn presign_get(&self, key: &ObjectKey, expires: Duration, now: Timestamp) -> Presigned {
-        self.0.presigner.get(key, expires, now)
-    }
-
-    /// A URL, with headers to send verbatim, to which anybody can PUT exactly the bytes of this size and SHA-256 until
-    /// `expires` (1 s to 7 d) from `now` on.
-    pub fn presign_put(
-        &self,
-        key: &ObjectKey,
-        size: u64,
-        sha256: Sha256,
-        expires: Duration,
-        now: Timestamp,
-    ) -> PresignedPut {
-        self.0.presigner.put(key, size, sha256, expires, now)
     }
 
     pub(crate) fn client(&self) -> &Client {

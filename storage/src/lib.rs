@@ -17,8 +17,8 @@
 //! | `probe` | what is wrong with a storage that does not work |
 //! | [`embedded`] | the server on local disk; the only user of the `s3s` crate |
 //!
-//! `rusty-s3` signs everything, the server's own calls as well as URLs for others. The `minio` crate, which the design
-//! names for the former, is only played against the embedded server in tests, because its version 0.4 cannot be told to
+//! `rusty-s3` signs everything, the server's own calls as well as URLs for others. The `minio` crate, which was meant
+//! to make the former, is only played against the embedded server in tests, because its version 0.4 cannot be told to
 //! do what is promised here: it has no call that lists parts (an upload is resumed and completed by that list), always
 //! hashes a body itself although its hash is known, builds its HTTP client without time-outs and so that the proxies of
 //! the environment hold for it, and takes a CA by the path of a file alone. The answers of `rusty-s3` have no checksums

@@ -5,16 +5,14 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
 
 use bytes::Bytes;
-use millpond_protocol::{Sha256, Timestamp};
+use millpond_protocol::Sha256;
 
 use crate::error::Error;
 use crate::handle::Storage;
 use crate::key::ObjectKey;
 use crate::limits;
-use crate::presign::PresignedPut;
 
 /// What storage calls an upload in parts: text of its own choosing, 1–1024 visible ASCII characters.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -74,22 +72,6 @@ impl Storage {
     /// which storage gives up by its own rules.
     pub async fn create_multipart(&self, key: &ObjectKey) -> Result<MultipartId, Error> {
         self.call("create_multipart", || self.client().create_multipart(key)).await
-    }
-
-    /// A URL, with headers to send verbatim, to which anybody can PUT exactly the bytes of this size and SHA-256 as part
-    /// `n` (1 to 10,000) until `expires` (1 s to 7 d) from `now` on. A part that comes again replaces the earlier one.
-    #[allow(clippy::too_many_arguments, reason = "each of them is signed")]
-    pub fn presign_part(
-        &self,
-        key: &ObjectKey,
-        upload: &MultipartId,
-        n: u16,
-        size: u64,
-        sha256: Sha256,
-        expires: Duration,
-        now: Timestamp,
-    ) -> PresignedPut {
-        self.presigner().part(key, upload, n, size, sha256, expires, now)
     }
 
     /// Stores one part; storage compares it with `sha256` before it says yes.

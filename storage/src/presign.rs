@@ -13,6 +13,7 @@ use rusty_s3::actions::S3Action;
 use rusty_s3::{Bucket, Credentials};
 
 use crate::config::{BadConfig, StorageConfig};
+use crate::handle::Storage;
 use crate::key::ObjectKey;
 use crate::limits;
 use crate::multipart::MultipartId;
@@ -37,6 +38,7 @@ pub struct PresignedPut {
     pub expires_at: Timestamp,
 }
 
+/// What URLs for others are made of.
 pub(crate) struct Presigner {
     bucket: Bucket,
     credentials: Credentials,
@@ -47,10 +49,15 @@ impl Presigner {
         let bucket = crate::http::bucket(config, "public_url", &config.public_url)?;
         Ok(Self { bucket, credentials: crate::http::credentials(config) })
     }
+}
 
-    pub(crate) fn get(&self, key: &ObjectKey, expires: Duration, now: Timestamp) -> Presigned {
+impl Storage {
+    /// A URL from which anybody can fetch the object until `expires` (1 s to 7 d) from `now` on. Asks nobody whether
+    /// there is such an object.
+    pub fn presign_get(&self, key: &ObjectKey, expires: Duration, now: Timestamp) -> Presigned {
+        let Presigner { bucket, credentials } = self.presigner();
         let life = Life::new(expires, now);
-        let mut action = self.bucket.get_object(Some(&self.credentials), key.as_str());
+        let mut action = bucket.get_object(Some(credentials), key.as_str());
         // Whatever whoever stored it called it: no browser shows it, least of all as a page of storage's own host.
         action.query_mut().insert("response-content-disposition", "attachment");
         action.query_mut().insert("response-content-type", "application/octet-stream");
@@ -58,7 +65,9 @@ impl Presigner {
         Presigned { url: url.into(), expires_at: life.end }
     }
 
-    pub(crate) fn put(
+    /// A URL, with headers to send verbatim, to which anybody can PUT exactly the bytes of this size and SHA-256 until
+    /// `expires` (1 s to 7 d) from `now` on.
+    pub fn presign_put(
         &self,
         key: &ObjectKey,
         size: u64,
@@ -66,12 +75,15 @@ impl Presigner {
         expires: Duration,
         now: Timestamp,
     ) -> PresignedPut {
-        let action = self.bucket.put_object(Some(&self.credentials), key.as_str());
+        let Presigner { bucket, credentials } = self.presigner();
+        let action = bucket.put_object(Some(credentials), key.as_str());
         body(action, size, sha256, Life::new(expires, now))
     }
 
+    /// A URL, with headers to send verbatim, to which anybody can PUT exactly the bytes of this size and SHA-256 as part
+    /// `n` (1 to 10,000) until `expires` (1 s to 7 d) from `now` on. A part that comes again replaces the earlier one.
     #[allow(clippy::too_many_arguments, reason = "each of them is signed")]
-    pub(crate) fn part(
+    pub fn presign_part(
         &self,
         key: &ObjectKey,
         upload: &MultipartId,
@@ -81,7 +93,8 @@ impl Presigner {
         expires: Duration,
         now: Timestamp,
     ) -> PresignedPut {
-        let action = self.bucket.upload_part(Some(&self.credentials), key.as_str(), n, upload.as_str());
+        let Presigner { bucket, credentials } = self.presigner();
+        let action = bucket.upload_part(Some(credentials), key.as_str(), n, upload.as_str());
         body(action, size, sha256, Life::new(expires, now))
     }
 }
@@ -123,20 +136,20 @@ mod tests {
     use super::*;
     use crate::config::Secret;
 
-    fn presigner() -> Presigner {
+    fn storage() -> Storage {
         let url = url::Url::parse("https://files.example:9443").unwrap();
-        Presigner::new(&StorageConfig::new(url, "bucket", "AKID", Secret::new("hush"))).unwrap()
+        Storage::new(&StorageConfig::new(url, "bucket", "AKID", Secret::new("hush"))).unwrap()
     }
 
     #[test]
     fn a_url_says_when_it_expires_to_the_second() {
         let now = Timestamp::from_millis(1_700_000_000_999).unwrap();
         let key = "pools/1/x".parse().unwrap();
-        let got = presigner().get(&key, Duration::from_millis(60_900), now);
+        let got = storage().presign_get(&key, Duration::from_millis(60_900), now);
         assert!(got.url.starts_with("https://files.example:9443/bucket/pools/1/x?"), "{}", got.url);
         assert!(got.url.contains("X-Amz-Date=20231114T221320Z&X-Amz-Expires=60&"), "{}", got.url);
         assert_eq!(got.expires_at, Timestamp::from_millis(1_700_000_060_000).unwrap());
-        assert_eq!(got, presigner().get(&key, Duration::from_millis(60_900), now));
+        assert_eq!(got, storage().presign_get(&key, Duration::from_millis(60_900), now));
     }
 
     #[test]
@@ -144,8 +157,8 @@ mod tests {
         let url = url::Url::parse("https://s3.eu-central-1.amazonaws.com").unwrap();
         let mut config = StorageConfig::new(url, "bucket", "AKID", Secret::new("hush"));
         (config.path_style, config.session_token) = (false, Some(Secret::new("to/ken")));
-        let presigner = Presigner::new(&config).unwrap();
-        let got = presigner.get(&"k".parse().unwrap(), Duration::from_secs(60), Timestamp::EPOCH);
+        let storage = Storage::new(&config).unwrap();
+        let got = storage.presign_get(&"k".parse().unwrap(), Duration::from_secs(60), Timestamp::EPOCH);
         assert!(got.url.starts_with("https://bucket.s3.eu-central-1.amazonaws.com/k?"), "{}", got.url);
         assert!(got.url.contains("X-Amz-Security-Token=to%2Fken&"), "{}", got.url);
         config.public_url = url::Url::parse("https://192.0.2.1").unwrap();
@@ -162,7 +175,8 @@ mod tests {
     #[test]
     fn a_url_for_writing_signs_length_and_checksum() {
         let key = "k".parse().unwrap();
-        let put = presigner().put(&key, 3, Sha256::of(b"abc"), Duration::from_secs(60), Timestamp::EPOCH);
+        let put =
+            storage().presign_put(&key, 3, Sha256::of(b"abc"), Duration::from_secs(60), Timestamp::EPOCH);
         assert!(
             put.url.contains("SignedHeaders=content-length%3Bhost%3Bx-amz-checksum-sha256"),
             "{}",

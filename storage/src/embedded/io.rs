@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 /// A connection that fails once a write has made no progress for a while, so that a client that stops reading does not
 /// hold a file and a place for ever. Reads have limits of their own where it is known what is being waited for.
-pub struct Moving {
+pub(super) struct Moving {
     stream: TcpStream,
     limit: Duration,
     patience: Pin<Box<Sleep>>,
@@ -20,7 +20,7 @@ pub struct Moving {
 
 impl Moving {
     /// Writes on `stream` may stand still for `limit`.
-    pub fn new(stream: TcpStream, limit: Duration) -> Self {
+    pub(super) fn new(stream: TcpStream, limit: Duration) -> Self {
         Self { stream, limit, patience: Box::pin(sleep(limit)), waiting: false }
     }
 

@@ -49,8 +49,8 @@
 //!
 //! # Where things are
 //!
-//! `serve` accepts connections and keeps their limits, `cors` speaks to browsers; `service` speaks S3; `conditions`, `list`, `parts`, `checksum` and
-//! `errors` are its rules; `receive` and `send` move bodies; `store` ties `blobs` (files), `catalog` (rows) and `room`
+//! `connections` accepts them and keeps their limits, `serve` hands their requests on, `cors` speaks to browsers;
+//! `service` speaks S3; `conditions`, `list`, `parts`, `checksum` and `errors` are its rules; `receive` and `send` move bodies; `store` ties `blobs` (files), `catalog` (rows) and `room`
 //! (what is taken without a row) together.
 
 mod blobs;
@@ -58,6 +58,7 @@ mod catalog;
 mod checksum;
 mod conditions;
 mod config;
+mod connections;
 mod cors;
 mod drain;
 mod errors;
@@ -76,7 +77,7 @@ use std::sync::Arc;
 
 pub use catalog::CatalogError;
 pub use config::EmbeddedConfig;
-pub use io::Moving;
+pub use connections::Connections;
 pub use store::OpenError;
 
 use store::Store;

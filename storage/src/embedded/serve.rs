@@ -1,30 +1,26 @@
-//! Connections: how many, how long, and how they end.
+//! Requests on their way in and answers on their way out.
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, CONTENT_TYPE, EXPECT, HeaderValue, X_CONTENT_TYPE_OPTIONS};
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, HttpError, S3Error, S3ErrorCode};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::net::TcpListener;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Embedded;
 use super::config::EmbeddedConfig;
+use super::connections::Connections;
 use super::cors::Cors;
 use super::drain::Shared;
 use super::errors::said;
-use super::io::Moving;
 use super::service::{KeyPair, Service, Signed};
 use crate::limits::embedded as limits;
 
@@ -40,44 +36,31 @@ impl Embedded {
     /// None today; a listener that stops working for a moment is tried again.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> io::Result<()> {
         let service = self.service();
-        let places = Arc::new(Semaphore::new(self.config.max_connections));
-        let mut connections = JoinSet::new();
-        let mut sweep = interval_at(Instant::now() + self.config.sweep, self.config.sweep);
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let connections = Connections {
+            of: "the embedded storage",
+            max: self.config.max_connections,
+            idle: self.config.idle_timeout,
+            stall: self.config.stall_timeout,
+            grace: self.config.grace,
+        };
+        let answering = connections.serve(listener, shutdown, |_| {
+            let (service, config) = (service.clone(), Arc::clone(&self.config));
+            service_fn(move |request| answer(service.clone(), Arc::clone(&config), request))
+        });
         // What nobody went on with while the server was down. Files were swept when the directory was opened.
         tokio::spawn(self.clone().expire());
-        loop {
-            // Whoever is over the limit waits in the listener's backlog.
-            let accepted = async {
-                let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
-                listener.accept().await.map(|(stream, _)| (stream, place))
-            };
-            tokio::select! {
-                () = shutdown.cancelled() => break,
-                _ = sweep.tick() => drop(tokio::spawn(self.clone().sweep())),
-                Some(_) = connections.join_next() => {}
-                accepted = accepted => match accepted {
-                    Ok((stream, place)) => {
-                        let connection = self.connection(stream, service.clone(), shutdown.clone());
-                        connections.spawn(async move {
-                            connection.await;
-                            drop(place);
-                        });
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection of the embedded storage");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                },
+        let sweeping = async {
+            let mut sweep = interval_at(Instant::now() + self.config.sweep, self.config.sweep);
+            sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                sweep.tick().await;
+                tokio::spawn(self.clone().sweep());
             }
+        };
+        tokio::select! {
+            () = answering => Ok(()),
+            () = sweeping => Ok(()),
         }
-        drop(listener);
-        let drained = async { while connections.join_next().await.is_some() {} };
-        if tokio::time::timeout(self.config.grace, drained).await.is_err() {
-            tracing::warn!(left = connections.len(), "connections of the embedded storage were cut off");
-        }
-        connections.shutdown().await;
-        Ok(())
     }
 
     /// Ends abandoned uploads. What fails is tried again with the next sweep.
@@ -109,40 +92,6 @@ impl Embedded {
         builder.set_access(Signed);
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(s3))));
         builder.build()
-    }
-
-    fn connection(
-        &self,
-        stream: TcpStream,
-        service: S3Service,
-        shutdown: CancellationToken,
-    ) -> impl Future<Output = ()> + Send + 'static {
-        // Without it small answers wait for acknowledgements; a socket that refuses it works all the same.
-        let _ = stream.set_nodelay(true);
-        let config = Arc::clone(&self.config);
-        let io = TokioIo::new(Moving::new(stream, self.config.stall_timeout));
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.config.idle_timeout)
-            .max_headers(limits::HEADERS)
-            .max_header_size(limits::HEAD)
-            .serve_connection(
-                io,
-                service_fn(move |request| answer(service.clone(), Arc::clone(&config), request)),
-            );
-        async move {
-            let mut connection = std::pin::pin!(connection);
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = shutdown.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection of the embedded storage broke");
-            }
-        }
     }
 }
 
