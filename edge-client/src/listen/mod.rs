@@ -8,6 +8,7 @@
 //! A result that was overtaken before it was shown is skipped. The command runs at least once for each version that was shown: if the process dies
 //! while it runs, it runs again.
 
+mod fetch;
 mod shelf;
 
 use std::io;
@@ -17,19 +18,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use millpond_protocol::access::Op;
 use millpond_protocol::message::{Delivery, DeliveryState, Pointer};
 use millpond_protocol::{Sha256, limits};
-use serde::Deserialize;
-use serde_json::json;
 use tokio::time::Instant;
 
 pub use shelf::{Shelf, Stage, State};
 
+use fetch::{Fetched, fetch, write};
+
 use crate::backoff::{Backoff, fraction, random};
 use crate::exec::{Running, shell};
 use crate::session::{Cause, Event, Inbox, Session, SessionError, Topic};
-use crate::transfer::{Expected, Meter, Transfer, TransferError};
+use crate::transfer::Transfer;
 
 /// The topics that a session for [`listen`] needs.
 pub const TOPICS: [Topic; 2] = [Topic::Result, Topic::ResultData];
@@ -38,11 +38,6 @@ pub const TOPICS: [Topic; 2] = [Topic::Result, Topic::ResultData];
 const DATA: Duration = Duration::from_secs(3);
 /// How long a statement may wait for its acknowledgement.
 const TELL: Duration = Duration::from_secs(30);
-/// How long an ask for a fresh URL may take.
-const ASK: Duration = Duration::from_secs(300);
-/// URLs for one download.
-const URLS: u32 = 10;
-
 /// How results are kept.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -76,13 +71,6 @@ pub enum ListenError {
     /// With `once`: the command failed.
     #[error("version {version}: {reason}")]
     Failed { version: u64, reason: String },
-}
-
-/// How a download ended that did not fail.
-enum Fetched {
-    Whole,
-    /// There is a newer result.
-    Overtaken,
 }
 
 struct Listener<'a> {
@@ -352,44 +340,6 @@ impl Listener<'_> {
             state => Ok(state.is_some()),
         }
     }
-}
-
-/// Downloads a version; its URLs run out, and there are fresh ones.
-async fn fetch(
-    session: &Session,
-    transfer: &Transfer,
-    pointer: Pointer,
-    partial: &Path,
-) -> Result<Fetched, String> {
-    #[derive(Deserialize)]
-    struct Latest {
-        result: Option<Pointer>,
-    }
-    let expected = Expected { size: pointer.size, sha256: pointer.sha256 };
-    let mut url = pointer.url;
-    for _ in 0..URLS {
-        match transfer.fetch(&url, partial, &expected, &Meter::silent()).await {
-            Ok(()) => return Ok(Fetched::Whole),
-            Err(TransferError::Expired { .. }) => {
-                let latest: Latest =
-                    session.ask(Op::Latest, &json!({}), ASK).await.map_err(|error| error.to_string())?;
-                match latest.result {
-                    Some(latest) if latest.version == pointer.version => url = latest.url,
-                    _ => return Ok(Fetched::Overtaken),
-                }
-            }
-            Err(error) => return Err(error.to_string()),
-        }
-    }
-    Err("fresh URLs do not work either".to_owned())
-}
-
-/// Writes and syncs a small result.
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = crate::spool::open_private(path)?;
-    file.set_len(0)?;
-    io::Write::write_all(&mut file, bytes)?;
-    file.sync_all()
 }
 
 /// For a command that may run in another directory.

@@ -20,9 +20,10 @@
 mod input;
 mod job;
 mod log;
+mod traces;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,11 +32,11 @@ use millpond_protocol::access::Op;
 use millpond_protocol::message::answer::Triggered;
 use millpond_protocol::message::{Lease, ask};
 use millpond_protocol::{Code, limits};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::Instant;
 
 use self::log::Log;
+use self::traces::{NOTE, Note, clear, forget, give_back};
 use crate::large::LargeError;
 use crate::session::{Cause, Event, Inbox, Session, SessionError, Topic};
 use crate::transfer::{Transfer, TransferError};
@@ -49,9 +50,6 @@ const ASK: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_secs(60);
 /// How long giving a round back may take when this process is to end.
 const GIVE_BACK: Duration = Duration::from_secs(10);
-
-/// Where a process notes its lease.
-const NOTE: &str = "lease";
 
 /// How rounds are processed.
 #[derive(Debug, Clone)]
@@ -135,13 +133,6 @@ impl AttemptError {
     fn is_retryable(&self) -> bool {
         !matches!(self, Self::Command(_))
     }
-}
-
-/// A lease as a process notes it, for the one after it.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Note {
-    round: u64,
-    attempt: u32,
 }
 
 /// What a run does at the moment.
@@ -361,49 +352,5 @@ fn refused(error: SessionError) -> Result<Option<Lease>, ProcessError> {
         SessionError::Offline(Cause::Lost(_)) | SessionError::Unanswered(_) | SessionError::Cut => Ok(None),
         SessionError::Offline(cause) => Err(ProcessError::Offline(cause)),
         error => Err(error.into()),
-    }
-}
-
-/// Gives a round back, and forgets it when the server has it. If that does not arrive, the lease runs out, or the next process does it.
-async fn give_back(
-    options: &Options,
-    session: &Session,
-    (lease, log): (&Lease, &Log),
-    why: &AttemptError,
-    within: Duration,
-) -> io::Result<()> {
-    if !matches!(why, AttemptError::Lost(_)) {
-        let (round, attempt) = (lease.round, lease.attempt);
-        let (error, retryable, log) = (why.to_string(), why.is_retryable(), log.tail().await);
-        let fail = ask::Fail { round, attempt, error, retryable, log };
-        if session.ask::<Value>(Op::Fail, &fail, within).await.is_err() {
-            return Ok(());
-        }
-    }
-    forget(&options.directory)
-}
-
-/// Removes the note of a lease.
-fn forget(directory: &Path) -> io::Result<()> {
-    gone(std::fs::remove_file(directory.join(NOTE)))
-}
-
-/// Removes what attempts left. Where the command of a processor that was killed still writes, the rest is for the next time.
-fn clear(directory: &Path) -> io::Result<()> {
-    for item in std::fs::read_dir(directory)? {
-        let item = item?;
-        if item.file_name().to_string_lossy().starts_with(job::DIRECTORY) {
-            gone(std::fs::remove_dir_all(item.path()))?;
-        }
-    }
-    Ok(())
-}
-
-fn gone(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
-            Ok(())
-        }
-        other => other,
     }
 }

@@ -36,6 +36,7 @@ mod disk;
 mod entry;
 mod leave;
 mod notes;
+mod open;
 mod room;
 mod store;
 

@@ -1,9 +1,9 @@
 //! The spool as a value: what is in the directory, and its changes.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use millpond_protocol::{Sha256, UploadId};
 
@@ -13,19 +13,17 @@ use super::{About, Document, Entry, SpoolError};
 use crate::backoff::random;
 use crate::transfer::{Hasher, sync_directory};
 
-const VERSION: &str = "millpond-spool 1\n";
-
 /// A spool. Its operations block for as long as the disk takes.
 #[derive(Debug)]
 pub struct Spool {
     pub(super) root: PathBuf,
-    limits: Limits,
-    lock: File,
+    pub(super) limits: Limits,
+    pub(super) lock: File,
     /// What was in `ready/` when the change counter had that value.
-    known: Option<u64>,
-    ready: BTreeSet<Entry>,
-    ids: HashSet<UploadId>,
-    bytes: u64,
+    pub(super) known: Option<u64>,
+    pub(super) ready: BTreeSet<Entry>,
+    pub(super) ids: HashSet<UploadId>,
+    pub(super) bytes: u64,
 }
 
 /// A file that is written and synced, and not in the spool yet. Dropped, it is gone.
@@ -88,61 +86,6 @@ impl Drop for Change<'_> {
 }
 
 impl Spool {
-    /// Opens a spool, made if there is none, and sweeps what processes that died left behind.
-    ///
-    /// # Errors
-    /// `Foreign`, or what the system says.
-    pub fn open(root: &Path, limits: Limits) -> Result<Self, SpoolError> {
-        at(root, disk::directory(root))?;
-        let lock = at(root, disk::open(&root.join("lock")))?;
-        let mut spool = Self {
-            root: root.to_owned(),
-            limits,
-            lock,
-            known: None,
-            ready: BTreeSet::new(),
-            ids: HashSet::new(),
-            bytes: 0,
-        };
-        at(root, spool.lock.lock())?;
-        let opened = spool.prepare().and_then(|()| spool.refresh());
-        at(root, spool.lock.unlock())?;
-        opened.map(|()| spool)
-    }
-
-    fn prepare(&self) -> Result<(), SpoolError> {
-        let version = self.root.join("version");
-        match std::fs::read_to_string(&version) {
-            Ok(text) if text == VERSION => {}
-            Ok(text) if !text.is_empty() => return Err(SpoolError::Foreign(self.root.clone())),
-            // The first opening, or one that died.
-            Ok(_) => at(&version, self.found(&version))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => at(&version, self.found(&version))?,
-            Err(error) => return Err(SpoolError::io(&version)(error)),
-        }
-        let staging = self.root.join("staging");
-        for item in at(&staging, std::fs::read_dir(&staging))? {
-            let path = at(&staging, item)?.path();
-            // Whoever still writes it holds its lock.
-            if let Ok(file) = File::open(&path)
-                && file.try_lock().is_ok()
-            {
-                at(&path, disk::remove(&path))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn found(&self, version: &Path) -> std::io::Result<()> {
-        for name in ["ready", "refused", "refusals", "damaged", "staging"] {
-            disk::directory(&self.root.join(name))?;
-        }
-        let mut file = disk::open(version)?;
-        file.write_all(VERSION.as_bytes())?;
-        file.sync_all()?;
-        sync_directory(&self.root)
-    }
-
     /// Copies and hashes what `from` gives, to its end, and syncs it; `about` says what it is once its SHA-256 is known. The
     /// memory it takes does not depend on the size.
     ///
@@ -198,11 +141,10 @@ impl Spool {
 
     fn add_locked(&mut self, staged: Vec<Staged>) -> Result<Added, SpoolError> {
         let mut added = Added::default();
-        let mut new: Vec<&Staged> = Vec::new();
+        let (mut new, mut twins): (Vec<&Staged>, HashMap<&UploadId, &Staged>) = Default::default();
         for file in &staged {
             let Document { about, sha256, .. } = file.document();
-            let twin = new.iter().find(|other| other.document.about.upload == about.upload);
-            let held = match twin {
+            let held = match twins.get(&about.upload) {
                 Some(twin) => Some(twin.document.clone()),
                 None if self.ids.contains(&about.upload) => self.held(&about.upload)?,
                 None => None,
@@ -210,7 +152,10 @@ impl Spool {
             match held {
                 Some(held) if held.sha256 == *sha256 => added.known.push(held.entry()),
                 Some(_) => return Err(SpoolError::Conflict(about.upload.clone())),
-                None => new.push(file),
+                None => {
+                    twins.insert(&about.upload, file);
+                    new.push(file);
+                }
             }
         }
         let size = new.iter().map(|file| file.document.size).sum();
@@ -355,7 +300,7 @@ impl Spool {
     }
 
     /// Under the lock: reads the directory if somebody else changed it.
-    fn refresh(&mut self) -> Result<(), SpoolError> {
+    pub(super) fn refresh(&mut self) -> Result<(), SpoolError> {
         let now = at(&self.root, disk::changes(&self.lock))?;
         if self.known == Some(now) {
             return Ok(());

@@ -1,0 +1,73 @@
+//! How a spool is opened, and begun.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+
+use super::SpoolError;
+use super::disk::{self, at};
+use super::room::Limits;
+use super::store::Spool;
+use crate::transfer::{parent, sync_directory};
+
+const VERSION: &str = "millpond-spool 1\n";
+
+impl Spool {
+    /// Opens a spool, made if there is none, and sweeps what processes that died left behind.
+    ///
+    /// # Errors
+    /// `Foreign`, or what the system says.
+    pub fn open(root: &Path, limits: Limits) -> Result<Self, SpoolError> {
+        at(root, disk::directory(root))?;
+        let lock = at(root, disk::open(&root.join("lock")))?;
+        let mut spool = Self {
+            root: root.to_owned(),
+            limits,
+            lock,
+            known: None,
+            ready: BTreeSet::new(),
+            ids: HashSet::new(),
+            bytes: 0,
+        };
+        at(root, spool.lock.lock())?;
+        let opened = spool.prepare().and_then(|()| spool.refresh());
+        at(root, spool.lock.unlock())?;
+        opened.map(|()| spool)
+    }
+
+    fn prepare(&self) -> Result<(), SpoolError> {
+        let version = self.root.join("version");
+        match std::fs::read_to_string(&version) {
+            Ok(text) if text == VERSION => {}
+            Ok(text) if !text.is_empty() => return Err(SpoolError::Foreign(self.root.clone())),
+            // The first opening, or one that died.
+            Ok(_) => at(&version, self.found(&version))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => at(&version, self.found(&version))?,
+            Err(error) => return Err(SpoolError::io(&version)(error)),
+        }
+        let staging = self.root.join("staging");
+        for item in at(&staging, std::fs::read_dir(&staging))? {
+            let path = at(&staging, item)?.path();
+            // Whoever still writes it holds its lock.
+            if let Ok(file) = File::open(&path)
+                && file.try_lock().is_ok()
+            {
+                at(&path, disk::remove(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn found(&self, version: &Path) -> std::io::Result<()> {
+        for name in ["ready", "refused", "refusals", "damaged", "staging"] {
+            disk::directory(&self.root.join(name))?;
+        }
+        let mut file = disk::open(version)?;
+        file.write_all(VERSION.as_bytes())?;
+        file.sync_all()?;
+        sync_directory(&self.root)?;
+        // Whoever made it may have died before it was.
+        sync_directory(parent(&self.root))
+    }
+}
