@@ -175,6 +175,22 @@ async fn several_pushes_at_once_share_the_spool() {
 }
 
 #[tokio::test]
+async fn more_files_go_at_once_than_a_process_may_have_open() {
+    let (_server, edge) = device().await;
+    let names: Vec<String> = (0..200).map(|n| format!("file-{n}")).collect();
+    for name in &names {
+        edge.file(name, name.as_bytes());
+    }
+    let script = r#"ulimit -S -n 64; exec "$0" push --offline "$@""#;
+    let mut push = std::process::Command::new("sh");
+    push.args(["-c", script]).arg(edge_binary()).args(&names);
+    push.current_dir(edge.directory()).env("MILLPOND_SPOOL", edge.spool());
+    let output = push.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(waiting(&edge).await, 200);
+}
+
+#[tokio::test]
 async fn only_what_the_server_has_is_said_to_be_stored() {
     let (server, edge) = device().await;
     edge.file("one", b"1");

@@ -10,6 +10,7 @@ use millpond_protocol::access::Op;
 use millpond_protocol::message::Outcome;
 use millpond_protocol::message::answer::UploadInfo;
 use millpond_protocol::{FileName, Label, Sha256, Timestamp, UploadId};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
 use super::failure::{FAILED, Failure, RETRY, USAGE};
@@ -82,6 +83,10 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         return Err(Failure::new(USAGE, "--meta is not JSON"));
     }
     let mut spool = cli.spool.open()?;
+    let mut open_files = getrlimit(Resource::Nofile);
+    open_files.current = open_files.maximum;
+    // Each file is open until all are in the spool. Where the limit stays, the error says so.
+    let _ = setrlimit(Resource::Nofile, open_files);
     let staged = args.files.iter().map(|path| stage(&spool, args, path)).collect::<Result<Vec<_>, _>>()?;
     let ids: Vec<UploadId> = staged.iter().map(|file| file.document().about.upload.clone()).collect();
     let digests: Vec<Sha256> = staged.iter().map(|file| file.document().sha256).collect();
