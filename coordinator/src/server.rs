@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use millpond_broker::{Gate, GateConfig, GateHandle};
 use millpond_protocol::{Sha256, limits};
-use millpond_storage::{Secret, Storage, embedded};
+use millpond_storage::{Storage, embedded};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -191,13 +191,7 @@ async fn storage(
             if access_key.is_empty() {
                 "millpond".clone_into(&mut access_key);
             }
-            let mut server =
-                embedded::EmbeddedConfig::new(&settings.bucket, &access_key, Secret::new(&secret));
-            server.region.clone_from(&settings.region);
-            server.cors_origins.clone_from(&settings.cors_origins);
-            if settings.quota_bytes > 0 {
-                server.quota = settings.quota_bytes;
-            }
+            let mut server = settings.embedded(&access_key, &secret);
             server.grace = Duration::from_secs(config.server.shutdown_grace_s);
             let dir = config.server.data_dir.join("objects");
             let opened = tokio::task::spawn_blocking(move || embedded::open(&dir, server)).await??;

@@ -9,6 +9,7 @@ use millpond::ledger::Ledger;
 use millpond::rounds::Policy;
 use millpond::rounds::policy::Grouping;
 use millpond::server;
+use millpond_protocol::bundle::{self, Bundle};
 use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::{Code, Role, Sha256};
 use rumqttc::v5::mqttbytes::QoS;
@@ -219,6 +220,37 @@ async fn refusals_carry_their_code_and_leave_the_id_free() {
     assert_eq!(publisher.receipt().await.outcome, Outcome::Stored);
     assert_ne!(publisher.publish("mp/p/c/publisher/up/u", b"other").await, PubAckReason::Success);
     assert_eq!(publisher.receipt().await.error.unwrap().code, Code::Conflict);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_granted_and_rejected_is_refused_without_the_bundle_that_it_came_in() {
+    let server = server(Policy { require_sha256: true, ..by_count() }).await;
+    let mut publisher = server.client(Role::Publisher).await;
+    publisher.subscribe("mp/p/d/publisher/#").await;
+    let sha256 = Sha256::of(b"a");
+    publisher.ask("put", json!({"id": "g", "upload": "granted", "size": 1, "sha256": sha256})).await;
+    let entry = |upload, sha256| bundle::Entry {
+        upload,
+        event_time_ms: 0,
+        name: "",
+        content_type: None,
+        label: None,
+        sha256,
+        meta: None,
+        data: b"a",
+    };
+    let entries = vec![entry("granted", None), entry("other", Some(sha256.0))];
+    let bytes = Bundle { clock_offset_ms: None, complete_through_ms: None, entries };
+    let bytes = bundle::encode(&bytes).unwrap();
+    assert_eq!(publisher.publish("mp/p/c/publisher/bundle/b", &bytes).await, PubAckReason::Success);
+    let mut receipts = [publisher.receipt().await, publisher.receipt().await];
+    receipts.sort_by(|a, b| a.upload.cmp(&b.upload));
+    let [granted, other] = receipts;
+    assert_eq!((granted.outcome, granted.error.unwrap().code), (Outcome::Refused, Code::Rejected));
+    assert_eq!((other.upload.as_str(), other.outcome), ("other", Outcome::Stored));
+    let status = publisher.ask("status", json!({"upload": "granted"})).await;
+    assert_eq!(status["outcome"], "granted");
     server.stop().await;
 }
 

@@ -120,12 +120,17 @@ pub const PARTS_MAX: u64 = 10_000;
 pub const PART_URLS_MAX: usize = 100;
 /// How long a grant holds from the last `put` that named it (default of `grant_s`): a device's night and day offline.
 pub const GRANT: Duration = Duration::from_secs(86_400);
+/// How long a grant holds at the most, however often it is renewed, and the most that `grant_s` may be. Storage keeps the
+/// parts of an unfinished file for longer: the embedded server for a day more, an external one by its lifecycle rule.
+pub const GRANT_LIFE: Duration = Duration::from_secs(30 * 86_400);
 /// Grants of one member that are not committed yet: each holds storage that nothing counts.
 pub const GRANTS_PER_MEMBER: u64 = 1_000;
 /// Bytes of all grants of one pool that are not committed yet.
 pub const GRANTED_BYTES_PER_POOL: u64 = 10 << 40;
-/// Objects that are hashed after their last part came, at once: each takes a share of disk and processor.
+/// Uploads in parts that are hashed after their last part came, at once: each takes a share of disk and processor.
 pub const VERIFYING_MAX: usize = 2;
+/// The same of results, which the whole pool waits for: they have turns of their own.
+pub const VERIFYING_RESULTS_MAX: usize = 1;
 /// Receipts kept for replay for each member.
 pub const RECEIPTS_KEPT: usize = 10_000;
 /// Age of receipts kept for replay.

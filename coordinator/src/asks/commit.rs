@@ -202,7 +202,7 @@ fn outcome(found: Vec<Found>) -> Result<answer::Commit, Refusal> {
                 let why = grant.problem.as_deref().unwrap_or("it did not count");
                 wrong.push(format!("{}: {why}", grant.target));
             }
-            Found::Nothing(id) => wrong.push(format!("{id}: its grant ended, for its bytes differ")),
+            Found::Nothing(id) => wrong.push(format!("{id}: its grant has ended")),
         }
     }
     if wrong.is_empty() { Ok(answer::Commit { uploads }) } else { Err(problems(Code::Mismatch, &wrong)) }

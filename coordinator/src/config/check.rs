@@ -34,8 +34,9 @@ impl Config {
             }
         }
         // A grant outlives a restart and the longest call; what is granted for months is forgotten.
-        if !(1..=30 * 86_400).contains(&self.limits.grant_s) {
-            wrong("limits.grant_s", format!("{} is not within 1 and 2592000 seconds", self.limits.grant_s));
+        let most = limits::GRANT_LIFE.as_secs();
+        if !(1..=most).contains(&self.limits.grant_s) {
+            wrong("limits.grant_s", format!("{} is not within 1 and {most} seconds", self.limits.grant_s));
         }
         if self.server.shutdown_grace_s > 3_600 {
             wrong("server.shutdown_grace_s", "is at most 3600 seconds".into());

@@ -1,12 +1,17 @@
-//! From the settings of storage to what its client wants.
+//! From the settings of storage to what its client and the embedded server want.
 
 use std::time::Duration;
 
+use millpond_protocol::limits;
+use millpond_storage::embedded::EmbeddedConfig;
 use millpond_storage::{Secret, StorageConfig};
 use url::Url;
 
 use super::Storage;
 use super::load::{BadConfig, Problem};
+
+/// How much longer the embedded server keeps parts than any grant holds.
+const AFTER_GRANTS: Duration = Duration::from_secs(86_400);
 
 impl Storage {
     /// What calls and URLs need, for an endpoint and credentials that may have been made at the start.
@@ -44,5 +49,29 @@ impl Storage {
             return Ok(None);
         };
         self.client(endpoint, public_url, &self.access_key, self.secret_key.expose()).map(Some)
+    }
+
+    /// What the embedded server needs, with credentials that may have been made at the start.
+    pub fn embedded(&self, access_key: &str, secret_key: &str) -> EmbeddedConfig {
+        let mut server = EmbeddedConfig::new(&self.bucket, access_key, Secret::new(secret_key));
+        server.region.clone_from(&self.region);
+        server.cors_origins.clone_from(&self.cors_origins);
+        if self.quota_bytes > 0 {
+            server.quota = self.quota_bytes;
+        }
+        // Whoever holds a grant finds the parts that came, even if none has come since its first day.
+        server.abandoned = limits::GRANT_LIFE + AFTER_GRANTS;
+        server
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_embedded_server_keeps_parts_for_longer_than_any_grant_holds() {
+        let server = Storage::default().embedded("access", "a-secret-of-the-tests");
+        assert!(server.abandoned > limits::GRANT_LIFE, "{:?}", server.abandoned);
     }
 }

@@ -61,22 +61,26 @@ impl Grants {
         job.await
     }
 
-    /// Gives grants up that are still there; one that was to end by its time may have been renewed meanwhile.
+    /// Gives grants up that are still there, and says which; one that was to end by its time may have been renewed
+    /// meanwhile, and is open again with those that were to count with it.
     ///
     /// # Errors
     /// The ledger's.
-    pub async fn end(&self, ended: Vec<Grant>, cause: Cause) -> Result<(), Refusal> {
+    pub async fn end(&self, ended: Vec<Grant>, cause: Cause) -> Result<Vec<Grant>, Refusal> {
         let job = self.ledger.write(move |tx| {
-            for known in &ended {
-                match grant(tx.sql(), known.id)? {
-                    None => {}
-                    Some(grant) if cause == Cause::Expired && grant.expires > tx.now() => {
-                        tx.reopen_grants(grant.pool, known.id, "it was renewed")?;
+            let mut gone = Vec::new();
+            for known in ended {
+                let Some(standing) = grant(tx.sql(), known.id)? else { continue };
+                if cause == Cause::Expired && standing.expires > tx.now() {
+                    if let Some(set) = standing.verifying {
+                        tx.reopen_grants(standing.pool, set, &format!("{} was renewed", standing.target))?;
                     }
-                    Some(grant) => tx.end_grant(&grant, cause)?,
+                    continue;
                 }
+                tx.end_grant(&standing, cause)?;
+                gone.push(standing);
             }
-            Ok(())
+            Ok(gone)
         });
         job.await
     }

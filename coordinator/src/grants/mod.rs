@@ -17,10 +17,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use millpond_protocol::Refusal;
 use millpond_protocol::message::{Outcome, Receipt};
-use millpond_protocol::{Refusal, limits};
 use millpond_storage::{Error as StorageError, Storage};
-use tokio::sync::Semaphore;
 
 use crate::ledger::Ledger;
 use crate::ledger::grants::{Grant, GrantId};
@@ -37,15 +36,12 @@ pub struct Grants {
     pub valid: Duration,
     /// Bytes hashed so far of what is hashed now: for people, and lost with the process.
     progress: Arc<Mutex<HashMap<GrantId, u64>>>,
-    /// Turns at hashing.
-    hashing: Arc<Semaphore>,
 }
 
 impl Grants {
     /// Grants hold for `valid` from the ask that made or renewed them.
     pub fn new(ledger: Ledger, storage: Storage, valid: Duration) -> Self {
-        let hashing = Arc::new(Semaphore::new(limits::VERIFYING_MAX));
-        Self { ledger, storage, valid, progress: Arc::default(), hashing }
+        Self { ledger, storage, valid, progress: Arc::default() }
     }
 
     /// Bytes of a granted file that were verified so far.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use millpond_broker::GateHandle;
 use millpond_protocol::message::{Outcome, Receipt};
-use millpond_protocol::{Code, Refusal};
+use millpond_protocol::{Code, Refusal, limits};
 use millpond_storage::Error as StorageError;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::{Id, JoinError, JoinSet};
@@ -17,11 +17,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Grants, Look, receipt};
 use crate::fanout::receipts;
-use crate::ledger::grants::{self, Grant, Target};
+use crate::ledger;
+use crate::ledger::grants::{self, Grant, Set, Target};
 use crate::ledger::transfer::Cause;
-use crate::ledger::{self};
 
-/// Sets that are worked on at once; of them only some hash.
+/// Sets that are worked on at once, beside those that have to be read.
 const TASKS: usize = 16;
 /// Grants that end in one job.
 const PAGE: usize = 100;
@@ -63,7 +63,7 @@ struct Worker {
     gate: GateHandle,
     tasks: JoinSet<Result<(), Refusal>>,
     /// The set that each task is about.
-    running: HashMap<Id, i64>,
+    running: HashMap<Id, Set>,
     /// Sets that failed: how often in a row, and until when they wait.
     paused: HashMap<i64, (u32, Instant)>,
     /// When to look at the rows again.
@@ -97,25 +97,23 @@ impl Worker {
                 tracing::error!(%error, "grants that have ended are not closed yet");
             }
         }
-        self.paused.retain(|set, _| sets.contains(set));
-        self.start(&sets);
+        self.paused.retain(|id, _| sets.iter().any(|set| set.id == *id));
+        self.start(sets);
     }
 
-    fn start(&mut self, sets: &[i64]) {
+    fn start(&mut self, mut waiting: Vec<Set>) {
         let now = Instant::now();
-        for set in sets {
-            if self.running.values().any(|running| running == set) {
-                continue;
-            }
-            if let Some((_, until)) = self.paused.get(set).filter(|(_, until)| *until > now) {
+        waiting.retain(|set| {
+            if let Some((_, until)) = self.paused.get(&set.id).filter(|(_, until)| *until > now) {
                 self.look = self.look.min(*until);
-                continue;
+                return false;
             }
-            if self.running.len() >= TASKS {
-                return;
-            }
-            let task = self.tasks.spawn(work(self.grants.clone(), self.gate.clone(), *set));
-            self.running.insert(task.id(), *set);
+            !self.running.values().any(|running| running.id == set.id)
+        });
+        while let Some(set) = next(&waiting, self.running.values()) {
+            waiting.retain(|other| *other != set);
+            let task = self.tasks.spawn(work(self.grants.clone(), self.gate.clone(), set.id));
+            self.running.insert(task.id(), set);
         }
     }
 
@@ -126,7 +124,7 @@ impl Worker {
         };
         // There may be more than had a place.
         self.look = Instant::now();
-        let Some(set) = self.running.remove(&id) else { return };
+        let Some(Set { id: set, .. }) = self.running.remove(&id) else { return };
         match outcome {
             Ok(()) => drop(self.paused.remove(&set)),
             Err(error) => {
@@ -137,6 +135,45 @@ impl Worker {
             }
         }
     }
+}
+
+/// What sets wait for, each by itself: what takes hours is in nobody's way but that of its like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// Some calls to storage, and the reading of what came by one PUT where storage does not know its hash.
+    Short,
+    ReadUpload,
+    ReadResult,
+}
+
+impl Turn {
+    fn of(set: &Set) -> Self {
+        match (set.reads, set.result) {
+            (false, _) => Self::Short,
+            (true, false) => Self::ReadUpload,
+            (true, true) => Self::ReadResult,
+        }
+    }
+
+    /// Sets that have it at once.
+    fn max(self) -> usize {
+        match self {
+            Self::Short => TASKS,
+            Self::ReadUpload => limits::VERIFYING_MAX,
+            Self::ReadResult => limits::VERIFYING_RESULTS_MAX,
+        }
+    }
+}
+
+/// Whose turn it is: the oldest set of the member who has the fewest under way.
+fn next<'a>(waiting: &[Set], running: impl Iterator<Item = &'a Set> + Clone) -> Option<Set> {
+    let like = |set: &Set| {
+        let turn = Turn::of(set);
+        running.clone().filter(move |other| Turn::of(other) == turn)
+    };
+    let free = waiting.iter().filter(|set| like(set).count() < Turn::of(set).max());
+    let own = |set: &Set| like(set).filter(|other| other.member == set.member).count();
+    free.min_by_key(|set| (own(set), set.id)).copied()
 }
 
 /// Verifies what is to count together, and counts it. An error says that it is to be tried again.
@@ -174,11 +211,7 @@ async fn work(grants: Grants, gate: GateHandle, set: i64) -> Result<(), Refusal>
 
 async fn verify(grants: &Grants, grant: &Grant) -> Result<Look, StorageError> {
     match grants.look(grant).await? {
-        Look::Unread => {
-            // It is never closed.
-            let _turn = grants.hashing.acquire().await;
-            grants.read_whole(grant).await
-        }
+        Look::Unread => grants.read_whole(grant).await,
         look => Ok(look),
     }
 }
@@ -212,7 +245,7 @@ async fn reopen(grants: &Grants, grant: &Grant, set: i64, why: &str) -> Result<(
     grants.ledger.write(move |tx| tx.reopen_grants(pool, set, &why)).await
 }
 
-/// Gives a grant up and tells its owner.
+/// Gives a grant up, if it is still there, and tells its owner.
 async fn end(
     grants: &Grants,
     gate: &GateHandle,
@@ -220,7 +253,42 @@ async fn end(
     cause: Cause,
     refusal: Refusal,
 ) -> Result<(), Refusal> {
-    grants.end(vec![grant.clone()], cause).await?;
-    receipts::tell(gate, &grant.who, &receipt(grant, Outcome::Refused, Some(refusal)));
+    for ended in grants.end(vec![grant.clone()], cause).await? {
+        receipts::tell(gate, &ended.who, &receipt(&ended, Outcome::Refused, Some(refusal.clone())));
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(id: i64, member: i64, result: bool, reads: bool) -> Set {
+        Set { id, member, result, reads }
+    }
+
+    /// What starts, in order, while nothing ends.
+    fn started(mut waiting: Vec<Set>) -> Vec<i64> {
+        let mut running = Vec::new();
+        while let Some(set) = next(&waiting, running.iter()) {
+            waiting.retain(|other| *other != set);
+            running.push(set);
+        }
+        running.iter().map(|set| set.id).collect()
+    }
+
+    #[test]
+    fn files_that_take_hours_to_read_keep_neither_results_nor_what_needs_no_reading() {
+        let mut waiting: Vec<Set> = (0..100).map(|id| set(id, 1, false, true)).collect();
+        waiting.extend([set(100, 2, true, true), set(101, 3, true, false), set(102, 4, false, false)]);
+        assert_eq!(started(waiting), [0, 100, 101, 102, 1]);
+    }
+
+    #[test]
+    fn the_next_file_is_of_the_member_who_has_fewer_under_way() {
+        let first = set(0, 1, false, true);
+        let waiting = [set(1, 1, false, true), set(2, 2, false, true)];
+        assert_eq!(next(&waiting, [first].iter()), Some(waiting[1]));
+        assert_eq!(next(&waiting, [first, waiting[1]].iter()), None);
+    }
 }

@@ -20,7 +20,7 @@ struct Parsed {
 /// What became of one entry.
 enum Entry {
     Stored(Stored),
-    /// A conflict: an outcome of this entry alone.
+    /// A conflict, or against the rules while its grant is open: an outcome of this entry alone.
     Refused {
         upload: String,
         refusal: Refusal,
@@ -103,7 +103,7 @@ fn store(
             let upload = entry.upload.to_string();
             outcomes.push(match tx.store_upload(pool, &who, entry) {
                 Ok(stored) => Entry::Stored(stored),
-                Err(Error::Refused(refusal)) if refusal.code == Code::Conflict => {
+                Err(Error::Refused(refusal)) if matches!(refusal.code, Code::Conflict | Code::Rejected) => {
                     Entry::Refused { upload, refusal }
                 }
                 Err(error) => return Err(error),
@@ -150,7 +150,7 @@ async fn store_staged(ctx: &Ctx, who: &Principal, mut parsed: Parsed) -> Result<
     outcome
 }
 
-/// Receipts of repeats and conflicts, which are no rows.
+/// Receipts of repeats and of what was refused by itself, which are no rows.
 fn tell_rowless(ctx: &Ctx, who: &Principal, id: &BundleId, entries: Vec<Entry>) {
     for entry in entries {
         match entry {

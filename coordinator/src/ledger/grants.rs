@@ -6,6 +6,7 @@
 
 use millpond_protocol::{
     Code, FileName, Label, MemberName, PoolName, Principal, Refusal, Role, Sha256, Timestamp, UploadId,
+    limits,
 };
 use millpond_storage::MultipartId;
 use rusqlite::{Connection, Row, params};
@@ -154,9 +155,9 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Lets a grant hold until `expires`, and its URLs until `urls`.
+    /// Lets a grant hold until `expires`, but no longer than [`limits::GRANT_LIFE`] in all.
     pub(super) fn renew_grant(&mut self, grant: &mut Grant, expires: Timestamp) -> Result<()> {
-        grant.expires = grant.expires.max(expires);
+        grant.expires = grant.expires.max(expires.min(grant.received.after(limits::GRANT_LIFE)));
         self.sql
             .prepare_cached("UPDATE grants SET expires = ?2 WHERE id = ?1")?
             .execute(params![grant.id, grant.expires.as_millis()])?;
@@ -260,12 +261,26 @@ pub fn grants_of_set(sql: &Connection, set: i64) -> Result<Vec<Grant>> {
     select(sql, "g.verifying = ?1", [set])
 }
 
-/// The numbers of every set that is to be verified, oldest first.
-pub fn sets(sql: &Connection) -> Result<Vec<i64>> {
+/// Grants of one member that are to be verified together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Set {
+    pub id: i64,
+    pub member: i64,
+    /// It is a result's grant, which is always alone.
+    pub result: bool,
+    /// Some of them came in parts and have to be read.
+    pub reads: bool,
+}
+
+/// Every set that is to be verified, oldest first.
+pub fn sets(sql: &Connection) -> Result<Vec<Set>> {
     let mut statement = sql.prepare_cached(
-        "SELECT DISTINCT verifying FROM grants WHERE verifying IS NOT NULL ORDER BY verifying",
+        "SELECT verifying, member_id, max(round IS NOT NULL), max(part_size IS NOT NULL AND NOT verified) \
+         FROM grants WHERE verifying IS NOT NULL GROUP BY verifying ORDER BY verifying",
     )?;
-    let rows = statement.query_map([], |row| row.get(0))?;
+    let rows = statement.query_map([], |row| {
+        Ok(Set { id: row.get(0)?, member: row.get(1)?, result: row.get(2)?, reads: row.get(3)? })
+    })?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 

@@ -125,24 +125,24 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// The member's open grant for an upload that now comes by PUBLISH: the same bytes take its place.
+    /// The member's open grant for an upload that now comes by PUBLISH, with the same bytes.
     ///
     /// # Errors
     /// `conflict` for other bytes.
-    pub(super) fn claim_from_grant(&mut self, pool: PoolId, who: &Principal, new: &NewUpload) -> Result<()> {
+    pub(super) fn granted(&self, pool: PoolId, who: &Principal, new: &NewUpload) -> Result<Option<Grant>> {
         let granted: bool = self
             .sql
             .prepare_cached("SELECT EXISTS (SELECT 1 FROM grants WHERE member_id = ?1 AND upload = ?2)")?
             .query_row(params![who.id, new.upload.as_str()], |row| row.get(0))?;
         if !granted {
-            return Ok(());
+            return Ok(None);
         }
         let target = Target::Upload(new.upload.clone());
-        let Some(grant) = grants::grant_for(self.sql, pool, who.id, &target)? else { return Ok(()) };
-        if grant.object.sha256 != new.sha256 {
+        let grant = grants::grant_for(self.sql, pool, who.id, &target)?;
+        if grant.as_ref().is_some_and(|grant| grant.object.sha256 != new.sha256) {
             return Err(other_bytes(&target));
         }
-        self.end_grant(&grant, Cause::Published)
+        Ok(grant)
     }
 
     /// Counts granted uploads whose objects are verified, all of them or, on an error, none. What the pool's rules

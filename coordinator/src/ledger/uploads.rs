@@ -4,6 +4,7 @@ use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::{Code, FileName, Label, Principal, Refusal, Sha256, Timestamp, UploadId, limits};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::transfer::Cause;
 use super::tx::Tx;
 use super::{PoolId, Result, number, row_id};
 use crate::rounds::acceptance::{self, Candidate, Rejection};
@@ -72,7 +73,8 @@ impl Tx<'_> {
     /// Stores an upload once: a repeat gets the first receipt, other bytes under the same key are a `conflict`.
     ///
     /// # Errors
-    /// `conflict`; what the pool's rules reject is no error but a row.
+    /// `conflict`; `rejected` while the upload's grant is open. What the pool's rules reject otherwise is no error but a
+    /// row.
     pub fn store_upload(&mut self, pool: PoolId, who: &Principal, new: NewUpload) -> Result<Stored> {
         if let Some(receipt) = find_receipt(self.sql, who.id, new.upload.as_str())? {
             if receipt.sha256 != Some(new.sha256) {
@@ -85,7 +87,7 @@ impl Tx<'_> {
             }
             return Ok(Stored { receipt, repeated: true });
         }
-        self.claim_from_grant(pool, who, &new)?;
+        let granted = self.granted(pool, who, &new)?;
         let candidate = Candidate {
             size: new.size,
             declares_sha256: new.sha256_declared,
@@ -101,6 +103,16 @@ impl Tx<'_> {
             }
             Ok(()) => self.place(pool, who, &new)?,
         };
+        match (granted, &placed) {
+            // A rejection would be a row and take the id from the file that was granted.
+            (Some(_), Err(rejection)) => {
+                return Err(Refusal::from(rejection.clone())
+                    .hint("the upload's grant is open as before: `commit` or `abort` it")
+                    .into());
+            }
+            (Some(grant), Ok(_)) => self.end_grant(&grant, Cause::Published)?,
+            (None, _) => {}
+        }
         self.insert(pool, who, new, placed)
     }
 

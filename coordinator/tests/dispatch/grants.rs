@@ -8,8 +8,9 @@ use millpond::dispatch::sweep::sweep;
 use millpond::ledger::grants::{Grant, NewGrant, Target};
 use millpond::ledger::now;
 use millpond::ledger::transfer::{Cause, Granted};
-use millpond::ledger::uploads::Body;
+use millpond::ledger::uploads::{Body, NewUpload};
 use millpond_protocol::access::Op;
+use millpond_protocol::message::Outcome;
 use millpond_protocol::{Code, Principal, Role, Sha256, Timestamp, limits};
 use millpond_storage::ObjectKey;
 use serde_json::{Value, json};
@@ -168,11 +169,7 @@ async fn thousands_of_large_files_come_page_by_page_each_once_with_a_url() {
             let bytes = n.to_le_bytes().to_vec();
             let object = tx.grant_object(pool, "upload", 8, Sha256::of(&bytes))?;
             let new = file(&format!("film-{n:05}"), bytes);
-            tx.store_upload(
-                pool,
-                &who,
-                millpond::ledger::uploads::NewUpload { body: Body::Object(object.id), ..new },
-            )?;
+            tx.store_upload(pool, &who, NewUpload { body: Body::Object(object.id), ..new })?;
         }
         Ok(())
     });
@@ -197,4 +194,81 @@ async fn thousands_of_large_files_come_page_by_page_each_once_with_a_url() {
     }
     assert_eq!((seen.len() as u64, urls.len() as u64), (FILES, FILES));
     assert!(pages < 12, "{pages} pages");
+}
+
+#[tokio::test]
+async fn a_publish_that_the_rules_reject_is_no_row_and_leaves_the_open_grant_of_its_id() {
+    let world = World::new(json!({})).await;
+    let edge = world.member("edge", Role::Publisher).await;
+    grant(&world, &edge, new("a", 1, Some(window()))).await.unwrap();
+    let publish = async |declared| {
+        let (pool, who) = (world.pool, edge.clone());
+        let file = NewUpload { sha256_declared: declared, ..file("a", "a") };
+        world.ledger.write(move |tx| tx.store_upload(pool, &who, file)).await
+    };
+    let untouched = async || {
+        assert_eq!(world.number("SELECT count(*) FROM uploads").await, 0);
+        assert_eq!(world.number("SELECT count(*) FROM objects WHERE state = 'granted'").await, 1);
+        assert_eq!(world.number("SELECT count(*) FROM grants").await, 1);
+    };
+    world.policy(json!({"require_sha256": true})).await;
+    assert_eq!(publish(false).await.unwrap_err().code, Code::Rejected);
+    untouched().await;
+
+    // What only the batches tell.
+    world.policy(json!({"late": "reject"})).await;
+    world.upload(&edge, vec![file("other", "other")]).await;
+    let mill = world.member("mill", Role::Processor).await;
+    world.ask(&mill, Op::Trigger, json!({"id": "t", "window": window()})).await.unwrap();
+    assert_eq!(publish(true).await.unwrap_err().code, Code::Rejected);
+    assert_eq!(world.number("SELECT count(*) FROM grants").await, 1);
+
+    world.policy(json!({})).await;
+    assert_eq!(publish(true).await.unwrap().receipt.outcome, Outcome::Stored);
+    assert_eq!(world.number("SELECT count(*) FROM objects WHERE state = 'doomed'").await, 1);
+    assert_eq!(world.number("SELECT count(*) FROM grants").await, 0);
+}
+
+#[tokio::test]
+async fn a_grant_that_was_renewed_does_not_end_and_opens_its_whole_set() {
+    let world = World::new(json!({})).await;
+    let edge = world.member("edge", Role::Publisher).await;
+    let one = grant(&world, &edge, new("one", 5, None)).await.unwrap();
+    let two = grant(&world, &edge, new("two", 7, None)).await.unwrap();
+    let both = [one.clone(), two.clone()];
+    assert_eq!(world.ledger.write(move |tx| tx.verify_grants(&both)).await, Ok(2));
+    let grants = &world.asks.grants;
+    assert!(grants.end(vec![two.clone()], Cause::Expired).await.unwrap().is_empty());
+    assert_eq!(world.number("SELECT count(*) FROM grants WHERE verifying IS NULL").await, 2);
+
+    let gone = grants.end(vec![two.clone()], Cause::Mismatch).await.unwrap();
+    assert_eq!(gone.iter().map(|grant| grant.id).collect::<Vec<_>>(), [two.id]);
+    // Once: who comes later has nothing to tell its owner.
+    assert!(grants.end(vec![two], Cause::Mismatch).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_grant_that_is_renewed_again_and_again_holds_for_its_life_and_no_longer() {
+    let world = World::new(json!({})).await;
+    let edge = world.member("edge", Role::Publisher).await;
+    let first = grant(&world, &edge, new("slow", 1, None)).await.unwrap();
+    let made = now().before(limits::GRANT_LIFE - HOUR / 2);
+    let age = move |tx: &mut millpond::ledger::Tx<'_>| {
+        Ok(tx.sql().execute("UPDATE grants SET received = ?1", [made.as_millis()])?)
+    };
+    assert_eq!(world.ledger.write(age).await, Ok(1));
+    let renew = async |valid| {
+        let who = edge.clone();
+        match world.ledger.write(move |tx| tx.grant(&who, new("slow", 1, None), valid)).await.unwrap() {
+            Granted::Open { grant, new: false } => *grant,
+            other => panic!("{other:?}"),
+        }
+    };
+    // It never holds for less than it was said to.
+    assert_eq!(renew(HOUR).await.expires, first.expires);
+    let age = move |tx: &mut millpond::ledger::Tx<'_>| {
+        Ok(tx.sql().execute("UPDATE grants SET expires = ?1", [now().as_millis()])?)
+    };
+    assert_eq!(world.ledger.write(age).await, Ok(1));
+    assert_eq!(renew(HOUR).await.expires, made.after(limits::GRANT_LIFE));
 }

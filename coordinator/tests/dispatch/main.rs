@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod asks;
+mod commits;
 mod grants;
 mod manifests;
 mod packs;
