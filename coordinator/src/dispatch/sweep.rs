@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
 use millpond_protocol::{Refusal, Timestamp, limits};
 use millpond_storage::{Error, MultipartId, ObjectKey, Storage};
 use rusqlite::params;
@@ -12,6 +13,10 @@ use crate::ledger::{self, Ledger};
 const EVERY: Duration = Duration::from_secs(30);
 /// Objects that are deleted before their rows are written.
 const PAGE: usize = 256;
+/// Objects that are deleted at once: storage answers a call in some 50 ms.
+const AT_ONCE: usize = 16;
+/// Temporary failures after which the rest is left to the next sweep: storage is away.
+const FAILURES: usize = AT_ONCE;
 /// Doomed objects that never counted and are younger than this are left for later: a PUT that we gave up may still be on
 /// its way.
 const SETTLED: Duration = limits::STORAGE_TIMEOUT.saturating_mul(2);
@@ -33,12 +38,13 @@ pub(super) async fn run(ledger: Ledger, storage: Storage) {
 /// any more by a URL; says how many.
 ///
 /// # Errors
-/// The ledger cannot be used, or storage is away: what has been deleted by then is `gone`, the rest stays `doomed`.
+/// The ledger cannot be used, or storage did not delete all: what it deleted is `gone`, the rest stays `doomed`.
 pub async fn sweep(ledger: &Ledger, storage: &Storage, now: Timestamp) -> Result<usize, Refusal> {
     let before = now.before(SETTLED).as_millis();
     let urls_before = now.before(URL_SETTLED).as_millis();
     let (mut swept, mut after) = (0, 0);
-    loop {
+    let mut failures = Vec::new();
+    while failures.len() < FAILURES {
         let page = ledger
             .read(move |sql| {
                 let mut statement = sql.prepare_cached(
@@ -46,16 +52,15 @@ pub async fn sweep(ledger: &Ledger, storage: &Storage, now: Timestamp) -> Result
                      AND (lived OR created <= ?1) AND coalesce(url_until, 0) <= ?4 AND id > ?2 \
                      ORDER BY id LIMIT ?3",
                 )?;
-                let rows = statement
-                    .query_map(params![before, after, PAGE, urls_before], |row| {
-                        Ok(Doomed { id: row.get(0)?, key: row.get(1)?, multipart: row.get(2)? })
-                    })?;
+                let rows = statement.query_map(params![before, after, PAGE, urls_before], |row| {
+                    Ok(Doomed { id: row.get(0)?, key: row.get(1)?, multipart: row.get(2)? })
+                })?;
                 Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?)
             })
             .await?;
-        let Some(last) = page.last() else { return Ok(swept) };
+        let Some(last) = page.last() else { break };
         after = last.id;
-        let (gone, failed) = delete(storage, page).await;
+        let gone = delete(storage, page, &mut failures).await;
         swept += gone.len();
         metrics::counter!("millpond_objects_swept_total").increment(gone.len() as u64);
         ledger
@@ -67,9 +72,10 @@ pub async fn sweep(ledger: &Ledger, storage: &Storage, now: Timestamp) -> Result
                 Ok(())
             })
             .await?;
-        if let Some(error) = failed {
-            return Err(Refusal::unavailable(error.to_string()));
-        }
+    }
+    match failures.first() {
+        None => Ok(swept),
+        Some(error) => Err(Refusal::unavailable(format!("{} objects fail: {error}", failures.len()))),
     }
 }
 
@@ -80,28 +86,34 @@ struct Doomed {
     multipart: Option<String>,
 }
 
-/// Deletes until something fails: which are gone, and why the next is not.
-async fn delete(storage: &Storage, page: Vec<Doomed>) -> (Vec<i64>, Option<Error>) {
+/// Deletes until too much has failed; which are gone.
+async fn delete(storage: &Storage, page: Vec<Doomed>, failures: &mut Vec<Error>) -> Vec<i64> {
     let mut gone = Vec::with_capacity(page.len());
-    for doomed in page {
-        let Ok(key) = doomed.key.parse::<ObjectKey>() else {
-            tracing::error!(key = doomed.key, "sweep: a row's key is none");
-            continue;
-        };
-        match remove(storage, &key, doomed.multipart).await {
+    let removals = page.into_iter().map(|doomed| remove(storage.clone(), doomed));
+    let mut removals = stream::iter(removals).buffer_unordered(AT_ONCE);
+    while failures.len() < FAILURES
+        && let Some((doomed, removed)) = removals.next().await
+    {
+        match removed {
             Ok(()) => gone.push(doomed.id),
-            Err(error) if error.is_temporary() => return (gone, Some(error)),
+            Err(error) if error.is_temporary() => failures.push(error),
             // One key that storage refuses does not keep the others.
-            Err(error) => tracing::error!(%key, %error, "sweep: an object is not deleted"),
+            Err(error) => tracing::error!(key = %doomed.key, %error, "sweep: an object is not deleted"),
         }
     }
-    (gone, None)
+    gone
 }
 
 /// Removes an object, and the parts that it was to be made of.
-async fn remove(storage: &Storage, key: &ObjectKey, multipart: Option<String>) -> Result<(), Error> {
-    if let Some(id) = multipart.and_then(|id| id.parse::<MultipartId>().ok()) {
-        storage.abort_multipart(key, &id).await?;
-    }
-    storage.delete(key).await
+async fn remove(storage: Storage, doomed: Doomed) -> (Doomed, Result<(), Error>) {
+    let removed = async {
+        let key: ObjectKey =
+            doomed.key.parse().map_err(|_| Error::Mismatch("the row's key is none".into()))?;
+        if let Some(id) = doomed.multipart.as_deref().and_then(|id| id.parse::<MultipartId>().ok()) {
+            storage.abort_multipart(&key, &id).await?;
+        }
+        storage.delete(&key).await
+    };
+    let removed = removed.await;
+    (doomed, removed)
 }
