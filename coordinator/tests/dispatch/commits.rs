@@ -41,10 +41,13 @@ async fn a_commit_of_several_begins_with_all_or_none_though_one_ends_under_way()
     }
     // The ledger stands still until both were found whole; first in line then is the end of one.
     let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let (begin, begun) = tokio::sync::oneshot::channel();
     let held = tokio::spawn(world.ledger.write(move |_| {
+        let _ = begin.send(());
         let _ = wait.recv();
         Ok(())
     }));
+    begun.await.unwrap();
     let (pool, who) = (world.pool, edge.clone());
     let ended = tokio::spawn(world.ledger.write(move |tx| {
         let target = Target::Upload("two".parse().unwrap());
