@@ -25,4 +25,4 @@ pub use process::Process;
 pub use relay::Relay;
 pub use seaweedfs::SeaweedFs;
 pub use server::{Ports, Server};
-pub use tools::{binary, edge_binary, python, recent_hour, repository, tool, until};
+pub use tools::{binary, edge_binary, python, recent_hour, repository, skip, tool, until};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use millpond_edge::transfer;
 use millpond_protocol::{Role, Sha256};
-use millpond_tests::{Credentials, Edge, Link, Mill, Process, Relay, Server};
+use millpond_tests::{Credentials, Edge, Link, Mill, Process, Relay, Server, until};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -82,9 +82,11 @@ async fn every_result_becomes_current_is_applied_and_the_server_knows() {
     }
     let kept = |version: u32| cast.edge.directory().join(format!("results/{version}")).exists();
     assert_eq!([kept(1), kept(2), kept(3), kept(4)], [false, false, true, true]);
-    let results = cast.server.api().get("/v1/pools/demo/results").await;
-    let newest = &results["results"].as_array().unwrap()[0];
-    assert_eq!(newest["applied"], 1, "{newest}");
+    until("the server counts the newest result as applied", async || {
+        let results = cast.server.api().get("/v1/pools/demo/results").await;
+        results["results"][0]["applied"] == 1
+    })
+    .await;
     listener.signal("TERM");
     assert!(listener.wait(PATIENCE).await.success());
 }
