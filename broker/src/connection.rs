@@ -129,7 +129,14 @@ impl Connection {
                 moved = poll_fn(|cx| poll_io(
                     io, &mut self.session.out, &mut self.intake.stream, room, listens, cx,
                 )) => match moved {
-                    Ok(Moved::Read(0)) | Err(_) => return,
+                    Ok(Moved::Read(0)) => return,
+                    Err(error) => {
+                        // The stream itself has waited for as long as `write_by` would, below TLS.
+                        if error.kind() == std::io::ErrorKind::TimedOut {
+                            metrics::counter!("millpond_gate_stalled_total").increment(1);
+                        }
+                        return;
+                    }
                     Ok(Moved::Read(n)) => {
                         self.gate.bytes_in.increment(n as u64);
                         self.session.heard(self.intake.was_read(n));

@@ -1,11 +1,10 @@
 //! Start and stop of the gate: the accept loop.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use millpond_net::{Arrival, Listener, Stream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,6 +13,7 @@ use crate::backend::Backend;
 use crate::budget::Budget;
 use crate::config::GateConfig;
 use crate::handle::GateHandle;
+use crate::handshake::Welcome;
 use crate::{connection, handshake, router, socket};
 
 /// Pause after an accept that failed for want of descriptors or memory.
@@ -107,7 +107,12 @@ impl Gate {
     ///
     /// # Errors
     /// [`GateError::RouterDead`]: live messages would no longer arrive.
-    pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), GateError> {
+    pub async fn serve(
+        &self,
+        listener: impl Into<Listener>,
+        shutdown: CancellationToken,
+    ) -> Result<(), GateError> {
+        let listener = listener.into();
         let tasks = TaskTracker::new();
         let stop = shutdown.child_token();
         let abort = CancellationToken::new();
@@ -120,7 +125,7 @@ impl Gate {
                 () = self.router_dead.cancelled() => break Err(GateError::RouterDead),
                 _ = gauges.tick() => self.shared.measure(),
                 accepted = listener.accept() => match accepted {
-                    Ok((io, from)) => self.admit(io, from, &tasks, &stop, &abort),
+                    Ok(arrival) => self.admit(arrival, &tasks, &stop, &abort),
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be accepted");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -141,8 +146,7 @@ impl Gate {
 
     fn admit(
         &self,
-        mut io: TcpStream,
-        from: SocketAddr,
+        arrival: Arrival,
         tasks: &TaskTracker,
         stop: &CancellationToken,
         abort: &CancellationToken,
@@ -154,15 +158,15 @@ impl Gate {
         let (gate, stop, abort) = (self.shared.clone(), stop.clone(), abort.clone());
         tasks.spawn(async move {
             // A socket that refuses it is as good as closed.
-            if socket::prepare(&io).is_err() {
+            if socket::prepare(arrival.socket()).is_err() {
                 return;
             }
-            let welcome = tokio::select! {
-                welcome = handshake::welcome(&mut io, from, &gate) => welcome,
+            let welcomed = tokio::select! {
+                welcomed = welcome(arrival, &gate) => welcomed,
                 () = stop.cancelled() => None,
             };
             drop(stranger);
-            if let Some(welcome) = welcome {
+            if let Some((io, welcome)) = welcomed {
                 tokio::select! {
                     () = Box::pin(connection::run(io, welcome, gate, stop)) => {}
                     () = abort.cancelled() => {}
@@ -170,6 +174,14 @@ impl Gate {
             }
         });
     }
+}
+
+/// From a connection that was accepted to a session; none: it has been told why, where that is possible.
+async fn welcome(arrival: Arrival, gate: &Shared) -> Option<(Stream, Welcome)> {
+    let from = arrival.from();
+    let mut io = arrival.enter(gate.config.stall_timeout).await?;
+    let welcome = handshake::welcome(&mut io, from, gate).await?;
+    Some((io, welcome))
 }
 
 impl Drop for Gate {

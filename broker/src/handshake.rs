@@ -77,7 +77,7 @@ where
             None
         }
     };
-    let written = tokio::time::timeout(gate.config.connect_timeout, io.write_all_buf(&mut out)).await;
+    let written = tokio::time::timeout(gate.config.connect_timeout, write(io, &mut out)).await;
     if welcome.is_none() {
         crate::socket::linger(io).await;
     }
@@ -129,8 +129,13 @@ async fn answer_bad<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S, bad: BadConne
         }
     }
     // Whoever cannot be told is not told.
-    let _ = tokio::time::timeout(limits::CONNECT_TIMEOUT, io.write_all_buf(&mut out)).await;
+    let _ = tokio::time::timeout(limits::CONNECT_TIMEOUT, write(io, &mut out)).await;
     crate::socket::linger(io).await;
+}
+
+async fn write<S: AsyncWrite + Unpin>(io: &mut S, out: &mut Out) -> std::io::Result<()> {
+    io.write_all_buf(out).await?;
+    io.flush().await
 }
 
 fn refuse(out: &mut Out, version: Version, explains: bool, refused: &Refused) {

@@ -80,6 +80,10 @@ pub(crate) fn poll_io<S: AsyncRead + AsyncWrite + Unpin>(
     if wrote > 0 {
         return Poll::Ready(Ok(Moved::Wrote(wrote)));
     }
+    // What a stream has taken and not passed on; on a plain socket this does nothing.
+    if let Poll::Ready(Err(error)) = Pin::new(&mut *io).poll_flush(cx) {
+        return Poll::Ready(Err(error));
+    }
     if reads {
         stream.reserve(room);
         if let Poll::Ready(read) = tokio_util::io::poll_read_buf(Pin::new(&mut *io), cx, stream) {

@@ -1,11 +1,13 @@
 //! The coordinator: groups uploads into batches, hands them to the external processor, and returns its result.
 
 pub mod asks;
+pub mod authority;
 pub mod check;
 pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod dispatch;
+mod doors;
 pub mod fanout;
 pub mod grants;
 pub mod http;
@@ -16,3 +18,5 @@ pub mod retention;
 pub mod rounds;
 pub mod secrets;
 pub mod server;
+
+pub use doors::Authority;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use millpond_broker::{Gate, GateConfig, GateHandle};
+use millpond_net::Listener;
 use millpond_protocol::{Sha256, limits};
 use millpond_storage::{Storage, embedded};
 use tokio::net::TcpListener;
@@ -20,6 +21,7 @@ use url::Url;
 use crate::asks::Asks;
 use crate::config::{Config, StorageMode};
 use crate::dispatch::Dispatch;
+use crate::doors::Doors;
 use crate::fanout::live;
 use crate::fanout::state::{Shown, States};
 use crate::grants::{self, Grants};
@@ -36,6 +38,9 @@ const STORAGE_START: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Addresses {
     pub mqtt: SocketAddr,
+    /// MQTT over TLS, if it is spoken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mqtts: Option<SocketAddr>,
     pub http: SocketAddr,
     /// The embedded storage server, if there is one.
     pub storage: Option<SocketAddr>,
@@ -56,6 +61,7 @@ pub async fn run(
     let dir = config.server.data_dir.clone();
     secrets::private_dir(&dir)
         .with_context(|| format!("{} cannot be made: change server.data_dir", dir.display()))?;
+    let doors = Doors::open(&config)?;
     let (ledger, ledger_ended) = Ledger::open(&dir)?;
     // Of a run that was killed.
     let _ = std::fs::remove_file(dir.join("ports.json"));
@@ -63,11 +69,19 @@ pub async fn run(
     // The parts stop from the outside inwards: storage serves until the last of the others has ended.
     let (front, inner) = (shutdown.child_token(), CancellationToken::new());
 
-    let (storage, storage_address) = storage(&config, &mut tasks, &inner).await?;
+    let (storage, storage_address) = storage(&config, &doors, &mut tasks, &inner).await?;
     let mqtt = listen("mqtt.listen", config.mqtt.listen).await?;
+    let mqtts = match config.mqtt_tls() {
+        Some(address) => Some(listen("mqtt.tls_listen", address).await?),
+        None => None,
+    };
     let http_listener = listen("http.listen", config.http.listen).await?;
-    let addresses =
-        Addresses { mqtt: mqtt.local_addr()?, http: http_listener.local_addr()?, storage: storage_address };
+    let addresses = Addresses {
+        mqtt: mqtt.local_addr()?,
+        mqtts: mqtts.as_ref().map(TcpListener::local_addr).transpose()?,
+        http: http_listener.local_addr()?,
+        storage: storage_address,
+    };
 
     let gate_handle = GateHandle::new();
     let shown = Shown {
@@ -86,7 +100,7 @@ pub async fn run(
         grants: grants.clone(),
     };
     let ingest = Ingest::start(asks.clone(), gate_handle.clone(), states.clone()).await?;
-    let gate = Gate::start(gate_config(&config), gate_handle.clone(), Arc::new(ingest))?;
+    let gate = Arc::new(Gate::start(gate_config(&config), gate_handle.clone(), Arc::new(ingest))?);
 
     let dispatch = Dispatch::new(ledger.clone(), storage.handle.clone());
     let troubles = dispatch.troubles();
@@ -97,24 +111,31 @@ pub async fn run(
     tasks.spawn(part("retention", collector.clone().run(inner.clone())));
     tasks.spawn(part("fan-out", live::run(ledger.clone(), states, gate_handle, inner.clone())));
     let mut fronts = JoinSet::new();
-    let stop = front.clone();
-    fronts.spawn(async move { gate.serve(mqtt, stop).await.context("the gate") });
+    let mqtts = mqtts.map(|mqtts| Listener::new(mqtts, doors.mqtts()));
+    for listener in [Some(Listener::from(mqtt)), mqtts].into_iter().flatten() {
+        let (gate, stop) = (gate.clone(), front.clone());
+        fronts.spawn(async move { gate.serve(listener, stop).await.context("the gate") });
+    }
+    tasks.spawn(part("certificates", doors.watch(inner.clone())));
     let api = http::Parts {
         asks,
         troubles,
         collector,
         admin: Sha256::of(secrets::load_or_create(&dir.join("admin.token"), "mpa_")?.as_bytes()),
-        mqtt: (public_host(&config, addresses.mqtt, &storage.public_url), addresses.mqtt.port()),
+        mqtt: reached(&config, &addresses, &doors, &storage.public_url),
         storage_url: storage.public_url.to_string(),
         request_timeout: Duration::from_secs(config.http.request_timeout_s),
         event_streams_max: config.http.event_streams_max,
         grace: Duration::from_secs(config.server.shutdown_grace_s),
         shutdown: front.clone(),
     };
-    fronts.spawn(part("HTTP", http::run(http_listener, api)));
+    fronts.spawn(part("HTTP", http::run(Listener::new(http_listener, doors.http()), api)));
 
     write_ports(&dir, &addresses)?;
-    tracing::info!(mqtt = %addresses.mqtt, http = %addresses.http, "millpond serves");
+    tracing::info!(
+        mqtt = %addresses.mqtt, mqtts = addresses.mqtts.map(tracing::field::display), http = %addresses.http,
+        "millpond serves"
+    );
     // Whoever waited may have given up.
     let _ = ready.send(addresses);
 
@@ -176,6 +197,7 @@ impl Opened {
 /// Opens storage, starting the embedded server where it is configured, and asks it to keep a test object.
 async fn storage(
     config: &Config,
+    doors: &Doors,
     tasks: &mut JoinSet<anyhow::Result<()>>,
     stop: &CancellationToken,
 ) -> anyhow::Result<(Opened, Option<SocketAddr>)> {
@@ -197,7 +219,7 @@ async fn storage(
             let opened = tokio::task::spawn_blocking(move || embedded::open(&dir, server)).await??;
             // The server's own calls have a listener to themselves: clients cannot use up its connections.
             let own = listen("a port of 127.0.0.1", (Ipv4Addr::LOCALHOST, 0).into()).await?;
-            let endpoint = url_of(own.local_addr()?)?;
+            let endpoint = url_of("http", own.local_addr()?)?;
             let public = listen("storage.listen", settings.listen).await?;
             address = Some(public.local_addr()?);
             let (server, own_stop) = (opened.clone(), stop.clone());
@@ -209,39 +231,46 @@ async fn storage(
     };
     let public_url = match (&settings.public_url, address) {
         (Some(url), _) => url.clone(),
-        (None, Some(address)) => url_of(address)?,
+        (None, Some(address)) => url_of(if config.storage_tls() { "https" } else { "http" }, address)?,
         (None, None) => endpoint.clone(),
     };
-    let client = settings.client(endpoint, public_url.clone(), &access_key, &secret)?;
+    let mut client = settings.client(endpoint, public_url.clone(), &access_key, &secret)?;
+    if let Some(authority) = doors.authority().filter(|_| config.storage_tls()) {
+        // For the look at what clients reach.
+        client.ca = Some(authority.pem.clone().into_bytes());
+    }
     let handle = Storage::new(&client)?;
     tokio::time::timeout(STORAGE_START, handle.probe())
         .await
         .context("storage does not answer: check storage.endpoint")?
         .context("storage at storage.endpoint does not keep a test object: `millpond serve --check-config` says more")?;
     if let Some((server, public)) = embedded {
-        let stop = stop.clone();
+        let (stop, public) = (stop.clone(), Listener::new(public, doors.storage()));
         tasks.spawn(async move { server.serve(public, stop).await.context("embedded storage") });
     }
     Ok((Opened { handle, public_url }, address))
 }
 
-/// The host that clients are told to connect to over MQTT.
-fn public_host(config: &Config, listens: SocketAddr, storage: &Url) -> String {
-    match config.mqtt.public_host.as_str() {
+/// What clients are told to connect to over MQTT: with TLS, if there is any.
+fn reached(config: &Config, addresses: &Addresses, doors: &Doors, storage: &Url) -> http::Reached {
+    let listens = addresses.mqtts.unwrap_or(addresses.mqtt);
+    let host = match config.mqtt.public_host.as_str() {
         "" if listens.ip().is_unspecified() => storage.host_str().unwrap_or("localhost").to_owned(),
         "" => listens.ip().to_string(),
         host => host.to_owned(),
-    }
+    };
+    let tls = addresses.mqtts.is_some();
+    http::Reached { host, port: listens.port(), tls, authority: doors.authority().cloned() }
 }
 
 /// How programs on this machine reach an address that listens.
-fn url_of(mut address: SocketAddr) -> anyhow::Result<Url> {
+fn url_of(scheme: &str, mut address: SocketAddr) -> anyhow::Result<Url> {
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
         IpAddr::V4(_) | IpAddr::V6(_) => {}
     }
-    Ok(Url::parse(&format!("http://{address}"))?)
+    Ok(Url::parse(&format!("{scheme}://{address}"))?)
 }
 
 fn gate_config(config: &Config) -> GateConfig {

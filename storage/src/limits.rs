@@ -75,12 +75,6 @@ pub mod embedded {
     /// Bytes read from or written to disk in one step. Larger steps gain little and cost memory per connection.
     pub const CHUNK: usize = 256 << 10;
 
-    /// Bytes of one request's head: a presigned URL is under 2 KiB.
-    pub const HEAD: usize = 32 << 10;
-
-    /// Headers of one request.
-    pub const HEADERS: usize = 64;
-
     /// Bytes of an XML body: 10,000 parts with their tags and checksums are under 3 MiB.
     pub const XML: usize = 4 << 20;
 

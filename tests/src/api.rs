@@ -15,8 +15,16 @@ pub struct Api {
 impl Api {
     /// A caller; `base` is `http://host:port`.
     pub fn new(base: impl Into<String>, token: impl Into<String>) -> Self {
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { http, base: base.into(), token: token.into() }
+        Self::trusting(None, base, token)
+    }
+
+    /// A caller that trusts this authority too, in PEM; `base` may be `https://host:port`.
+    pub fn trusting(authority: Option<&[u8]>, base: impl Into<String>, token: impl Into<String>) -> Self {
+        let mut http = reqwest::Client::builder().no_proxy();
+        if let Some(pem) = authority {
+            http = http.add_root_certificate(reqwest::Certificate::from_pem(pem).unwrap());
+        }
+        Self { http: http.build().unwrap(), base: base.into(), token: token.into() }
     }
 
     /// Status and body of any request; a body that is no JSON becomes a string.
@@ -29,6 +37,12 @@ impl Api {
         let status = response.status().as_u16();
         let text = response.text().await.unwrap();
         (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    /// The status of a GET, if there is an answer.
+    pub async fn try_call(&self, path: &str) -> Option<u16> {
+        let request = self.http.get(format!("{}{path}", self.base));
+        request.send().await.ok().map(|response| response.status().as_u16())
     }
 
     async fn good(&self, method: Method, path: &str, body: Option<&Value>) -> Value {

@@ -19,6 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub struct Ports {
     pub mqtt: SocketAddr,
+    pub mqtts: Option<SocketAddr>,
     pub http: SocketAddr,
     pub storage: Option<SocketAddr>,
 }
@@ -31,6 +32,8 @@ pub struct Server {
     settings: Vec<(String, String)>,
     ports: Option<Ports>,
     admin: String,
+    /// Where certificate and key are.
+    tls: Option<PathBuf>,
 }
 
 impl Server {
@@ -46,11 +49,52 @@ impl Server {
         server
     }
 
+    /// A server whose listeners speak TLS, with files of `millpond tls init`.
+    pub async fn secure(settings: &[(&str, &str)]) -> Self {
+        let mut server = Self::prepare(settings);
+        server.certify("tls");
+        server.launch().await;
+        server
+    }
+
+    /// Makes an authority and a certificate, and has the server use them.
+    pub fn certify(&mut self, name: &str) {
+        let dir = self.directory().join(name);
+        let made = Command::new(binary()).args(["tls", "init", "--dir"]).arg(&dir).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        for (key, file) in [("CERT", "server.crt"), ("KEY", "server.key"), ("CA", "ca.crt")] {
+            let path = dir.join(file).display().to_string();
+            self.settings.push((format!("MILLPOND__TLS__{key}_FILE"), path));
+        }
+        self.settings.push(("MILLPOND__MQTT__TLS_LISTEN".to_owned(), "127.0.0.1:0".to_owned()));
+        self.tls = Some(dir);
+    }
+
+    /// The directory with `ca.crt`, `server.crt` and `server.key`.
+    pub fn tls(&self) -> &Path {
+        self.tls.as_deref().unwrap()
+    }
+
+    /// The authority that clients trust.
+    pub fn ca(&self) -> PathBuf {
+        self.tls().join("ca.crt")
+    }
+
+    /// The MQTT listener with TLS.
+    pub fn mqtts(&self) -> SocketAddr {
+        self.ports().mqtts.unwrap()
+    }
+
+    fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.ports().http)
+    }
+
     /// A server with settings, before its first start.
     pub fn prepare(settings: &[(&str, &str)]) -> Self {
         let settings = settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let directory = tempfile::tempdir().unwrap();
-        Self { process: None, directory, settings, ports: None, admin: String::new() }
+        Self { process: None, directory, settings, ports: None, admin: String::new(), tls: None }
     }
 
     /// The data directory.
@@ -124,9 +168,7 @@ impl Server {
 
     /// Whether `/readyz` says so.
     pub async fn is_ready(&self) -> bool {
-        let url = format!("http://{}/readyz", self.ports().http);
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        client.get(url).send().await.is_ok_and(|response| response.status().is_success())
+        self.api().try_call("/readyz").await == Some(200)
     }
 
     /// The running process.
@@ -159,15 +201,17 @@ impl Server {
 
     /// The API, as the admin.
     pub fn api(&self) -> Api {
-        Api::new(format!("http://{}", self.ports().http), &self.admin)
+        let authority = self.tls.as_ref().map(|_| std::fs::read(self.ca()).unwrap());
+        Api::trusting(authority.as_deref(), self.url(), &self.admin)
     }
 
     /// The command line against this server, as the admin.
     pub fn cli(&self) -> Command {
         let mut command = Command::new(binary());
-        command
-            .env("MILLPOND_SERVER", format!("http://{}", self.ports().http))
-            .env("MILLPOND_TOKEN", &self.admin);
+        command.env("MILLPOND_SERVER", self.url()).env("MILLPOND_TOKEN", &self.admin);
+        if self.tls.is_some() {
+            command.env("MILLPOND_CA_FILE", self.ca());
+        }
         command
     }
 

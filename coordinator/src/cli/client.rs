@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use millpond_protocol::error::ErrorBody;
-use reqwest::{Method, Response};
+use reqwest::{Certificate, Method, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::Url;
@@ -34,6 +34,9 @@ pub(super) struct Target {
     /// File with the admin token or an operator's token [else MILLPOND_TOKEN, else admin.token in the data directory].
     #[arg(long, global = true, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Certificates in PEM that the server's may come from, beside the public authorities.
+    #[arg(long, global = true, value_name = "FILE", env = "MILLPOND_CA_FILE")]
+    ca_file: Option<PathBuf>,
 }
 
 impl Target {
@@ -52,6 +55,16 @@ impl Target {
             Failure::new(USAGE, format!("no token: {message}"))
                 .hint("name it with --token-file DATA/admin.token or in MILLPOND_TOKEN")
         })
+    }
+}
+
+fn authorities(path: &std::path::Path) -> Result<Vec<Certificate>, Failure> {
+    let wrong = |what: String| Failure::new(USAGE, format!("--ca-file {}: {what}", path.display()));
+    let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    match Certificate::from_pem_bundle(&pem) {
+        Ok(found) if found.is_empty() => Err(wrong("holds no certificate in PEM".to_owned())),
+        Ok(found) => Ok(found),
+        Err(error) => Err(wrong(error.to_string())),
     }
 }
 
@@ -92,16 +105,20 @@ pub(super) struct Client {
 impl Client {
     /// A client for the server that the command line names.
     pub(super) fn new(target: &Target) -> Result<Self, Failure> {
-        Self::with_token(target.server.clone(), target.token()?)
+        let ca = target.ca_file.as_deref().map(authorities).transpose()?;
+        Self::with_token(target.server.clone(), target.token()?, ca.unwrap_or_default())
     }
 
-    /// A client for this server, with this token.
-    pub(super) fn with_token(server: Url, token: String) -> Result<Self, Failure> {
+    /// A client for this server, with this token, that trusts these authorities too.
+    pub(super) fn with_token(server: Url, token: String, trusted: Vec<Certificate>) -> Result<Self, Failure> {
         if !matches!(server.scheme(), "http" | "https") || server.cannot_be_a_base() {
             return Err(Failure::new(USAGE, format!("{server} is no http:// or https:// URL")));
         }
         let mut builder =
             reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).read_timeout(SILENCE);
+        for authority in trusted {
+            builder = builder.add_root_certificate(authority);
+        }
         if matches!(server.host_str(), Some("127.0.0.1" | "[::1]" | "localhost")) {
             // A proxy cannot reach this machine's own loopback address.
             builder = builder.no_proxy();
@@ -179,7 +196,7 @@ impl Client {
             cause = inner;
         }
         Failure::new(RETRY, format!("{} {what}: {cause}", self.server))
-            .hint("is the server running? name it with --server or MILLPOND_SERVER")
+            .hint("is the server running? name it with --server or MILLPOND_SERVER; one with TLS is https://, and one with a CA of its own takes --ca-file")
     }
 }
 

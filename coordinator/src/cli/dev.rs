@@ -27,7 +27,7 @@ use super::client::Client;
 use super::failure::{FAILED, Failure, USAGE};
 use super::output::Out;
 use super::serve::stop_on_signal;
-use crate::config::{Config, PoolFile};
+use crate::config::{self, Config, PoolFile};
 use crate::http::api::{Applied, HandOut, Members};
 use crate::server::Addresses;
 use crate::{logging, server};
@@ -65,6 +65,8 @@ pub(super) fn run(args: &Args, out: &Out) -> Result<(), Failure> {
             listener.set_port(0);
         }
     }
+    // On loopback there is nothing to hide, and what is printed below is plain.
+    config.tls = config::Tls::default();
     logging::init(&config.log);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -98,7 +100,7 @@ type Variables = Vec<(String, String)>;
 async fn furnish(addresses: &Addresses, token: String) -> Result<Variables, Failure> {
     let server = format!("http://{}", addresses.http);
     let url = server.parse().map_err(|error| Failure::new(FAILED, format!("{server}: {error}")))?;
-    let client = Client::with_token(url, token.clone())?;
+    let client = Client::with_token(url, token.clone(), Vec::new())?;
     let pool = PoolFile::parse(POOL, "demo.toml").map_err(|bad| Failure::new(FAILED, bad.to_string()))?;
     let name = &pool.name;
     let _: Applied = client.change(Method::PUT, &format!("pools/{name}"), &[], Some(&pool.policy)).await?;

@@ -114,32 +114,44 @@ pub(super) async fn hand_out<T: Serialize>(
 /// Prints what a device needs to connect.
 pub(super) fn show_hand_out(out: &Out, hand_out: &HandOut, format: Format) {
     let token = hand_out.token.as_deref().unwrap_or_default();
-    let HandOut { pool, member, role, mqtt_host, mqtt_port, storage_url, user, example, .. } = hand_out;
+    let HandOut { pool, member, role, mqtt_host, mqtt_port, mqtt_url, storage_url, user, example, .. } =
+        hand_out;
+    let ca_file = hand_out.ca_file.as_deref();
     match format {
         _ if out.is_json() => out.show(hand_out, |_, _| {}),
         Format::Json => Out::new(true).show(hand_out, |_, _| {}),
         Format::Env => {
             // Names, hosts and tokens hold nothing that a shell would read.
-            for (key, value) in [
+            let variables = [
                 ("MILLPOND_POOL", pool.to_string()),
                 ("MILLPOND_MEMBER", member.to_string()),
                 ("MILLPOND_ROLE", role.to_string()),
                 ("MILLPOND_MQTT_HOST", mqtt_host.clone()),
                 ("MILLPOND_MQTT_PORT", mqtt_port.to_string()),
+                ("MILLPOND_MQTT_URL", mqtt_url.clone()),
                 ("MILLPOND_STORAGE_URL", storage_url.clone()),
                 ("MILLPOND_MQTT_USER", user.clone()),
                 ("MILLPOND_MQTT_TOKEN", token.to_owned()),
-            ] {
+            ];
+            // A path of the server's, which a shell might read.
+            let ca = ca_file.map(|path| ("MILLPOND_CA_FILE", format!("'{}'", path.replace('\'', "'\\''"))));
+            for (key, value) in variables.into_iter().chain(ca) {
                 out.line(format!("{key}={value}"));
             }
         }
         Format::Text => {
             out.line(format!("{role} {member} of pool {pool}"));
-            out.line(format!("  MQTT      {mqtt_host}:{mqtt_port}"));
+            out.line(format!("  MQTT      {mqtt_url}"));
             out.line(format!("  files     {storage_url}"));
             out.line(format!("  user      {user}"));
             out.line(format!("  password  {token}"));
             out.line("  The password is shown this once and kept nowhere: write it down now.");
+            if let (Some(path), Some(pem)) = (ca_file, &hand_out.ca) {
+                out.line(format!(
+                    "  It trusts the authority below, on the server in {path}:\n\n{}",
+                    pem.trim_end()
+                ));
+            }
             out.line(format!("\nTry it:\n  {example}"));
         }
     }
@@ -188,7 +200,7 @@ mod tests {
             if asked.len() == 1 {
                 return StatusCode::BAD_GATEWAY.into_response();
             }
-            let hand_out = json!({"pool": "p", "member": "m", "role": "listener", "mqtt_host": "h", "mqtt_port": 1,
+            let hand_out = json!({"pool": "p", "member": "m", "role": "listener", "mqtt_host": "h", "mqtt_port": 1, "mqtt_url": "mqtt://h:1",
                 "storage_url": "http://s", "user": "p/m", "example": "mosquitto_sub -u p/m -P TOKEN -q 1"});
             Json(hand_out).into_response()
         };
@@ -197,7 +209,7 @@ mod tests {
         let server = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
 
-        let client = Client::with_token(server, "mpa_x".to_owned()).unwrap();
+        let client = Client::with_token(server, "mpa_x".to_owned(), Vec::new()).unwrap();
         let ask = |hash| json!({"token_sha256": hash});
         let handed = hand_out(&client, "pools/p/members", ask).await.unwrap();
         let token = handed.token.unwrap();

@@ -1,4 +1,4 @@
-//! The command line. `serve`, `dev` and `demo` run a server; everything else speaks HTTP `/v1` to a running one, never to
+//! The command line. `serve`, `dev` and `demo` run a server, `tls` makes files; everything else speaks HTTP `/v1` to a running one, never to
 //! its files.
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage or configuration, 75 retry later. What was asked for goes to standard output,
@@ -19,6 +19,7 @@ mod result;
 mod round;
 mod serve;
 mod status;
+mod tls;
 mod token;
 mod upload;
 
@@ -52,6 +53,9 @@ enum Command {
     Serve(serve::Args),
     /// Run a server on loopback with a pool and members to play with.
     Dev(dev::Args),
+    /// Certificates for the listeners.
+    #[command(subcommand)]
+    Tls(tls::Command),
     /// Pools and their policies.
     #[command(subcommand)]
     Pool(pool::Command),
@@ -113,6 +117,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<(), Failure> {
         Command::Demo(args) => return demo::run(&args, out),
         Command::Serve(args) => return serve::run(&args, out),
         Command::Dev(args) => return dev::run(&args, out),
+        Command::Tls(command) => return tls::run(command, out),
         command => command,
     };
     // One request at a time: one thread is enough.
@@ -120,7 +125,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<(), Failure> {
     runtime.block_on(async {
         let client = Client::new(&cli.target)?;
         match command {
-            Command::Demo(_) | Command::Serve(_) | Command::Dev(_) => Ok(()),
+            Command::Demo(_) | Command::Serve(_) | Command::Dev(_) | Command::Tls(_) => Ok(()),
             Command::Pool(command) => pool::run(command, &client, out).await,
             Command::Member(command) => member::run(command, &client, out).await,
             Command::Token(command) => token::run(command, &client, out).await,
@@ -154,6 +159,8 @@ mod tests {
             "serve --config a.toml --data d --check-config",
             "dev",
             "dev --ports auto --data d",
+            "tls init",
+            "tls init --dir d --name mill.example.org --name 192.0.2.1 --days 90",
             "pool apply pool.toml",
             "pool add p window_s=60 grouping=label",
             "pool list",

@@ -1,7 +1,6 @@
 //! What only several settings together can get wrong, and the ranges of single ones.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 
 use millpond_protocol::limits;
 use millpond_storage::embedded::EmbeddedConfig;
@@ -9,11 +8,13 @@ use millpond_storage::{BadConfig, Secret};
 use url::{Host, Url};
 
 use super::load::Problem;
+use super::tls::Listens;
 use super::{Config, Storage, StorageMode};
 
 impl Config {
     /// Appends every problem of a configuration whose values are well-formed.
     pub(super) fn check(&self, problems: &mut Vec<Problem>) {
+        self.check_tls(problems);
         let mut wrong = |key: &str, message: String| problems.push(Problem::new(key, message));
         self.check_listeners(&mut wrong);
         self.check_sizes(&mut wrong);
@@ -43,33 +44,30 @@ impl Config {
         }
     }
 
-    fn listeners(&self) -> Vec<(&'static str, SocketAddr)> {
-        let mut listeners = vec![("mqtt.listen", self.mqtt.listen), ("http.listen", self.http.listen)];
-        if self.storage.mode == StorageMode::Embedded {
-            listeners.push(("storage.listen", self.storage.listen));
-        }
-        listeners
-    }
-
     fn check_listeners(&self, wrong: &mut impl FnMut(&str, String)) {
-        let listeners = self.listeners();
-        for (i, (key, address)) in listeners.iter().enumerate() {
-            if !address.ip().is_loopback() && !self.server.allow_plaintext {
+        let listens = self.listens();
+        for (i, Listens { key, at, tls }) in listens.iter().enumerate() {
+            if !at.ip().is_loopback() && !tls && !self.server.allow_plaintext {
+                let instead = match *key {
+                    "mqtt.listen" => "listen on 127.0.0.1 and let clients use mqtt.tls_listen",
+                    _ => "name a certificate in [tls] (`millpond tls init` makes one)",
+                };
                 wrong(
                     key,
                     format!(
-                        "{address} can be reached from other machines and nothing is encrypted: listen on 127.0.0.1 \
-                         behind a TLS proxy, or accept that with server.allow_plaintext = true"
+                        "{at} can be reached from other machines and nothing is encrypted: {instead}, or accept that \
+                         with server.allow_plaintext = true"
                     ),
                 );
             }
-            if let Some((other, _)) =
-                listeners[..i].iter().find(|(_, earlier)| earlier == address && address.port() != 0)
-            {
-                wrong(key, format!("{address} is {other} already"));
+            let before = listens[..i].iter().find(|before| before.at == *at && at.port() != 0);
+            if let Some(before) = before {
+                wrong(key, format!("{at} is {} already", before.key));
             }
         }
-        if !self.mqtt.listen.ip().is_loopback() {
+        let is_public =
+            |listens: &Listens| listens.key.starts_with("mqtt.") && !listens.at.ip().is_loopback();
+        if listens.iter().any(is_public) {
             let public = self.storage.public_url();
             if public.as_ref().is_some_and(is_loopback) {
                 wrong(

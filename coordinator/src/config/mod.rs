@@ -8,6 +8,7 @@ mod check;
 mod client;
 mod load;
 mod pool_file;
+mod tls;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use url::Url;
 pub use load::{BadConfig, Problem};
 pub use millpond_storage::Secret;
 pub use pool_file::PoolFile;
+pub use tls::Tls;
 
 /// Everything that can be configured about a server. What concerns one pool is its [`crate::rounds::Policy`] instead,
 /// and lives in the ledger.
@@ -26,6 +28,7 @@ pub use pool_file::PoolFile;
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub server: Server,
+    pub tls: Tls,
     pub mqtt: Mqtt,
     pub http: Http,
     pub storage: Storage,
@@ -39,7 +42,7 @@ pub struct Config {
 pub struct Server {
     /// The directory of ledger, admin token and embedded storage; made at first start (0700), locked by one process.
     pub data_dir: PathBuf,
-    /// Whether listeners may be reachable from other machines although nothing is encrypted.
+    /// Whether listeners without TLS may be reachable from other machines.
     pub allow_plaintext: bool,
     /// Seconds that a stop waits for acknowledgements and open requests. Raising it makes restarts slower and resends fewer.
     pub shutdown_grace_s: u64,
@@ -51,6 +54,9 @@ pub struct Server {
 pub struct Mqtt {
     /// Where MQTT 3.1.1 and 5 clients connect.
     pub listen: SocketAddr,
+    /// Where they connect with TLS, if `[tls]` names a certificate; empty: nowhere.
+    #[serde(with = "optional")]
+    pub tls_listen: Option<SocketAddr>,
     /// Host that `member add` prints for clients; empty: the listener's own address.
     pub public_host: String,
     /// Bytes of a file in one PUBLISH. Raising it lets one packet hold a slow link longer.
@@ -65,6 +71,8 @@ pub struct Mqtt {
 pub struct Http {
     /// Where `/v1`, `/healthz`, `/readyz` and `/metrics` answer.
     pub listen: SocketAddr,
+    /// Whether it speaks TLS there, if `[tls]` names a certificate.
+    pub tls: bool,
     /// Seconds until a request is given up with `unavailable`; event streams are not concerned. Raising it helps slow disks.
     pub request_timeout_s: u64,
     /// Event streams at once; one more is told `quota`. Each holds a connection and reads the
@@ -79,6 +87,8 @@ pub struct Storage {
     pub mode: StorageMode,
     /// Where the embedded server listens. `mode = "embedded"`.
     pub listen: SocketAddr,
+    /// Whether it speaks TLS there, if `[tls]` names a certificate. `mode = "embedded"`.
+    pub tls: bool,
     /// What the server calls. `mode = "external"`.
     #[serde(with = "optional")]
     pub endpoint: Option<Url>,
@@ -153,7 +163,7 @@ pub struct Limits {
     pub connections_per_member: usize,
     /// Connections that have not signed in yet. Raising it helps reconnect storms, at 16 KiB each.
     pub strangers_max: usize,
-    /// Seconds that a new connection has for its CONNECT.
+    /// Seconds that a new connection has for a TLS handshake, on every listener, and then for its CONNECT.
     pub connect_timeout_s: u64,
     /// Bytes read but not committed, over all connections, a quarter of them for packets up to 64 KiB. Raising it costs
     /// that much memory when the disk is slow.
@@ -179,6 +189,7 @@ impl Default for Mqtt {
     fn default() -> Self {
         Self {
             listen: loopback(1883),
+            tls_listen: Some(loopback(8883)),
             public_host: String::new(),
             publish_max: limits::PUBLISH_MAX,
             bundle_max: limits::BUNDLE_MAX,
@@ -188,7 +199,7 @@ impl Default for Mqtt {
 
 impl Default for Http {
     fn default() -> Self {
-        Self { listen: loopback(8080), request_timeout_s: 30, event_streams_max: 100 }
+        Self { listen: loopback(8080), tls: true, request_timeout_s: 30, event_streams_max: 100 }
     }
 }
 
@@ -197,6 +208,7 @@ impl Default for Storage {
         Self {
             mode: StorageMode::Embedded,
             listen: loopback(9000),
+            tls: true,
             endpoint: None,
             public_url: None,
             region: "us-east-1".into(),

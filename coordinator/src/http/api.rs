@@ -140,6 +140,15 @@ pub struct HandOut {
     pub role: Role,
     pub mqtt_host: String,
     pub mqtt_port: u16,
+    /// The same as a URL: `mqtts://` where the port speaks TLS, else `mqtt://`.
+    pub mqtt_url: String,
+    /// Where the server has the certificate of the authority that the device must trust, for all ports; absent: a public
+    /// one, or no TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
+    /// The same in PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
     /// What the URLs of files begin with: the device must reach it too.
     pub storage_url: String,
     /// The MQTT user name.

@@ -8,11 +8,11 @@ use rusqlite::{OptionalExtension as _, params};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Api;
 use super::api::{HandOut, MemberInfo, Members, NewMember, NewToken};
 use super::auth::Caller;
 use super::error::{Answer, Asked, Body, Params};
 use super::page::Page;
+use super::{Api, Reached};
 use crate::ledger::{Tx, manage};
 use crate::secrets;
 
@@ -164,11 +164,16 @@ fn mint(brought: Option<Sha256>) -> Result<(Option<String>, Sha256), Refusal> {
 }
 
 fn hand_out(api: &Api, pool: PoolName, member: MemberName, role: Role, token: Option<String>) -> HandOut {
-    let (host, port) = &api.0.mqtt;
+    let Reached { host, port, tls, authority } = &api.0.mqtt;
     let storage_url = api.0.storage_url.clone();
     let user = format!("{pool}/{member}");
     let password = token.as_deref().unwrap_or("TOKEN");
-    let connect = format!("-h {host} -p {port} -u {user} -P {password}");
+    let trusts = match authority {
+        _ if !tls => String::new(),
+        Some(authority) => format!("--cafile {} ", authority.file),
+        None => "--tls-use-os-certs ".to_owned(),
+    };
+    let connect = format!("{trusts}-h {host} -p {port} -u {user} -P {password}");
     let example = match role {
         Role::Publisher => {
             format!("mosquitto_pub {connect} -q 1 -t mp/{pool}/c/{member}/up/first -m hello")
@@ -190,6 +195,9 @@ fn hand_out(api: &Api, pool: PoolName, member: MemberName, role: Role, token: Op
         role,
         mqtt_host: host.clone(),
         mqtt_port: *port,
+        mqtt_url: api.0.mqtt.url(),
+        ca_file: authority.as_ref().map(|authority| authority.file.clone()),
+        ca: authority.as_ref().map(|authority| authority.pem.clone()),
         storage_url,
         user,
         token,

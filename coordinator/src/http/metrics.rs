@@ -199,7 +199,7 @@ fn describe() {
     }
 }
 
-pub(super) const COUNTERS: [(&str, &str); 29] = [
+pub(super) const COUNTERS: [(&str, &str); 31] = [
     ("millpond_uploads_total", "Uploads with a row, by outcome"),
     ("millpond_upload_bytes_total", "Bytes of uploads with a row"),
     ("millpond_results_total", "Results that were committed"),
@@ -210,6 +210,8 @@ pub(super) const COUNTERS: [(&str, &str); 29] = [
     ("millpond_deliveries_total", "What members said of results, by state"),
     ("millpond_refusals_total", "Messages refused behind the gate, by code"),
     ("millpond_ask_errors_total", "Asks over MQTT answered with an error, by code"),
+    ("millpond_tls_handshakes_total", "TLS handshakes, by listener and outcome"),
+    ("millpond_tls_reloads_total", "Renewed certificates, by outcome"),
     ("millpond_gate_bytes_in_total", "Bytes read from MQTT clients"),
     ("millpond_gate_bytes_out_total", "Bytes written to MQTT clients"),
     ("millpond_gate_publishes_total", "PUBLISH packets taken"),
@@ -237,7 +239,7 @@ pub(super) const COUNTERS: [(&str, &str); 29] = [
     ("millpond_http_sign_in_failures_total", "HTTP requests with a token that is not valid"),
 ];
 
-pub(super) const GAUGES: [(&str, &str); 12] = [
+pub(super) const GAUGES: [(&str, &str); 13] = [
     ("millpond_batches", "Batches, by state"),
     ("millpond_rounds", "Rounds, by state"),
     ("millpond_members", "Members that are not revoked, by role"),
@@ -246,6 +248,7 @@ pub(super) const GAUGES: [(&str, &str); 12] = [
     ("millpond_objects", "Objects in storage, by state"),
     ("millpond_ledger_bytes", "Bytes of the ledger's file, by state: used, or free for what comes"),
     ("millpond_ledger_queue", "Jobs that wait for the ledger's writer"),
+    ("millpond_tls_certificate_expires_seconds", "When the certificate in use ends, in Unix time"),
     ("millpond_gate_connections", "MQTT connections"),
     ("millpond_gate_strangers", "Connections that have not signed in yet"),
     ("millpond_gate_uncommitted_bytes", "Bytes that were read from MQTT clients and are not committed"),
@@ -315,7 +318,7 @@ mod tests {
     fn every_metric_of_the_code_is_described_here_and_in_the_operators_manual() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let mut used = BTreeSet::new();
-        for part in ["broker/src", "coordinator/src", "storage/src"] {
+        for part in ["net/src", "broker/src", "coordinator/src", "storage/src"] {
             collect(&root.join(part), &mut used);
         }
         assert_eq!(used, described());

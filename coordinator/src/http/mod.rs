@@ -30,11 +30,12 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
+use millpond_net::Listener;
 use millpond_protocol::{Refusal, Sha256, Timestamp, limits};
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::Authority;
 use crate::asks::Asks;
 use crate::dispatch::Troubles;
 use crate::ledger::Ledger;
@@ -56,8 +57,8 @@ pub struct Parts {
     pub collector: Collector,
     /// The hash of the admin token.
     pub admin: Sha256,
-    /// Host and port that clients are told to connect to over MQTT.
-    pub mqtt: (String, u16),
+    /// What clients are told to connect to over MQTT.
+    pub mqtt: Reached,
     /// The URL that clients and processors reach storage by.
     pub storage_url: String,
     /// Longest time for a request; event streams are exempt.
@@ -70,6 +71,24 @@ pub struct Parts {
     pub shutdown: CancellationToken,
 }
 
+/// What clients are told to connect to over MQTT.
+#[derive(Debug, Clone)]
+pub struct Reached {
+    pub host: String,
+    pub port: u16,
+    pub tls: bool,
+    /// Whom they need to trust, where that is no public authority.
+    pub authority: Option<Authority>,
+}
+
+impl Reached {
+    fn url(&self) -> String {
+        let scheme = if self.tls { "mqtts" } else { "mqtt" };
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        format!("{scheme}://{host}:{}", self.port)
+    }
+}
+
 /// What handlers work with; clones share it.
 #[derive(Clone)]
 struct Api(Arc<Shared>);
@@ -80,7 +99,7 @@ struct Shared {
     troubles: watch::Receiver<Troubles>,
     collector: Collector,
     admin: Sha256,
-    mqtt: (String, u16),
+    mqtt: Reached,
     storage_url: String,
     request_timeout: Duration,
     streams: Arc<Semaphore>,
@@ -93,7 +112,7 @@ struct Shared {
 }
 
 /// Answers on `listener` until the shutdown, then drains.
-pub async fn run(listener: TcpListener, parts: Parts) {
+pub async fn run(listener: Listener, parts: Parts) {
     let (shutdown, grace) = (parts.shutdown.clone(), parts.grace);
     metrics::install();
     let upkeep = tokio::spawn(metrics::upkeep(shutdown.clone()));

@@ -8,8 +8,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::service::TowerToHyperService;
-use millpond_storage::embedded::Connections;
-use tokio::net::TcpListener;
+use millpond_net::{Connections, Listener};
 use tokio_util::sync::CancellationToken;
 
 /// Connections at once; who comes later waits in the listener's backlog.
@@ -24,12 +23,7 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Peer(pub SocketAddr);
 
 /// Answers on `listener` until `shutdown`, then lets what is under way go on for `grace`.
-pub(super) async fn serve(
-    listener: TcpListener,
-    router: Router,
-    shutdown: CancellationToken,
-    grace: Duration,
-) {
+pub(super) async fn serve(listener: Listener, router: Router, shutdown: CancellationToken, grace: Duration) {
     let connections =
         Connections { of: "the HTTP API", max: CONNECTIONS, idle: HEAD_TIMEOUT, stall: STALL_TIMEOUT, grace };
     let service = |peer| {

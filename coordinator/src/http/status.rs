@@ -44,14 +44,13 @@ pub(super) async fn show(
         })
         .await?;
     let problems = api.0.readiness.problems(&api.0.ledger, &api.0.asks.storage).await;
-    let (host, port) = &api.0.mqtt;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         now: now(),
         started: api.0.started,
         ready: problems.is_empty(),
         problems,
-        mqtt: format!("{host}:{port}"),
+        mqtt: format!("{}:{}", api.0.mqtt.host, api.0.mqtt.port),
         storage: api.0.storage_url.clone(),
         pools,
     }))

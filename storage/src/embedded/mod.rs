@@ -49,7 +49,7 @@
 //!
 //! # Where things are
 //!
-//! `connections` accepts them and keeps their limits, `serve` hands their requests on, `cors` speaks to browsers;
+//! `serve` hands requests on, `cors` speaks to browsers;
 //! `service` speaks S3; `conditions`, `list`, `parts`, `checksum` and `errors` are its rules; `receive` and `send` move bodies; `store` ties `blobs` (files), `catalog` (rows) and `room`
 //! (what is taken without a row) together.
 
@@ -58,11 +58,9 @@ mod catalog;
 mod checksum;
 mod conditions;
 mod config;
-mod connections;
 mod cors;
 mod drain;
 mod errors;
-mod io;
 mod list;
 mod parts;
 mod receive;
@@ -77,7 +75,6 @@ use std::sync::Arc;
 
 pub use catalog::CatalogError;
 pub use config::EmbeddedConfig;
-pub use connections::Connections;
 pub use store::OpenError;
 
 use store::Store;

@@ -7,17 +7,16 @@ use hyper::body::Incoming;
 use hyper::header::{CONNECTION, CONTENT_TYPE, EXPECT, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
+use millpond_net::{Connections, Listener};
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, HttpError, S3Error, S3ErrorCode};
-use tokio::net::TcpListener;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Embedded;
 use super::config::EmbeddedConfig;
-use super::connections::Connections;
 use super::cors::Cors;
 use super::drain::Shared;
 use super::errors::said;
@@ -34,7 +33,7 @@ impl Embedded {
     /// # Errors
     ///
     /// None today; a listener that stops working for a moment is tried again.
-    pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> io::Result<()> {
+    pub async fn serve(&self, listener: impl Into<Listener>, shutdown: CancellationToken) -> io::Result<()> {
         let service = self.service();
         let connections = Connections {
             of: "the embedded storage",

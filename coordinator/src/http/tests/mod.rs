@@ -1,6 +1,7 @@
 //! The API over real connections, a real ledger and the embedded storage.
 
 use std::time::Duration;
+use tokio::net::TcpListener;
 
 use millpond_protocol::Principal;
 use millpond_protocol::message::answer::UploadInfo;
@@ -72,7 +73,7 @@ impl Server {
             },
             troubles: troubles.clone(),
             admin: Sha256::of(ADMIN.as_bytes()),
-            mqtt: ("broker.example".to_owned(), 1883),
+            mqtt: Reached { host: "broker.example".to_owned(), port: 1883, tls: false, authority: None },
             storage_url: "http://files.example".to_owned(),
             request_timeout,
             event_streams_max: 1,
@@ -81,7 +82,7 @@ impl Server {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let done = tokio::spawn(run(listener, parts()));
+        let done = tokio::spawn(run(listener.into(), parts()));
         let api = Api::new(parts());
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { url, http, api, ledger, troubles: tell, shutdown, storage: stop, done, _dir: dir }

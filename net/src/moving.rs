@@ -9,19 +9,21 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-/// A connection that fails once a write has made no progress for a while, so that a client that stops reading does not
-/// hold a file and a place for ever. Reads have limits of their own where it is known what is being waited for.
-pub(super) struct Moving {
+/// A connection that fails with [`io::ErrorKind::TimedOut`] once a write has made no progress for a while, so that a client
+/// that stops reading does not hold a file and a place for ever. Reads have limits of their own where it is known what is
+/// being waited for. It lies below TLS, which would take bytes that the client does not.
+pub(crate) struct Moving {
     stream: TcpStream,
     limit: Duration,
-    patience: Pin<Box<Sleep>>,
+    /// Made by the first write that waits.
+    patience: Option<Pin<Box<Sleep>>>,
     waiting: bool,
 }
 
 impl Moving {
     /// Writes on `stream` may stand still for `limit`.
-    pub(super) fn new(stream: TcpStream, limit: Duration) -> Self {
-        Self { stream, limit, patience: Box::pin(sleep(limit)), waiting: false }
+    pub(crate) fn new(stream: TcpStream, limit: Duration) -> Self {
+        Self { stream, limit, patience: None, waiting: false }
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -29,11 +31,13 @@ impl Moving {
             self.waiting = false;
             return result;
         }
+        let limit = self.limit;
+        let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(limit)));
         if !self.waiting {
             self.waiting = true;
-            self.patience.as_mut().reset(Instant::now() + self.limit);
+            patience.as_mut().reset(Instant::now() + limit);
         }
-        match self.patience.as_mut().poll(cx) {
+        match patience.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
         }

@@ -11,13 +11,16 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::io::Moving;
-use crate::limits::embedded as limits;
+use crate::{Arrival, Listener};
+
+/// Bytes of one request's head: a presigned URL is under 2 KiB.
+const HEAD: usize = 32 << 10;
+/// Headers of one request.
+const HEADERS: usize = 64;
 
 /// How a server treats its connections. A request's head has 32 KiB and 64 headers at most.
 #[derive(Debug, Clone)]
@@ -39,7 +42,7 @@ impl Connections {
     /// makes what answers those of one connection. A listener that stops working for a moment is tried again.
     pub async fn serve<S, B>(
         self,
-        listener: TcpListener,
+        listener: impl Into<Listener>,
         shutdown: CancellationToken,
         service: impl Fn(SocketAddr) -> S,
     ) where
@@ -51,19 +54,21 @@ impl Connections {
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let Self { of, grace, .. } = self;
+        let listener = listener.into();
         let places = Arc::new(Semaphore::new(self.max));
         let mut connections = JoinSet::new();
         loop {
             let accepted = async {
                 let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
-                listener.accept().await.map(|(stream, peer)| (stream, peer, place))
+                listener.accept().await.map(|arrival| (arrival, place))
             };
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Some(_) = connections.join_next() => {}
                 accepted = accepted => match accepted {
-                    Ok((stream, peer, place)) => {
-                        let connection = self.clone().connection(stream, service(peer), shutdown.clone());
+                    Ok((arrival, place)) => {
+                        let service = service(arrival.from());
+                        let connection = self.clone().connection(arrival, service, shutdown.clone());
                         connections.spawn(async move {
                             connection.await;
                             drop(place);
@@ -85,7 +90,7 @@ impl Connections {
         connections.shutdown().await;
     }
 
-    async fn connection<S, B>(self, stream: TcpStream, service: S, shutdown: CancellationToken)
+    async fn connection<S, B>(self, arrival: Arrival, service: S, shutdown: CancellationToken)
     where
         S: Service<Request<Incoming>, Response = Response<B>>,
         S::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -93,13 +98,18 @@ impl Connections {
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         // Without it small answers wait for acknowledgements; a socket that refuses it works all the same.
-        let _ = stream.set_nodelay(true);
+        let _ = arrival.socket().set_nodelay(true);
+        let stream = tokio::select! {
+            stream = arrival.enter(self.stall) => stream,
+            () = shutdown.cancelled() => None,
+        };
+        let Some(stream) = stream else { return };
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.idle)
-            .max_headers(limits::HEADERS)
-            .max_header_size(limits::HEAD)
-            .serve_connection(TokioIo::new(Moving::new(stream, self.stall)), service);
+            .max_headers(HEADERS)
+            .max_header_size(HEAD)
+            .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
@@ -119,8 +129,10 @@ mod tests {
     use std::convert::Infallible;
 
     use bytes::Bytes;
+    use http_body_util::Full;
     use hyper::service::service_fn;
     use tokio::io::AsyncWriteExt as _;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 
@@ -128,14 +140,14 @@ mod tests {
     async fn an_answer_that_nobody_reads_ends_its_connection() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
+        let arrival = Listener::from(listener).accept().await.unwrap();
         // More than any socket buffers.
         let service = service_fn(async |_| {
-            Ok::<_, Infallible>(Response::new(s3s::Body::from(Bytes::from(vec![0; 64 << 20]))))
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![0; 64 << 20]))))
         });
-        let (idle, stall, grace) = (limits::IDLE, Duration::from_millis(50), Duration::ZERO);
+        let (idle, stall, grace) = (Duration::from_secs(30), Duration::from_millis(50), Duration::ZERO);
         let connections = Connections { of: "the test", max: 1, idle, stall, grace };
-        let connection = connections.connection(stream, service, CancellationToken::new());
+        let connection = connections.connection(arrival, service, CancellationToken::new());
         client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         tokio::time::timeout(Duration::from_secs(5), connection).await.expect("it stands still for ever");
         drop(client);

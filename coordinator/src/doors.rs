@@ -1,0 +1,84 @@
+//! Which listener is behind which door: plain, or TLS with the server's one certificate.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use millpond_net::{Door, Tls, tls};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+
+/// The doors of all listeners.
+pub(crate) struct Doors {
+    tls: Option<Tls>,
+    authority: Option<Authority>,
+    config: Config,
+}
+
+/// Who signed the server's certificate, where clients do not trust it already.
+#[derive(Debug, Clone)]
+pub struct Authority {
+    /// Where its certificate is, on the server.
+    pub file: String,
+    /// The same in PEM.
+    pub pem: String,
+}
+
+impl Doors {
+    /// Reads certificate and key, where TLS is configured.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
+        let loaded = config.tls.files().map(Tls::load).transpose();
+        let tls = loaded.map_err(|wrong| {
+            anyhow!(wrong.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")).context("[tls]")
+        })?;
+        let read = |file: &String| {
+            let pem = tls::authority(file.as_ref()).map_err(|what| anyhow!(what)).context("tls.ca_file")?;
+            anyhow::Ok(Authority { file: file.clone(), pem })
+        };
+        let authority = config.tls.ca_file.as_ref().map(read).transpose()?;
+        Ok(Self { tls, authority, config: config.clone() })
+    }
+
+    /// Of MQTT over TLS.
+    pub(crate) fn mqtts(&self) -> Door {
+        self.door("mqtt", true)
+    }
+
+    /// Of the HTTP API.
+    pub(crate) fn http(&self) -> Door {
+        self.door("http", self.config.http_tls())
+    }
+
+    /// Of the embedded storage.
+    pub(crate) fn storage(&self) -> Door {
+        self.door("storage", self.config.storage_tls())
+    }
+
+    /// Who signed the certificate.
+    pub(crate) fn authority(&self) -> Option<&Authority> {
+        self.authority.as_ref()
+    }
+
+    /// Takes up renewed files until `shutdown`.
+    pub(crate) fn watch(&self, shutdown: CancellationToken) -> impl Future<Output = ()> + use<> {
+        let (tls, every) = (self.tls.clone(), Duration::from_secs(self.config.tls.reload_s));
+        async move {
+            match tls {
+                Some(tls) => tls.watch(every, shutdown).await,
+                None => shutdown.cancelled().await,
+            }
+        }
+    }
+
+    fn door(&self, of: &'static str, wanted: bool) -> Door {
+        match &self.tls {
+            Some(tls) if wanted => {
+                Door::tls(of, tls.clone(), Duration::from_secs(self.config.limits.connect_timeout_s))
+            }
+            _ => Door::plain(),
+        }
+    }
+}

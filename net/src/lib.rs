@@ -1,0 +1,26 @@
+//! What becomes of a TCP connection before anybody speaks MQTT, HTTP or S3 on it, for all listeners alike.
+//!
+//! A [`Listener`] accepts; the [`Arrival`] that it hands out becomes a [`Stream`] in the task that serves it, so that one
+//! client's TLS handshake, or its silence, never holds up another's. Each way in has a time:
+//!
+//! | module | does |
+//! |---|---|
+//! | `listener` | accepts, and makes a stream of what arrived: plain, or TLS after a handshake within its time |
+//! | `moving` | ends a connection whose peer takes no byte for too long, below TLS |
+//! | `stream` | plain or TLS, as one type |
+//! | `tls` | certificate and key: read, checked, renewed while running. rustls with ring, TLS 1.2 and 1.3 |
+//! | `http` | connections of an HTTP server: how many, how long, how they end |
+//!
+//! Metrics, with the prefix `millpond_tls_`: counters `handshakes_total{listener,outcome}` (`done`, `failed`, `late`) and
+//! `reloads_total{outcome}` (`done`, `refused`); gauge `certificate_expires_seconds`, when the certificate in use ends.
+
+mod http;
+mod listener;
+mod moving;
+mod stream;
+pub mod tls;
+
+pub use http::Connections;
+pub use listener::{Arrival, Door, Listener};
+pub use stream::Stream;
+pub use tls::Tls;

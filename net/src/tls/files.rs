@@ -1,0 +1,181 @@
+//! Certificate and key as files: what they must be, and what to do where they are not.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// Bytes of a file: a chain of certificates has some 10 KiB.
+const FILE_MAX: u64 = 1 << 20;
+
+/// Where certificate and key are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// The server's certificate in PEM, then those that lead to its authority.
+    pub cert: PathBuf,
+    /// Its key in PEM, without a password.
+    pub key: PathBuf,
+}
+
+/// Which of the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Cert,
+    Key,
+}
+
+/// What is wrong with a file, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct WrongFile {
+    pub part: Part,
+    pub message: String,
+}
+
+/// What the files hold. Nothing shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Bytes {
+    cert: Vec<u8>,
+    key: Vec<u8>,
+}
+
+/// A certificate and its key that were looked at.
+pub(super) struct Loaded {
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) key: PrivateKeyDer<'static>,
+    pub(super) expires: Timestamp,
+}
+
+impl Files {
+    /// Reads both.
+    pub(super) fn read(&self) -> Result<Bytes, Vec<WrongFile>> {
+        let cert = read(&self.cert).map_err(|error| self.unreadable(Part::Cert, &error));
+        let key = read(&self.key).map_err(|error| self.unreadable(Part::Key, &error)).and_then(|key| {
+            if is_open(&self.key) {
+                return Err(self.wrong(Part::Key, "can be read by everybody on this machine: chmod 600 it"));
+            }
+            Ok(key)
+        });
+        match (cert, key) {
+            (Ok(cert), Ok(key)) => Ok(Bytes { cert, key }),
+            (cert, key) => Err([cert.err(), key.err()].into_iter().flatten().collect()),
+        }
+    }
+
+    fn path(&self, part: Part) -> &Path {
+        match part {
+            Part::Cert => &self.cert,
+            Part::Key => &self.key,
+        }
+    }
+
+    fn wrong(&self, part: Part, what: impl fmt::Display) -> WrongFile {
+        WrongFile { part, message: format!("{} {what}", self.path(part).display()) }
+    }
+
+    fn unreadable(&self, part: Part, error: &io::Error) -> WrongFile {
+        let what = match error.kind() {
+            io::ErrorKind::NotFound => {
+                "is not there: `millpond tls init` makes a pair, or name the files of yours"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "may not be read by the user that runs the server: give it to that user (chown), with mode 600"
+            }
+            _ => return self.wrong(part, format!("cannot be read: {error}")),
+        };
+        self.wrong(part, what)
+    }
+
+    /// What rustls says of a pair that was looked at here.
+    pub(super) fn refused(&self, error: &rustls::Error) -> WrongFile {
+        match error {
+            rustls::Error::InconsistentKeys(_) => self.wrong(
+                Part::Key,
+                format!(
+                    "is not the key of the first certificate in {}: name the pair that was made together, and have the \
+                     server's own certificate stand first in its file",
+                    self.cert.display()
+                ),
+            ),
+            error => self.wrong(Part::Key, format!("cannot be used: {error}")),
+        }
+    }
+}
+
+impl Bytes {
+    /// Looks at all but whether the two fit.
+    pub(super) fn check(&self, files: &Files) -> Result<Loaded, Vec<WrongFile>> {
+        let certificates = self.chain(files);
+        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|_| {
+            files.wrong(
+                Part::Key,
+                "holds no private key in PEM that needs no password: \
+                 `openssl pkey -in OLD -out NEW` takes a password off",
+            )
+        });
+        match (certificates, key) {
+            (Ok((chain, expires)), Ok(key)) => Ok(Loaded { chain, key, expires }),
+            (chain, key) => Err([chain.err(), key.err()].into_iter().flatten().collect()),
+        }
+    }
+
+    fn chain(&self, files: &Files) -> Result<(Vec<CertificateDer<'static>>, Timestamp), WrongFile> {
+        let wrong = |what: String| files.wrong(Part::Cert, what);
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(&self.cert)
+            .collect::<Result<_, _>>()
+            .map_err(|error| wrong(format!("is no PEM: {error}")))?;
+        let Some(first) = chain.first() else {
+            return Err(wrong("holds no certificate in PEM (-----BEGIN CERTIFICATE-----)".into()));
+        };
+        let (_, certificate) = X509Certificate::from_der(first)
+            .map_err(|error| wrong(format!("holds a certificate that does not read: {error}")))?;
+        let validity = certificate.validity();
+        let from = timestamp(validity.not_before.timestamp());
+        let to = timestamp(validity.not_after.timestamp());
+        let now = Timestamp::now();
+        if now > to {
+            return Err(wrong(format!("ended on {to}: put a renewed certificate there")));
+        }
+        if now < from {
+            return Err(wrong(format!(
+                "holds from {from} on, and it is {now} here: is this machine's clock right?"
+            )));
+        }
+        Ok((chain, to))
+    }
+}
+
+/// The certificates of an authority, as PEM, where clients are handed them.
+///
+/// # Errors
+/// The file cannot be read or holds none.
+pub fn authority(path: &Path) -> Result<String, String> {
+    let wrong = |what: String| format!("{} {what}", path.display());
+    let bytes = read(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    let mut certificates = CertificateDer::pem_slice_iter(&bytes);
+    if !matches!(certificates.next(), Some(Ok(_))) {
+        return Err(wrong("holds no certificate in PEM (-----BEGIN CERTIFICATE-----)".into()));
+    }
+    String::from_utf8(bytes).map_err(|_| wrong("is no text".into()))
+}
+
+fn timestamp(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(FILE_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Whether users who are neither the owner nor of the file's group may read it.
+fn is_open(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o007 != 0)
+}
