@@ -15,6 +15,7 @@ mod relay;
 mod seaweedfs;
 mod server;
 mod tools;
+mod trace;
 
 pub use api::Api;
 pub use edge::Edge;
@@ -26,3 +27,4 @@ pub use relay::Relay;
 pub use seaweedfs::SeaweedFs;
 pub use server::{Ports, Server};
 pub use tools::{binary, edge_binary, python, recent_hour, repository, skip, tool, until};
+pub use trace::{Trace, may_trace};

@@ -141,6 +141,8 @@ impl Shelf {
         };
         let file = self.file(&state);
         fs::create_dir_all(self.root.join(state.version.to_string()))?;
+        // The state must not outlive the directory that it names.
+        sync_directory(&self.root)?;
         place(partial, &file).map_err(io::Error::other)?;
         // Before the link: after a crash in between, the next start makes the link.
         self.write(state)?;

@@ -26,7 +26,8 @@
 //! # What holds
 //!
 //! An entry is written under `staging/`, synced, and renamed to `ready/`, and `ready/` is synced: from then on it is there
-//! after a power cut, and before then it is not there at all. It leaves when [`Spool::remove`] or [`Spool::refuse`] says so, or when a
+//! after a power cut, and before then it is whole or not there at all. Entries that are added together are synced at the same
+//! time, and `ready/` once for all. An entry leaves when [`Spool::remove`] or [`Spool::refuse`] says so, or when a
 //! full spool was told to drop the oldest. A file under `staging/` without a lock was left by a process that died, and is
 //! removed. A crash can at the most bring back an entry that had just left: it is sent again, and the server knows it.
 //!
@@ -38,12 +39,14 @@ mod leave;
 mod notes;
 mod open;
 mod room;
+mod stage;
 mod store;
 
 pub(crate) use disk::{directories, directory as make_directory, open as open_private};
 pub use entry::{About, Document, Entry};
 pub use room::{Limits, WhenFull};
-pub use store::{Added, Sending, Spool, Staged};
+pub use stage::Staged;
+pub use store::{Added, Sending, Spool};
 
 use std::io;
 use std::path::{Path, PathBuf};

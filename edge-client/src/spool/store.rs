@@ -2,16 +2,15 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{File, TryLockError};
-use std::io::{Read, Write as _};
 use std::path::PathBuf;
 
 use millpond_protocol::{Sha256, UploadId};
 
 use super::disk::{self, at};
 use super::room::{self, Limits};
-use super::{About, Document, Entry, SpoolError};
-use crate::backoff::random;
-use crate::transfer::{Hasher, sync_directory};
+use super::stage::{self, Staged};
+use super::{Document, Entry, SpoolError};
+use crate::transfer::sync_directory;
 
 /// A spool. Its operations block for as long as the disk takes.
 #[derive(Debug)]
@@ -24,40 +23,6 @@ pub struct Spool {
     pub(super) ready: BTreeSet<Entry>,
     pub(super) ids: HashSet<UploadId>,
     pub(super) bytes: u64,
-}
-
-/// A file that is written and synced, and not in the spool yet. Dropped, it is gone.
-#[derive(Debug)]
-pub struct Staged {
-    writing: Writing,
-    document: Document,
-}
-
-impl Staged {
-    /// What it is.
-    pub fn document(&self) -> &Document {
-        &self.document
-    }
-}
-
-/// A file under `staging/`. Its lock says that somebody still wants it; dropped, it is removed.
-#[derive(Debug)]
-struct Writing {
-    path: PathBuf,
-    file: File,
-}
-
-impl Writing {
-    fn failed(&self, source: std::io::Error) -> SpoolError {
-        SpoolError::io(&self.path)(source)
-    }
-}
-
-impl Drop for Writing {
-    fn drop(&mut self) {
-        // It may have been renamed; and what stays behind is swept at the next opening.
-        let _ = std::fs::remove_file(&self.path);
-    }
 }
 
 /// What came of [`Spool::add`].
@@ -86,49 +51,12 @@ impl Drop for Change<'_> {
 }
 
 impl Spool {
-    /// Copies and hashes what `from` gives, to its end, and syncs it; `about` says what it is once its SHA-256 is known. The
-    /// memory it takes does not depend on the size.
-    ///
-    /// # Errors
-    /// What the system says; a full disk is one of it.
-    pub fn stage(
-        &self,
-        mut from: impl Read,
-        about: impl FnOnce(Sha256) -> About,
-    ) -> Result<Staged, SpoolError> {
-        let path = self.root.join("staging").join(format!("{:016x}", random()));
-        // Between the making of the file and its lock nobody may sweep.
-        let change = self.change()?;
-        let file = at(&path, disk::open(&path))?;
-        at(&path, file.lock())?;
-        drop(change);
-        let mut writing = Writing { path, file };
-        let (mut digest, mut size) = (Hasher::default(), 0);
-        let mut buffer = vec![0; 128 << 10];
-        loop {
-            let n = match from.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n) => n,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(writing.failed(error)),
-            };
-            writing.file.write_all(&buffer[..n]).map_err(|error| writing.failed(error))?;
-            digest.add(&buffer[..n]);
-            size += n as u64;
-        }
-        let sha256 = digest.finish();
-        let document = Document { about: about(sha256), size, sha256 };
-        let footer = document.footer().ok_or_else(|| SpoolError::TooLong(document.about.upload.clone()))?;
-        let written = writing.file.write_all(&footer).and_then(|()| writing.file.sync_all());
-        written.map_err(|error| writing.failed(error))?;
-        Ok(Staged { writing, document })
-    }
-
     /// Puts staged files into the spool, all or none. When it returns, they are there after a power cut.
     ///
     /// # Errors
     /// `Full`, `Conflict`, or what the system says.
     pub fn add(&mut self, staged: Vec<Staged>) -> Result<Added, SpoolError> {
+        stage::sync(&staged)?;
         at(&self.root, self.lock.lock())?;
         let added = self.refresh().and_then(|()| self.add_locked(staged));
         if added.is_err() {
@@ -145,7 +73,7 @@ impl Spool {
         for file in &staged {
             let Document { about, sha256, .. } = file.document();
             let held = match twins.get(&about.upload) {
-                Some(twin) => Some(twin.document.clone()),
+                Some(twin) => Some(twin.document().clone()),
                 None if self.ids.contains(&about.upload) => self.held(&about.upload)?,
                 None => None,
             };
@@ -158,7 +86,7 @@ impl Spool {
                 }
             }
         }
-        let size = new.iter().map(|file| file.document.size).sum();
+        let size = new.iter().map(|file| file.document().size).sum();
         let held = (self.ready.len() as u64, self.bytes);
         let room = room::make(&self.limits, self.ready.iter(), held, (new.len() as u64, size));
         added.dropped = room.map_err(|room::Full| SpoolError::Full {
@@ -173,9 +101,9 @@ impl Spool {
             self.take_out(entry)?;
         }
         for file in new {
-            let entry = file.document.entry();
+            let entry = file.document().entry();
             let path = self.path(&entry);
-            at(&path, std::fs::rename(&file.writing.path, &path))?;
+            at(&path, std::fs::rename(file.path(), &path))?;
             self.insert(entry.clone());
             added.new.push(entry);
         }

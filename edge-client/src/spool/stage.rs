@@ -1,0 +1,114 @@
+//! Files on their way into the spool: written and hashed one by one, synced together.
+
+use std::fs::File;
+use std::io::{Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use millpond_protocol::Sha256;
+
+use super::disk::{self, at};
+use super::store::Spool;
+use super::{About, Document, SpoolError};
+use crate::backoff::random;
+use crate::transfer::Hasher;
+
+/// Files that are synced at the same time: a file system with a journal commits it once for all that wait, so that thousands
+/// of files take hundreds of commits.
+const AT_ONCE: usize = 32;
+
+/// A file that is written, and not in the spool yet. Dropped, it is gone.
+#[derive(Debug)]
+pub struct Staged {
+    writing: Writing,
+    document: Document,
+}
+
+impl Staged {
+    /// What it is.
+    pub fn document(&self) -> &Document {
+        &self.document
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.writing.path
+    }
+}
+
+/// A file under `staging/`. Its lock says that somebody still wants it; dropped, it is removed.
+#[derive(Debug)]
+struct Writing {
+    path: PathBuf,
+    file: File,
+}
+
+impl Writing {
+    fn failed(&self, source: std::io::Error) -> SpoolError {
+        SpoolError::io(&self.path)(source)
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        // It may have been renamed; and what stays behind is swept at the next opening.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Spool {
+    /// Copies and hashes what `from` gives, to its end; `about` says what it is once its SHA-256 is known. The memory it takes
+    /// does not depend on the size. [`Spool::add`] syncs it, with whatever else is added.
+    ///
+    /// # Errors
+    /// What the system says; a full disk is one of it.
+    pub fn stage(
+        &self,
+        mut from: impl Read,
+        about: impl FnOnce(Sha256) -> About,
+    ) -> Result<Staged, SpoolError> {
+        let path = self.root.join("staging").join(format!("{:016x}", random()));
+        // Between the making of the file and its lock nobody may sweep.
+        let change = self.change()?;
+        let file = at(&path, disk::open(&path))?;
+        at(&path, file.lock())?;
+        drop(change);
+        let mut writing = Writing { path, file };
+        let (mut digest, mut size) = (Hasher::default(), 0);
+        let mut buffer = vec![0; 128 << 10];
+        loop {
+            let n = match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(writing.failed(error)),
+            };
+            writing.file.write_all(&buffer[..n]).map_err(|error| writing.failed(error))?;
+            digest.add(&buffer[..n]);
+            size += n as u64;
+        }
+        let sha256 = digest.finish();
+        let document = Document { about: about(sha256), size, sha256 };
+        let footer = document.footer().ok_or_else(|| SpoolError::TooLong(document.about.upload.clone()))?;
+        writing.file.write_all(&footer).map_err(|error| writing.failed(error))?;
+        Ok(Staged { writing, document })
+    }
+}
+
+/// Syncs the files, so that renaming them shows each whole or not at all.
+pub(super) fn sync(staged: &[Staged]) -> Result<(), SpoolError> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(file) = staged.get(next.fetch_add(1, Ordering::Relaxed)) {
+            file.writing.file.sync_all().map_err(|error| file.writing.failed(error))?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        // This thread is one of them; where the system gives no more, it does it alone.
+        let others = 1..staged.len().min(AT_ONCE);
+        let others: Vec<_> =
+            others.map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok()).collect();
+        let ours = work();
+        others.into_iter().map(|other| other.join().expect("syncing does not panic")).fold(ours, Result::and)
+    })
+}

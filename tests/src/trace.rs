@@ -1,0 +1,111 @@
+//! What a program asked of the system, and in which order, as strace saw it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::tools::{skip, tool};
+
+const CALLS: &str =
+    "fsync,fdatasync,mkdir,mkdirat,rename,renameat,renameat2,write,pwrite64,symlink,symlinkat";
+
+/// Whether this test may look at system calls, under the same rule as [`tool`].
+pub fn may_trace() -> bool {
+    let works = || {
+        let tried = Command::new("strace").args(["-f", "true"]).stderr(Stdio::null()).status();
+        tried.is_ok_and(|status| status.success())
+    };
+    tool("strace") && (works() || skip("strace may not trace here"))
+}
+
+/// The system calls of one run that succeeded, in order of their end.
+pub struct Trace(Vec<Call>);
+
+/// `name(arguments`, and the lines of strace's output at which it began and ended.
+struct Call {
+    text: String,
+    begun: usize,
+    ended: usize,
+}
+
+impl Trace {
+    /// Where a run under [`Trace::command`] is written to.
+    fn log(directory: &Path) -> PathBuf {
+        directory.join("strace.log")
+    }
+
+    /// The same command under strace.
+    pub fn command(command: &Command, directory: &Path) -> Command {
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-y", "-e", &format!("trace={CALLS}"), "-o"]).arg(Self::log(directory));
+        strace.arg(command.get_program()).args(command.get_args());
+        strace.current_dir(command.get_current_dir().unwrap());
+        for (key, value) in command.get_envs() {
+            strace.env(key, value.unwrap());
+        }
+        strace
+    }
+
+    /// Reads what that command left.
+    pub fn read(directory: &Path) -> Self {
+        let log = std::fs::read_to_string(Self::log(directory)).unwrap();
+        let (mut calls, mut open) = (Vec::new(), HashMap::new());
+        for (line, text) in log.lines().enumerate() {
+            let (process, text) = text.split_once(' ').unwrap();
+            let text = text.trim_start();
+            if let Some(begun) = text.strip_suffix(" <unfinished ...>") {
+                open.insert(process, (begun.to_owned(), line));
+                continue;
+            }
+            let Some((head, result)) = text.rsplit_once(" = ") else { continue };
+            let (text, begun) = match head.starts_with("<... ") {
+                true => open.remove(process).unwrap(),
+                false => (head.to_owned(), line),
+            };
+            if !result.starts_with('-') {
+                calls.push(Call { text, begun, ended: line });
+            }
+        }
+        Self(calls)
+    }
+
+    /// Those calls whose text holds all of these.
+    fn all(&self, parts: &[&str]) -> impl Iterator<Item = &Call> {
+        self.0.iter().filter(move |call| parts.iter().all(|part| call.text.contains(part)))
+    }
+
+    /// When the first of them began.
+    pub fn first(&self, parts: &[&str]) -> usize {
+        let first = self.all(parts).map(|call| call.begun).min();
+        first.unwrap_or_else(|| {
+            panic!("no call {parts:?} in {:?}", self.0.iter().map(|c| &c.text).collect::<Vec<_>>())
+        })
+    }
+
+    /// When the last of them had ended.
+    pub fn last(&self, parts: &[&str]) -> usize {
+        self.first(parts);
+        self.all(parts).map(|call| call.ended).max().unwrap_or_default()
+    }
+
+    /// Whether that file or directory was synced as a whole between these two moments.
+    pub fn synced(&self, path: &Path, from: usize, until: usize) -> bool {
+        let parts = ["sync(", &format!("<{}>", path.display())];
+        self.all(&parts).any(|call| call.begun >= from && call.ended <= until)
+    }
+
+    /// Every rename, as (from, to, begin).
+    pub fn renames(&self) -> Vec<(PathBuf, PathBuf, usize)> {
+        let renames = self.all(&["rename"]).map(|call| {
+            let paths: Vec<&str> = call.text.split('"').collect();
+            (paths[1].into(), paths[3].into(), call.begun)
+        });
+        renames.collect()
+    }
+
+    /// Every directory that was made, and when.
+    pub fn made(&self) -> Vec<(PathBuf, usize)> {
+        let made = self.all(&["mkdir"]);
+        made.map(|call| (call.text.split('"').nth(1).unwrap().into(), call.ended)).collect()
+    }
+}
