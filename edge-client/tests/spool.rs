@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use millpond_edge::clock::{Anchor, Boot, Stamp};
-use millpond_edge::spool::{About, Added, Entry, Limits, Spool, SpoolError, WhenFull};
+use millpond_edge::spool::{About, Added, Complete, Entry, Limits, Spool, SpoolError, WhenFull};
 use millpond_protocol::{Code, Refusal, Timestamp};
 
 fn about(upload: &str, at: i64) -> About {
@@ -235,6 +235,40 @@ fn notes_are_kept_one_anchor_a_boot() {
     let entry = add(&mut spool, "a", 1, b"a").unwrap().new.remove(0);
     spool.set_in_flight([&entry].into_iter()).unwrap();
     assert_eq!(open(root.path()).in_flight(), [entry]);
+}
+
+#[test]
+fn statements_of_completion_stay_until_they_are_told_and_never_go_back() {
+    let root = tempfile::tempdir().unwrap();
+    let mut spool = open(root.path());
+    let through = |ms| Complete::Through(Timestamp::clamped(ms));
+    let now = |boot: &str, ms| Complete::Now(Stamp { wall_ms: 7, boot: Some(Boot { id: boot.into(), ms }) });
+    let label = |label: &str| Complete::Label(label.parse().unwrap());
+    let said = [
+        through(10),
+        through(30),
+        through(20),
+        now("a", 5),
+        now("b", 3),
+        now("b", 4),
+        label("x"),
+        label("x"),
+    ];
+    for complete in said {
+        spool.complete(complete).unwrap();
+    }
+    let statements = open(root.path()).statements().unwrap();
+    let waiting: Vec<_> = statements.iter().map(|statement| statement.complete.clone()).collect();
+    assert_eq!(waiting, [through(30), now("a", 5), now("b", 4), label("x")]);
+    // One that was raised meanwhile is not the one that was told.
+    spool.complete(through(40)).unwrap();
+    spool.told(&statements).unwrap();
+    let left = open(root.path()).statements().unwrap();
+    assert_eq!(left.iter().map(|statement| statement.complete.clone()).collect::<Vec<_>>(), [through(40)]);
+    for n in 0..999 {
+        spool.complete(label(&format!("label-{n}"))).unwrap();
+    }
+    assert!(matches!(spool.complete(label("one-more")), Err(SpoolError::TooMany(1_000))));
 }
 
 #[test]

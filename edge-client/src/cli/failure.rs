@@ -28,7 +28,7 @@ impl Failure {
 impl From<SpoolError> for Failure {
     fn from(error: SpoolError) -> Self {
         let exit = match &error {
-            SpoolError::Full { .. } => RETRY,
+            SpoolError::Full { .. } | SpoolError::TooMany(_) => RETRY,
             SpoolError::Foreign(_) => USAGE,
             SpoolError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => RETRY,
             SpoolError::Io { .. }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::failure::{FAILED, Failure, RETRY};
+use super::progress::Progress;
 use super::{Cli, say};
 use crate::listen::{self, ListenError, Options, Report, Shelf};
 use crate::session::{self, Cause};
@@ -36,13 +37,15 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         Failure::new(exit, format!("{}: {error}", args.dir.display()))
     };
     let mut shelf = Shelf::open(&args.dir).map_err(directory)?;
+    let progress = Progress::of(cli);
     let options = Options {
         keep: args.keep,
         exec: args.exec.clone(),
         exec_timeout: Duration::from_secs(args.exec_timeout),
         once: args.once,
+        meters: progress.meters(),
     };
-    let transfer = Arc::clone(&cli.spool.options().transfer);
+    let transfer = Arc::clone(&cli.spool.options(&progress).transfer);
     let (session, mut inbox) = session::open(cli.connect.config()?.topics(listen::TOPICS));
     let mut report = |report: Report<'_>| told(cli, &report);
     let listening = listen::listen(&mut shelf, &session, &mut inbox, &transfer, &options, &mut report);

@@ -1,9 +1,11 @@
 //! The program `millpond-edge`.
 
+mod complete;
 mod connect;
 mod failure;
 mod listen;
 mod process;
+mod progress;
 mod push;
 mod spool;
 
@@ -33,6 +35,8 @@ struct Cli {
 enum Command {
     /// Put files into the spool and send them.
     Push(push::Args),
+    /// Say that nothing more comes, once everything that was spooled up to then is sent.
+    Complete(complete::Args),
     /// Make a program the pool's processor.
     Process(process::Args),
     /// Keep the newest result in a directory.
@@ -71,6 +75,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 async fn execute(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Push(args) => push::run(cli, args).await,
+        Command::Complete(args) => complete::run(cli, args).await,
         Command::Listen(args) => listen::run(cli, args).await,
         Command::Process(args) => process::run(cli, args).await,
         Command::Spool(command) => spool::run(cli, command).await,

@@ -13,14 +13,16 @@ use millpond_protocol::{FileName, Label, Sha256, Timestamp, UploadId};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
+use super::complete::{self, Moment};
 use super::failure::{FAILED, Failure, RETRY, USAGE};
+use super::progress::{Progress, Unit};
 use super::spool::{SendOrUsage, send};
 use super::{Cli, say};
 use crate::backoff::random;
 use crate::clock::Stamp;
 use crate::sender::{Report, SendError};
 use crate::session::{self, Cause};
-use crate::spool::{About, Sending, Spool, Staged};
+use crate::spool::{About, Complete, Sending, Spool, Staged};
 
 /// How often to look whether another process has sent our files.
 const LOOK: Duration = Duration::from_millis(100);
@@ -52,6 +54,12 @@ pub(super) struct Args {
     /// JSON that is handed on in the manifest.
     #[arg(long)]
     meta: Option<String>,
+    /// Nothing more comes up to this time (or `now`): the server is told once these files, and all others up to then, are sent.
+    #[arg(long, value_name = "TIME")]
+    complete_through: Option<Moment>,
+    /// Nothing more comes for `--label`.
+    #[arg(long, requires = "label")]
+    complete_label: bool,
     /// Return as soon as the files are in the spool; `spool flush`, or the next push, sends them.
     #[arg(long)]
     offline: bool,
@@ -87,23 +95,59 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     open_files.current = open_files.maximum;
     // Each file is open until all are in the spool. Where the limit stays, the error says so.
     let _ = setrlimit(Resource::Nofile, open_files);
-    let staged = args.files.iter().map(|path| stage(&spool, args, path)).collect::<Result<Vec<_>, _>>()?;
+    let progress = Progress::of(cli);
+    let spooling = progress.step("spooling", Unit::Files, args.files.len() as u64);
+    let staged = args.files.iter().map(|path| {
+        spooling.advance();
+        stage(&spool, args, path)
+    });
+    let staged = staged.collect::<Result<Vec<_>, _>>()?;
     let ids: Vec<UploadId> = staged.iter().map(|file| file.document().about.upload.clone()).collect();
     let digests: Vec<Sha256> = staged.iter().map(|file| file.document().sha256).collect();
     let added = spool.add(staged)?;
+    drop(spooling);
     for entry in &added.dropped {
         let time = Timestamp::clamped(i64::try_from(entry.key).unwrap_or(i64::MAX));
         eprintln!("millpond-edge: the spool was full: dropped {} of {time}", entry.upload);
     }
-    if args.offline {
-        return told(cli, args, &ids, &BTreeMap::new());
+    let complete = args.complete_through.map(Moment::complete);
+    let complete =
+        complete.or_else(|| args.label.clone().filter(|_| args.complete_label).map(Complete::Label));
+    if let Some(complete) = &complete {
+        spool.complete(complete.clone())?;
     }
-    let mut options = cli.spool.options();
+    let said = |spool: &Spool, fate| match &complete {
+        Some(complete) => complete::told(cli, spool, complete, fate),
+        None => Ok(()),
+    };
+    if args.offline {
+        told(cli, args, &ids, &BTreeMap::new())?;
+        return said(&spool, None);
+    }
+    let mut options = cli.spool.options(&progress);
     options.first = ids.iter().cloned().collect();
     options.only_first = args.only;
-    let mut fates = BTreeMap::new();
+    let (mut fates, mut fate) = (BTreeMap::new(), None);
     if let Some(_sending) = ours(&mut spool, &options.first).await? {
-        match send(cli, &mut spool, &options, &mut |report| note(&mut fates, report)).await {
+        let total = if args.only { ids.len() as u64 } else { spool.held_now().0 };
+        let sending = progress.step("sending", Unit::Files, total);
+        let sent = send(cli, &mut spool, &options, &mut |report| match report {
+            Report::Told(_) => {}
+            Report::NotTold(statement, why) if Some(&statement.complete) == complete.as_ref() => {
+                fate = Some(complete::Fate::Refused(why.to_string()));
+            }
+            Report::NotTold(..) => {}
+            Report::Left(entry, why) => {
+                progress.say(&format!("millpond-edge: {}: {why}: it waits in the spool", entry.upload));
+            }
+            report => {
+                sending.advance();
+                note(&mut fates, report);
+            }
+        })
+        .await;
+        drop(sending);
+        match sent {
             Ok(_) => {}
             // Kept safely: that is what the spool is for.
             Err(SendOrUsage::Send(SendError::Offline(cause @ Cause::Lost(_)))) => {
@@ -116,7 +160,8 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     let unknown = ids.iter().zip(digests).filter(|(id, _)| !fates.contains_key(*id));
     let unknown: Vec<_> = unknown.map(|(id, sha256)| (id.clone(), sha256)).collect();
     fates.extend(asked(cli, unknown).await?);
-    told(cli, args, &ids, &fates)
+    told(cli, args, &ids, &fates)?;
+    said(&spool, fate)
 }
 
 fn stage(spool: &Spool, args: &Args, path: &Path) -> Result<Staged, Failure> {
@@ -219,10 +264,7 @@ fn note(fates: &mut BTreeMap<UploadId, Fate>, report: Report<'_>) {
             (&entry.upload, Fate::Stored { batch: receipt.batch, late: receipt.late })
         }
         Report::Refused(entry, refusal) => (&entry.upload, Fate::Refused(refusal.to_string())),
-        Report::Left(entry, why) => {
-            eprintln!("millpond-edge: {}: {why}: it waits in the spool", entry.upload);
-            return;
-        }
+        Report::Left(..) | Report::Told(_) | Report::NotTold(..) => return,
         Report::Damaged(entry, why) => (&entry.upload, Fate::Refused(format!("damaged in the spool: {why}"))),
     };
     fates.insert(upload.clone(), fate);

@@ -11,7 +11,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use millpond_protocol::Timestamp;
 use serde_json::json;
 
+use super::complete::shown;
 use super::failure::{FAILED, Failure, RETRY, USAGE};
+use super::progress::{Progress, Unit};
 use super::{Cli, say};
 use crate::sender::{self, Options, Report, SendError, Summary};
 use crate::session;
@@ -66,11 +68,12 @@ impl At {
         Ok(Spool::open(&path, limits)?)
     }
 
-    pub(super) fn options(&self) -> Options {
+    pub(super) fn options(&self, progress: &Progress) -> Options {
         let throttle = self.rate.map_or_else(Throttle::unlimited, Throttle::new);
         let patience = Duration::from_secs(self.patience);
         let transfer = transfer::Options { throttle: Arc::new(throttle), ..transfer::Options::default() };
-        Options { transfer: Arc::new(Transfer::new(transfer)), patience, ..Options::default() }
+        let (transfer, meters) = (Arc::new(Transfer::new(transfer)), progress.meters());
+        Options { transfer, patience, meters, ..Options::default() }
     }
 }
 
@@ -126,6 +129,13 @@ fn list(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
             say(format_args!("refused  {}  {:>12}  {}{why}", time(&entry), entry.size, entry.upload))?;
         }
     }
+    for statement in spool.statements()? {
+        if cli.json {
+            say(format_args!("{}", json!({ "state": "waiting", "complete": statement.complete })))?;
+        } else {
+            say(format_args!("waiting  {}", shown(&statement.complete)))?;
+        }
+    }
     if !cli.json {
         let (files, bytes) = spool.held_now();
         say(format_args!("{files} files with {bytes} bytes wait"))?;
@@ -136,12 +146,19 @@ fn list(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
 async fn flush(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
     let _sending =
         spool.sending()?.ok_or_else(|| Failure::new(RETRY, "another process is sending from this spool"))?;
-    let summary = send(cli, spool, &cli.spool.options(), &mut |report| {
-        if let Report::Left(entry, why) = report {
-            eprintln!("millpond-edge: {}: {why}", entry.upload);
+    let progress = Progress::of(cli);
+    let options = cli.spool.options(&progress);
+    let sending = progress.step("sending", Unit::Files, spool.held_now().0);
+    let summary = send(cli, spool, &options, &mut |report| match report {
+        Report::Left(entry, why) => progress.say(&format!("millpond-edge: {}: {why}", entry.upload)),
+        Report::NotTold(statement, why) => {
+            progress.say(&format!("millpond-edge: {}: {why}", shown(&statement.complete)));
         }
+        Report::Stored(..) | Report::Refused(..) | Report::Damaged(..) => sending.advance(),
+        Report::Told(_) => {}
     })
     .await?;
+    drop(sending);
     if cli.json {
         let Summary { stored, refused, damaged, left, bundles, bytes } = summary;
         let line = json!({ "stored": stored, "refused": refused, "damaged": damaged, "left": left, "bundles": bundles, "bytes": bytes });

@@ -30,6 +30,7 @@ pub(super) async fn fetch(
     transfer: &Transfer,
     pointer: Pointer,
     partial: &Path,
+    meter: &Meter,
 ) -> Result<Fetched, String> {
     #[derive(Deserialize)]
     struct Latest {
@@ -38,9 +39,11 @@ pub(super) async fn fetch(
     let expected = Expected { size: pointer.size, sha256: pointer.sha256 };
     let mut url = pointer.url;
     for _ in 0..URLS {
-        match transfer.fetch(&url, partial, &expected, &Meter::silent()).await {
+        match transfer.fetch(&url, partial, &expected, meter).await {
             Ok(()) => return Ok(Fetched::Whole),
             Err(TransferError::Expired { .. }) => {
+                // The next call counts what is there from the start.
+                meter.take_back(meter.done());
                 let latest: Latest =
                     session.ask(Op::Latest, &json!({}), ASK).await.map_err(|error| error.to_string())?;
                 match latest.result {

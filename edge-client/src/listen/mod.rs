@@ -29,7 +29,7 @@ use fetch::{Fetched, fetch, write};
 use crate::backoff::{Backoff, fraction, random};
 use crate::exec::{Running, shell};
 use crate::session::{Cause, Event, Inbox, Session, SessionError, Topic};
-use crate::transfer::Transfer;
+use crate::transfer::{Meters, Transfer};
 
 /// The topics that a session for [`listen`] needs.
 pub const TOPICS: [Topic; 2] = [Topic::Result, Topic::ResultData];
@@ -49,6 +49,8 @@ pub struct Options {
     pub exec_timeout: Duration,
     /// Returns when one result was shown and its command has ended, or is there already.
     pub once: bool,
+    /// Shows how far a download is.
+    pub meters: Meters,
 }
 
 /// What happened.
@@ -234,8 +236,9 @@ impl Listener<'_> {
             return self.fetched(&partial, Ok(Fetched::Whole)).await;
         }
         let (session, transfer) = (self.session.clone(), Arc::clone(self.transfer));
+        let meter = self.options.meters.meter(pointer.name.as_str(), pointer.size);
         let (path, job) =
-            (partial.clone(), async move { fetch(&session, &transfer, pointer, &partial).await });
+            (partial.clone(), async move { fetch(&session, &transfer, pointer, &partial, &meter).await });
         self.download = Some((path, Box::pin(job)));
         Ok(())
     }

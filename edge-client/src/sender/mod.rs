@@ -4,8 +4,12 @@
 //! spool's `refused/`, with the reason). A connection that ends leaves doubt, not loss: `status` is asked for every file that may
 //! have arrived before any is sent again, also of what an earlier process left in doubt, so bytes go twice only where nobody can know.
 //!
+//! A statement of completion ([`crate::spool::Spool::complete`]) is told when every file that it speaks of has been receipted, or
+//! with the bundle that carries the last of them.
+//!
 //! [`flush`] reads the session's inbox while it runs. The spool's operations block for as long as the disk takes.
 
+mod complete;
 mod outcome;
 mod queue;
 mod run;
@@ -21,8 +25,8 @@ use millpond_protocol::{Refusal, UploadId};
 
 use crate::large::LargeError;
 use crate::session::{Cause, SessionError, Topic};
-use crate::spool::{Entry, SpoolError};
-use crate::transfer::Transfer;
+use crate::spool::{Entry, SpoolError, Statement};
+use crate::transfer::{Meters, Transfer};
 
 pub use run::flush;
 
@@ -42,6 +46,8 @@ pub struct Options {
     pub bundle: u64,
     /// Sends large files; its limit of the rate holds for all others too.
     pub transfer: Arc<Transfer>,
+    /// Shows how far each large file is.
+    pub meters: Meters,
 }
 
 impl Default for Options {
@@ -53,6 +59,7 @@ impl Default for Options {
             patience: Duration::from_secs(30),
             bundle: 1 << 20,
             transfer: Arc::new(Transfer::new(crate::transfer::Options::default())),
+            meters: Meters::default(),
         }
     }
 }
@@ -68,6 +75,10 @@ pub enum Report<'a> {
     Damaged(&'a Entry, &'a str),
     /// A large file did not get through; it waits in the spool for another time.
     Left(&'a Entry, &'a LargeError),
+    /// The server knows that there is nothing more.
+    Told(&'a Statement),
+    /// It does not want to know: there is no such label, say.
+    NotTold(&'a Statement, &'a Refusal),
 }
 
 /// What [`flush`] did.

@@ -107,15 +107,22 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn let_go(&mut self, upload: &UploadId) {
+    /// A file has left the spool.
+    pub(super) fn let_go(&mut self, upload: &UploadId) {
         self.queue.settled(upload);
+        self.statements.settled(upload);
         self.digests.remove(upload);
     }
 
     pub(super) async fn done(&mut self, done: Done) -> Result<(), SendError> {
         match done {
-            Done::Shipped(shipment, result) => {
+            Done::Shipped { shipment, complete, result } => {
                 self.shipments -= 1;
+                match (complete, &result) {
+                    (true, Ok(())) => self.told_with_bundle()?,
+                    (true, Err(_)) => self.statements.not_with_bundle(),
+                    (false, _) => {}
+                }
                 let until = Instant::now() + RECEIPT;
                 match (result, shipment) {
                     (Ok(()), shipment) => {
@@ -136,6 +143,7 @@ impl Run<'_> {
                 self.asks -= 1;
                 self.asked(entry, answer).await
             }
+            Done::Complete(statement, told) => self.told_complete(&statement, told),
             Done::Put(entry, sha256, sent) => {
                 self.large = None;
                 self.watch.progress();

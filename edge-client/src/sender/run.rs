@@ -14,6 +14,7 @@ use millpond_protocol::{Sha256, UploadId};
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::complete::Statements;
 use super::queue::{Queue, Shipment, Sizes};
 use super::ship::{self, Clock, Loaded, Message};
 use super::watch::Watch;
@@ -21,7 +22,7 @@ use super::{Options, Report, SendError, Summary};
 use crate::clock::Stamp;
 use crate::large::{self, LargeError};
 use crate::session::{Ack, Cause, Event, Inbox, Session, SessionError};
-use crate::spool::{Entry, Spool, SpoolError};
+use crate::spool::{Entry, Spool, SpoolError, Statement};
 use crate::transfer::Meter;
 
 /// Messages on their way at once: the next one is there when the server has taken one.
@@ -32,9 +33,15 @@ const ASKS: usize = 16;
 const ASK: Duration = Duration::from_secs(30);
 /// Something that was waited for.
 pub(super) enum Done {
-    Shipped(Shipment, Result<(), SessionError>),
+    /// `complete`: it carried a statement.
+    Shipped {
+        shipment: Shipment,
+        complete: bool,
+        result: Result<(), SessionError>,
+    },
     Asked(Entry, Result<UploadInfo, SessionError>),
     Put(Entry, Sha256, Result<Receipt, LargeError>),
+    Complete(Statement, Result<(), SessionError>),
 }
 
 /// Until when the receipts of these have time; with the reason code if they were refused.
@@ -56,6 +63,7 @@ pub(super) struct Run<'a> {
     pub(super) large: Option<Arc<Meter>>,
     /// Large files that did not get through: not tried again by this run.
     pub(super) left: HashSet<UploadId>,
+    pub(super) statements: Statements,
     /// SHA-256 of what is on its way.
     pub(super) digests: HashMap<UploadId, Sha256>,
     /// Acknowledged, and until when their receipts have time; with the reason code if they were refused.
@@ -105,6 +113,7 @@ pub async fn flush(
         asks: 0,
         large: None,
         left: HashSet::new(),
+        statements: Statements::default(),
         digests: HashMap::new(),
         awaited: Vec::new(),
         settled: Vec::new(),
@@ -114,6 +123,8 @@ pub async fn flush(
         summary: Summary::default(),
     };
     loop {
+        // Before the entries: what was spooled before a statement is among them.
+        run.statements = Statements::read(run.spool, &run.clock)?;
         let left = &run.left;
         let entries = run.spool.entries()?.filter(|entry| !left.contains(&entry.upload));
         run.queue = Queue::new(entries, &options.first, today, &doubtful);
@@ -136,7 +147,9 @@ fn offline(error: SessionError) -> SendError {
 
 impl Run<'_> {
     fn finished(&self) -> bool {
-        self.queue.len() == 0 || (self.options.only_first && !self.queue.holds(&self.options.first))
+        let sent =
+            self.queue.len() == 0 || (self.options.only_first && !self.queue.holds(&self.options.first));
+        sent && !self.statements.is_due()
     }
 
     /// Works until the queue holds nothing more.
@@ -168,6 +181,7 @@ impl Run<'_> {
             bundle: self.options.bundle.min(card.limits.bundle_max / 2),
         };
         let bundle_max = usize::try_from(card.limits.bundle_max).unwrap_or(usize::MAX);
+        self.tell();
         for entry in self.queue.doubtful(ASKS.saturating_sub(self.asks)) {
             self.ask(entry);
         }
@@ -195,11 +209,12 @@ impl Run<'_> {
         for entry in shipment.entries() {
             match self.spool.load(entry) {
                 Ok((document, bytes)) => files.push(Loaded { entry: entry.clone(), document, bytes }),
-                Err(SpoolError::Gone(_)) => self.queue.settled(&entry.upload),
+                Err(SpoolError::Gone(_)) => self.let_go(&entry.upload),
                 Err(SpoolError::Damaged { why, .. }) => self.damaged(entry, &why),
                 Err(error) => return Err(error.into()),
             }
         }
+        let mut complete = None;
         let message = loop {
             let message = match files.len() {
                 0 => return Ok(()),
@@ -209,12 +224,18 @@ impl Run<'_> {
                     let file = Loaded { entry: file.entry.clone(), document: file.document.clone(), bytes };
                     break Message::single(file, &self.clock);
                 }
-                _ => Message::bundle(&files, &self.clock),
+                _ => {
+                    complete = self.statements.with_bundle(&files);
+                    Message::bundle(&files, complete, &self.clock)
+                }
             };
             match message {
                 Ok(message) if message.len() <= bundle_max => break message,
                 // Long descriptions: half of it will fit sooner.
                 _ => {
+                    if complete.take().is_some() {
+                        self.statements.not_with_bundle();
+                    }
                     let rest: Vec<Entry> = files.drain(files.len() / 2..).map(|file| file.entry).collect();
                     self.queue.again(&rest);
                 }
@@ -236,8 +257,8 @@ impl Run<'_> {
         let (session, throttle) = (self.session.clone(), Arc::clone(self.options.transfer.throttle()));
         self.work.push(Box::pin(async move {
             throttle.pass(message.len()).await;
-            let sent = message.send(&session).await;
-            Done::Shipped(shipment, sent)
+            let result = message.send(&session).await;
+            Done::Shipped { shipment, complete: complete.is_some(), result }
         }));
         Ok(())
     }
@@ -247,7 +268,7 @@ impl Run<'_> {
         let document = match self.spool.describe(&entry) {
             Ok(document) => document,
             Err(SpoolError::Gone(_)) => {
-                self.queue.settled(&entry.upload);
+                self.let_go(&entry.upload);
                 return Ok(());
             }
             Err(SpoolError::Damaged { why, .. }) => {
@@ -260,7 +281,7 @@ impl Run<'_> {
         let (put, sha256) = (ship::put(&document, &self.clock), document.sha256);
         let (path, upload) = (self.spool.path(&entry), entry.upload.clone());
         let (session, transfer) = (self.session.clone(), Arc::clone(&self.options.transfer));
-        let meter = Arc::new(Meter::silent());
+        let meter = Arc::new(self.options.meters.meter(document.about.name.as_str(), document.size));
         self.large = Some(Arc::clone(&meter));
         self.work.push(Box::pin(async move {
             let sent = large::upload(&session, &transfer, &path, &upload, put, &meter).await;
@@ -270,7 +291,7 @@ impl Run<'_> {
     }
 
     fn damaged(&mut self, entry: &Entry, why: &str) {
-        self.queue.settled(&entry.upload);
+        self.let_go(&entry.upload);
         self.summary.damaged += 1;
         (self.report)(Report::Damaged(entry, why));
     }

@@ -74,8 +74,12 @@ impl Message {
         Self::Single(about.upload, file.bytes, properties)
     }
 
-    /// Several files as a bundle.
-    pub(super) fn bundle(files: &[Loaded], clock: &Clock) -> Result<Self, Refusal> {
+    /// Several files as a bundle, perhaps with the statement that there is nothing more up to a time.
+    pub(super) fn bundle(
+        files: &[Loaded],
+        complete: Option<Timestamp>,
+        clock: &Clock,
+    ) -> Result<Self, Refusal> {
         let entries = files.iter().map(|file| {
             let about = &file.document.about;
             bundle::Entry {
@@ -91,7 +95,7 @@ impl Message {
         });
         let bundle = Bundle {
             clock_offset_ms: Some(clock.offset_ms),
-            complete_through_ms: None,
+            complete_through_ms: complete.map(Timestamp::as_millis),
             entries: entries.collect(),
         };
         let id = format!("b-{:016x}", random()).parse()?;

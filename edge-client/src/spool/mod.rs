@@ -14,6 +14,7 @@
 //!   staging/…           entries that are being written, each under an exclusive flock of its own
 //!   in-flight           names of entries that may have been sent, one a line
 //!   anchors             clock anchors, one JSON object a line, the newest last; at most 16
+//!   complete              statements that nothing more comes, one JSON object a line: { id, complete: { through | now | label } }; at most 1,000
 //!   dropped.log         what a full spool did without, one JSON object a line; at most 1 MiB, then begun anew
 //! ```
 //!
@@ -31,6 +32,8 @@
 //! full spool was told to drop the oldest. A file under `staging/` without a lock was left by a process that died, and is
 //! removed. A crash can at the most bring back an entry that had just left: it is sent again, and the server knows it.
 //!
+//! `complete` is synced before it is promised. A statement leaves when the server has answered it; it may be told twice, under the same id.
+//!
 //! `in-flight` is a hint for not sending twice, `anchors` one for better times: they are not synced, and may be lost.
 
 mod disk;
@@ -40,12 +43,14 @@ mod notes;
 mod open;
 mod room;
 mod stage;
+mod statements;
 mod store;
 
 pub(crate) use disk::{directories, directory as make_directory, open as open_private};
 pub use entry::{About, Document, Entry};
 pub use room::{Limits, WhenFull};
 pub use stage::Staged;
+pub use statements::{Complete, Statement};
 pub use store::{Added, Sending, Spool};
 
 use std::io;
@@ -71,6 +76,9 @@ pub enum SpoolError {
     /// The entry has left the spool meanwhile.
     #[error("{0} is not in the spool any more")]
     Gone(Entry),
+    /// So many statements wait that no other one can.
+    #[error("{0} statements of completion wait for the server already")]
+    TooMany(usize),
     /// The description of a file is too long.
     #[error("name, label, content type and meta of {0} are too long together")]
     TooLong(UploadId),

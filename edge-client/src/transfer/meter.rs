@@ -1,9 +1,11 @@
 //! What shows how far a transfer is.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 type Show = Box<dyn Fn(u64, u64) + Send + Sync>;
+type Make = Arc<dyn Fn(&str, u64) -> Meter + Send + Sync>;
 
 /// Counts the bytes of one transfer and tells somebody. A repeated attempt takes back what it sends again.
 pub struct Meter {
@@ -33,7 +35,7 @@ impl Meter {
         self.show(done);
     }
 
-    pub(super) fn take_back(&self, bytes: u64) {
+    pub(crate) fn take_back(&self, bytes: u64) {
         let before = self.done.fetch_sub(bytes, Ordering::Relaxed);
         self.show(before.saturating_sub(bytes));
     }
@@ -48,5 +50,33 @@ impl Meter {
 impl fmt::Debug for Meter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Meter").field("done", &self.done).field("total", &self.total).finish_non_exhaustive()
+    }
+}
+
+/// Makes the meter of each transfer, from the name and the size of its file.
+#[derive(Clone)]
+pub struct Meters(Make);
+
+impl Meters {
+    /// Calls `meter(name, size)` when a transfer begins.
+    pub fn new(meter: impl Fn(&str, u64) -> Meter + Send + Sync + 'static) -> Self {
+        Self(Arc::new(meter))
+    }
+
+    pub(crate) fn meter(&self, name: &str, size: u64) -> Meter {
+        (self.0)(name, size)
+    }
+}
+
+impl Default for Meters {
+    /// Tells nobody.
+    fn default() -> Self {
+        Self::new(|_, _| Meter::silent())
+    }
+}
+
+impl fmt::Debug for Meters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Meters")
     }
 }

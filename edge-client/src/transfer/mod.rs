@@ -38,7 +38,7 @@ pub(crate) use download::{parent, sync_directory};
 
 pub use digest::{Digests, Hasher, digest};
 pub use download::{Expected, place};
-pub use meter::Meter;
+pub use meter::{Meter, Meters};
 pub use throttle::Throttle;
 pub use upload::Put;
 

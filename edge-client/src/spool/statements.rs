@@ -1,0 +1,122 @@
+//! Statements that nothing more will come, kept until the server has them.
+
+use std::io::Write as _;
+
+use millpond_protocol::{AskId, Label, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::SpoolError;
+use super::disk::{self, at};
+use super::store::Spool;
+use crate::backoff::random;
+use crate::clock::Stamp;
+use crate::transfer::sync_directory;
+
+/// Statements that may wait: of labels, that is; later times take the place of earlier ones.
+const STATEMENTS_MAX: usize = 1_000;
+
+/// Of what there is nothing more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Complete {
+    /// Of the time up to then, in server time.
+    Through(Timestamp),
+    /// Of the time up to this moment, as this machine's clocks show it.
+    Now(Stamp),
+    /// Of that label.
+    Label(Label),
+}
+
+/// A statement that waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statement {
+    /// Under which the server is told, however often: so a label's next part is not meant by it.
+    pub id: AskId,
+    pub complete: Complete,
+}
+
+impl Statement {
+    /// Whether whoever makes the other one has no more need of this.
+    fn is_within(&self, other: &Complete) -> bool {
+        match (&self.complete, other) {
+            (Complete::Through(before), Complete::Through(then)) => before <= then,
+            (Complete::Now(before), Complete::Now(now)) => match (&before.boot, &now.boot) {
+                (Some(before), Some(now)) => before.id == now.id && before.ms <= now.ms,
+                _ => false,
+            },
+            (Complete::Label(before), Complete::Label(label)) => before == label,
+            (Complete::Through(_) | Complete::Now(_) | Complete::Label(_), _) => false,
+        }
+    }
+
+    /// Whether that has been said, or more.
+    fn covers(&self, other: &Complete) -> bool {
+        match (&self.complete, other) {
+            (Complete::Through(said), Complete::Through(then)) => said >= then,
+            _ => false,
+        }
+    }
+}
+
+impl Spool {
+    /// States that there is nothing more. When it returns, the statement is there after a power cut. [`crate::sender::flush`] tells
+    /// the server when everything that it speaks of and that is in the spool now has been receipted.
+    ///
+    /// # Errors
+    /// `TooMany`, or what the system says.
+    pub fn complete(&mut self, complete: Complete) -> Result<(), SpoolError> {
+        let _change = self.change()?;
+        let mut statements = self.statements()?;
+        if statements.iter().any(|statement| statement.covers(&complete)) {
+            return Ok(());
+        }
+        statements.retain(|statement| !statement.is_within(&complete));
+        if statements.len() >= STATEMENTS_MAX {
+            return Err(SpoolError::TooMany(STATEMENTS_MAX));
+        }
+        let id = format!("complete-{:016x}", random());
+        let id = id.parse().expect("an id of ASCII letters, digits and a dash");
+        statements.push(Statement { id, complete });
+        self.state(&statements)
+    }
+
+    /// What was stated and is not told yet.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn statements(&self) -> Result<Vec<Statement>, SpoolError> {
+        let path = self.root.join("complete");
+        match std::fs::read_to_string(&path) {
+            // A line that is not understood was written by nobody who kept to the format.
+            Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(SpoolError::io(&path)(error)),
+        }
+    }
+
+    /// Forgets statements: the server has them, or does not want them.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn told(&mut self, told: &[Statement]) -> Result<(), SpoolError> {
+        let _change = self.change()?;
+        let mut statements = self.statements()?;
+        statements.retain(|statement| !told.contains(statement));
+        self.state(&statements)
+    }
+
+    fn state(&self, statements: &[Statement]) -> Result<(), SpoolError> {
+        let (path, scratch) = (self.root.join("complete"), self.scratch());
+        let lines: String =
+            statements.iter().map(|statement| format!("{}\n", serde_json::json!(statement))).collect();
+        let write = || {
+            let mut file = disk::open(&scratch)?;
+            file.set_len(0)?;
+            file.write_all(lines.as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&scratch, &path)?;
+            sync_directory(&self.root)
+        };
+        at(&path, write())
+    }
+}
