@@ -1,8 +1,13 @@
-//! Programs that this one starts: in a process group of their own, so that they end together with their children.
+//! Programs that this one starts: in a process group of their own, so that they end together with their children, and with this
+//! process, however that ends.
+//!
+//! Beside each runs a guard, a shell of the same group that reads a pipe to which only this process holds the other end. If
+//! this process dies, even by SIGKILL, the pipe ends, and the guard kills the group. The command begins when its guard is there.
+//! Only what leaves its group (`setsid`) is not found.
 
-use std::io;
+use std::io::{self, PipeWriter, Write as _};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
@@ -12,35 +17,39 @@ use tokio::time::Instant;
 const LOOK: Duration = Duration::from_millis(20);
 /// How long it may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);
+/// Begins at a word, and not if nobody is left to say it. The command is this shell's own process.
+const COMMAND: &str = r#"read -r millpond_go && exec /bin/sh -c "$1" < /dev/null"#;
+/// Nothing is ever said; SIGTERM is for the command.
+const GUARD: &str = "trap '' TERM INT HUP; read -r end; kill -KILL 0";
 
-/// A running program. When it ends, what it started ends with it; dropped, it is killed with its children. (Not if this process is
-/// itself killed without warning.)
+/// A running command. When it ends, what it started ends with it; dropped, it is killed with its children, and so it is when this
+/// process dies.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
     ended: Option<ExitStatus>,
-}
-
-/// A command line for the system's shell, without this program's token in its environment.
-pub fn shell(line: &str) -> Command {
-    let mut command = Command::new("/bin/sh");
-    command.arg("-c").arg(line).env_remove("MILLPOND_MQTT_TOKEN");
-    command
+    guard: Option<(Child, PipeWriter)>,
 }
 
 impl Running {
-    /// Starts a command in a group of its own.
+    /// Starts a line for the system's shell in a group of its own, with an empty standard input and without this program's
+    /// token in its environment. `with` adds to the command: its environment, its directory, where its output goes.
     ///
     /// # Errors
     /// What the system says.
-    pub fn start(mut command: Command) -> io::Result<Self> {
-        let child = command.process_group(0).spawn()?;
-        Ok(Self { child, ended: None })
-    }
-
-    /// The child, for its pipes.
-    pub fn child(&mut self) -> &mut Child {
-        &mut self.child
+    pub fn start(line: &str, with: impl FnOnce(&mut Command)) -> io::Result<Self> {
+        let (words, mut say) = io::pipe()?;
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", COMMAND, "sh", line]).env_remove("MILLPOND_MQTT_TOKEN");
+        with(&mut command);
+        let child = command.stdin(words).process_group(0).spawn()?;
+        // Its reading end of the pipe is its own from here on.
+        drop(command);
+        let mut running = Self { child, ended: None, guard: None };
+        running.guard = Some(guard(&running)?);
+        // It may have ended, by a signal; that is for `wait` to tell.
+        let _ = say.write_all(b"go\n");
+        Ok(running)
     }
 
     /// Waits for its end. May be dropped and called again.
@@ -65,6 +74,7 @@ impl Running {
         {
             self.signal(Signal::KILL);
             self.ended = self.child.try_wait()?;
+            self.dismiss();
         }
         Ok(self.ended)
     }
@@ -85,6 +95,14 @@ impl Running {
         if self.ended.is_none() {
             self.signal(Signal::KILL);
             self.ended = self.child.wait().ok();
+            self.dismiss();
+        }
+    }
+
+    /// The guard was killed with the group.
+    fn dismiss(&mut self) {
+        if let Some((mut guard, _)) = self.guard.take() {
+            let _ = guard.wait();
         }
     }
 
@@ -99,6 +117,16 @@ impl Running {
             let _ = kill_process_group(group, signal);
         }
     }
+}
+
+/// Starts the guard of a group.
+fn guard(of: &Running) -> io::Result<(Child, PipeWriter)> {
+    let (ends, held) = io::pipe()?;
+    let group = i32::try_from(of.child.id()).map_err(io::Error::other)?;
+    let mut guard = Command::new("/bin/sh");
+    guard.args(["-c", GUARD]).stdin(ends).stdout(Stdio::null()).stderr(Stdio::null());
+    guard.env_clear().current_dir("/").process_group(group);
+    Ok((guard.spawn()?, held))
 }
 
 impl Drop for Running {

@@ -187,9 +187,6 @@ async fn a_processor_that_was_killed_gives_its_round_back_when_it_starts_again()
     let mut process = cast.process(&["--exec", "echo $$ > ../../running; exec sleep 1000"]);
     until("the command runs", &mut process, async || cast.file("running").exists()).await;
     process.kill();
-    // Its child is an orphan now; nothing but the test ends it.
-    let orphan = std::fs::read_to_string(cast.file("running")).unwrap();
-    std::process::Command::new("kill").args(["-9", orphan.trim()]).status().unwrap();
     // The lease has ten minutes to go; the second attempt comes after the pause of five seconds.
     let mut process = cast.process(&["--once", "--exec", CONCATENATE]);
     assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
@@ -198,13 +195,29 @@ async fn a_processor_that_was_killed_gives_its_round_back_when_it_starts_again()
 }
 
 #[tokio::test]
-async fn the_command_of_a_processor_that_was_killed_cannot_write_into_the_next_attempt() {
+async fn a_client_that_is_killed_takes_its_command_with_it_and_what_that_started() {
+    let cast = Cast::new(json!({})).await;
+    cast.three().await;
+    let exec = "trap '' TERM HUP; sleep 1000 & echo $! > ../../child.new; mv ../../child.new ../../child; echo $$ > ../../running.new; mv ../../running.new ../../running; wait";
+    let mut process = cast.process(&["--exec", exec]);
+    until("the command runs", &mut process, async || cast.file("running").exists()).await;
+    let [command, child] = ["running", "child"].map(|name| std::fs::read_to_string(cast.file(name)).unwrap());
+    assert!(lives(&command) && lives(&child));
+    process.kill();
+    until("their end", &mut process, async || !lives(&command) && !lives(&child)).await;
+}
+
+#[tokio::test]
+async fn what_escaped_from_a_processor_that_was_killed_cannot_write_into_the_next_attempt() {
+    if !tool("setsid") {
+        return;
+    }
     let cast = Cast::new(json!({})).await;
     cast.three().await;
     // Its variables name places; what it writes there must be nobody else's.
     let orphan = r#"cd ../..; echo $$ > running; while ! test -e go; do sleep 0.02; done
         mkdir -p "$MILLPOND_INPUT/x"; echo orphan > "$MILLPOND_INPUT/x/y"; echo orphan > "$MILLPOND_OUTPUT"; touch wrote"#;
-    let mut process = cast.process(&["--exec", orphan]);
+    let mut process = cast.process(&["--exec", &format!("setsid sh -c '{orphan}'; sleep 1000")]);
     until("the command runs", &mut process, async || cast.file("running").exists()).await;
     process.kill();
     let next = format!("{CONCATENATE}; touch ../../go; while ! test -e ../../wrote; do sleep 0.02; done");
@@ -231,6 +244,22 @@ async fn what_a_command_says_before_it_fails_is_in_the_log_and_so_is_all_of_a_lo
     for line in ["line 1\n", "line 10000\n", "line 20000\n"] {
         assert!(log.contains(line), "{line}");
     }
+}
+
+#[tokio::test]
+async fn a_command_that_writes_much_is_told_as_it_writes_and_nothing_of_it_is_dropped() {
+    let cast = Cast::new(json!({})).await;
+    cast.three().await;
+    // As much again as may wait, and only once the first part is with the server.
+    let exec = format!(
+        "seq -f 'line %07g' 75000; while ! test -e ../../go; do sleep 0.02; done; seq -f 'line %07g' 75000; {CONCATENATE}"
+    );
+    let mut process = cast.process(&["--once", "--exec", &exec]);
+    let log = async || cast.round(1).await["log_bytes"].as_u64().unwrap_or(0);
+    until("the first part of the log", &mut process, async || log().await > 900_000).await;
+    std::fs::write(cast.file("go"), "").unwrap();
+    assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
+    assert_eq!(log().await, 2 * 75_000 * 13);
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ pub use shelf::{Shelf, Stage, State};
 use fetch::{Fetched, fetch, write};
 
 use crate::backoff::{Backoff, fraction, random};
-use crate::exec::{Running, shell};
+use crate::exec::Running;
 use crate::session::{Cause, Event, Inbox, Session, SessionError, Topic};
 use crate::transfer::{Meters, Transfer};
 
@@ -275,15 +275,16 @@ impl Listener<'_> {
         let (Some(line), Some(state)) = (&self.options.exec, self.shelf.state()) else {
             return self.applied(None).await;
         };
-        let mut command = shell(line);
-        command
-            .env("MILLPOND_FILE", absolute(&self.shelf.file(state)))
-            .env("MILLPOND_VERSION", state.version.to_string())
-            .env("MILLPOND_NAME", state.name.as_str())
-            .env("MILLPOND_SIZE", state.size.to_string())
-            .env("MILLPOND_SHA256", state.sha256.to_string())
-            .env("MILLPOND_CONTENT_TYPE", state.content_type.as_deref().unwrap_or_default());
-        match Running::start(command) {
+        let started = Running::start(line, |command| {
+            command
+                .env("MILLPOND_FILE", absolute(&self.shelf.file(state)))
+                .env("MILLPOND_VERSION", state.version.to_string())
+                .env("MILLPOND_NAME", state.name.as_str())
+                .env("MILLPOND_SIZE", state.size.to_string())
+                .env("MILLPOND_SHA256", state.sha256.to_string())
+                .env("MILLPOND_CONTENT_TYPE", state.content_type.as_deref().unwrap_or_default());
+        });
+        match started {
             Ok(running) => {
                 self.command = Some((running, Instant::now() + self.options.exec_timeout));
                 Ok(())

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,12 +9,13 @@ use std::time::Duration;
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Lease, ask};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::input::{self, Paths};
 use super::log::Log;
 use super::{ASK, AttemptError, Options};
 use crate::backoff::{Backoff, random};
-use crate::exec::{Running, shell};
+use crate::exec::Running;
 use crate::large;
 use crate::session::{Properties, Session, SessionError};
 use crate::transfer::{Meter, Transfer, digest};
@@ -24,6 +24,9 @@ use crate::transfer::{Meter, Transfer, digest};
 pub(super) const DIRECTORY: &str = "attempt-";
 /// Beats come at least so often while there is a log to tell.
 const TALK: Duration = Duration::from_secs(5);
+/// How often to look whether there is more of it than one message takes: then the messages follow each other, so that a
+/// command which writes much does not lose what it writes.
+const GLANCE: Duration = Duration::from_millis(250);
 /// Seconds that the server may let `done` wait for what it verifies.
 const VERIFY_S: u64 = 45;
 /// How long the output of a command is read on after it ended: a child of it may hold the pipe.
@@ -62,11 +65,9 @@ async fn ready(session: &Session, mut lease: Lease) -> Result<Lease, AttemptErro
 async fn beats(session: &Session, lease: &Lease, log: &Log, handed_over: &AtomicBool) -> AttemptError {
     let term = Duration::from_secs(lease.term_s.max(3));
     loop {
-        let mut waited = Duration::ZERO;
-        while waited < term / 3 && (log.is_empty() || waited < TALK) {
-            let step = TALK.min(term / 3);
-            tokio::time::sleep(step).await;
-            waited += step;
+        let begin = Instant::now();
+        while begin.elapsed() < term / 3 && !log.is_long() && (log.is_empty() || begin.elapsed() < TALK) {
+            tokio::time::sleep(GLANCE).await;
         }
         match beat(session, lease, log, term).await {
             // The lease of a round that is committed is none either: the result's own answer says which it is.
@@ -133,22 +134,22 @@ async fn make(work: &Work, lease: &Lease, log: &Log) -> Result<PathBuf, AttemptE
 async fn run(line: &str, root: &Path, lease: &Lease, paths: &Paths, log: &Log) -> Result<(), AttemptError> {
     let json = |value: &Option<Value>| value.as_ref().map_or_else(|| "null".to_owned(), Value::to_string);
     let (reader, writer) = io::pipe()?;
-    let mut command = shell(line);
-    command
-        .current_dir(root)
-        .env("MILLPOND_INPUT", &paths.input)
-        .env("MILLPOND_MANIFEST", &paths.manifest)
-        .env("MILLPOND_OUTPUT", &paths.output)
-        .env("MILLPOND_ROUND", lease.round.to_string())
-        .env("MILLPOND_ATTEMPT", lease.attempt.to_string())
-        .env("MILLPOND_BATCH", lease.batch.to_string())
-        .env("MILLPOND_PARAMS", json(&lease.params))
-        .env("MILLPOND_REF", json(&lease.reference))
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone()?)
-        .stderr(writer);
+    let output = writer.try_clone()?;
     // The command holds the writing ends of the pipe; with it they are closed on this side.
-    let mut running = Running::start(command)?;
+    let mut running = Running::start(line, |command| {
+        command
+            .current_dir(root)
+            .env("MILLPOND_INPUT", &paths.input)
+            .env("MILLPOND_MANIFEST", &paths.manifest)
+            .env("MILLPOND_OUTPUT", &paths.output)
+            .env("MILLPOND_ROUND", lease.round.to_string())
+            .env("MILLPOND_ATTEMPT", lease.attempt.to_string())
+            .env("MILLPOND_BATCH", lease.batch.to_string())
+            .env("MILLPOND_PARAMS", json(&lease.params))
+            .env("MILLPOND_REF", json(&lease.reference))
+            .stdout(output)
+            .stderr(writer);
+    })?;
     let reading = log.clone();
     let read = tokio::task::spawn_blocking(move || reading.read(reader));
     let status = running.wait().await?;
