@@ -23,7 +23,7 @@ pub use mill::{Leased, Mill};
 pub use millpond::demo::{Beside, Credentials, Link, Message};
 pub use plain::Plain;
 pub use process::Process;
-pub use relay::Relay;
+pub use relay::{Relay, Shape};
 pub use seaweedfs::SeaweedFs;
 pub use server::{Ports, Server};
 pub use tools::{binary, edge_binary, python, recent_hour, repository, skip, tool, until};

@@ -1,20 +1,51 @@
-//! A network that can be cut: a TCP relay between a client and a server.
+//! A network that can be cut, and one that is slow: a TCP relay between a client and a server.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// Relays to a server until it is told otherwise. Dropped, it is gone.
 pub struct Relay {
     address: SocketAddr,
-    control: Arc<watch::Sender<Control>>,
-    upward: Arc<AtomicU64>,
+    link: Arc<Link>,
     accept: JoinHandle<()>,
+}
+
+/// What a slow network does to the connections that begin after it was told to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shape {
+    /// Every byte arrives so much later.
+    pub delay: Duration,
+    /// Bytes per second in each direction, over all connections.
+    pub rate: Option<u64>,
+    /// Each connection ends after so many bytes in both directions, about: a random number from half to one and a half of it.
+    pub cut_every: Option<u64>,
+    /// Of the random numbers.
+    pub seed: u64,
+}
+
+/// What the relay and its connections share.
+struct Link {
+    control: watch::Sender<Control>,
+    up: Way,
+    down: Way,
+    /// Connections that were cut by their shape.
+    cuts: AtomicU64,
+}
+
+/// One direction.
+#[derive(Default)]
+struct Way {
+    passed: AtomicU64,
+    /// When the link has sent what it was given.
+    free_at: Mutex<Option<Instant>>,
 }
 
 #[derive(Clone, Copy)]
@@ -25,6 +56,7 @@ struct Control {
     era: u64,
     /// Bytes from the client after which its connection is cut, once.
     cut_after: Option<u64>,
+    shape: Shape,
 }
 
 impl Relay {
@@ -32,18 +64,21 @@ impl Relay {
     pub async fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let start = Control { target: Some(target), era: 0, cut_after: None };
-        let control = Arc::new(watch::Sender::new(start));
-        let watched = Arc::clone(&control);
-        let upward = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&upward);
+        let start = Control { target: Some(target), era: 0, cut_after: None, shape: Shape::default() };
+        let link = Arc::new(Link {
+            control: watch::Sender::new(start),
+            up: Way::default(),
+            down: Way::default(),
+            cuts: AtomicU64::new(0),
+        });
+        let shared = Arc::clone(&link);
         let accept = tokio::spawn(async move {
-            loop {
+            for connection in 0.. {
                 let (client, _) = listener.accept().await.unwrap();
-                tokio::spawn(relay(client, Arc::clone(&watched), Arc::clone(&counted)));
+                tokio::spawn(relay(client, Arc::clone(&shared), connection));
             }
         });
-        Self { address, control, upward, accept }
+        Self { address, link, accept }
     }
 
     /// Where clients connect to.
@@ -53,72 +88,159 @@ impl Relay {
 
     /// Bytes that clients sent so far and that were passed on.
     pub fn upward(&self) -> u64 {
-        self.upward.load(Ordering::Relaxed)
+        self.link.up.passed.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that the server sent so far and that were passed on.
+    pub fn downward(&self) -> u64 {
+        self.link.down.passed.load(Ordering::Relaxed)
+    }
+
+    /// Connections that their [`Shape`] has cut so far.
+    pub fn cuts(&self) -> u64 {
+        self.link.cuts.load(Ordering::Relaxed)
+    }
+
+    /// Makes it slow, or lossy.
+    pub fn shape(&self, shape: Shape) {
+        self.link.control.send_modify(|control| control.shape = shape);
     }
 
     /// Ends every connection and lets none through.
     pub fn cut(&self) {
-        self.control.send_modify(Control::cut);
+        self.link.control.send_modify(Control::cut);
     }
 
     /// Lets connections through again, to that address.
     pub fn mend(&self, target: SocketAddr) {
-        self.control.send_modify(|control| control.target = Some(target));
+        self.link.control.send_modify(|control| control.target = Some(target));
     }
 
     /// Cuts like [`Relay::cut`] when clients have sent so many more bytes.
     pub fn cut_after(&self, bytes: u64) {
         let at = self.upward() + bytes;
-        self.control.send_modify(|control| control.cut_after = Some(at));
+        self.link.control.send_modify(|control| control.cut_after = Some(at));
     }
 
     /// Waits until [`Relay::cut_after`] has cut.
     pub async fn was_cut(&self) {
-        self.control.subscribe().wait_for(|control| control.target.is_none()).await.unwrap();
+        self.link.control.subscribe().wait_for(|control| control.target.is_none()).await.unwrap();
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
         self.accept.abort();
-        self.control.send_modify(|control| control.era += 1);
+        self.link.control.send_modify(|control| control.era += 1);
     }
 }
 
 impl Control {
     fn cut(&mut self) {
-        *self = Self { target: None, era: self.era + 1, cut_after: None };
+        *self = Self { target: None, era: self.era + 1, cut_after: None, ..*self };
     }
 }
 
-async fn relay(mut client: TcpStream, control: Arc<watch::Sender<Control>>, upward: Arc<AtomicU64>) {
-    let now = *control.borrow();
+impl Way {
+    /// Waits until the link has room for so many bytes.
+    async fn wait(&self, bytes: u64, rate: Option<u64>) {
+        let Some(rate) = rate else { return };
+        let mut free_at = self.free_at.lock().await;
+        let begin = free_at.unwrap_or_else(Instant::now).max(Instant::now());
+        let end = begin + Duration::from_micros(bytes * 1_000_000 / rate);
+        *free_at = Some(end);
+        drop(free_at);
+        tokio::time::sleep_until(end).await;
+    }
+}
+
+/// What one connection may pass before its shape cuts it.
+struct Budget {
+    left: AtomicI64,
+    spent: Notify,
+}
+
+impl Budget {
+    fn new(shape: Shape, connection: u64) -> Self {
+        let left = shape.cut_every.map_or(i64::MAX, |every| {
+            let random = (shape.seed ^ connection).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            i64::try_from(every / 2 + (random >> 11) % every).unwrap()
+        });
+        Self { left: AtomicI64::new(left), spent: Notify::new() }
+    }
+
+    fn spend(&self, bytes: u64) {
+        let bytes = i64::try_from(bytes).unwrap();
+        if self.left.fetch_sub(bytes, Ordering::Relaxed) <= bytes {
+            self.spent.notify_one();
+        }
+    }
+}
+
+async fn relay(mut client: TcpStream, link: Arc<Link>, connection: u64) {
+    let now = *link.control.borrow();
     let Some(target) = now.target else { return };
     let Ok(mut server) = TcpStream::connect(target).await else { return };
-    let (mut from_client, mut to_client) = client.split();
-    let (mut from_server, mut to_server) = server.split();
+    let budget = Budget::new(now.shape, connection);
+    let (from_client, to_client) = client.split();
+    let (from_server, to_server) = server.split();
     let up = async {
+        let mut cut = false;
+        pump(from_client, to_server, &link.up, now.shape, &budget, |before, n| {
+            let at = link.control.borrow().cut_after.filter(|at| before + n >= *at);
+            cut = at.is_some();
+            at.map_or(n, |at| at.saturating_sub(before))
+        })
+        .await;
+        if cut {
+            link.control.send_modify(Control::cut);
+        }
+    };
+    let mut ended = link.control.subscribe();
+    tokio::select! {
+        () = up => {}
+        () = pump(from_server, to_client, &link.down, now.shape, &budget, |_, n| n) => {}
+        _ = ended.wait_for(|control| control.era != now.era) => {}
+        () = budget.spent.notified() => {
+            link.cuts.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Passes bytes on until one side ends. `allow` says how many of some that come after so many others may pass; if not all, they are the last.
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    way: &Way,
+    shape: Shape,
+    budget: &Budget,
+    mut allow: impl FnMut(u64, u64) -> u64,
+) {
+    // What is under way on the line; where nothing is late, that is next to nothing.
+    let (line, mut due) = mpsc::channel(if shape.delay.is_zero() { 1 } else { 1_024 });
+    let read = async move {
         let mut buffer = vec![0; 16 << 10];
-        while let Ok(n @ 1..) = from_client.read(&mut buffer).await {
-            let before = upward.fetch_add(n as u64, Ordering::Relaxed);
-            let cut = control.borrow().cut_after.filter(|at| before + n as u64 >= *at);
-            let pass = cut.map_or(n, |at| usize::try_from(at.saturating_sub(before)).unwrap());
-            let passed = to_server.write_all(&buffer[..pass]).await;
-            if cut.is_some() {
-                control.send_modify(Control::cut);
-            }
-            if passed.is_err() || cut.is_some() {
+        while let Ok(n @ 1..) = from.read(&mut buffer).await {
+            way.wait(n as u64, shape.rate).await;
+            let before = way.passed.fetch_add(n as u64, Ordering::Relaxed);
+            let pass = usize::try_from(allow(before, n as u64)).unwrap();
+            let piece: Vec<u8> = buffer[..pass].to_vec();
+            let taken = line.send((Instant::now() + shape.delay, piece)).await;
+            if taken.is_err() || pass < n {
                 break;
             }
         }
     };
-    let down = async {
-        let _ = tokio::io::copy(&mut from_server, &mut to_client).await;
+    let write = async move {
+        while let Some((at, bytes)) = due.recv().await {
+            if !shape.delay.is_zero() {
+                tokio::time::sleep_until(at).await;
+            }
+            if to.write_all(&bytes).await.is_err() {
+                break;
+            }
+            budget.spend(bytes.len() as u64);
+        }
     };
-    let mut ended = control.subscribe();
-    tokio::select! {
-        () = up => {}
-        () = down => {}
-        _ = ended.wait_for(|control| control.era != now.era) => {}
-    }
+    tokio::join!(read, write);
 }

@@ -232,8 +232,13 @@ impl Listener<'_> {
                 && Sha256::of(bytes) == pointer.sha256
         });
         if let Some((_, bytes)) = inline {
-            at(write(&partial, &bytes), &pointer.name)?;
-            return self.fetched(&partial, Ok(Fetched::Whole)).await;
+            let written = match write(&partial, &bytes) {
+                Err(error) if is_full(&error) => Err(error.to_string()),
+                written => at(written.map(|()| Ok(Fetched::Whole)), &pointer.name)?,
+            };
+            // It did not come by URL, and will not be sent again.
+            self.data = written.is_err().then_some((pointer.version, bytes));
+            return self.fetched(&partial, written).await;
         }
         let (session, transfer) = (self.session.clone(), Arc::clone(self.transfer));
         let meter = self.options.meters.meter(pointer.name.as_str(), pointer.size);
@@ -247,8 +252,11 @@ impl Listener<'_> {
         let Some(pointer) = self.wanted.clone() else { return Ok(()) };
         match fetched {
             Ok(Fetched::Whole) => {
+                match self.shelf.show(&pointer, partial) {
+                    Err(error) if is_full(&error) => return self.trouble(&pointer, error.to_string()).await,
+                    shown => at(shown, &pointer.name)?,
+                }
                 self.wanted = None;
-                at(self.shelf.show(&pointer, partial), &pointer.name)?;
                 if let Some(state) = self.shelf.state() {
                     (self.report)(Report::Shown(state));
                 }
@@ -261,13 +269,16 @@ impl Listener<'_> {
                 self.begin = Some(Instant::now() + self.backoff.next(random()));
                 Ok(())
             }
-            Err(why) => {
-                (self.report)(Report::Trouble(&pointer, &why));
-                self.say(pointer.version, DeliveryState::Failed, pointer.sha256, Some(why)).await.ok();
-                self.begin = Some(Instant::now() + self.backoff.next(random()));
-                Ok(())
-            }
+            Err(why) => self.trouble(&pointer, why).await,
         }
+    }
+
+    /// It did not work now, for whatever reason: another time.
+    async fn trouble(&mut self, pointer: &Pointer, why: String) -> Result<(), ListenError> {
+        (self.report)(Report::Trouble(pointer, &why));
+        self.say(pointer.version, DeliveryState::Failed, pointer.sha256, Some(why)).await.ok();
+        self.begin = Some(Instant::now() + self.backoff.next(random()));
+        Ok(())
     }
 
     /// Runs the command for what is shown.
@@ -344,6 +355,11 @@ impl Listener<'_> {
             state => Ok(state.is_some()),
         }
     }
+}
+
+/// The disk has no room, which may change: what is shown stays, and what is wanted is tried again.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// For a command that may run in another directory.

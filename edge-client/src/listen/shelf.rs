@@ -23,7 +23,7 @@ use millpond_protocol::{FileName, Sha256};
 use serde::{Deserialize, Serialize};
 
 use crate::spool::{directories, make_directory, open_private};
-use crate::transfer::{place, sync_directory};
+use crate::transfer::{TransferError, place, sync_directory};
 
 /// How far a shown version is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,7 +143,10 @@ impl Shelf {
         fs::create_dir_all(self.root.join(state.version.to_string()))?;
         // The state must not outlive the directory that it names.
         sync_directory(&self.root)?;
-        place(partial, &file).map_err(io::Error::other)?;
+        place(partial, &file).map_err(|error| match error {
+            TransferError::Local { source, .. } => source,
+            error => io::Error::other(error),
+        })?;
         // Before the link: after a crash in between, the next start makes the link.
         self.write(state)?;
         self.link()
