@@ -1,11 +1,12 @@
 //! The benchmarks: each prints its figure beside a reference measured in the same run.
 //!
 //!     cargo run --release -p millpond-tests --bin bench            all of them
-//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, seal, fanout, round, idle, storage
+//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, seal, fanout, round, idle, storage
 //!
 //! The server is a child process, so that its memory can be told from the load's.
 
 mod fanout;
+mod flush;
 mod idle;
 mod ingest;
 mod round;
@@ -25,6 +26,7 @@ async fn main() -> Result<()> {
         (Some("serve"), Some(dir)) => server::serve(Path::new(&dir)).await,
         (None, _) => {
             ingest::run().await?;
+            flush::run().await?;
             seal::run().await?;
             fanout::run().await?;
             round::run().await?;
@@ -32,6 +34,7 @@ async fn main() -> Result<()> {
             storage::run().await
         }
         (Some("ingest"), None) => ingest::run().await,
+        (Some("flush"), None) => flush::run().await,
         (Some("seal"), None) => seal::run().await,
         (Some("fanout"), None) => fanout::run().await,
         (Some("round"), None) => round::run().await,
@@ -39,7 +42,7 @@ async fn main() -> Result<()> {
         (Some("storage"), None) => storage::run().await,
         (Some(other), _) => {
             bail!(
-                "there is no benchmark {other}: ingest, seal, fanout, round, idle, storage, or none for all"
+                "there is no benchmark {other}: ingest, flush, seal, fanout, round, idle, storage, or none for all"
             )
         }
     }
