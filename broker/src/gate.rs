@@ -14,7 +14,7 @@ use crate::budget::Budget;
 use crate::config::GateConfig;
 use crate::handle::GateHandle;
 use crate::handshake::Welcome;
-use crate::{connection, handshake, router, socket};
+use crate::{connection, handshake, router};
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -112,7 +112,7 @@ impl Gate {
         listener: impl Into<Listener>,
         shutdown: CancellationToken,
     ) -> Result<(), GateError> {
-        let listener = listener.into();
+        let mut listener = listener.into();
         let tasks = TaskTracker::new();
         let stop = shutdown.child_token();
         let abort = CancellationToken::new();
@@ -157,10 +157,6 @@ impl Gate {
         };
         let (gate, stop, abort) = (self.shared.clone(), stop.clone(), abort.clone());
         tasks.spawn(async move {
-            // A socket that refuses it is as good as closed.
-            if socket::prepare(arrival.socket()).is_err() {
-                return;
-            }
             let welcomed = tokio::select! {
                 welcomed = welcome(arrival, &gate) => welcomed,
                 () = stop.cancelled() => None,

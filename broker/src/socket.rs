@@ -6,31 +6,13 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::codec::write::Out;
 
 /// How long, and how many bytes, are read and thrown away so that the last words are not lost to a reset.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
-
-/// How long a connection may be silent until its peer is asked whether it is still there, how often it is asked, and
-/// how many times without an answer.
-const ALIVE_AFTER: Duration = Duration::from_secs(60);
-const ALIVE_EVERY: Duration = Duration::from_secs(10);
-const ALIVE_TRIES: u32 = 3;
-
-/// Prepares a socket that was accepted: small packets do not wait for one another, and a peer that vanished is found out
-/// although neither side has anything to say. Without that, connections without a keep-alive would stay for ever, and
-/// each takes one of their member's places.
-pub(crate) fn prepare(io: &TcpStream) -> io::Result<()> {
-    let alive =
-        TcpKeepalive::new().with_time(ALIVE_AFTER).with_interval(ALIVE_EVERY).with_retries(ALIVE_TRIES);
-    SockRef::from(io).set_tcp_keepalive(&alive)?;
-    io.set_nodelay(true)
-}
 
 /// What the socket did.
 pub(crate) enum Moved {
@@ -109,25 +91,4 @@ pub(crate) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S) {
         }
     };
     let _ = tokio::time::timeout(LINGER, read).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::net::{TcpListener, TcpStream};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_peer_that_vanishes_is_found_out_within_a_minute_and_a_half() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let _peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (io, _) = listener.accept().await.unwrap();
-        prepare(&io).unwrap();
-        let socket = SockRef::from(&io);
-        assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
-        let tries = socket.tcp_keepalive_retries().unwrap();
-        let found_out =
-            socket.tcp_keepalive_time().unwrap() + socket.tcp_keepalive_interval().unwrap() * tries;
-        assert_eq!(found_out, Duration::from_secs(90));
-    }
 }

@@ -112,7 +112,8 @@ pub async fn run(
     tasks.spawn(part("fan-out", live::run(ledger.clone(), states, gate_handle, inner.clone())));
     let mut fronts = JoinSet::new();
     let mqtts = mqtts.map(|mqtts| Listener::new(mqtts, doors.mqtts()));
-    for listener in [Some(Listener::from(mqtt)), mqtts].into_iter().flatten() {
+    let (visitors, handed) = Listener::handed(config.limits.strangers_max);
+    for listener in [Some(Listener::from(mqtt)), mqtts, Some(handed)].into_iter().flatten() {
         let (gate, stop) = (gate.clone(), front.clone());
         fronts.spawn(async move { gate.serve(listener, stop).await.context("the gate") });
     }
@@ -127,6 +128,7 @@ pub async fn run(
         request_timeout: Duration::from_secs(config.http.request_timeout_s),
         event_streams_max: config.http.event_streams_max,
         grace: Duration::from_secs(config.server.shutdown_grace_s),
+        gate: visitors,
         shutdown: front.clone(),
     };
     fronts.spawn(part("HTTP", http::run(Listener::new(http_listener, doors.http()), api)));

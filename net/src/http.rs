@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Arrival, Listener};
+use crate::{Arrival, Entered, Listener};
 
 /// Bytes of one request's head: a presigned URL is under 2 KiB.
 const HEAD: usize = 32 << 10;
@@ -54,7 +54,7 @@ impl Connections {
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let Self { of, grace, .. } = self;
-        let listener = listener.into();
+        let mut listener = listener.into();
         let places = Arc::new(Semaphore::new(self.max));
         let mut connections = JoinSet::new();
         loop {
@@ -92,24 +92,25 @@ impl Connections {
 
     async fn connection<S, B>(self, arrival: Arrival, service: S, shutdown: CancellationToken)
     where
-        S: Service<Request<Incoming>, Response = Response<B>>,
+        S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
+        S::Future: Send,
         S::Error: Into<Box<dyn Error + Send + Sync>>,
-        B: Body + 'static,
+        B: Body + Send + 'static,
+        B::Data: Send,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        // Without it small answers wait for acknowledgements; a socket that refuses it works all the same.
-        let _ = arrival.socket().set_nodelay(true);
-        let stream = tokio::select! {
-            stream = arrival.enter(self.stall) => stream,
+        let entered = tokio::select! {
+            entered = arrival.enter(self.stall) => entered,
             () = shutdown.cancelled() => None,
         };
-        let Some(stream) = stream else { return };
+        let Some(Entered { stream, .. }) = entered else { return };
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.idle)
             .max_headers(HEADERS)
             .max_header_size(HEAD)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,

@@ -9,6 +9,7 @@
 //! | `moving` | ends a connection whose peer takes no byte for too long, below TLS |
 //! | `stream` | plain or TLS, as one type |
 //! | `tls` | certificate and key: read, checked, renewed while running. rustls with ring, TLS 1.2 and 1.3 |
+//! | `websocket` | MQTT's bytes in binary messages, none of which is waited for whole |
 //! | `http` | connections of an HTTP server: how many, how long, how they end |
 //!
 //! Metrics, with the prefix `millpond_tls_`: counters `handshakes_total{listener,outcome}` (`done`, `failed`, `late`) and
@@ -19,8 +20,9 @@ mod listener;
 mod moving;
 mod stream;
 pub mod tls;
+pub mod websocket;
 
 pub use http::Connections;
-pub use listener::{Arrival, Door, Listener};
+pub use listener::{Arrival, Door, Entered, Handover, Listener};
 pub use stream::Stream;
-pub use tls::Tls;
+pub use tls::{Certified, Tls};

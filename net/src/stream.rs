@@ -1,4 +1,4 @@
-//! Plain or TLS, as one type.
+//! Plain, TLS or WebSocket, as one type.
 
 use std::io;
 use std::pin::Pin;
@@ -16,11 +16,22 @@ enum Kind {
     Plain(Moving),
     // Some 1,300 bytes, which plain connections need not have.
     Tls(Box<TlsStream<Moving>>),
+    Over(Box<dyn Duplex>),
 }
+
+/// What can be read and written.
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
 impl Stream {
     pub(crate) fn plain(io: Moving) -> Self {
         Self(Kind::Plain(io))
+    }
+
+    /// Over something that has been through its own door.
+    pub fn over(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
+        Self(Kind::Over(Box::new(io)))
     }
 
     pub(crate) fn tls(io: TlsStream<Moving>) -> Self {
@@ -37,6 +48,10 @@ macro_rules! either {
                 $call
             }
             Kind::Tls(io) => {
+                let $io = Pin::new(io.as_mut());
+                $call
+            }
+            Kind::Over(io) => {
                 let $io = Pin::new(io.as_mut());
                 $call
             }
@@ -67,6 +82,7 @@ impl AsyncWrite for Stream {
         match &self.0 {
             Kind::Plain(io) => io.is_write_vectored(),
             Kind::Tls(io) => io.is_write_vectored(),
+            Kind::Over(io) => io.is_write_vectored(),
         }
     }
 

@@ -1,4 +1,5 @@
-//! The HTTP API: `/v1` for the command line and for operators' programs, health, metrics, and the event stream.
+//! The HTTP API: `/v1` for the command line and for operators' programs, health, metrics, the event stream, and the door
+//! to MQTT over WebSocket.
 //!
 //! One file a resource, each with its routes, the checks and the SQL of its reads; changes are jobs of the ledger. Who
 //! may do what is [`millpond_protocol::access::may`], as over MQTT; an admin stands above it. [`api`] is the JSON.
@@ -21,6 +22,7 @@ mod rounds;
 mod serve;
 mod status;
 mod uploads;
+mod websocket;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +32,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
-use millpond_net::Listener;
+use millpond_net::{Handover, Listener};
 use millpond_protocol::{Refusal, Sha256, Timestamp, limits};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -67,6 +69,8 @@ pub struct Parts {
     pub event_streams_max: usize,
     /// How long requests may go on after the shutdown began.
     pub grace: Duration,
+    /// Where MQTT over WebSocket goes on.
+    pub gate: Handover,
     /// Ends the server.
     pub shutdown: CancellationToken,
 }
@@ -105,6 +109,7 @@ struct Shared {
     streams: Arc<Semaphore>,
     /// One check at a time.
     checks: Arc<Semaphore>,
+    gate: Handover,
     shutdown: CancellationToken,
     started: Timestamp,
     readiness: health::Readiness,
@@ -133,6 +138,7 @@ impl Api {
             request_timeout: parts.request_timeout,
             streams: Arc::new(Semaphore::new(parts.event_streams_max)),
             checks: Arc::new(Semaphore::new(1)),
+            gate: parts.gate,
             shutdown: parts.shutdown,
             started: crate::ledger::now(),
             readiness: health::Readiness::default(),
@@ -172,6 +178,7 @@ fn router(api: Api) -> Router {
         .layer(middleware::from_fn_with_state(api.clone(), in_time))
         .merge(asks)
         .route("/healthz", get(health::alive))
+        .route("/mqtt", get(websocket::enter))
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::no_such_path)
         .layer(DefaultBodyLimit::max(BODY_MAX))

@@ -5,11 +5,15 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
+use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use super::clients::{self, Authorities};
 
 /// Bytes of a file: a chain of certificates has some 10 KiB.
 const FILE_MAX: u64 = 1 << 20;
@@ -21,6 +25,8 @@ pub struct Files {
     pub cert: PathBuf,
     /// Its key in PEM, without a password.
     pub key: PathBuf,
+    /// The directory of what speaks for members: `{pool}.crt`, `{pool}.crl`.
+    pub clients: Option<PathBuf>,
 }
 
 /// Which of the files.
@@ -28,6 +34,7 @@ pub struct Files {
 pub enum Part {
     Cert,
     Key,
+    Clients,
 }
 
 /// What is wrong with a file, and what to do.
@@ -43,6 +50,7 @@ pub struct WrongFile {
 pub(super) struct Bytes {
     cert: Vec<u8>,
     key: Vec<u8>,
+    clients: clients::Files,
 }
 
 /// A certificate and its key that were looked at.
@@ -50,6 +58,7 @@ pub(super) struct Loaded {
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) key: PrivateKeyDer<'static>,
     pub(super) expires: Timestamp,
+    pub(super) authorities: Option<Authorities>,
 }
 
 impl Files {
@@ -62,9 +71,13 @@ impl Files {
             }
             Ok(key)
         });
-        match (cert, key) {
-            (Ok(cert), Ok(key)) => Ok(Bytes { cert, key }),
-            (cert, key) => Err([cert.err(), key.err()].into_iter().flatten().collect()),
+        let clients = self.clients.as_deref().map(clients::read).transpose();
+        let clients = clients.map_err(|message| WrongFile { part: Part::Clients, message });
+        match (cert, key, clients) {
+            (Ok(cert), Ok(key), Ok(clients)) => Ok(Bytes { cert, key, clients: clients.unwrap_or_default() }),
+            (cert, key, clients) => {
+                Err([cert.err(), key.err(), clients.err()].into_iter().flatten().collect())
+            }
         }
     }
 
@@ -72,6 +85,7 @@ impl Files {
         match part {
             Part::Cert => &self.cert,
             Part::Key => &self.key,
+            Part::Clients => self.clients.as_deref().unwrap_or(Path::new("")),
         }
     }
 
@@ -119,9 +133,16 @@ impl Bytes {
                  `openssl pkey -in OLD -out NEW` takes a password off",
             )
         });
-        match (certificates, key) {
-            (Ok((chain, expires)), Ok(key)) => Ok(Loaded { chain, key, expires }),
-            (chain, key) => Err([chain.err(), key.err()].into_iter().flatten().collect()),
+        let authorities = Authorities::of(&self.clients, &Arc::new(ring::default_provider()));
+        let authorities = authorities
+            .map_err(|what| files.wrong(Part::Clients, format!("holds what cannot be used: {what}")));
+        match (certificates, key, authorities) {
+            (Ok((chain, expires)), Ok(key), Ok(authorities)) => {
+                Ok(Loaded { chain, key, expires, authorities })
+            }
+            (chain, key, authorities) => {
+                Err([chain.err(), key.err(), authorities.err()].into_iter().flatten().collect())
+            }
         }
     }
 
@@ -169,7 +190,7 @@ fn timestamp(seconds: i64) -> Timestamp {
     Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
 }
 
-fn read(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(FILE_MAX).read_to_end(&mut bytes)?;
     Ok(bytes)

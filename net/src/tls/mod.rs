@@ -3,6 +3,7 @@
 //! Clients that come back resume with a ticket: the server keeps nothing for them, and the tickets' keys, which change
 //! every few hours, never leave the process. Renewed files are taken up while it runs; connections that are open go on.
 
+mod clients;
 mod files;
 mod reload;
 
@@ -11,12 +12,16 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::crypto::ring;
+use rustls::pki_types::CertificateDer;
 use rustls::server::NoServerSessionStorage;
+use rustls::server::danger::ClientCertVerifier;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use clients::Certified;
 pub use files::{Files, Part, WrongFile, authority};
 
+use clients::Authorities;
 use files::Loaded;
 
 /// Tickets that a TLS 1.3 client gets: one is enough to come back with once.
@@ -26,9 +31,17 @@ const TICKETS: usize = 1;
 #[derive(Clone)]
 pub struct Tls {
     files: Files,
-    current: Arc<watch::Sender<Arc<ServerConfig>>>,
+    current: Arc<watch::Sender<Arc<InUse>>>,
     /// What the files held when they were read last.
     read: Arc<files::Bytes>,
+}
+
+/// What handshakes use.
+pub(crate) struct InUse {
+    /// Where clients are not asked for a certificate.
+    anybody: Arc<ServerConfig>,
+    /// Where members may show one, if there are authorities for any.
+    members: Option<(Arc<ServerConfig>, Authorities)>,
 }
 
 impl std::fmt::Debug for Tls {
@@ -46,12 +59,12 @@ impl Tls {
         let read = files.read()?;
         let loaded = read.check(&files)?;
         announce(&loaded);
-        let config = config(loaded, &files)?;
-        Ok(Self { files, current: Arc::new(watch::Sender::new(config)), read: Arc::new(read) })
+        let in_use = InUse::new(loaded, &files)?;
+        Ok(Self { files, current: Arc::new(watch::Sender::new(Arc::new(in_use))), read: Arc::new(read) })
     }
 
     /// What the next handshake uses.
-    pub(crate) fn current(&self) -> Arc<ServerConfig> {
+    pub(crate) fn current(&self) -> Arc<InUse> {
         self.current.borrow().clone()
     }
 
@@ -61,17 +74,42 @@ impl Tls {
     }
 }
 
+impl InUse {
+    fn new(loaded: Loaded, files: &Files) -> Result<Self, Vec<WrongFile>> {
+        let refused = |error: rustls::Error| vec![files.refused(&error)];
+        let anybody = config(&loaded, None).map_err(refused)?;
+        let members = match &loaded.authorities {
+            Some(authorities) => Some(config(&loaded, Some(authorities.for_handshakes())).map_err(refused)?),
+            None => None,
+        };
+        Ok(Self { anybody, members: members.zip(loaded.authorities) })
+    }
+
+    /// What a handshake uses; `asks`: whether a client may show who it is.
+    pub(crate) fn config(&self, asks: bool) -> Arc<ServerConfig> {
+        let members = self.members.as_ref().filter(|_| asks);
+        members.map_or(&self.anybody, |(config, _)| config).clone()
+    }
+
+    /// Whom the certificates of a client name.
+    pub(crate) fn certified(&self, chain: &[CertificateDer<'_>]) -> Option<Certified> {
+        self.members.as_ref()?.1.certified(chain)
+    }
+}
+
 /// What rustls serves with.
-fn config(loaded: Loaded, files: &Files) -> Result<Arc<ServerConfig>, Vec<WrongFile>> {
-    let refused = |error: rustls::Error| vec![files.refused(&error)];
-    let provider = Arc::new(ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(refused)?
-        .with_no_client_auth()
-        .with_single_cert(loaded.chain, loaded.key)
-        .map_err(refused)?;
-    config.ticketer = ring::Ticketer::new().map_err(refused)?;
+fn config(
+    loaded: &Loaded,
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?;
+    let builder = match verifier {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(loaded.chain.clone(), loaded.key.clone_key())?;
+    config.ticketer = ring::Ticketer::new()?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = TICKETS;
     Ok(Arc::new(config))

@@ -1,6 +1,7 @@
 //! Taking up renewed files. Their bytes are compared, so it does not matter how they were replaced: written over, renamed,
 //! or a symbolic link that points elsewhere.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
@@ -8,7 +9,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::files::{Bytes, Files, Loaded, WrongFile};
-use super::{Tls, announce, config};
+use super::{InUse, Tls, announce};
 
 /// How often a certificate that is about to end is spoken of.
 const REMIND: Duration = Duration::from_secs(24 * 3600);
@@ -66,11 +67,11 @@ fn new_pair(files: &Files, old: &Bytes) -> Result<Option<(Bytes, Loaded)>, Vec<W
 fn take_up(tls: &Tls, loaded: Loaded) -> Result<(), Vec<WrongFile>> {
     let expires = loaded.expires;
     let gauge = expires.as_second();
-    let config = config(loaded, &tls.files)?;
+    let in_use = InUse::new(loaded, &tls.files)?;
     metrics::gauge!("millpond_tls_certificate_expires_seconds").set(gauge as f64);
-    tls.current.send_replace(config);
+    tls.current.send_replace(Arc::new(in_use));
     metrics::counter!("millpond_tls_reloads_total", "outcome" => "done").increment(1);
-    tracing::info!(%expires, "the renewed certificate is in use");
+    tracing::info!(%expires, "renewed certificates are in use");
     Ok(())
 }
 

@@ -5,3 +5,4 @@
 mod certificates;
 mod hostile;
 mod tls;
+mod websocket;

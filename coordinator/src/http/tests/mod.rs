@@ -78,6 +78,7 @@ impl Server {
             request_timeout,
             event_streams_max: 1,
             grace: Duration::from_secs(5),
+            gate: Listener::handed(1).0,
             shutdown: shutdown.clone(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

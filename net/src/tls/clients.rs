@@ -1,0 +1,152 @@
+//! Members that sign in with a certificate: which authority speaks for which pool, and who a certificate names.
+//!
+//! A directory holds `{pool}.crt`, the authorities of that pool in PEM, and beside it perhaps `{pool}.crl`, what they
+//! revoked. A handshake accepts what any pool's authority signed; then the pool that the certificate names has its own
+//! authorities alone look at it, so that no pool's authority can speak for another's members. The names of authorities
+//! are not sent to clients: pools do not see each other.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use millpond_protocol::{MemberName, PoolName, Sha256, Timestamp};
+use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// What a certificate's URI begins with: `millpond://{pool}/{member}`.
+const SCHEME: &str = "millpond://";
+
+/// A member that proved a certificate's key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certified {
+    pub pool: PoolName,
+    pub member: MemberName,
+    /// Of the certificate.
+    pub sha256: Sha256,
+    /// From when on it holds.
+    pub issued: Timestamp,
+}
+
+/// The files of the directory by name.
+pub(super) type Files = BTreeMap<String, Vec<u8>>;
+
+/// Who speaks for which pool.
+pub(super) struct Authorities {
+    pools: BTreeMap<PoolName, Arc<dyn ClientCertVerifier>>,
+    /// For the handshake.
+    any: Arc<dyn ClientCertVerifier>,
+}
+
+/// Reads what belongs to pools.
+pub(super) fn read(dir: &Path) -> Result<Files, String> {
+    let wrong = |error: std::io::Error| format!("{} cannot be read: {error}", dir.display());
+    let mut files = Files::new();
+    for entry in std::fs::read_dir(dir).map_err(wrong)? {
+        let entry = entry.map_err(wrong)?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if name.ends_with(".crt") || name.ends_with(".crl") {
+            files.insert(name, super::files::read(&entry.path()).map_err(wrong)?);
+        }
+    }
+    Ok(files)
+}
+
+impl Authorities {
+    /// None without any authority.
+    pub(super) fn of(files: &Files, provider: &Arc<CryptoProvider>) -> Result<Option<Self>, String> {
+        let (mut pools, mut all, mut all_revoked) = (BTreeMap::new(), RootCertStore::empty(), Vec::new());
+        for (file, pem) in files {
+            let Some(pool) = file.strip_suffix(".crt") else {
+                continue;
+            };
+            let name: PoolName =
+                pool.parse().map_err(|error| format!("{file} is named after no pool: {error}"))?;
+            let mut roots = RootCertStore::empty();
+            for certificate in CertificateDer::pem_slice_iter(pem) {
+                let certificate = certificate.map_err(|error| format!("{file} is no PEM: {error}"))?;
+                let refused = |error| format!("{file} holds no authority: {error}");
+                roots.add(certificate.clone()).map_err(refused)?;
+                all.add(certificate).map_err(refused)?;
+            }
+            if roots.is_empty() {
+                return Err(format!("{file} holds no certificate in PEM (-----BEGIN CERTIFICATE-----)"));
+            }
+            let crl = format!("{pool}.crl");
+            let revoked = files.get(&crl).map(|pem| revoked(&crl, pem)).transpose()?.unwrap_or_default();
+            all_revoked.extend(revoked.iter().cloned());
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                .with_crls(revoked)
+                .only_check_end_entity_revocation()
+                .allow_unknown_revocation_status()
+                .build()
+                .map_err(|error| format!("{file} and {crl} cannot be used: {error}"))?;
+            pools.insert(name, verifier);
+        }
+        for file in files.keys().filter_map(|file| file.strip_suffix(".crl")) {
+            if !files.contains_key(&format!("{file}.crt")) {
+                return Err(format!("{file}.crl has no {file}.crt beside it"));
+            }
+        }
+        if pools.is_empty() {
+            return Ok(None);
+        }
+        let any: Arc<dyn ClientCertVerifier> =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(all), provider.clone())
+                .with_crls(all_revoked)
+                .only_check_end_entity_revocation()
+                .allow_unknown_revocation_status()
+                .clear_root_hint_subjects()
+                .allow_unauthenticated()
+                .build()
+                .map_err(|error| format!("the authorities of all pools together cannot be used: {error}"))?;
+        Ok(Some(Self { pools, any }))
+    }
+
+    pub(super) fn for_handshakes(&self) -> Arc<dyn ClientCertVerifier> {
+        self.any.clone()
+    }
+
+    /// Whom these certificates name, if an authority of that pool says so today. Also those of a resumed session: what was
+    /// revoked meanwhile names nobody.
+    pub(super) fn certified(&self, chain: &[CertificateDer<'_>]) -> Option<Certified> {
+        let (own, above) = chain.split_first()?;
+        let (_, certificate) = X509Certificate::from_der(own).ok()?;
+        let names = certificate.subject_alternative_name().ok()??;
+        let mut ours = names.value.general_names.iter().filter_map(|name| match name {
+            GeneralName::URI(uri) => uri.strip_prefix(SCHEME),
+            _ => None,
+        });
+        // One of several would be a matter of order.
+        let (Some(ours), None) = (ours.next(), ours.next()) else { return None };
+        let (pool, member) = ours.split_once('/')?;
+        let pool: PoolName = pool.parse().ok()?;
+        self.pools.get(&pool)?.verify_client_cert(own, above, UnixTime::now()).ok()?;
+        let issued = certificate.validity().not_before.timestamp().saturating_mul(1_000);
+        Some(Certified {
+            member: member.parse().ok()?,
+            pool,
+            sha256: Sha256::of(own),
+            issued: Timestamp::clamped(issued),
+        })
+    }
+}
+
+fn revoked(file: &str, pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let found: Vec<_> = CertificateRevocationListDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("{file} is no PEM: {error}"))?;
+    if found.is_empty() {
+        return Err(format!("{file} holds no list in PEM (-----BEGIN X509 CRL-----)"));
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+#[path = "clients_tests.rs"]
+mod tests;

@@ -1,0 +1,108 @@
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, IsCa, KeyIdMethod,
+    KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
+};
+use rustls::crypto::ring;
+
+use super::*;
+
+type Issuer = CertifiedIssuer<'static, KeyPair>;
+
+fn authority() -> Issuer {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// A certificate with these URIs.
+fn certificate(of: &Issuer, serial: u64, uris: &[&str]) -> CertificateDer<'static> {
+    let mut params = CertificateParams::default();
+    params.serial_number = Some(SerialNumber::from(serial));
+    params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
+    params.not_before = date_time_ymd(2026, 1, 2);
+    params.signed_by(&KeyPair::generate().unwrap(), of).unwrap().der().clone()
+}
+
+fn revocations(of: &Issuer, serial: u64) -> Vec<u8> {
+    let revoked = RevokedCertParams {
+        serial_number: SerialNumber::from(serial),
+        revocation_time: date_time_ymd(2026, 2, 1),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let params = CertificateRevocationListParams {
+        this_update: date_time_ymd(2026, 2, 1),
+        next_update: date_time_ymd(2100, 1, 1),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![revoked],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    params.signed_by(of).unwrap().pem().unwrap().into_bytes()
+}
+
+fn load(files: &[(&str, Vec<u8>)]) -> Result<Option<Authorities>, String> {
+    let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.clone())).collect();
+    Authorities::of(&files, &Arc::new(ring::default_provider()))
+}
+
+#[test]
+fn a_certificate_names_the_member_in_its_uri_and_only_what_its_own_pools_authority_signed() {
+    let (lab, shop) = (authority(), authority());
+    let all = load(&[("lab.crt", lab.pem().into_bytes()), ("shop.crt", shop.pem().into_bytes())]);
+    let all = all.unwrap().unwrap();
+    let good = all.certified(&[certificate(&lab, 1, &["millpond://lab/dev-1"])]).unwrap();
+    assert_eq!((good.pool.as_str(), good.member.as_str()), ("lab", "dev-1"));
+    assert_eq!(good.issued.to_string(), "2026-01-02T00:00:00.000Z");
+    for (signed_by, uris) in [
+        // Another pool's authority, though it is trusted in handshakes.
+        (&shop, &["millpond://lab/dev-1"][..]),
+        (&lab, &["millpond://shop/dev-1"]),
+        // A pool without any, names that are none, no name, two names.
+        (&lab, &["millpond://yard/dev-1"]),
+        (&lab, &["millpond://lab/a/b"]),
+        (&lab, &["millpond://lab"]),
+        (&lab, &["https://lab/dev-1"]),
+        (&lab, &[]),
+        (&lab, &["millpond://lab/dev-1", "millpond://lab/dev-2"]),
+        (&authority(), &["millpond://lab/dev-1"]),
+    ] {
+        assert_eq!(all.certified(&[certificate(signed_by, 2, uris)]), None, "{uris:?}");
+    }
+    assert_eq!(all.certified(&[]), None);
+}
+
+#[test]
+fn what_an_authority_revoked_names_nobody() {
+    let lab = authority();
+    let with_list = load(&[("lab.crt", lab.pem().into_bytes()), ("lab.crl", revocations(&lab, 7))]);
+    let with_list = with_list.unwrap().unwrap();
+    let revoked = certificate(&lab, 7, &["millpond://lab/dev-1"]);
+    assert_eq!(with_list.certified(std::slice::from_ref(&revoked)), None);
+    assert!(with_list.certified(&[certificate(&lab, 8, &["millpond://lab/dev-1"])]).is_some());
+    let without = load(&[("lab.crt", lab.pem().into_bytes())]).unwrap().unwrap();
+    assert!(without.certified(&[revoked]).is_some());
+}
+
+#[test]
+fn files_that_are_not_what_their_names_say_are_refused() {
+    let lab = authority();
+    let pem = lab.pem().into_bytes();
+    for (files, says) in [
+        (vec![("Lab.crt", pem.clone())], "named after no pool"),
+        (vec![("lab.crt", b"nothing".to_vec())], "holds no certificate"),
+        (vec![("lab.crl", revocations(&lab, 1))], "has no lab.crt"),
+        (vec![("lab.crt", pem.clone()), ("lab.crl", pem.clone())], "holds no list"),
+    ] {
+        let refused = load(&files).err().unwrap_or_default();
+        assert!(refused.contains(says), "{refused}");
+    }
+    assert!(load(&[]).unwrap().is_none());
+}
+
+#[test]
+fn clients_are_not_told_which_authorities_there_are() {
+    let all = load(&[("lab.crt", authority().pem().into_bytes())]).unwrap().unwrap();
+    assert!(all.for_handshakes().root_hint_subjects().is_empty());
+}
