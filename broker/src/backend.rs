@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use millpond_protocol::topic::Inbound;
-use millpond_protocol::{MemberName, PoolName, Principal, Refusal};
+use millpond_protocol::{MemberName, PoolName, Principal, Refusal, Timestamp};
 
 /// The coordinator, as the gate sees it.
 #[async_trait]
@@ -49,9 +49,18 @@ pub trait Backend: Send + Sync + 'static {
 pub struct SignIn {
     pub pool: PoolName,
     pub member: MemberName,
-    /// The password as sent.
-    pub token: Bytes,
+    pub credential: Credential,
     pub from: SocketAddr,
+}
+
+/// What proves who it is.
+#[derive(Clone)]
+pub enum Credential {
+    /// The password as sent.
+    Token(Bytes),
+    /// A certificate of this very member, which an authority of its pool signed, has not revoked, and has it hold from
+    /// this time on.
+    Certificate { issued: Timestamp },
 }
 
 impl std::fmt::Debug for SignIn {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use millpond_net::{Arrival, Listener, Stream};
+use millpond_net::{Arrival, Entered, Listener, Stream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -175,8 +175,8 @@ impl Gate {
 /// From a connection that was accepted to a session; none: it has been told why, where that is possible.
 async fn welcome(arrival: Arrival, gate: &Shared) -> Option<(Stream, Welcome)> {
     let from = arrival.from();
-    let mut io = arrival.enter(gate.config.stall_timeout).await?;
-    let welcome = handshake::welcome(&mut io, from, gate).await?;
+    let Entered { stream: mut io, certified } = arrival.enter(gate.config.stall_timeout).await?;
+    let welcome = handshake::welcome(&mut io, from, certified, gate).await?;
     Some((io, welcome))
 }
 

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
+use millpond_net::Certified;
 use millpond_protocol::{MemberName, PoolName, Principal, limits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::backend::{SignIn, SignInError};
+use crate::backend::{Credential, SignIn, SignInError};
 use crate::codec::frame::fixed_header;
 use crate::codec::packet::Connect;
 use crate::codec::read::{self, BadConnect};
@@ -40,7 +41,12 @@ const NO_ANSWER: Refused =
     Refused { v4: 3, v5: reason::SERVER_UNAVAILABLE, why: "credentials cannot be checked now" };
 
 /// Reads CONNECT and answers it. `None`: the connection has been told why, where that is possible.
-pub(crate) async fn welcome<S>(io: &mut S, from: SocketAddr, gate: &Shared) -> Option<Welcome>
+pub(crate) async fn welcome<S>(
+    io: &mut S,
+    from: SocketAddr,
+    certified: Option<Certified>,
+    gate: &Shared,
+) -> Option<Welcome>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -54,7 +60,8 @@ where
         }
     };
     let mut out = Out::default();
-    let signed_in = tokio::time::timeout(gate.config.sign_in_timeout, sign_in(&connect, from, gate)).await;
+    let signed_in =
+        tokio::time::timeout(gate.config.sign_in_timeout, sign_in(&connect, from, certified, gate)).await;
     let welcome = match signed_in.unwrap_or(Err(NO_ANSWER)) {
         Ok((who, registration, assigned)) => {
             let own = connect.wants_response_information.then(|| format!("mp/{}/d/{}/", who.pool, who.name));
@@ -147,6 +154,7 @@ fn refuse(out: &mut Out, version: Version, explains: bool, refused: &Refused) {
 async fn sign_in(
     connect: &Connect,
     from: SocketAddr,
+    certified: Option<Certified>,
     gate: &Shared,
 ) -> Result<(Principal, Registration, Option<String>), Refused> {
     if connect.auth_method {
@@ -158,18 +166,12 @@ async fn sign_in(
         let why = "use a client id of 1–1024 bytes, or a clean session";
         return Err(Refused { v4: 2, v5: reason::CLIENT_ID, why });
     }
-    const WRONG: Refused = Refused {
-        v4: 4,
-        v5: reason::BAD_CREDENTIALS,
-        why: "the user name is {pool}/{member}, and the password is the member's token",
-    };
-    let (pool, member) = connect.user.as_deref().and_then(parse_user).ok_or(WRONG)?;
-    let token = connect.password.clone().ok_or(WRONG)?;
+    let attempt = attempt(connect, from, certified)?;
     let assigned = empty.then(|| gate.next_client_id());
     let client_id = assigned.as_deref().unwrap_or(&connect.client_id);
     loop {
         let endings = gate.handle.registry().endings();
-        let who = check(&pool, &member, &token, from, gate).await?;
+        let who = check(attempt.clone(), gate).await?;
         if connect.will {
             // The codes have no "no wills": of those for wills, this one is about the will's topic.
             let why = "wills are not accepted here";
@@ -187,14 +189,29 @@ async fn sign_in(
     }
 }
 
-async fn check(
-    pool: &PoolName,
-    member: &MemberName,
-    token: &Bytes,
-    from: SocketAddr,
-    gate: &Shared,
-) -> Result<Principal, Refused> {
-    let attempt = SignIn { pool: pool.clone(), member: member.clone(), token: token.clone(), from };
+/// Who the client says it is, and what is to prove it: a password where there is one, else its certificate. Where it has
+/// shown a certificate, its user name may not say anything else.
+fn attempt(connect: &Connect, from: SocketAddr, certified: Option<Certified>) -> Result<SignIn, Refused> {
+    let refused = |why| Refused { v4: 4, v5: reason::BAD_CREDENTIALS, why };
+    let wrong = || refused("the user name is {pool}/{member}, and the password is the member's token");
+    let named = match connect.user.as_deref() {
+        Some(user) => Some(parse_user(user).ok_or_else(wrong)?),
+        None => None,
+    };
+    let (certified, issued) = certified.map(|it| ((it.pool, it.member), it.issued)).unzip();
+    if certified.as_ref().zip(named.as_ref()).is_some_and(|(certified, named)| certified != named) {
+        return Err(refused("the user name is another than the certificate's"));
+    }
+    let (pool, member) = named.or(certified).ok_or_else(wrong)?;
+    let credential = match (&connect.password, issued) {
+        (Some(token), _) => Credential::Token(token.clone()),
+        (None, Some(issued)) => Credential::Certificate { issued },
+        (None, None) => return Err(wrong()),
+    };
+    Ok(SignIn { pool, member, credential, from })
+}
+
+async fn check(attempt: SignIn, gate: &Shared) -> Result<Principal, Refused> {
     gate.backend.sign_in(attempt).await.map_err(|error| match error {
         SignInError::BadCredentials => {
             Refused { v4: 4, v5: reason::BAD_CREDENTIALS, why: "unknown user name or wrong token" }

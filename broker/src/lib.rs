@@ -39,7 +39,8 @@ mod session;
 mod socket;
 
 pub use backend::{
-    Backend, Incoming, MemberMessage, ReceiptRow, RefusedPublish, SignIn, SignInError, StateMessage,
+    Backend, Credential, Incoming, MemberMessage, ReceiptRow, RefusedPublish, SignIn, SignInError,
+    StateMessage,
 };
 pub use config::GateConfig;
 pub use gate::{Gate, GateError};

@@ -42,19 +42,20 @@ impl Doors {
         Ok(Self { tls, authority, config: config.clone() })
     }
 
-    /// Of MQTT over TLS.
+    /// Of MQTT over TLS, where members may show certificates. A browser would show its own to any page, so on the other
+    /// ports nobody is asked.
     pub(crate) fn mqtts(&self) -> Door {
-        self.door("mqtt", true)
+        self.door("mqtt", true, Door::members)
     }
 
     /// Of the HTTP API.
     pub(crate) fn http(&self) -> Door {
-        self.door("http", self.config.http_tls())
+        self.door("http", self.config.http_tls(), Door::tls)
     }
 
     /// Of the embedded storage.
     pub(crate) fn storage(&self) -> Door {
-        self.door("storage", self.config.storage_tls())
+        self.door("storage", self.config.storage_tls(), Door::tls)
     }
 
     /// Who signed the certificate.
@@ -73,10 +74,10 @@ impl Doors {
         }
     }
 
-    fn door(&self, of: &'static str, wanted: bool) -> Door {
+    fn door(&self, of: &'static str, wanted: bool, make: fn(&'static str, Tls, Duration) -> Door) -> Door {
         match &self.tls {
             Some(tls) if wanted => {
-                Door::tls(of, tls.clone(), Duration::from_secs(self.config.limits.connect_timeout_s))
+                make(of, tls.clone(), Duration::from_secs(self.config.limits.connect_timeout_s))
             }
             _ => Door::plain(),
         }

@@ -21,13 +21,17 @@ pub struct Tls {
     /// The authority's certificate in PEM, which `member add` hands out. Empty: clients trust it already.
     #[serde(with = "optional")]
     pub ca_file: Option<String>,
-    /// Seconds between looks at certificate and key. Raising it takes renewed ones up later.
+    /// The directory of authorities that speak for members, `{pool}.crt`, and of what they revoked, `{pool}.crl`. Empty:
+    /// no member signs in with a certificate.
+    #[serde(with = "optional")]
+    pub clients_dir: Option<String>,
+    /// Seconds between looks at all of these files. Raising it takes renewed ones up later.
     pub reload_s: u64,
 }
 
 impl Default for Tls {
     fn default() -> Self {
-        Self { cert_file: None, key_file: None, ca_file: None, reload_s: 10 }
+        Self { cert_file: None, key_file: None, ca_file: None, clients_dir: None, reload_s: 10 }
     }
 }
 
@@ -35,7 +39,7 @@ impl Tls {
     /// Where certificate and key are, if there are any.
     pub fn files(&self) -> Option<Files> {
         let (cert, key) = (self.cert_file.as_ref()?, self.key_file.as_ref()?);
-        Some(Files { cert: cert.into(), key: key.into() })
+        Some(Files { cert: cert.into(), key: key.into(), clients: self.clients_dir.as_ref().map(Into::into) })
     }
 }
 
@@ -90,6 +94,9 @@ impl Config {
             (None, None) if tls.ca_file.is_some() => {
                 wrong("tls.ca_file", "belongs to a server with tls.cert_file and tls.key_file".into());
             }
+            (None, None) if tls.clients_dir.is_some() => {
+                wrong("tls.clients_dir", "belongs to a server with tls.cert_file and tls.key_file".into());
+            }
             _ => {}
         }
         if let Some(Err(found)) = tls.files().map(millpond_net::Tls::load) {
@@ -97,6 +104,7 @@ impl Config {
                 let key = match file.part {
                     Part::Cert => "tls.cert_file",
                     Part::Key => "tls.key_file",
+                    Part::Clients => "tls.clients_dir",
                 };
                 wrong(key, file.message);
             }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use millpond_broker::{
-    Backend, GateHandle, Incoming, ReceiptRow, RefusedPublish, SignIn, SignInError, StateMessage,
+    Backend, Credential, GateHandle, Incoming, ReceiptRow, RefusedPublish, SignIn, SignInError, StateMessage,
 };
 use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::topic::Inbound;
@@ -29,7 +29,7 @@ use crate::asks::Asks;
 use crate::asks::over_mqtt::MqttAsks;
 use crate::fanout::receipts::{self, Cursors};
 use crate::fanout::state::States;
-use crate::ledger::manage::find_token;
+use crate::ledger::manage::{find_certified, find_token};
 use crate::ledger::{Ledger, now};
 
 /// Receipts without a row on their way into the event feed, and how long each takes a place: at most 256 a second become
@@ -77,10 +77,19 @@ impl Ingest {
 #[async_trait]
 impl Backend for Ingest {
     async fn sign_in(&self, attempt: SignIn) -> Result<Principal, SignInError> {
-        let hash = Sha256::of(&attempt.token);
-        let found = self.ctx.ledger.look(move |sql| find_token(sql, &hash, now())).await;
+        let SignIn { pool, member, credential, .. } = attempt;
+        let found = match credential {
+            Credential::Token(token) => {
+                let hash = Sha256::of(&token);
+                self.ctx.ledger.look(move |sql| find_token(sql, &hash, now())).await
+            }
+            Credential::Certificate { issued } => {
+                let (pool, member) = (pool.clone(), member.clone());
+                self.ctx.ledger.look(move |sql| find_certified(sql, &pool, &member, issued)).await
+            }
+        };
         match found {
-            Ok(Some(who)) if who.pool == attempt.pool && who.name == attempt.member => Ok(who),
+            Ok(Some(who)) if who.pool == pool && who.name == member => Ok(who),
             Ok(_) => Err(SignInError::BadCredentials),
             Err(_) => Err(SignInError::Unavailable),
         }

@@ -271,6 +271,34 @@ pub fn find_pool(sql: &Connection, name: &PoolName) -> Result<PoolId> {
         .ok_or_else(|| not_found(format!("pool {name}")))
 }
 
+/// The member of that name in that pool, for a certificate that holds from `issued` on. One from the time of an earlier
+/// member of the same name, of this pool or of a removed one, was that member's: it names nobody any more.
+pub fn find_certified(
+    sql: &Connection,
+    pool: &PoolName,
+    member: &MemberName,
+    issued: millpond_protocol::Timestamp,
+) -> Result<Option<Principal>> {
+    let found: Option<(i64, String)> = sql
+        .prepare_cached(
+            "SELECT m.id, m.role FROM members m JOIN pools p ON p.id = m.pool_id \
+             WHERE p.name = ?1 AND p.removed IS NULL AND m.name = ?2 AND m.revoked IS NULL AND NOT EXISTS \
+             (SELECT 1 FROM pools q JOIN members old ON old.pool_id = q.id \
+              WHERE q.name = ?1 AND old.name = ?2 AND old.revoked >= ?3)",
+        )?
+        .query_row(params![pool.as_str(), member.as_str(), issued.as_millis()], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .optional()?;
+    let Some((id, role)) = found else { return Ok(None) };
+    Ok(Some(Principal {
+        pool: pool.clone(),
+        name: member.clone(),
+        role: role.parse().map_err(|e: String| Refusal::new(Code::Malformed, e))?,
+        id,
+    }))
+}
+
 /// Who a token belongs to, if it is valid at `now` and its member not revoked.
 pub fn find_token(
     sql: &Connection,

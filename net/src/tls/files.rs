@@ -200,3 +200,7 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
 fn is_open(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o007 != 0)
 }
+
+#[cfg(test)]
+#[path = "files_tests.rs"]
+mod tests;

@@ -4,5 +4,6 @@
 
 mod certificates;
 mod hostile;
+mod identity;
 mod tls;
 mod websocket;

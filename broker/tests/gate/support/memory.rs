@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use millpond_broker::{Backend, Incoming, ReceiptRow, RefusedPublish, SignIn, SignInError, StateMessage};
+use millpond_broker::{
+    Backend, Credential, Incoming, ReceiptRow, RefusedPublish, SignIn, SignInError, StateMessage,
+};
 use millpond_protocol::{Principal, Refusal, Role};
 use tokio::sync::{Notify, oneshot};
 
@@ -101,7 +103,7 @@ impl Backend for Memory {
         }
         let role = attempt.member.as_str().split('-').next().unwrap().parse::<Role>();
         match role {
-            Ok(role) if &attempt.token[..] == b"secret" => {
+            Ok(role) if matches!(&attempt.credential, Credential::Token(token) if &token[..] == b"secret") => {
                 Ok(Principal { pool: attempt.pool, name: attempt.member, role, id: 1 })
             }
             _ => Err(SignInError::BadCredentials),
