@@ -1,14 +1,18 @@
 //! Retention: what the policies of pools do not keep any more is deleted, by itself every ten minutes and when somebody asks.
 //!
 //! [`plan`] decides, from rows, policy and time alone. `rows` reads what it decides on and finds what is due, `apply` does
-//! it in small jobs, [`explain`] says of every object why it is there. Deleting has three steps: a mark in the ledger (from
-//! then on nobody is offered the bytes), objects `doomed` and rows deleted, and the sweep, which deletes objects from
-//! storage. A crash between any two is taken up by the next run. Listing the bucket is never part of it.
+//! it in small jobs (those of `expire`, `forget` and `ended`), [`explain`] says of every object why it is there. Deleting
+//! has three steps: a mark in the ledger (from then on nobody is offered the bytes), objects `doomed` and rows deleted, and
+//! the sweep, which deletes objects from storage. A crash between any two is taken up by the next run. Listing the bucket
+//! is never part of it.
 //!
 //! What stays for ever: pools, members, the headers of manifests, and one row each for batches, rounds and versions.
 
 mod apply;
+mod ended;
+mod expire;
 pub mod explain;
+mod forget;
 pub mod plan;
 mod rows;
 

@@ -4,10 +4,14 @@ use millpond_protocol::{PoolName, Refusal, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::plan::{self, BatchRows, Outcome, PoolRows, ResultRows, RoundRows, SealedRows, Verdict};
-use crate::ledger::{PoolId, Result, row_id};
+use crate::ledger::{PoolId, Result, Tx, row_id};
 
 /// Things of one kind that one look at a pool finds: what is beyond comes with the next look.
 pub(super) const FIND: usize = 1_000;
+/// Rows that one job deletes: what waits behind it waits some milliseconds.
+pub(super) const ROWS: usize = 1_000;
+/// Uploads that one look at a batch reads.
+const SCAN: usize = 4_000;
 
 /// Something that is due, with the plan's reason.
 #[derive(Debug, Clone, PartialEq)]
@@ -245,4 +249,75 @@ pub(super) fn verdict(pool: &PoolRows, batch: &BatchRows, stage: Stage, now: Tim
         Stage::Forgetting(since) => Some(Verdict::Due(plan::begun(batch.batch, since))),
         Stage::Forgotten => None,
     }
+}
+
+/// Moves a batch, and what was carried into it, on.
+pub(super) fn stage(tx: &Tx<'_>, id: i64, from: &str, to: &str) -> Result<()> {
+    tx.sql()
+        .prepare_cached(
+            "UPDATE batches SET retention = ?3 WHERE (id = ?1 OR carried_into = ?1) AND retention = ?2",
+        )?
+        .execute(params![id, from, to])?;
+    Ok(())
+}
+
+/// Dooms an object that counts; whether it did.
+pub(super) fn doom(tx: &Tx<'_>, object: i64) -> Result<bool> {
+    let changed = tx
+        .sql()
+        .prepare_cached("UPDATE objects SET state = 'doomed' WHERE id = ?1 AND state = 'live'")?
+        .execute([object])?;
+    Ok(changed == 1)
+}
+
+/// A batch and what was carried into it.
+pub(super) fn parts(sql: &Connection, id: i64) -> Result<Vec<i64>> {
+    let mut statement =
+        sql.prepare_cached("SELECT id FROM batches WHERE id = ?1 OR carried_into = ?1 ORDER BY id")?;
+    let rows = statement.query_map([id], |row| row.get(0))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// What the ledger and storage still hold of an upload.
+pub(super) struct Held {
+    pub seq: i64,
+    pub size: u64,
+    pub payload: bool,
+    pub object: Option<i64>,
+}
+
+/// A page of the uploads of one batch.
+pub(super) fn held(sql: &Connection, batch: i64, after: i64) -> Result<Vec<Held>> {
+    let mut statement = sql.prepare_cached(&format!(
+        "SELECT seq, size, EXISTS (SELECT 1 FROM payloads p WHERE p.seq = u.seq), \
+         (SELECT id FROM objects o WHERE o.id = u.object_id AND o.state = 'live') FROM uploads u WHERE batch_id = ?1 AND seq > ?2 ORDER BY seq LIMIT {SCAN}"
+    ))?;
+    let rows = statement.query_map(params![batch, after], |row| {
+        Ok(Held { seq: row.get(0)?, size: row.get(1)?, payload: row.get(2)?, object: row.get(3)? })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// A page of the packs that are not doomed yet, and the manifest.
+pub(super) fn packs_and_manifest(sql: &Connection, pool: PoolId, id: i64) -> Result<Vec<(i64, u64)>> {
+    let mut statement = sql.prepare_cached(&format!(
+        "SELECT o.id, o.size FROM batches b JOIN packs p ON p.batch_id = b.id JOIN objects o ON o.id = p.object_id \
+         WHERE (b.id = ?1 OR b.carried_into = ?1) AND o.state = 'live' \
+         UNION ALL SELECT o.id, o.size FROM batches b JOIN manifests m ON m.pool_id = ?2 AND m.seq = b.round \
+         JOIN objects o ON o.id = m.object_id WHERE b.id = ?1 AND o.state = 'live' LIMIT {ROWS}"
+    ))?;
+    let rows = statement.query_map(params![id, pool], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// The last of a page of old events, and how many they are.
+pub(super) fn old_events(sql: &Connection, pool: PoolId, before: Timestamp) -> Result<Option<(u64, usize)>> {
+    let mut statement = sql.prepare_cached(&format!(
+        "SELECT max(seq), count(*) FROM (SELECT seq, at FROM events WHERE pool_id = ?1 ORDER BY seq LIMIT {ROWS}) \
+         WHERE at <= ?2"
+    ))?;
+    let found = statement
+        .query_row(params![pool, before.as_millis()], |row| Ok((row.get::<_, Option<u64>>(0)?, row.get(1)?)))
+        .optional()?;
+    Ok(found.and_then(|(last, count)| Some((last?, count))))
 }
