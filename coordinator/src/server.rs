@@ -108,6 +108,10 @@ pub async fn run(
     tasks.spawn(part("prune", prune::run(ledger.clone(), inner.clone())));
     tasks.spawn(part("grants", grants::run(grants, gate_handle.clone(), inner.clone())));
     let collector = Collector::new(ledger.clone(), storage.handle.clone());
+    // From the start on everybody is told what is believed of the clock.
+    if let Err(refusal) = collector.believe().await {
+        tracing::warn!(%refusal, "retention does not run now");
+    }
     tasks.spawn(part("retention", collector.clone().run(inner.clone())));
     tasks.spawn(part("fan-out", live::run(ledger.clone(), states, gate_handle, inner.clone())));
     let mut fronts = JoinSet::new();

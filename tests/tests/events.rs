@@ -9,6 +9,7 @@ use millpond::rounds::Policy;
 use millpond_protocol::access::Op;
 use millpond_protocol::{Role, Sha256};
 use millpond_tests::{Beside, Link, Mill, Server, recent_hour, repository, until};
+use reqwest::Method;
 use serde_json::{Value, json};
 
 /// Comes only where packing takes half an hour; the core's own tests wait that long in their own time.
@@ -103,6 +104,11 @@ async fn expire(server: &Server) {
         kinds.contains("batch-expired") && kinds.contains("result-expired")
     })
     .await;
+    // As if the clock had leapt since.
+    sql.execute("UPDATE clock SET believed = 0", []).unwrap();
+    let refused = server.api().call(Method::POST, "/v1/gc", None).await;
+    assert_eq!(refused.0, 409, "{refused:?}");
+    server.api().post("/v1/gc?trust_clock=true", &json!({})).await;
 }
 
 #[tokio::test]

@@ -83,3 +83,64 @@ async fn what_a_pool_does_not_keep_is_explained_then_deleted_and_members_are_tol
     let metrics = server.api().get("/metrics").await;
     assert!(metrics.as_str().unwrap().contains("millpond_retention_total{what=\"batch\"} 1"), "{metrics}");
 }
+
+#[tokio::test]
+async fn a_server_that_starts_with_its_clock_a_year_ahead_deletes_nothing_until_an_admin_says_that_it_is_right()
+ {
+    let mut server = Server::start().await;
+    server.pool("demo", json!({ "window_s": 3_600, "keep_uploads_s": 86_400 })).await;
+    let edge = server.member("demo", "edge", Role::Publisher).await;
+    let mill = Mill::join(server.member("demo", "mill", Role::Processor).await, server.api()).await;
+    let boss = server.member("demo", "boss", Role::Operator).await;
+    let link = Link::open(edge).await.unwrap();
+    let topic = format!("mp/demo/c/edge/up/large/{}", recent_hour());
+    link.publish(&topic, vec![b'x'; 200_000], Beside::default()).await.unwrap();
+    let lease = mill.trigger(&json!({})).await.unwrap();
+    mill.answer(&lease, "flour").await.unwrap();
+    let api = server.api();
+    while !api.get("/v1/gc?limit=1000").await.to_string().contains("round.json of round 1") {}
+    let kept = blobs(&server);
+    assert!(server.terminate().await.success());
+
+    // As a clock that is a year ahead finds the rows: all of them a year old.
+    {
+        let ledger = rusqlite::Connection::open(server.data().join("ledger.db")).unwrap();
+        let year = 365 * 86_400_000_i64;
+        for what in [
+            "clock SET believed = believed",
+            "batches SET sealed = sealed",
+            "rounds SET ended = ended",
+            "events SET at = at",
+        ] {
+            assert!(ledger.execute(&format!("UPDATE {what} - {year}"), []).unwrap() > 0, "{what}");
+        }
+    }
+    server.launch().await;
+    let dry = run(server.cli(), &["gc", "--dry-run"]);
+    assert!(dry.contains("waits: the clock says") && dry.contains("365 days later than it can be"), "{dry}");
+    assert!(dry.contains("due: demo: the bytes of batch 1"), "{dry}");
+    let status = run(server.cli(), &["status"]);
+    assert!(status.contains("confirm it by `millpond gc --trust-clock`"), "{status}");
+    let metrics = server.api().get("/metrics").await;
+    let ahead =
+        metrics.as_str().unwrap().lines().find(|line| line.starts_with("millpond_clock_doubted_seconds"));
+    assert!(ahead.is_some_and(|line| !line.ends_with(" 0")), "{ahead:?}");
+    for args in [&["gc"][..], &["gc", "demo"]] {
+        let refused = server.cli().args(args).output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && said.contains("later than it can be"), "{said}");
+    }
+    assert_eq!(blobs(&server), kept);
+
+    // It is the server's clock, not a pool's.
+    let by_boss =
+        server.cli().env("MILLPOND_TOKEN", &boss.token).args(["gc", "--trust-clock"]).output().unwrap();
+    assert!(!by_boss.status.success());
+    assert_eq!(blobs(&server), kept);
+    run(server.cli(), &["gc", "--trust-clock"]);
+    assert_eq!(blobs(&server), kept - 2, "the large file and the manifest");
+    let dry = run(server.cli(), &["gc", "--dry-run"]);
+    assert!(!dry.contains("waits: "), "{dry}");
+    let events = run(server.cli(), &["events", "demo", "--since", "0", "--json"]);
+    assert!(events.contains("clock-doubted") && events.contains("clock-believed"), "{events}");
+}

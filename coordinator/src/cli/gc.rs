@@ -18,10 +18,16 @@ pub(super) struct Args {
     /// Delete nothing: say what is due, and of every object why it is there.
     #[arg(long)]
     dry_run: bool,
+    /// The clock of the server is right, though it is further than the server believes.
+    #[arg(long, conflicts_with_all = ["dry_run", "pool"])]
+    trust_clock: bool,
 }
 
 pub(super) async fn run(args: &Args, client: &Client, out: &Out) -> Result<(), Failure> {
-    let query: Vec<(&str, String)> = args.pool.iter().map(|pool| ("pool", pool.to_string())).collect();
+    let mut query: Vec<(&str, String)> = args.pool.iter().map(|pool| ("pool", pool.to_string())).collect();
+    if args.trust_clock {
+        query.push(("trust_clock", "true".to_owned()));
+    }
     if args.dry_run {
         return explain(query, client, out).await;
     }
@@ -73,6 +79,13 @@ async fn explain(mut query: Vec<(&'static str, String)>, client: &Client, out: &
         let mut query = query.clone();
         query.extend(cursor.map(|cursor| ("cursor", cursor)));
         let page: Gc = client.get("gc", &query).await?;
+        if let Some(why) = page.waits {
+            if out.is_json() {
+                out.line(json!({ "waits": why }).to_string());
+            } else {
+                out.line(format!("waits: {why}"));
+            }
+        }
         for due in page.due {
             if out.is_json() {
                 out.line(json!({ "due": due }).to_string());

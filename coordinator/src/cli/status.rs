@@ -24,6 +24,9 @@ pub(super) async fn run(args: &Args, client: &Client, out: &Out) -> Result<(), F
         for problem in &status.problems {
             out.line(format!("  ! {problem}"));
         }
+        for warning in &status.warnings {
+            out.line(format!("  ~ {warning}"));
+        }
         out.line(format!("  MQTT {}, storage {}\n", status.mqtt, status.storage));
         show_pools(out, &status.pools);
     });

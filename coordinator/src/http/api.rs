@@ -365,6 +365,9 @@ pub struct Status {
     pub ready: bool,
     /// What does not, in words.
     pub problems: Vec<String>,
+    /// What does not keep it from being ready and wants an operator.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     pub mqtt: String,
     pub storage: String,
     /// The pools that the caller may see.
@@ -374,6 +377,9 @@ pub struct Status {
 /// `GET /v1/gc`: what the next run of retention would do, and why each object is there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gc {
+    /// Why nothing is deleted now, whatever is due; on the first page only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<String>,
     /// What is due now, oldest first, at most some thousands of it; on the first page only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub due: Vec<Due>,

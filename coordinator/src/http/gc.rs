@@ -15,7 +15,7 @@ use super::auth::Caller;
 use super::error::{Answer, Asked};
 use super::page::Page;
 use crate::ledger::{manage, now};
-use crate::retention::explain;
+use crate::retention::{clock, explain};
 
 /// Longest run that a request waits for: less than any time-out on the way. What is left over is said.
 const LONGEST: Duration = Duration::from_secs(8);
@@ -26,6 +26,9 @@ pub(super) struct Which {
     pool: Option<PoolName>,
     limit: Option<String>,
     cursor: Option<String>,
+    /// The clock is right, whatever the server thinks of it.
+    #[serde(default)]
+    trust_clock: bool,
 }
 
 /// The pool that the request is about: the one that it names, or the caller's own; none: all of them.
@@ -52,6 +55,7 @@ pub(super) async fn explain(
             manage::find_pool(sql, pool)?;
         }
         let now = now();
+        let doubt = clock::last(sql)?.and_then(|trust| trust.doubt).filter(|_| which.cursor.is_none());
         let due = match which.cursor {
             None => explain::due(sql, pool.as_ref(), now)?,
             Some(_) => Vec::new(),
@@ -59,7 +63,7 @@ pub(super) async fn explain(
         let after = which.cursor.unwrap_or_default();
         let objects = explain::page(sql, pool.as_ref(), &after, limit, now)?;
         let cursor = objects.last().filter(|_| objects.len() >= limit).map(|last| last.key.clone());
-        Ok(Gc { due, objects, cursor })
+        Ok(Gc { waits: doubt.map(|doubt| doubt.to_string()), due, objects, cursor })
     });
     Ok(Json(page.await?))
 }
@@ -73,9 +77,19 @@ pub(super) async fn run(
     if let Some(pool) = pool.clone() {
         api.0.ledger.read(move |sql| manage::find_pool(sql, &pool)).await?;
     }
-    let collected = api.0.collector.collect(now(), pool.as_ref(), LONGEST).await?;
+    let now = if which.trust_clock {
+        caller.check_admin()?;
+        api.0.collector.confirm().await?
+    } else {
+        api.0.collector.believe().await?
+    };
+    let collected = api.0.collector.collect(now, pool.as_ref(), LONGEST).await?;
+    let mut detail = json!(collected);
+    if which.trust_clock {
+        detail["trusted_clock"] = json!(now);
+    }
     let job = move |tx: &mut crate::ledger::Tx<'_>| {
-        tx.audit(pool.as_ref(), &caller.name(), &caller.source, "gc", &json!(collected))
+        tx.audit(pool.as_ref(), &caller.name(), &caller.source, "gc", &detail)
     };
     api.0.ledger.write(job).await?;
     Ok(Json(collected))

@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 
 use super::Api;
 use crate::ledger::Ledger;
+use crate::retention::clock::{self, Trust};
 
 /// How long what was found holds: a probe writes, reads and deletes an object.
 const FRESH: Duration = Duration::from_secs(5);
@@ -45,18 +46,17 @@ struct Found {
 }
 
 impl Readiness {
-    /// What does not work, in words; empty if everything does.
-    pub(super) async fn problems(&self, ledger: &Ledger, storage: &Storage) -> Vec<String> {
-        self.look(ledger, storage).await.problems
-    }
-
-    async fn look(&self, ledger: &Ledger, storage: &Storage) -> Findings {
+    /// What does not work, in words, and what wants an operator.
+    pub(super) async fn look(&self, ledger: &Ledger, storage: &Storage) -> Findings {
         // Whoever comes meanwhile waits for the one probe.
         let mut found = self.0.lock().await;
         if let Some((_, last)) = found.last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
             return last.clone();
         }
         let mut last = Findings::default();
+        if let Ok(Some(Trust { doubt: Some(doubt), .. })) = ledger.look(clock::last).await {
+            last.warnings.push(format!("{doubt}; {}", clock::ADVICE));
+        }
         let ledger = tokio::time::timeout(PROBE_TIMEOUT, ledger.write(|tx| tx.prove()));
         let probe = tokio::time::timeout(PROBE_TIMEOUT, storage.probe());
         let (ledger, probe) = tokio::join!(ledger, probe);

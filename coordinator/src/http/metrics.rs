@@ -239,7 +239,7 @@ pub(super) const COUNTERS: [(&str, &str); 31] = [
     ("millpond_http_sign_in_failures_total", "HTTP requests with a token that is not valid"),
 ];
 
-pub(super) const GAUGES: [(&str, &str); 13] = [
+pub(super) const GAUGES: [(&str, &str); 14] = [
     ("millpond_batches", "Batches, by state"),
     ("millpond_rounds", "Rounds, by state"),
     ("millpond_members", "Members that are not revoked, by role"),
@@ -247,6 +247,10 @@ pub(super) const GAUGES: [(&str, &str); 13] = [
     ("millpond_grants", "Granted files that do not count yet, by state"),
     ("millpond_objects", "Objects in storage, by state"),
     ("millpond_ledger_bytes", "Bytes of the ledger's file, by state: used, or free for what comes"),
+    (
+        "millpond_clock_doubted_seconds",
+        "How far the clock is ahead of what retention believes; 0: it is believed",
+    ),
     ("millpond_ledger_queue", "Jobs that wait for the ledger's writer"),
     ("millpond_tls_certificate_expires_seconds", "When the certificate in use ends, in Unix time"),
     ("millpond_gate_connections", "MQTT connections"),

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use millpond_protocol::PoolName;
 use millpond_protocol::access::Action;
+use millpond_storage::Findings;
 use serde::Deserialize;
 
 use super::Api;
@@ -43,13 +44,14 @@ pub(super) async fn show(
             statuses(sql, only.as_ref(), &troubles)
         })
         .await?;
-    let problems = api.0.readiness.problems(&api.0.ledger, &api.0.asks.storage).await;
+    let Findings { problems, warnings } = api.0.readiness.look(&api.0.ledger, &api.0.asks.storage).await;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         now: now(),
         started: api.0.started,
         ready: problems.is_empty(),
         problems,
+        warnings,
         mqtt: format!("{}:{}", api.0.mqtt.host, api.0.mqtt.port),
         storage: api.0.storage_url.clone(),
         pools,

@@ -9,6 +9,7 @@
 //! What stays for ever: pools, members, the headers of manifests, and one row each for batches, rounds and versions.
 
 mod apply;
+pub mod clock;
 mod ended;
 mod expire;
 pub mod explain;
@@ -19,25 +20,27 @@ mod rows;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use millpond_protocol::{PoolName, Refusal, Timestamp, limits};
+use millpond_protocol::{Code, PoolName, Refusal, Timestamp, limits};
 use millpond_storage::Storage;
 use rusqlite::params;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::dispatch::sweep;
 use crate::ledger::{self, Ledger};
 use apply::Hands;
+use clock::Trust;
 
 /// Between two runs, while nothing is left over.
 const EVERY: Duration = Duration::from_secs(600);
-/// Between two runs if the first left something over; also before the first one.
+/// Between two runs if the first left something over; also before the first one. Not less than [`LOOK`].
 const SOON: Duration = Duration::from_secs(60);
 /// Rows that one run changes in one pool: every pool gets its turn.
 const SHARE: usize = 50_000;
-/// A wall clock that went so much further than time did is not believed at once.
-const JUMP: Duration = Duration::from_secs(3_600);
+/// Between two looks at the clock.
+const LOOK: Duration = Duration::from_secs(60);
 /// Longest time of a run that the server does by itself.
 const LONGEST: Duration = Duration::from_secs(300);
 
@@ -71,31 +74,29 @@ pub struct Collector {
     ledger: Ledger,
     storage: Storage,
     turn: Arc<Mutex<()>>,
+    /// When the clock was looked at last.
+    looked: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Collector {
     /// A collector; nothing runs yet.
     pub fn new(ledger: Ledger, storage: Storage) -> Self {
-        Self { ledger, storage, turn: Arc::default() }
+        Self { ledger, storage, turn: Arc::default(), looked: Arc::default() }
     }
 
-    /// Runs now and then until `stop`.
+    /// Runs now and then until `stop`, while the clock is believed.
     pub async fn run(self, stop: CancellationToken) {
-        let mut pause = SOON;
-        let mut last = (Instant::now(), ledger::now());
+        let mut next = Instant::now() + SOON;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(LOOK) => {}
             }
-            let (ran, wall) = std::mem::replace(&mut last, (Instant::now(), ledger::now()));
-            if last.1.since(wall) > ran.elapsed() + JUMP {
-                // Somebody may be about to set it back, and what a wrong clock deletes is gone.
-                tracing::warn!(now = %last.1, before = %wall, "retention: the clock jumped ahead; this run is left out");
-                continue;
-            }
-            let run = self.collect(last.1, None, LONGEST);
-            pause = match stop.run_until_cancelled(run).await {
+            let now = match self.believe().await {
+                Ok(now) if Instant::now() >= next => now,
+                Ok(_) | Err(_) => continue,
+            };
+            let pause = match stop.run_until_cancelled(self.collect(now, None, LONGEST)).await {
                 None => return,
                 Some(Ok(collected)) if collected.more => SOON,
                 Some(Ok(_)) => EVERY,
@@ -104,7 +105,64 @@ impl Collector {
                     SOON
                 }
             };
+            next = Instant::now() + pause;
         }
+    }
+
+    /// The time, if it is believed.
+    ///
+    /// # Errors
+    /// `conflict` while the clock is further than it can be; the ledger cannot be used now.
+    pub async fn believe(&self) -> Result<Timestamp, Refusal> {
+        let (now, trust) = self.look(false).await?;
+        match trust.doubt {
+            None => Ok(now),
+            Some(doubt) => Err(Refusal::new(Code::Conflict, doubt.to_string()).hint(clock::ADVICE)),
+        }
+    }
+
+    /// Believes the clock whatever it says: an operator has looked at it.
+    ///
+    /// # Errors
+    /// The ledger cannot be used now.
+    pub async fn confirm(&self) -> Result<Timestamp, Refusal> {
+        Ok(self.look(true).await?.0)
+    }
+
+    /// Looks at the clock and keeps what is believed of it. When a doubt begins or ends, pools are told.
+    async fn look(&self, confirmed: bool) -> Result<(Timestamp, Trust), Refusal> {
+        let mut looked = self.looked.lock().await;
+        let (now, at) = (ledger::now(), Instant::now());
+        let since = looked.map(|last| at.duration_since(last));
+        let job = move |tx: &mut ledger::Tx<'_>| {
+            let before = clock::last(tx.sql())?;
+            let trust = match before {
+                Some(before) if !confirmed => before.look(now, since),
+                Some(_) | None => Trust::in_clock(now),
+            };
+            clock::keep(tx.sql(), trust)?;
+            Ok((before.and_then(|before| before.doubt), trust))
+        };
+        let (before, trust) = self.ledger.write(job).await?;
+        *looked = Some(at);
+        let ahead = trust.doubt.map_or(0.0, |doubt| doubt.ahead.as_secs_f64());
+        metrics::gauge!("millpond_clock_doubted_seconds").set(ahead);
+        let event = match (before, trust.doubt) {
+            (None, Some(doubt)) => {
+                tracing::error!(%doubt, advice = clock::ADVICE, "retention waits");
+                ("clock-doubted", json!({ "ahead_s": doubt.ahead.as_secs() }))
+            }
+            (Some(_), None) => {
+                tracing::info!(%now, "retention: the clock is believed again");
+                ("clock-believed", json!({}))
+            }
+            (None, None) | (Some(_), Some(_)) => return Ok((now, trust)),
+        };
+        for (pool, rows) in self.ledger.read(rows::pools).await? {
+            let event = event.clone();
+            self.ledger.write(move |tx| apply::tell(tx, pool, &rows, event.0, &event.1)).await?;
+        }
+        Ok((now, trust))
     }
 
     /// Deletes what is due at `now`, in one pool or in all, for at most about `longest`, and sweeps. What is left over is

@@ -289,6 +289,15 @@ CREATE TABLE events (
     PRIMARY KEY (pool_id, seq)
 ) STRICT, WITHOUT ROWID;
 
+-- What retention believes of the clock; at most one row.
+CREATE TABLE clock (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    believed INTEGER NOT NULL,            -- the latest time that was
+    doubted INTEGER,                      -- what the clock said last, if it is further than it can be;
+    ahead_ms INTEGER,                     -- how far it was when the doubt began, and
+    ran_ms INTEGER                        -- how long the server has run with it since
+) STRICT;
+
 -- One row, written by whoever asks whether the ledger can commit.
 CREATE TABLE proof (at INTEGER NOT NULL) STRICT;
 INSERT INTO proof VALUES (0);
