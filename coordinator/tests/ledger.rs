@@ -198,8 +198,17 @@ async fn of_a_group_whose_transaction_sqlite_ended_neither_rows_nor_marks_on_cor
         let pool = tx.pool(&"p".parse()?)?;
         tx.revoke_member(pool, &"m".parse()?)
     });
-    // As SQLite does by itself after some errors.
-    let ended = f.ledger.write(|tx| Ok(tx.sql().execute_batch("ROLLBACK")?));
+    // On a full disk SQLite ends the transaction by itself; this job does not even notice.
+    let ended = f.ledger.write(|tx| {
+        let limit = |pages: &str| {
+            tx.sql().query_row(&format!("PRAGMA max_page_count = {pages}"), [], |row| row.get::<_, i64>(0))
+        };
+        limit("1")?;
+        let full = tx.sql().execute("INSERT INTO payloads (seq, data) VALUES (1, zeroblob(1000000))", []);
+        assert!(full.is_err() && tx.sql().is_autocommit(), "{full:?}");
+        limit("1073741823")?;
+        Ok(())
+    });
     let written = f.ledger.write(|tx| Ok(tx.sql().execute("INSERT INTO superseded (seq) VALUES (7)", [])?));
     drop(go);
     let (_, before, revoked, ended, written) = tokio::join!(first, before, revoked, ended, written);

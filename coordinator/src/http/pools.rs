@@ -151,6 +151,8 @@ pub(super) async fn remove(
         tx.audit(Some(&pool), &caller.name(), &caller.source, "pool-remove", &json!({ "force": force }))
     };
     api.0.ledger.write(job).await?;
+    // The pool is gone. What this leaves over, the server ends by itself.
+    while matches!(api.0.ledger.write(|tx| tx.end_members()).await, Ok(true)) {}
     Ok(Json(json!({})))
 }
 

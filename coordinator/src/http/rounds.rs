@@ -81,8 +81,10 @@ pub(super) async fn retry(
     caller.check(&pool, Action::Manage)?;
     let job = move |tx: &mut Tx<'_>| {
         let id = tx.pool(&pool)?;
-        tx.retry_round(id, round)?;
-        tx.audit(Some(&pool), &caller.name(), &caller.source, "round-retry", &json!({ "round": round }))?;
+        // Who repeats the request because its answer was lost gets the round as it is now.
+        if tx.retry_round(id, round)? {
+            tx.audit(Some(&pool), &caller.name(), &caller.source, "round-retry", &json!({ "round": round }))?;
+        }
         one(tx.sql(), id, round)
     };
     Ok(Json(api.0.ledger.write(job).await?))

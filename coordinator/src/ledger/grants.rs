@@ -204,13 +204,16 @@ impl Tx<'_> {
         let Some(set) = grants.iter().map(|grant| grant.id).min() else { return Ok(0) };
         let mut marked = 0;
         for grant in grants {
-            marked += self
+            let newly = self
                 .sql
                 .prepare_cached(
                     "UPDATE grants SET verifying = ?2, problem = NULL WHERE id = ?1 AND verifying IS NULL",
                 )?
                 .execute([grant.id, set])?;
-            self.change(grant.pool)?.grants = true;
+            marked += newly;
+            if newly > 0 {
+                self.change(grant.pool)?.grants = true;
+            }
         }
         Ok(marked)
     }

@@ -9,6 +9,9 @@ use super::tx::Tx;
 use super::{PoolId, Result};
 use crate::rounds::{Event, Policy, Round, RoundState};
 
+/// Members and grants of a removed pool that one job ends.
+const ENDED: usize = 500;
+
 impl Tx<'_> {
     /// Makes a pool, or gives an existing one another policy. Returns its id and whether anything changed.
     ///
@@ -164,22 +167,26 @@ impl Tx<'_> {
         Ok(role)
     }
 
-    /// Offers a failed round again, for as many attempts as a new one has.
+    /// Offers a failed round again, for as many attempts as a new one has. False: that was done already, and the round is
+    /// live since.
     ///
     /// # Errors
     /// `not_found`, also if its files are not kept any more; `stale` if the round has not failed.
-    pub fn retry_round(&mut self, pool: PoolId, round: u64) -> Result<()> {
-        let found: Option<(String, Option<i64>)> = self
+    pub fn retry_round(&mut self, pool: PoolId, round: u64) -> Result<bool> {
+        let found: Option<(String, Option<i64>, bool)> = self
             .sql
             .prepare_cached(
-                "SELECT r.record, b.expired FROM rounds r JOIN batches b ON b.id = r.batch_id \
-                 WHERE r.pool_id = ?1 AND r.round = ?2",
+                "SELECT r.record, b.expired, r.retried IS NOT NULL AND r.ended IS NULL FROM rounds r \
+                 JOIN batches b ON b.id = r.batch_id WHERE r.pool_id = ?1 AND r.round = ?2",
             )?
-            .query_row(params![pool, round], |row| Ok((row.get(0)?, row.get(1)?)))
+            .query_row(params![pool, round], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
             .optional()?;
-        let (record, expired) = found.ok_or_else(|| not_found(format!("round {round}")))?;
+        let (record, expired, retried) = found.ok_or_else(|| not_found(format!("round {round}")))?;
         if let Some(expired) = expired {
             return Err(not_kept(format!("the files of round {round}"), Timestamp::clamped(expired)).into());
+        }
+        if retried {
+            return Ok(false);
         }
         let record: Round = serde_json::from_str(&record)?;
         if !matches!(record.state, RoundState::Failed { .. }) {
@@ -188,7 +195,10 @@ impl Tx<'_> {
                 .into());
         }
         self.apply(pool, Event::Retry { round: record })?;
-        Ok(())
+        self.sql
+            .prepare_cached("UPDATE rounds SET retried = ?3 WHERE pool_id = ?1 AND round = ?2")?
+            .execute(params![pool, round, self.now.as_millis()])?;
+        Ok(true)
     }
 
     /// Revokes a member: its tokens, sessions, leases and grants end with this commit; its name is free once nothing of it is
@@ -212,7 +222,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Removes a pool: its members are revoked, its name is free, its rows stay.
+    /// Removes a pool: its name is free, its rows stay. From this commit on nobody of it signs in and nothing of theirs that
+    /// waits counts; [`end_members`](Self::end_members) does the rest. The core is not asked: nothing is sealed by it.
     ///
     /// # Errors
     /// `conflict` while a round is live and, unless `force` says that they may never be processed, while uploads wait in
@@ -229,13 +240,15 @@ impl Tx<'_> {
                 .hint("trigger them first, or remove the pool by force: they will never be processed")
                 .into());
         }
-        let names: Vec<String> = self
+        let members: Vec<(i64, String)> = self
             .sql
-            .prepare_cached("SELECT name FROM members WHERE pool_id = ?1 AND revoked IS NULL")?
-            .query_map([pool], |row| row.get(0))?
+            .prepare_cached("SELECT id, name FROM members WHERE pool_id = ?1 AND revoked IS NULL")?
+            .query_map([pool], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect::<rusqlite::Result<_>>()?;
-        for name in names {
-            self.revoke_member(pool, &name.parse()?)?;
+        let pool_name = self.entry(pool)?.name.clone();
+        for (id, name) in members {
+            self.effects.revoked.push(id);
+            self.effects.commit.ended.push((pool_name.clone(), name.parse()?, "pool removed"));
         }
         // Nobody flushes the counters of a pool that is not in memory any more.
         let seq = self.entry(pool)?.counters.seq;
@@ -247,6 +260,42 @@ impl Tx<'_> {
         self.state.remove(pool);
         Ok(())
     }
+
+    /// Revokes members of removed pools and ends their grants, as many as one job may; whether there is more.
+    pub fn end_members(&mut self) -> Result<bool> {
+        let mut room = ENDED;
+        while room > 0 {
+            let next: Option<(i64, PoolId, i64)> = self
+                .sql
+                .prepare_cached(
+                    "SELECT m.id, p.id, p.removed FROM pools p CROSS JOIN members m ON m.pool_id = p.id \
+                     WHERE p.removed IS NOT NULL AND m.revoked IS NULL LIMIT 1",
+                )?
+                .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+                .optional()?;
+            let Some((member, pool, removed)) = next else { return Ok(false) };
+            let ended = self.forget_grants(pool, member, room)?;
+            room -= ended;
+            if room > 0 {
+                self.sql
+                    .prepare_cached("UPDATE members SET revoked = ?2 WHERE id = ?1")?
+                    .execute([member, removed])?;
+                self.sql.prepare_cached("DELETE FROM tokens WHERE member_id = ?1")?.execute([member])?;
+                room -= 1;
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Members of removed pools who are not revoked yet.
+pub(super) fn members_to_end(sql: &Connection) -> rusqlite::Result<Vec<i64>> {
+    sql.prepare(
+        "SELECT m.id FROM pools p CROSS JOIN members m ON m.pool_id = p.id \
+         WHERE p.removed IS NOT NULL AND m.revoked IS NULL",
+    )?
+    .query_map([], |row| row.get(0))?
+    .collect()
 }
 
 /// The id and role of a member that is not revoked.

@@ -1,4 +1,4 @@
-//! Rows that are kept for a time: the memory of asks.
+//! Rows that go by and by: the memory of asks, and what is left of the members of removed pools.
 
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ pub async fn run(ledger: Ledger, shutdown: CancellationToken) {
         }
         // What fails now is tried again at the next look.
         while matches!(ledger.write(|tx| tx.forget_asks()).await, Ok(PAGE)) {}
+        while matches!(ledger.write(|tx| tx.end_members()).await, Ok(true)) {}
     }
 }
 

@@ -222,6 +222,28 @@ impl Tx<'_> {
         self.grants_of(member)?.iter().try_for_each(|grant| self.end_grant(grant, Cause::Revoked))
     }
 
+    /// Gives up at most `most` grants of a member whose pool is removed, in silence: nobody is left to hear of it. How many
+    /// there were.
+    pub(super) fn forget_grants(&mut self, pool: PoolId, member: i64, most: usize) -> Result<usize> {
+        let grants: Vec<(i64, i64)> = self
+            .sql
+            .prepare_cached("SELECT id, object_id FROM grants WHERE member_id = ?1 LIMIT ?2")?
+            .query_map(params![member, most], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        for (grant, object) in &grants {
+            self.sql
+                .prepare_cached(
+                    "UPDATE pools SET granted_bytes = granted_bytes - (SELECT size FROM objects WHERE id = ?2) WHERE id = ?1",
+                )?
+                .execute(params![pool, object])?;
+            self.sql.prepare_cached("DELETE FROM grants WHERE id = ?1")?.execute([grant])?;
+            self.doom_object(*object)?;
+        }
+        let cause = Cause::Revoked.as_str();
+        metrics::counter!("millpond_grants_ended_total", "cause" => cause).increment(grants.len() as u64);
+        Ok(grants.len())
+    }
+
     /// Whether an upload or a version is there for a target.
     pub fn is_counted(&self, pool: PoolId, member: i64, target: &Target) -> Result<bool> {
         match target {

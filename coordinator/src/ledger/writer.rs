@@ -13,7 +13,7 @@ use tokio::sync::{broadcast, oneshot};
 use super::log::{Log, die_if_unsynced};
 use super::notice::Commit;
 use super::tx::{Effects, State, Tx};
-use super::{Error, OpenError, PoolId, Result, load};
+use super::{Error, OpenError, PoolId, Result, load, manage};
 use crate::rounds::Event;
 
 /// Jobs of one group: bounds the time that the first one waits for the last one.
@@ -123,6 +123,8 @@ impl Writer {
         }
         flush(&self.sql, &self.state, &mut group.effects).map_err(corrupt)?;
         self.sql.execute_batch("COMMIT")?;
+        // Another pool may have the name by now.
+        self.state.revoked.extend(manage::members_to_end(&self.sql)?);
         Ok(())
     }
 
@@ -228,8 +230,9 @@ impl Writer {
                 group.merge(effects);
             })
         };
-        // After some errors (disk full, I/O) SQLite has rolled the whole transaction back.
-        if kept.is_err() || self.sql.is_autocommit() {
+        // After some errors (disk full, I/O) SQLite has rolled the whole transaction back, and the savepoint with it, also
+        // where the job took no notice.
+        if kept.is_err() {
             group.lost = true;
         }
     }

@@ -200,6 +200,7 @@ CREATE TABLE rounds (
     story_object INTEGER,                 -- round.json
     story_rev INTEGER NOT NULL DEFAULT 0, -- grows with everything that it tells
     ended INTEGER,                        -- when it was committed or failed; none while it is live
+    retried INTEGER,                      -- when it was last offered again after it had failed
     expired INTEGER,                      -- since when attempts, log, deliveries and round.json are not kept any more
     PRIMARY KEY (pool_id, round)
 ) STRICT;

@@ -1,0 +1,112 @@
+//! Removing a pool: one small job that ends everything for its members, and many small ones that tidy up.
+#![allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+
+use std::time::Duration;
+
+use millpond::ledger::grants::{NewGrant, Target};
+use millpond::ledger::manage::find_token;
+use millpond::ledger::uploads::NewUpload;
+use millpond::ledger::{Ledger, OpenError};
+use millpond::rounds::Policy;
+use millpond_protocol::{Code, Principal, Role, Sha256};
+
+const MEMBERS: usize = 120;
+const GRANTS: usize = 6;
+
+fn token(n: usize) -> Sha256 {
+    Sha256::of(n.to_string().as_bytes())
+}
+
+async fn number(ledger: &Ledger, query: &'static str) -> i64 {
+    ledger.read(move |sql| Ok(sql.query_row(query, [], |row| row.get(0))?)).await.unwrap()
+}
+
+/// A pool of publishers of whom each has a file in the open batch and some grants; the batch wants a word of the last one
+/// to be complete.
+async fn crowded(ledger: &Ledger) -> Vec<Principal> {
+    let mut members = Vec::new();
+    for n in 0..MEMBERS {
+        let job = move |tx: &mut millpond::ledger::Tx<'_>| {
+            let (pool, _) = tx.apply_pool(&"p".parse()?, &Policy::default())?;
+            tx.add_member(pool, &format!("m{n}").parse()?, Role::Publisher, &token(n))?;
+            let who = find_token(tx.sql(), &token(n), tx.now())?.unwrap();
+            tx.store_upload(
+                pool,
+                &who,
+                NewUpload::inline("first".parse()?, bytes::Bytes::from_static(b"x")),
+            )?;
+            if n > 0 {
+                let through = tx.now().after(Duration::from_secs(86_400));
+                tx.apply(pool, millpond::rounds::Event::CompleteThrough { member: who.id, through })?;
+            }
+            for grant in 0..GRANTS {
+                let new = NewGrant {
+                    target: Target::Upload(format!("g{grant}").parse()?),
+                    name: None,
+                    content_type: None,
+                    meta: None,
+                    label: None,
+                    event_time: None,
+                    size: 10,
+                    sha256: token(n),
+                    part_size: None,
+                };
+                tx.grant(&who, new, Duration::from_secs(60))?;
+            }
+            Ok(who)
+        };
+        members.push(ledger.write(job).await.unwrap());
+    }
+    members
+}
+
+#[tokio::test]
+async fn a_pool_with_many_members_goes_in_small_steps_that_a_crash_does_not_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ledger, _) = Ledger::open(dir.path()).unwrap();
+    let members = crowded(&ledger).await;
+    ledger
+        .write(|tx| {
+            let pool = tx.pool(&"p".parse()?)?;
+            tx.remove_pool(pool, true)
+        })
+        .await
+        .unwrap();
+    // That was all in one job: nobody signs in, the name is free, and no batch is sealed by members who go.
+    let gone = ledger.read(|sql| find_token(sql, &token(3), millpond::ledger::now())).await.unwrap();
+    assert!(gone.is_none());
+    assert_eq!(number(&ledger, "SELECT count(*) FROM batches WHERE state <> 'open'").await, 0);
+    assert_eq!(number(&ledger, "SELECT count(*) FROM members WHERE revoked IS NOT NULL").await, 0);
+    let more = ledger.write(|tx| tx.end_members()).await.unwrap();
+    assert!(more, "one step is not all");
+    let grants = number(&ledger, "SELECT count(*) FROM grants").await;
+    assert!(grants > 0 && grants < (MEMBERS * GRANTS) as i64, "{grants}");
+
+    // The process dies between two steps, and another pool takes the name.
+    drop(ledger);
+    let ledger = loop {
+        match Ledger::open(dir.path()) {
+            Ok((ledger, _)) => break ledger,
+            Err(OpenError::InUse(_)) => tokio::task::yield_now().await,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    // One whose turn has not come; they go by name.
+    let last = members[99].clone();
+    let stray = ledger.write(move |tx| {
+        tx.apply_pool(&"p".parse()?, &Policy::default())?;
+        let pool = tx.pool_of(&last)?;
+        tx.store_upload(pool, &last, NewUpload::inline("late".parse()?, bytes::Bytes::from_static(b"x")))
+    });
+    assert_eq!(stray.await.unwrap_err().code, Code::Unauthorized, "it is no member of the new pool");
+    while ledger.write(|tx| tx.end_members()).await.unwrap() {}
+    for query in [
+        "SELECT count(*) FROM members WHERE revoked IS NULL",
+        "SELECT count(*) FROM tokens",
+        "SELECT count(*) FROM grants",
+        "SELECT sum(granted_bytes) FROM pools",
+        "SELECT count(*) FROM objects WHERE state <> 'doomed'",
+    ] {
+        assert_eq!(number(&ledger, query).await, 0, "{query}");
+    }
+}
