@@ -88,7 +88,7 @@ pub async fn run(
         publish_max: config.mqtt.publish_max as u64,
         bundle_max: config.mqtt.bundle_max as u64,
         upload_max: limits::UPLOAD_MAX,
-        storage_host: storage.host().to_owned(),
+        storage_host: storage.host.clone(),
     };
     let states = States::new(ledger.clone(), storage.handle.clone(), shown);
     let grants =
@@ -191,13 +191,15 @@ async fn listen(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
 struct Opened {
     handle: Storage,
     public_url: Url,
+    /// Host and port of the URLs that clients get.
+    host: String,
 }
 
-impl Opened {
-    fn host(&self) -> &str {
-        let text = self.public_url.as_str();
-        text.split("://").nth(1).unwrap_or(text).trim_end_matches('/')
-    }
+/// Where URLs point: with the bucket in front, unless it stands in the path.
+fn host_of(public_url: &Url, bucket: &str, path_style: bool) -> String {
+    let text = public_url.as_str();
+    let host = text.split("://").nth(1).unwrap_or(text).trim_end_matches('/');
+    if path_style { host.to_owned() } else { format!("{bucket}.{host}") }
 }
 
 /// Opens storage, starting the embedded server where it is configured, and asks it to keep a test object.
@@ -254,7 +256,8 @@ async fn storage(
         let (stop, public) = (stop.clone(), Listener::new(public, doors.storage()));
         tasks.spawn(async move { server.serve(public, stop).await.context("embedded storage") });
     }
-    Ok((Opened { handle, public_url }, address))
+    let host = host_of(&public_url, &client.bucket, client.path_style);
+    Ok((Opened { handle, public_url, host }, address))
 }
 
 /// What clients are told to connect to over MQTT: with TLS, if there is any.
@@ -299,4 +302,16 @@ fn write_ports(dir: &std::path::Path, addresses: &Addresses) -> anyhow::Result<(
     std::fs::write(&new, serde_json::to_vec(addresses)?)?;
     std::fs::rename(&new, dir.join("ports.json"))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_card_names_the_host_that_urls_have() {
+        let url = "https://s3.example.org:8333/".parse().unwrap();
+        assert_eq!(host_of(&url, "mill", true), "s3.example.org:8333");
+        assert_eq!(host_of(&url, "mill", false), "mill.s3.example.org:8333");
+    }
 }

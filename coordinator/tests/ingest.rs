@@ -23,7 +23,7 @@ struct Server {
     addresses: server::Addresses,
     stop: CancellationToken,
     done: tokio::task::JoinHandle<anyhow::Result<()>>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// A server with a pool `p` and one member of each role, named like its role, its token too.
@@ -51,7 +51,7 @@ async fn server(policy: Policy) -> Server {
     let (ready, addresses) = oneshot::channel();
     let stop = CancellationToken::new();
     let done = tokio::spawn(server::run(config, stop.clone(), ready));
-    Server { addresses: addresses.await.unwrap(), stop, done, _dir: dir }
+    Server { addresses: addresses.await.unwrap(), stop, done, dir }
 }
 
 impl Server {
@@ -252,6 +252,46 @@ async fn what_is_granted_and_rejected_is_refused_without_the_bundle_that_it_came
     let status = publisher.ask("status", json!({"upload": "granted"})).await;
     assert_eq!(status["outcome"], "granted");
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_entries_that_do_not_count_never_reach_storage() {
+    let server = server(Policy { max_size: 200_000, ..by_count() }).await;
+    let mut publisher = server.client(Role::Publisher).await;
+    publisher.subscribe("mp/p/d/publisher/answer/+").await;
+    let (fits, too_large) = (vec![1; 150_000], vec![2; 250_000]);
+    let entry = |upload, data| bundle::Entry {
+        upload,
+        event_time_ms: 0,
+        name: "",
+        content_type: None,
+        label: None,
+        sha256: None,
+        meta: None,
+        data,
+    };
+    for n in 0..2 {
+        let entries = vec![entry("small", b"x".as_slice()), entry("fits", &fits), entry("big", &too_large)];
+        let bytes = Bundle { clock_offset_ms: None, complete_through_ms: None, entries };
+        let topic = format!("mp/p/c/publisher/bundle/b{n}");
+        let reason = publisher.publish(&topic, &bundle::encode(&bytes).unwrap()).await;
+        assert_eq!(reason, PubAckReason::Success);
+    }
+    for (upload, outcome) in [("small", "stored"), ("fits", "stored"), ("big", "rejected")] {
+        assert_eq!(
+            publisher.ask("status", json!({ "upload": upload })).await["outcome"],
+            outcome,
+            "{upload}"
+        );
+    }
+    let ledger = server.dir.path().join("ledger.db");
+    server.stop.cancel();
+    server.done.await.unwrap().unwrap();
+    let ledger = rusqlite::Connection::open(ledger).unwrap();
+    let objects: u64 = ledger
+        .query_row("SELECT count(*) FROM objects WHERE key LIKE '%/upload/%'", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(objects, 1, "neither the repeat nor what is too large was written");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,11 +1,11 @@
 //! The sweep: `doomed → gone`. It deletes what is doomed from storage, whoever doomed it, and only then forgets it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
 use millpond_protocol::{Refusal, Timestamp, limits};
 use millpond_storage::{Error, MultipartId, ObjectKey, Storage};
-use rusqlite::params;
+use rusqlite::{Row, params};
 
 use crate::ledger::{self, Ledger};
 
@@ -52,9 +52,7 @@ pub async fn sweep(ledger: &Ledger, storage: &Storage, now: Timestamp) -> Result
                      AND (lived OR created <= ?1) AND coalesce(url_until, 0) <= ?4 AND id > ?2 \
                      ORDER BY id LIMIT ?3",
                 )?;
-                let rows = statement.query_map(params![before, after, PAGE, urls_before], |row| {
-                    Ok(Doomed { id: row.get(0)?, key: row.get(1)?, multipart: row.get(2)? })
-                })?;
+                let rows = statement.query_map(params![before, after, PAGE, urls_before], doomed)?;
                 Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?)
             })
             .await?;
@@ -73,8 +71,58 @@ pub async fn sweep(ledger: &Ledger, storage: &Storage, now: Timestamp) -> Result
             })
             .await?;
     }
+    said(&failures).map(|()| swept)
+}
+
+/// Forgets the rows of objects that have been gone for [`limits::GONE_KEPT_FOR`], until `until`, and deletes each once more
+/// before: what came back, by a PUT that was under way for long or by the hands of somebody who restored a bucket, would be
+/// nobody's from then on.
+///
+/// # Errors
+/// The ledger or storage cannot be used now.
+pub async fn forget(
+    ledger: &Ledger,
+    storage: &Storage,
+    now: Timestamp,
+    until: Instant,
+) -> Result<(), Refusal> {
+    let before = now.before(limits::GONE_KEPT_FOR).as_millis();
+    let (mut after, mut failures) = (0, Vec::new());
+    while failures.is_empty() {
+        let page = ledger
+            .read(move |sql| {
+                let mut statement = sql.prepare_cached(
+                    "SELECT id, key, multipart FROM objects WHERE gone IS NOT NULL AND gone <= ?1 AND id > ?2 \
+                     ORDER BY id LIMIT ?3",
+                )?;
+                let rows = statement.query_map(params![before, after, PAGE], doomed)?;
+                Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?)
+            })
+            .await?;
+        let Some(last) = page.last() else { break };
+        after = last.id;
+        let gone = delete(storage, page, &mut failures).await;
+        ledger
+            .write(move |tx| {
+                let mut statement = tx.sql().prepare_cached("DELETE FROM objects WHERE id = ?1")?;
+                gone.iter().try_for_each(|id| statement.execute([id]).map(drop))?;
+                Ok(())
+            })
+            .await?;
+        if Instant::now() >= until {
+            break;
+        }
+    }
+    said(&failures)
+}
+
+fn doomed(row: &Row<'_>) -> rusqlite::Result<Doomed> {
+    Ok(Doomed { id: row.get(0)?, key: row.get(1)?, multipart: row.get(2)? })
+}
+
+fn said(failures: &[Error]) -> Result<(), Refusal> {
     match failures.first() {
-        None => Ok(swept),
+        None => Ok(()),
         Some(error) => Err(Refusal::unavailable(format!("{} objects fail: {error}", failures.len()))),
     }
 }

@@ -116,12 +116,21 @@ fn store(
     })
 }
 
-/// Large entries go to storage first.
+/// Large entries go to storage first, where they are new and the pool takes them.
 async fn store_staged(ctx: &Ctx, who: &Principal, mut parsed: Parsed) -> Result<Vec<Entry>, Refusal> {
     let mut staged = Vec::new();
+    let large = |entry: &&mut NewUpload| entry.size > limits::SMALL_MAX as u64;
+    let asked = parsed.entries.iter_mut().filter(large);
+    let asked = asked.map(|entry| stage::Asked::about(entry, entry.label.is_some())).collect();
+    let mut worthwhile = stage::worthwhile(ctx, who, asked).await?.into_iter();
     for (index, entry) in parsed.entries.iter_mut().enumerate() {
         let Body::Inline(bytes) = &entry.body else { continue };
         if bytes.len() <= limits::SMALL_MAX {
+            continue;
+        }
+        if worthwhile.next() != Some(true) {
+            // A repeat or against the rules: its body is never looked at.
+            entry.body = Body::Inline(Bytes::new());
             continue;
         }
         match stage::object(ctx, who, stage::Kind::Upload, entry.sha256, bytes.clone()).await {

@@ -4,7 +4,7 @@
 //! died in between stays `granted` until the sweep at the next start.
 
 use bytes::Bytes;
-use millpond_protocol::{Principal, Refusal, Sha256};
+use millpond_protocol::{Principal, Refusal, Sha256, UploadId};
 
 use super::{Ctx, up};
 use crate::ledger::objects::Object;
@@ -46,7 +46,8 @@ pub(super) async fn upload(
     at: Option<String>,
     bytes: Bytes,
 ) -> Result<Stored, Refusal> {
-    let staged = if worthwhile(ctx, who, &new).await? {
+    // The topic may still name a label; the rule is checked again with it.
+    let staged = if worthwhile(ctx, who, vec![Asked::about(&new, true)]).await? == [true] {
         Some(object(ctx, who, Kind::Upload, new.sha256, bytes).await?)
     } else {
         None
@@ -61,20 +62,30 @@ pub(super) async fn upload(
     stored
 }
 
-/// Whether the upload is new and the pool's rules take it: only then are its bytes written to storage.
-async fn worthwhile(ctx: &Ctx, who: &Principal, new: &NewUpload) -> Result<bool, Refusal> {
-    let (who, new) = (who.clone(), new.clone());
-    let candidate = Candidate {
-        size: new.size,
-        declares_sha256: new.sha256_declared,
-        // The topic may still name a label; the rule is checked again with it.
-        has_label: true,
-    };
+/// What the answer to [`worthwhile`] depends on.
+pub(super) struct Asked {
+    upload: UploadId,
+    candidate: Candidate,
+}
+
+impl Asked {
+    pub(super) fn about(new: &NewUpload, has_label: bool) -> Self {
+        let candidate = Candidate { size: new.size, declares_sha256: new.sha256_declared, has_label };
+        Self { upload: new.upload.clone(), candidate }
+    }
+}
+
+/// Of each upload, whether it is new and the pool's rules take it: only then are its bytes written to storage.
+pub(super) async fn worthwhile(ctx: &Ctx, who: &Principal, asked: Vec<Asked>) -> Result<Vec<bool>, Refusal> {
+    let who = who.clone();
     ctx.ledger
         .write(move |tx| {
             let pool = tx.pool_of(&who)?;
-            let known = find_receipt(tx.sql(), who.id, new.upload.as_str())?.is_some();
-            Ok(!known && accept(tx.core(pool)?.policy(), &candidate).is_ok())
+            let worth = |asked: &Asked| {
+                let known = find_receipt(tx.sql(), who.id, asked.upload.as_str())?.is_some();
+                Ok(!known && accept(tx.core(pool)?.policy(), &asked.candidate).is_ok())
+            };
+            asked.iter().map(worth).collect()
         })
         .await
 }

@@ -20,9 +20,8 @@ mod rows;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use millpond_protocol::{Code, PoolName, Refusal, Timestamp, limits};
+use millpond_protocol::{Code, PoolName, Refusal, Timestamp};
 use millpond_storage::Storage;
-use rusqlite::params;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::Mutex;
@@ -223,22 +222,7 @@ impl Collector {
             }
             moved = hands.moved;
         }
-        self.forget_objects(now).await
-    }
-
-    /// Rows of objects that are deleted for some days.
-    async fn forget_objects(&self, now: Timestamp) -> Result<(), Refusal> {
-        let before = now.before(limits::GONE_KEPT_FOR).as_millis();
-        let job = move |tx: &mut ledger::Tx<'_>| {
-            Ok(tx
-                .sql()
-                .prepare_cached(
-                    "DELETE FROM objects WHERE id IN (SELECT id FROM objects WHERE gone IS NOT NULL AND gone <= ?1 LIMIT ?2)",
-                )?
-                .execute(params![before, rows::FIND])?)
-        };
-        while self.ledger.write(job).await? == rows::FIND {}
-        Ok(())
+        sweep::forget(&self.ledger, &self.storage, now, until).await
     }
 }
 
