@@ -84,6 +84,8 @@ use store::Store;
 pub struct Embedded {
     store: Arc<Store>,
     config: Arc<EmbeddedConfig>,
+    /// Held by the one listener that sweeps for all.
+    sweeper: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Opens `dir`, making it if it is not there, and removes what an earlier crash left behind. Blocks; the time grows with
@@ -94,5 +96,6 @@ pub struct Embedded {
 /// A bad configuration, a directory that another process has open or that a newer program wrote, or trouble with the disk.
 pub fn open(dir: &Path, config: EmbeddedConfig) -> Result<Embedded, OpenError> {
     config.validate().map_err(OpenError::Config)?;
-    Ok(Embedded { store: Arc::new(Store::open(dir, &config)?), config: Arc::new(config) })
+    let store = Arc::new(Store::open(dir, &config)?);
+    Ok(Embedded { store, config: Arc::new(config), sweeper: Arc::default() })
 }

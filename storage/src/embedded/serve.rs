@@ -46,9 +46,11 @@ impl Embedded {
             let (service, config) = (service.clone(), Arc::clone(&self.config));
             service_fn(move |request| answer(service.clone(), Arc::clone(&config), request))
         });
-        // What nobody went on with while the server was down. Files were swept when the directory was opened.
-        tokio::spawn(self.clone().expire());
         let sweeping = async {
+            // One of several listeners does it for all, and the next one when that has ended.
+            let _turn = self.sweeper.lock().await;
+            // What nobody went on with while the server was down. Files were swept when the directory was opened.
+            tokio::spawn(self.clone().expire());
             let mut sweep = interval_at(Instant::now() + self.config.sweep, self.config.sweep);
             sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
