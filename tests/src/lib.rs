@@ -8,6 +8,7 @@
 
 mod api;
 mod edge;
+mod external;
 mod mill;
 mod plain;
 mod process;

@@ -2,9 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::process::{Command, Output};
-use std::time::{Duration, Instant};
-
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Outcome, Pointer, answer};
 use millpond_protocol::{Role, Sha256, limits};
@@ -14,50 +11,13 @@ use serde_json::json;
 /// The least that S3 takes as a part that is not the last.
 const PART: usize = 5 << 20;
 
-fn settings(storage: &SeaweedFs) -> Vec<(&'static str, String)> {
-    vec![
-        ("MILLPOND__STORAGE__MODE", "external".into()),
-        ("MILLPOND__STORAGE__ENDPOINT", storage.endpoint.clone()),
-        ("MILLPOND__STORAGE__BUCKET", SeaweedFs::BUCKET.into()),
-        ("MILLPOND__STORAGE__ACCESS_KEY", SeaweedFs::ACCESS_KEY.into()),
-        ("MILLPOND__STORAGE__SECRET_KEY", SeaweedFs::SECRET_KEY.into()),
-    ]
-}
-
-/// `millpond serve --check-config` with settings changed, in an environment that names a proxy which is not there.
-fn check(storage: &SeaweedFs, changed: &[(&str, &str)]) -> Output {
-    Command::new(millpond_tests::binary())
-        .args(["serve", "--check-config"])
-        .envs(settings(storage))
-        .envs(changed.iter().copied())
-        .envs([("HTTP_PROXY", "http://127.0.0.1:9"), ("http_proxy", "http://127.0.0.1:9")])
-        .output()
-        .unwrap()
-}
-
-/// Waits until it can store something, which the check finds out.
-async fn ready(storage: &SeaweedFs) {
-    let until = Instant::now() + Duration::from_secs(60);
-    loop {
-        let checked = check(storage, &[]);
-        if checked.status.success() {
-            assert!(checked.stderr.is_empty(), "{}", String::from_utf8_lossy(&checked.stderr));
-            return;
-        }
-        assert!(Instant::now() < until, "{}", String::from_utf8_lossy(&checked.stderr));
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
 #[tokio::test]
 async fn the_main_job_works_on_seaweedfs_with_small_and_large_files() {
     let Some(storage) = SeaweedFs::start() else { return };
-    ready(&storage).await;
+    storage.ready().await;
     what_is_wrong_is_said(&storage);
 
-    let settings = settings(&storage);
-    let settings: Vec<_> = settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
-    let server = Server::with(&settings).await;
+    let server = Server::with(&storage.settings()).await;
     server.pool("demo", json!({ "window_s": 3_600 })).await;
     let edge = Link::open(server.member("demo", "edge", Role::Publisher).await).await.unwrap();
     let mut listener = Link::open(server.member("demo", "listener", Role::Listener).await).await.unwrap();
@@ -108,7 +68,7 @@ fn grant(upload: &str, bytes: &[u8], more: &serde_json::Value) -> serde_json::Va
 
 fn what_is_wrong_is_said(storage: &SeaweedFs) {
     let wrong = |key: &str, value: &str, said: &str| {
-        let checked = check(storage, &[(&format!("MILLPOND__STORAGE__{key}"), value)]);
+        let checked = storage.check(&[(&format!("MILLPOND__STORAGE__{key}"), value)]);
         let text = String::from_utf8(checked.stderr).unwrap();
         assert!(checked.status.code() == Some(2) && text.contains(said), "{key}: {text}");
     };

@@ -7,11 +7,10 @@ use millpond_tests::{Beside, Link, Server};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::client::{Client, bytes, refused, server};
+use crate::client::{Client, Place, bytes, refused};
 
-#[tokio::test]
-async fn only_the_declared_bytes_get_through_a_grants_url() {
-    let server = server(&[]).await;
+pub async fn only_the_declared_bytes_get_through_a_grants_url(on: &Place) {
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let file = bytes(1, 200_000);
     let to = edge.put("a", &file).await.unwrap().to.unwrap();
@@ -44,7 +43,7 @@ fn data_encoding(sha256: &Sha256) -> String {
 
 #[tokio::test]
 async fn what_the_pool_does_not_take_is_refused_before_anything_is_stored() {
-    let server = server(&[]).await;
+    let server = Place::Here.server(&[]).await;
     server.pool("demo", json!({ "window_s": 3_600, "max_size": 1_000_000 })).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let refusal = refused(edge.put("a", &bytes(1, 1_000_001)).await, Code::Rejected);
@@ -84,7 +83,7 @@ async fn what_the_pool_does_not_take_is_refused_before_anything_is_stored() {
 
 #[tokio::test]
 async fn a_grant_is_its_owners_alone() {
-    let server = server(&[]).await;
+    let server = Place::Here.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let other = Client::join(&server, "other", Role::Publisher).await;
     let ear = Client::join(&server, "ear", Role::Listener).await;
@@ -107,9 +106,8 @@ async fn a_grant_is_its_owners_alone() {
     assert_eq!(server.uploads("demo").await.len(), 2);
 }
 
-#[tokio::test]
-async fn a_publish_under_the_id_of_an_open_grant_takes_its_place_or_is_a_conflict() {
-    let server = server(&[]).await;
+pub async fn a_publish_under_the_id_of_an_open_grant_takes_its_place_or_is_a_conflict(on: &Place) {
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     for (upload, len) in [("small", 1_000), ("large", 200_000)] {
         let (file, topic) = (bytes(1, len), format!("mp/demo/c/edge/up/{upload}"));
@@ -124,9 +122,8 @@ async fn a_publish_under_the_id_of_an_open_grant_takes_its_place_or_is_a_conflic
     assert!(metrics.as_str().unwrap().contains("millpond_grants{state=\"open\"} 0"));
 }
 
-#[tokio::test]
-async fn two_connections_that_race_for_one_id_make_one_upload() {
-    let server = server(&[]).await;
+pub async fn two_connections_that_race_for_one_id_make_one_upload(on: &Place) {
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let second = edge.second(&server).await;
     let file = bytes(1, 200_000);
@@ -140,9 +137,8 @@ async fn two_connections_that_race_for_one_id_make_one_upload() {
     assert_eq!(server.uploads("demo").await.len(), 1);
 }
 
-#[tokio::test]
-async fn what_was_put_survives_a_kill_before_its_commit() {
-    let mut server = server(&[]).await;
+pub async fn what_was_put_survives_a_kill_before_its_commit(on: &Place) {
+    let mut server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let who = edge.link.who.clone();
     let file = bytes(1, 200_000);
@@ -160,9 +156,8 @@ async fn what_was_put_survives_a_kill_before_its_commit() {
     assert_eq!(stored.len(), 2, "{stored:?}");
 }
 
-#[tokio::test]
-async fn a_revoked_members_grants_end_with_it() {
-    let server = server(&[]).await;
+pub async fn a_revoked_members_grants_end_with_it(on: &Place) {
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let to = edge.put("a", &bytes(1, 200_000)).await.unwrap().to.unwrap();
     server.api().delete("/v1/pools/demo/members/edge").await;
@@ -187,7 +182,8 @@ async fn while_storage_is_away_a_commit_is_told_to_come_again_and_a_verification
     let endpoint = format!("http://{}", s3.ports().storage.unwrap());
     let external = ("MILLPOND__STORAGE__MODE", "external");
     let away = ("MILLPOND__STORAGE__CALL_TIMEOUT_S", "2");
-    let server = server(&[external, ("MILLPOND__STORAGE__ENDPOINT", &endpoint), key, secret, away]).await;
+    let server =
+        Place::Here.server(&[external, ("MILLPOND__STORAGE__ENDPOINT", &endpoint), key, secret, away]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     edge.send("a", &bytes(1, 200_000)).await;
     let film = bytes(2, 30 << 20);

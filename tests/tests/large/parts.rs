@@ -8,7 +8,7 @@ use millpond_protocol::{Code, Refusal, Role, Sha256};
 use millpond_tests::{Link, Mill, tool};
 use serde_json::{Value, json};
 
-use crate::client::{Client, bytes, refused, server};
+use crate::client::{Client, Place, bytes, refused};
 
 /// The shortest part that S3 takes.
 const PART: usize = 5 << 20;
@@ -44,9 +44,8 @@ impl Client {
     }
 }
 
-#[tokio::test]
-async fn a_file_in_parts_is_resumed_where_it_was_left_and_counts_once_it_was_read() {
-    let server = server(&[]).await;
+pub async fn a_file_in_parts_is_resumed_where_it_was_left_and_counts_once_it_was_read(on: &Place) {
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let file = bytes(1, 2 * PART + 1_000_000);
     let put = edge.put_with("film", &file, wanted(&file, &[1, 2, 3])).await.unwrap();
@@ -62,7 +61,9 @@ async fn a_file_in_parts_is_resumed_where_it_was_left_and_counts_once_it_was_rea
     let again = edge.put_with("film", &file, wanted(&file, &[1, 2, 3])).await.unwrap();
     assert_eq!(again.there, [(1, 1), (3, 3)]);
     let open: Vec<_> = again.parts.iter().map(|part| (part.n, part.to.is_some())).collect();
-    assert_eq!(open, [(1, false), (2, true), (3, false)]);
+    // Where storage does not list the hashes of parts, what is there may be other bytes.
+    let unsure = !on.lists_hashes_of_parts();
+    assert_eq!(open, [(1, unsure), (2, true), (3, unsure)]);
     // The first URL still holds: a renewal does not take it away.
     assert_eq!(edge.api.send(to(2), file[PART..2 * PART].to_vec()).await, 200);
 
@@ -76,9 +77,8 @@ async fn a_file_in_parts_is_resumed_where_it_was_left_and_counts_once_it_was_rea
     assert_eq!(mill.fetch(lease).await.unwrap().files["edge/film"], file);
 }
 
-#[tokio::test]
-async fn parts_that_do_not_make_the_declared_file_never_count_and_free_the_id() {
-    let server = server(&[]).await;
+pub async fn parts_that_do_not_make_the_declared_file_never_count_and_free_the_id(on: &Place) {
+    let server = on.server(&[]).await;
     let mut edge = Client::join(&server, "edge", Role::Publisher).await;
     let file = bytes(1, PART + 1_000);
     let mut ask = wanted(&file, &[1, 2]);
@@ -93,9 +93,8 @@ async fn parts_that_do_not_make_the_declared_file_never_count_and_free_the_id() 
     edge.commit(&["film"]).await.unwrap();
 }
 
-#[tokio::test]
-async fn what_was_to_count_with_a_file_that_is_another_is_open_again() {
-    let server = server(&[]).await;
+pub async fn what_was_to_count_with_a_file_that_is_another_is_open_again(on: &Place) {
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let (film, map) = (bytes(1, PART + 1_000), bytes(2, 200_000));
     edge.send("map", &map).await;
@@ -112,9 +111,8 @@ async fn what_was_to_count_with_a_file_that_is_another_is_open_again() {
     assert_eq!(edge.commit(&["map"]).await.unwrap()[0].outcome, Outcome::Stored);
 }
 
-#[tokio::test]
-async fn a_verification_goes_on_after_a_kill() {
-    let mut server = server(&[]).await;
+pub async fn a_verification_goes_on_after_a_kill(on: &Place) {
+    let mut server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let who = edge.link.who.clone();
     let file = bytes(1, 8 * PART);
@@ -128,9 +126,8 @@ async fn a_verification_goes_on_after_a_kill() {
     assert_eq!(server.uploads("demo").await.len(), 1);
 }
 
-#[tokio::test]
-async fn a_grant_in_parts_that_ends_counts_if_all_are_there_and_is_forgotten_if_not() {
-    let server = server(&[("MILLPOND__LIMITS__GRANT_S", "3")]).await;
+pub async fn a_grant_in_parts_that_ends_counts_if_all_are_there_and_is_forgotten_if_not(on: &Place) {
+    let server = on.server(&[("MILLPOND__LIMITS__GRANT_S", "5")]).await;
     let mut edge = Client::join(&server, "edge", Role::Publisher).await;
     let file = bytes(1, PART + 1_000);
     edge.send_parts("half", &file, &[1]).await;
@@ -140,9 +137,8 @@ async fn a_grant_in_parts_that_ends_counts_if_all_are_there_and_is_forgotten_if_
     assert_eq!(edge.settled("whole").await, Outcome::Stored);
 }
 
-#[tokio::test]
-async fn two_connections_that_race_for_one_file_in_parts_send_to_one_object() {
-    let server = server(&[]).await;
+pub async fn two_connections_that_race_for_one_file_in_parts_send_to_one_object(on: &Place) {
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let second = edge.second(&server).await;
     let file = bytes(1, PART + 1_000);
@@ -162,9 +158,8 @@ async fn two_connections_that_race_for_one_file_in_parts_send_to_one_object() {
     assert_eq!(server.uploads("demo").await.len(), 1);
 }
 
-#[tokio::test]
-async fn an_aborted_file_in_parts_takes_no_more_of_them() {
-    let server = server(&[]).await;
+pub async fn an_aborted_file_in_parts_takes_no_more_of_them(on: &Place) {
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let file = bytes(1, PART + 1_000);
     edge.send_parts("film", &file, &[1]).await;
@@ -176,9 +171,8 @@ async fn an_aborted_file_in_parts_takes_no_more_of_them() {
     edge.commit(&["film"]).await.unwrap();
 }
 
-#[tokio::test]
-async fn as_many_urls_as_fit_the_answer_come_back() {
-    let server = server(&[]).await;
+pub async fn as_many_urls_as_fit_the_answer_come_back(on: &Place) {
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let part = |n: usize| json!({ "n": n, "sha256": Sha256::of(b"x") });
     let parts: Vec<_> = (1..=150).map(part).collect();
@@ -195,12 +189,11 @@ async fn as_many_urls_as_fit_the_answer_come_back() {
     refused(edge.ask::<answer::Put>(Op::Put, beyond).await, Code::Malformed);
 }
 
-#[tokio::test]
-async fn the_command_lines_of_parts_work_as_pasted() {
+pub async fn the_command_lines_of_parts_work_as_pasted(on: &Place) {
     if !tool("curl") {
         return;
     }
-    let server = server(&[]).await;
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let file = bytes(1, PART + 1_000);
     std::fs::write(server.directory().join("film.bin"), &file).unwrap();
@@ -216,9 +209,8 @@ async fn the_command_lines_of_parts_work_as_pasted() {
     edge.commit(&["film"]).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_result_in_parts_is_committed_once_it_was_read() {
-    let server = server(&[]).await;
+pub async fn a_result_in_parts_is_committed_once_it_was_read(on: &Place) {
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     edge.send("a", &bytes(1, 1_000)).await;
     edge.commit(&["a"]).await.unwrap();

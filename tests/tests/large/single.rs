@@ -8,11 +8,10 @@ use millpond_protocol::{Code, Role, Sha256};
 use millpond_tests::{Beside, Mill, tool};
 use serde_json::{Value, json};
 
-use crate::client::{Client, bytes, refused, server};
+use crate::client::{Client, Place, bytes, refused};
 
-#[tokio::test]
-async fn a_file_that_was_put_counts_at_its_commit_and_reaches_the_processor_as_it_is() {
-    let server = server(&[]).await;
+pub async fn a_file_that_was_put_counts_at_its_commit_and_reaches_the_processor_as_it_is(on: &Place) {
+    let server = on.server(&[]).await;
     let mut edge = Client::join(&server, "edge", Role::Publisher).await;
     let file = bytes(1, 3 << 20);
     let put = edge.put_with("map", &file, json!({ "name": "map.bin", "meta": { "a": 1 } })).await.unwrap();
@@ -47,9 +46,8 @@ async fn a_file_that_was_put_counts_at_its_commit_and_reaches_the_processor_as_i
     assert_eq!(edge.api.fetch(&get.url.unwrap()).await, file);
 }
 
-#[tokio::test]
-async fn files_that_are_committed_together_count_together_or_not_at_all() {
-    let server = server(&[]).await;
+pub async fn files_that_are_committed_together_count_together_or_not_at_all(on: &Place) {
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let (a, b) = (bytes(1, 200_000), bytes(2, 300_000));
     edge.send("a", &a).await;
@@ -73,9 +71,8 @@ async fn files_that_are_committed_together_count_together_or_not_at_all() {
     assert_eq!(edge.commit(&["a", "c"]).await.unwrap().len(), 2);
 }
 
-#[tokio::test]
-async fn a_grant_that_ends_counts_what_is_whole_and_forgets_the_rest() {
-    let server = server(&[("MILLPOND__LIMITS__GRANT_S", "2")]).await;
+pub async fn a_grant_that_ends_counts_what_is_whole_and_forgets_the_rest(on: &Place) {
+    let server = on.server(&[("MILLPOND__LIMITS__GRANT_S", "5")]).await;
     let mut edge = Client::join(&server, "edge", Role::Publisher).await;
     let file = bytes(1, 200_000);
     edge.send("whole", &file).await;
@@ -90,9 +87,8 @@ async fn a_grant_that_ends_counts_what_is_whole_and_forgets_the_rest() {
     edge.commit(&["nothing"]).await.unwrap();
 }
 
-#[tokio::test]
-async fn an_aborted_grant_frees_its_id() {
-    let server = server(&[]).await;
+pub async fn an_aborted_grant_frees_its_id(on: &Place) {
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     edge.send("a", &bytes(1, 200_000)).await;
     refused(edge.put("a", &bytes(2, 200_000)).await, Code::Conflict);
@@ -104,12 +100,11 @@ async fn an_aborted_grant_frees_its_id() {
     refused(edge.ask::<Value>(Op::Abort, json!({ "upload": "a" })).await, Code::Conflict);
 }
 
-#[tokio::test]
-async fn the_command_line_of_a_grant_works_as_pasted() {
+pub async fn the_command_line_of_a_grant_works_as_pasted(on: &Place) {
     if !tool("curl") {
         return;
     }
-    let server = server(&[]).await;
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let (file, name) = (bytes(1, 2 << 20), "-it's {a,b} $(x).bin");
     std::fs::write(server.directory().join(name), &file).unwrap();
@@ -120,9 +115,8 @@ async fn the_command_line_of_a_grant_works_as_pasted() {
     edge.commit(&["a"]).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_result_that_was_put_is_committed_by_done() {
-    let server = server(&[]).await;
+pub async fn a_result_that_was_put_is_committed_by_done(on: &Place) {
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     edge.send("a", &bytes(1, 200_000)).await;
     edge.commit(&["a"]).await.unwrap();
@@ -166,9 +160,8 @@ async fn a_result_that_was_put_is_committed_by_done() {
     assert!(round.to_string().contains("done well") && round.to_string().contains("one"), "{round}");
 }
 
-#[tokio::test]
-async fn a_small_result_that_was_put_is_sent_inline_too() {
-    let server = server(&[]).await;
+pub async fn a_small_result_that_was_put_is_sent_inline_too(on: &Place) {
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     edge.send("a", &bytes(1, 1_000)).await;
     edge.commit(&["a"]).await.unwrap();
@@ -183,9 +176,8 @@ async fn a_small_result_that_was_put_is_sent_inline_too() {
     assert_eq!(listener.link.next().await.unwrap().payload, "hello");
 }
 
-#[tokio::test]
-async fn the_grant_of_a_result_ends_although_its_round_committed_other_bytes() {
-    let server = server(&[("MILLPOND__LIMITS__GRANT_S", "2")]).await;
+pub async fn the_grant_of_a_result_ends_although_its_round_committed_other_bytes(on: &Place) {
+    let server = on.server(&[("MILLPOND__LIMITS__GRANT_S", "5")]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     edge.send("a", &bytes(1, 1_000)).await;
     edge.commit(&["a"]).await.unwrap();

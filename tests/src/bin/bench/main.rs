@@ -1,7 +1,7 @@
 //! The benchmarks: each prints its figure beside a reference measured in the same run.
 //!
 //!     cargo run --release -p millpond-tests --bin bench            all of them
-//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, seal, fanout, round, idle, storage
+//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, seal, fanout, round, idle, storage, retention
 //!
 //! The server is a child process, so that its memory can be told from the load's.
 
@@ -9,6 +9,7 @@ mod fanout;
 mod flush;
 mod idle;
 mod ingest;
+mod retention;
 mod round;
 mod seal;
 mod server;
@@ -31,7 +32,8 @@ async fn main() -> Result<()> {
             fanout::run().await?;
             round::run().await?;
             idle::run().await?;
-            storage::run().await
+            storage::run().await?;
+            retention::run().await
         }
         (Some("ingest"), None) => ingest::run().await,
         (Some("flush"), None) => flush::run().await,
@@ -40,9 +42,10 @@ async fn main() -> Result<()> {
         (Some("round"), None) => round::run().await,
         (Some("idle"), None) => idle::run().await,
         (Some("storage"), None) => storage::run().await,
+        (Some("retention"), None) => retention::run().await,
         (Some(other), _) => {
             bail!(
-                "there is no benchmark {other}: ingest, flush, seal, fanout, round, idle, storage, or none for all"
+                "there is no benchmark {other}: ingest, flush, seal, fanout, round, idle, storage, retention, or none for all"
             )
         }
     }

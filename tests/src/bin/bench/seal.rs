@@ -83,7 +83,8 @@ async fn measure(count: usize) -> Result<(f64, f64, f64)> {
     }
 }
 
-async fn fill(dir: &Path, count: usize) -> Result<()> {
+/// Fills the ledger of `dir` with one open batch.
+pub async fn fill(dir: &Path, count: usize) -> Result<()> {
     let (ledger, ended) = Ledger::open(dir)?;
     let policy = Policy { grouping: Grouping::Count, count: 10_000_000, ..Policy::default() };
     prepare(&ledger, policy, MEMBERS, 0).await?;
@@ -115,7 +116,7 @@ async fn fill(dir: &Path, count: usize) -> Result<()> {
 }
 
 /// Waits until less than a pack is unpacked.
-async fn packed_ahead(dir: &Path) -> Result<()> {
+pub async fn packed_ahead(dir: &Path) -> Result<()> {
     let sql = rusqlite::Connection::open_with_flags(
         dir.join("ledger.db"),
         rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY,
