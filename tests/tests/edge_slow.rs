@@ -30,7 +30,7 @@ async fn a_push_over_a_slow_network_that_is_cut_all_the_time_gets_everything_thr
     let mut push = vec!["push", "--offline"];
     push.extend(names.iter().map(String::as_str));
     edge.done(&push).await;
-    // A bundle of the usual size never gets through between two cuts.
+    // A bundle of the usual size does not get through between two cuts; what was in it is asked for, and sent as the answers come.
     edge.relay.shape(bad(400_000));
     let mut flush = edge.start("flush", &["--patience", "120", "spool", "flush"]);
     assert!(flush.wait(PATIENCE).await.success(), "{}", flush.stderr());

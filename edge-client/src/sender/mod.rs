@@ -42,8 +42,7 @@ pub struct Options {
     pub only_first: bool,
     /// How long to be without a connection before giving up.
     pub patience: Duration,
-    /// Bytes of content in one bundle, about: what is sent again at the most when the network is cut. Every cut halves it until
-    /// something gets through.
+    /// Bytes of content in one bundle, about: what is sent again at the most when the network is cut.
     pub bundle: u64,
     /// Sends large files; its limit of the rate holds for all others too.
     pub transfer: Arc<Transfer>,

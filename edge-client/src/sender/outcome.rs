@@ -127,7 +127,6 @@ impl Run<'_> {
                 match (result, shipment) {
                     (Ok(()), shipment) => {
                         self.watch.progress();
-                        self.adapt(true);
                         self.awaited.push((until, shipment.entries().to_vec(), None));
                     }
                     // A bundle is refused as a whole for the fault of one.
@@ -136,10 +135,7 @@ impl Run<'_> {
                     (Err(SessionError::Refused(code)), shipment) => {
                         self.awaited.push((until, shipment.entries().to_vec(), Some(code)));
                     }
-                    (Err(_), shipment) => {
-                        self.adapt(false);
-                        self.queue.doubt(shipment.entries());
-                    }
+                    (Err(_), shipment) => self.queue.doubt(shipment.entries()),
                 }
                 Ok(())
             }

@@ -29,8 +29,6 @@ use crate::transfer::Meter;
 const SHIPMENTS: usize = 2;
 /// Questions on their way at once.
 const ASKS: usize = 16;
-/// Bytes of a bundle's content below which cuts make it no smaller.
-const BUNDLE_MIN: u64 = 32 << 10;
 /// How long one answer may take.
 const ASK: Duration = Duration::from_secs(30);
 /// Something that was waited for.
@@ -73,8 +71,6 @@ pub(super) struct Run<'a> {
     /// Receipts that were read and not acted on yet, with their acknowledgements, in order;
     /// without an entry they are of something else, or of long ago.
     pub(super) settled: Vec<(Option<Entry>, Receipt, Option<Ack>)>,
-    /// Bytes of content in the next bundle, about: less after a cut, so that something gets through between two of them.
-    pub(super) bundle: u64,
     pub(super) online: bool,
     pub(super) offline_since: Instant,
     pub(super) watch: Watch,
@@ -121,7 +117,6 @@ pub async fn flush(
         digests: HashMap::new(),
         awaited: Vec::new(),
         settled: Vec::new(),
-        bundle: options.bundle,
         online: true,
         offline_since: Instant::now(),
         watch: Watch::begin(),
@@ -183,7 +178,7 @@ impl Run<'_> {
         let Some(card) = self.card.as_ref().filter(|_| self.online) else { return Ok(()) };
         let sizes = Sizes {
             publish_max: card.limits.publish_max,
-            bundle: self.bundle.min(card.limits.bundle_max / 2),
+            bundle: self.options.bundle.min(card.limits.bundle_max / 2),
         };
         let bundle_max = usize::try_from(card.limits.bundle_max).unwrap_or(usize::MAX);
         self.tell();
@@ -299,12 +294,6 @@ impl Run<'_> {
         self.let_go(&entry.upload);
         self.summary.damaged += 1;
         (self.report)(Report::Damaged(entry, why));
-    }
-
-    /// A message was taken, or cut off.
-    pub(super) fn adapt(&mut self, taken: bool) {
-        let next = if taken { self.bundle.saturating_mul(2) } else { (self.bundle / 2).max(BUNDLE_MIN) };
-        self.bundle = next.min(self.options.bundle);
     }
 
     fn deadline(&self) -> Instant {
