@@ -64,7 +64,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     let sending = if args.offline { None } else { spool.sending()? };
     if let Some(_sending) = sending {
         let progress = Progress::of(cli);
-        let sent = send(cli, &mut spool, &cli.spool.options(&progress), &mut |report| match report {
+        let sent = send(cli, &mut spool, &cli.options(&progress)?, &mut |report| match report {
             Report::NotTold(statement, why) if statement.complete == complete => {
                 fate = Some(Fate::Refused(why.to_string()));
             }

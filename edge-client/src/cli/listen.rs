@@ -45,7 +45,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         once: args.once,
         meters: progress.meters(),
     };
-    let transfer = Arc::clone(&cli.spool.options(&progress).transfer);
+    let transfer = Arc::clone(&cli.options(&progress)?.transfer);
     let (session, mut inbox) = session::open(cli.connect.config()?.topics(listen::TOPICS));
     let mut report = |report: Report<'_>| told(cli, &report);
     let listening = listen::listen(&mut shelf, &session, &mut inbox, &transfer, &options, &mut report);

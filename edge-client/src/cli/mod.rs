@@ -31,6 +31,13 @@ struct Cli {
     command: Command,
 }
 
+impl Cli {
+    /// How files are moved.
+    fn options(&self, progress: &progress::Progress) -> Result<crate::sender::Options, Failure> {
+        Ok(self.spool.options(progress, self.connect.authorities()?))
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Put files into the spool and send them.

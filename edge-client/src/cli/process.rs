@@ -59,7 +59,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         once: args.once,
         content_type: args.content_type.clone(),
     };
-    let transfer = Arc::clone(&cli.spool.options(&Progress::Silent).transfer);
+    let transfer = Arc::clone(&cli.options(&Progress::Silent)?.transfer);
     let (session, mut inbox) = session::open(cli.connect.config()?.topics(process::TOPICS));
     let mut report = |report: Report<'_>| told(cli, &report);
     let stop = Box::pin(super::asked_to_end());

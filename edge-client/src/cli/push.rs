@@ -124,7 +124,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         told(cli, args, &ids, &BTreeMap::new())?;
         return said(&spool, None);
     }
-    let mut options = cli.spool.options(&progress);
+    let mut options = cli.options(&progress)?;
     options.first = ids.iter().cloned().collect();
     options.only_first = args.only;
     let (mut fates, mut fate) = (BTreeMap::new(), None);

@@ -68,10 +68,11 @@ impl At {
         Ok(Spool::open(&path, limits)?)
     }
 
-    pub(super) fn options(&self, progress: &Progress) -> Options {
+    pub(super) fn options(&self, progress: &Progress, authorities: Vec<reqwest::Certificate>) -> Options {
         let throttle = self.rate.map_or_else(Throttle::unlimited, Throttle::new);
         let patience = Duration::from_secs(self.patience);
-        let transfer = transfer::Options { throttle: Arc::new(throttle), ..transfer::Options::default() };
+        let transfer =
+            transfer::Options { throttle: Arc::new(throttle), authorities, ..transfer::Options::default() };
         let (transfer, meters) = (Arc::new(Transfer::new(transfer)), progress.meters());
         Options { transfer, patience, meters, ..Options::default() }
     }
@@ -147,7 +148,7 @@ async fn flush(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
     let _sending =
         spool.sending()?.ok_or_else(|| Failure::new(RETRY, "another process is sending from this spool"))?;
     let progress = Progress::of(cli);
-    let options = cli.spool.options(&progress);
+    let options = cli.options(&progress)?;
     let sending = progress.step("sending", Unit::Files, spool.held_now().0);
     let summary = send(cli, spool, &options, &mut |report| match report {
         Report::Left(entry, why) => progress.say(&format!("millpond-edge: {}: {why}", entry.upload)),

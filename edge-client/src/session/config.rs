@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use millpond_protocol::{MemberName, PoolName, topic};
 
+use super::address::Address;
+use super::tls::Trust;
 use crate::backoff::{Backoff, random};
 
 /// A device token. Never shown.
@@ -46,11 +48,13 @@ pub enum Topic {
 /// How a session connects.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub host: String,
-    pub port: u16,
+    pub address: Address,
+    /// Where the address is encrypted; none: the public authorities.
+    pub trust: Option<Trust>,
     pub pool: PoolName,
     pub member: MemberName,
-    pub token: Token,
+    /// None: the certificate in `trust` says who it is.
+    pub token: Option<Token>,
     /// Two sessions of one member with one client id take over from each other.
     pub client_id: String,
     pub topics: Vec<Topic>,
@@ -59,11 +63,12 @@ pub struct Config {
 }
 
 impl Config {
-    /// With a client id of its own, no topics, and pauses of at most a minute.
+    /// Over plain MQTT, with a client id of its own, no topics, and pauses of at most a minute.
     pub fn new(host: impl Into<String>, port: u16, pool: PoolName, member: MemberName, token: Token) -> Self {
         let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
         let client_id = format!("edge-{:016x}", random());
-        Self { host: host.into(), port, pool, member, token, client_id, topics: Vec::new(), backoff }
+        let (address, token) = (Address::plain(host, port), Some(token));
+        Self { address, trust: None, pool, member, token, client_id, topics: Vec::new(), backoff }
     }
 
     /// With these topics.

@@ -56,7 +56,10 @@ async fn connection(
     announce: &watch::Sender<Status>,
     deliver: &Deliver,
 ) -> Cause {
-    let (pipe, mut wire) = mqtt::open(config);
+    let (pipe, mut wire) = match mqtt::open(config) {
+        Ok(opened) => opened,
+        Err(cause) => return cause,
+    };
     let filters = config.filters();
     loop {
         let happening = match wire.next().await {

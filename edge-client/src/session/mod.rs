@@ -31,11 +31,13 @@
 //! # Ok(()) }
 //! ```
 
+mod address;
 mod book;
 mod config;
 mod driver;
 mod inbox;
 mod mqtt;
+mod tls;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,8 +54,10 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+pub use address::{Address, Scheme};
 pub use config::{Config, Token, Topic};
 pub use inbox::{Ack, Event, Inbox};
+pub use tls::Trust;
 
 use crate::backoff::random;
 use book::Book;

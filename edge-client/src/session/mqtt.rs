@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millpond_protocol::limits;
-use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnectReturnCode, Filter, Packet, PubAckReason, Publish, PublishProperties, SubscribeReasonCode,
 };
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
+use rumqttc::{Outgoing, TlsConfiguration, Transport};
 
+use super::address::Scheme;
+use super::tls::Trust;
 use super::{Cause, Config, Message};
 
 /// Publishes in flight: what the gate takes from one connection before it stops reading.
@@ -65,11 +67,25 @@ pub(super) struct Token(Box<Publish>);
 pub(super) struct Closed;
 
 /// Prepares a connection; the first poll opens it.
-pub(super) fn open(config: &Config) -> (Pipe, Wire) {
-    let mut options = MqttOptions::new(&config.client_id, &config.host, config.port);
+pub(super) fn open(config: &Config) -> Result<(Pipe, Wire), Cause> {
+    let address = &config.address;
+    let mut options = match address.scheme {
+        Scheme::Mqtt | Scheme::Mqtts => MqttOptions::new(&config.client_id, &address.host, address.port),
+        // It wants the URL in the host's place.
+        Scheme::Ws | Scheme::Wss => MqttOptions::new(&config.client_id, address.to_string(), address.port),
+    };
+    let tls = || trust(config).map(|trust| TlsConfiguration::Rustls(trust.config()));
+    options.set_transport(match address.scheme {
+        Scheme::Mqtt => Transport::tcp(),
+        Scheme::Ws => Transport::ws(),
+        Scheme::Mqtts => Transport::tls_with_config(tls()?),
+        Scheme::Wss => Transport::wss_with_config(tls()?),
+    });
+    if let Some(token) = &config.token {
+        options.set_credentials(format!("{}/{}", config.pool, config.member), token.reveal());
+    }
     let largest = u32::try_from(limits::BUNDLE_MAX + limits::PACKET_OVERHEAD).ok();
     options
-        .set_credentials(format!("{}/{}", config.pool, config.member), config.token.reveal())
         .set_clean_start(true)
         .set_keep_alive(KEEP_ALIVE)
         .set_connection_timeout(CONNECT_S)
@@ -77,7 +93,12 @@ pub(super) fn open(config: &Config) -> (Pipe, Wire) {
         .set_manual_acks(true)
         .set_max_packet_size(largest);
     let (client, events) = AsyncClient::new(options, REQUESTS);
-    (Pipe(client), Wire(events))
+    Ok((Pipe(client), Wire(events)))
+}
+
+fn trust(config: &Config) -> Result<Trust, Cause> {
+    let public = || Trust::new(None, None).map_err(Cause::Lost);
+    config.trust.clone().map_or_else(public, Ok)
 }
 
 impl Pipe {

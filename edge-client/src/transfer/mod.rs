@@ -59,6 +59,8 @@ pub struct Options {
     pub parallel: usize,
     /// Bytes per second, over everything that shares the value.
     pub throttle: Arc<Throttle>,
+    /// What storage's certificate may come from, beside the public authorities.
+    pub authorities: Vec<reqwest::Certificate>,
 }
 
 impl Default for Options {
@@ -71,6 +73,7 @@ impl Default for Options {
             backoff: Backoff::new(Duration::from_millis(250), Duration::from_secs(30)),
             parallel: 4,
             throttle: Arc::new(Throttle::unlimited()),
+            authorities: Vec::new(),
         }
     }
 }
@@ -157,7 +160,9 @@ impl Transfer {
         if let Some(client) = slot.get() {
             return Ok(client);
         }
-        let builder = reqwest::Client::builder()
+        let authorities = self.options.authorities.iter().cloned();
+        let builder = authorities
+            .fold(reqwest::Client::builder(), reqwest::ClientBuilder::add_root_certificate)
             .connect_timeout(self.options.connect)
             // A presigned request is for one address only.
             .redirect(reqwest::redirect::Policy::none())

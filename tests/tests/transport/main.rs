@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 mod certificates;
+mod edge;
 mod hostile;
 mod identity;
 mod tls;
