@@ -17,6 +17,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Checks the credentials of a CONNECT.
     async fn sign_in(&self, attempt: SignIn) -> Result<Principal, SignInError>;
 
+    /// Learns that a CONNECT was refused, whether or not [`Self::sign_in`] was asked. `user` is what the client sent.
+    fn sign_in_refused(&self, user: Option<&str>, from: SocketAddr, why: &'static str);
+
     /// Takes a message that is authorised, within its size limit and whole. The call itself puts it in line, so the
     /// order of calls is the order of effect; the future resolves when the outcome is durable.
     ///
@@ -75,7 +78,7 @@ pub enum SignInError {
     /// Unknown pool or member, wrong token, or revoked: the client is not told which.
     #[error("unknown user name or wrong password")]
     BadCredentials,
-    /// The backend refuses further attempts from there for a while. Millpond's does not yet count any.
+    /// The backend refuses further attempts from there for a while.
     #[error("too many failed attempts")]
     Quota,
     /// The ledger does not answer.

@@ -80,6 +80,7 @@ where
         }
         Err(refused) => {
             metrics::counter!("millpond_gate_sign_ins_refused_total").increment(1);
+            gate.backend.sign_in_refused(connect.user.as_deref(), from, refused.why);
             refuse(&mut out, connect.version, connect.wants_problem_information, &refused);
             None
         }

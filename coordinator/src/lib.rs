@@ -11,6 +11,7 @@ mod doors;
 pub mod fanout;
 pub mod grants;
 pub mod http;
+pub mod identity;
 pub mod ingest;
 pub mod ledger;
 pub mod logging;

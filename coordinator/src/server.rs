@@ -26,6 +26,7 @@ use crate::fanout::live;
 use crate::fanout::state::{Shown, States};
 use crate::grants::{self, Grants};
 use crate::http;
+use crate::identity::{Identity, expiry};
 use crate::ingest::Ingest;
 use crate::ledger::{Ledger, prune};
 use crate::retention::Collector;
@@ -99,7 +100,12 @@ pub async fn run(
         states: states.clone(),
         grants: grants.clone(),
     };
-    let ingest = Ingest::start(asks.clone(), gate_handle.clone(), states.clone()).await?;
+    let identity = Identity::new(
+        ledger.clone(),
+        config.limits.sign_in_failures_per_name,
+        config.limits.sign_in_failures_per_address,
+    );
+    let ingest = Ingest::start(asks.clone(), identity.clone(), gate_handle.clone(), states.clone()).await?;
     let gate = Arc::new(Gate::start(gate_config(&config), gate_handle.clone(), Arc::new(ingest))?);
 
     let dispatch = Dispatch::new(ledger.clone(), storage.handle.clone());
@@ -107,6 +113,8 @@ pub async fn run(
     tasks.spawn(part("dispatch", dispatch.run(inner.clone())));
     tasks.spawn(part("prune", prune::run(ledger.clone(), inner.clone())));
     tasks.spawn(part("grants", grants::run(grants, gate_handle.clone(), inner.clone())));
+    tasks.spawn(part("identity", identity.clone().run(inner.clone())));
+    tasks.spawn(part("expiry", expiry::run(ledger.clone(), inner.clone())));
     let collector = Collector::new(ledger.clone(), storage.handle.clone());
     // From the start on everybody is told what is believed of the clock.
     if let Err(refusal) = collector.believe().await {
@@ -124,6 +132,7 @@ pub async fn run(
     tasks.spawn(part("certificates", doors.watch(inner.clone())));
     let api = http::Parts {
         asks,
+        identity,
         troubles,
         collector,
         admin: Sha256::of(secrets::load_or_create(&dir.join("admin.token"), "mpa_")?.as_bytes()),

@@ -8,6 +8,7 @@ use millpond::asks::Asks;
 use millpond::fanout::live;
 use millpond::fanout::state::{Shown, States};
 use millpond::grants::Grants;
+use millpond::identity::Identity;
 use millpond::ingest::Ingest;
 use millpond::ledger::Ledger;
 use millpond::rounds::Policy;
@@ -101,7 +102,9 @@ async fn members_converge_and_revoked_ones_are_gone_after_fan_out_missed_commits
     let grants = Grants::new(ledger.clone(), storage.clone(), PATIENCE);
     let asks = Asks { ledger: ledger.clone(), storage, states: states.clone(), grants };
     let (handle, stop) = (GateHandle::new(), CancellationToken::new());
-    let ingest = Ingest::start(asks, handle.clone(), states.clone()).await.unwrap();
+    let ingest = Ingest::start(asks, Identity::new(ledger.clone(), 10, 10), handle.clone(), states.clone())
+        .await
+        .unwrap();
     let gate = Gate::start(GateConfig::default(), handle.clone(), Arc::new(ingest)).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -1,7 +1,7 @@
 //! The ledger's promises: one transaction, failures alone, a core that is never ahead of the rows.
 #![allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 
-use millpond::ledger::manage::find_token;
+use millpond::ledger::tokens::find_token;
 use millpond::ledger::uploads::{NewUpload, Stored};
 use millpond::ledger::{Ledger, OpenError, Tx};
 use millpond::rounds::policy::Grouping;

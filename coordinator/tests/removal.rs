@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use millpond::ledger::grants::{NewGrant, Target};
-use millpond::ledger::manage::find_token;
+use millpond::ledger::tokens::find_token;
 use millpond::ledger::uploads::NewUpload;
 use millpond::ledger::{Ledger, OpenError};
 use millpond::rounds::Policy;

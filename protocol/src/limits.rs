@@ -37,6 +37,18 @@ pub const READ_PAST_MAX: usize = 32 << 20;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that have not signed in yet.
 pub const STRANGERS_MAX: usize = 1_000;
+/// Sign-ins with wrong credentials that one name may have from one address at once, and how fast they are forgiven: a
+/// person who mistypes, or a device that was rotated and is about to get its new token.
+pub const SIGN_IN_FAILURES_PER_NAME: u32 = 10;
+pub const SIGN_IN_NAME_PAUSE: Duration = Duration::from_secs(30);
+/// The same for all names together from one address: a fleet may stand behind it.
+pub const SIGN_IN_FAILURES_PER_ADDRESS: u32 = 300;
+pub const SIGN_IN_ADDRESS_PAUSE: Duration = Duration::from_secs(1);
+/// How long replaced tokens may hold on.
+pub const TOKEN_OVERLAP_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// How long a join token may hold, and for how many devices.
+pub const JOIN_LIFE_MAX: Duration = Duration::from_secs(30 * 86_400);
+pub const JOIN_USES_MAX: u32 = 100_000;
 /// Connections of one member: a device and its restarts, not a fleet behind one credential.
 pub const CONNECTIONS_PER_MEMBER: usize = 8;
 /// Bytes of packets read but not committed, over all connections; a quarter is for packets that are not long.

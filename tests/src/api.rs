@@ -66,6 +66,11 @@ impl Api {
         self.good(Method::POST, path, Some(body)).await
     }
 
+    /// PATCH that has to succeed.
+    pub async fn patch(&self, path: &str, body: &Value) -> Value {
+        self.good(Method::PATCH, path, Some(body)).await
+    }
+
     /// DELETE that has to succeed.
     pub async fn delete(&self, path: &str) -> Value {
         self.good(Method::DELETE, path, None).await

@@ -125,6 +125,13 @@ async fn every_type_of_the_table_comes_with_the_keys_of_its_row_and_no_other_doe
     let other = Link::open(server.member("tiny", "edge", Role::Publisher).await).await.unwrap();
     let mill = Mill::join(server.member("demo", "mill", Role::Processor).await, server.api()).await;
     server.member("demo", "gone", Role::Listener).await;
+    server.api().patch("/v1/pools/demo/members/gone", &json!({ "role": "trigger" })).await;
+    let join = json!({ "name": "j", "role": "listener", "uses": 1, "expires_s": 60 });
+    server.api().post("/v1/pools/demo/joins", &join).await;
+    server.api().delete("/v1/pools/demo/joins/j").await;
+    server.member("demo", "worn", Role::Listener).await;
+    let rotate = json!({ "replace": true, "overlap_s": 1 });
+    server.api().post("/v1/pools/demo/members/worn/tokens", &rotate).await;
     server.api().post("/v1/pools/demo/members/gone/tokens", &json!({})).await;
     server.api().delete("/v1/pools/demo/members/gone").await;
 
@@ -168,6 +175,7 @@ async fn every_type_of_the_table_comes_with_the_keys_of_its_row_and_no_other_doe
     // One that nobody beats.
     assert!(mill.claim().await.unwrap().is_some());
     comes(&server, "demo", "round-expired").await;
+    comes(&server, "demo", "token-expired").await;
     comes(&server, "tiny", "batch-carried").await;
     expire(&server).await;
 

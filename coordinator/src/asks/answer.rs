@@ -16,16 +16,22 @@ use super::{Asks, commit, done, put, reads, rounds};
 const TIMEOUT: Duration = limits::ASK_TIMEOUT.saturating_add(limits::STORAGE_TIMEOUT);
 
 impl Asks {
-    /// Answers one ask. The answer is the op's own keys beside the ask's `id`.
+    /// Answers one ask that came from `source`, for the audit trail. The answer is the op's own keys beside the ask's `id`.
     ///
     /// # Errors
     /// The refusal in its wire shape, with the ask's `id` where it could be read.
-    pub async fn answer(&self, who: &Principal, op: Op, payload: &[u8]) -> Result<Value, ErrorBody> {
+    pub async fn answer(
+        &self,
+        who: &Principal,
+        source: &str,
+        op: Op,
+        payload: &[u8],
+    ) -> Result<Value, ErrorBody> {
         let (value, head) = decode(op, payload).map_err(|error| ErrorBody { id: id_of(payload), error })?;
         let id = head.id.as_ref().map(ToString::to_string);
         let answer = if may(who, Action::Op(op)) {
             let late = |_| Err(Refusal::unavailable(format!("no answer within {TIMEOUT:?}")));
-            tokio::time::timeout(TIMEOUT, self.run(who, op, value, &head)).await.unwrap_or_else(late)
+            tokio::time::timeout(TIMEOUT, self.run(who, source, op, value, &head)).await.unwrap_or_else(late)
         } else {
             Err(Refusal::new(Code::Unauthorized, format!("a {} may not ask {op}", who.role)))
         };
@@ -40,7 +46,14 @@ impl Asks {
         }
     }
 
-    async fn run(&self, who: &Principal, op: Op, value: Value, head: &ask::Head) -> Result<Value, Refusal> {
+    async fn run(
+        &self,
+        who: &Principal,
+        source: &str,
+        op: Op,
+        value: Value,
+        head: &ask::Head,
+    ) -> Result<Value, Refusal> {
         match op {
             Op::Time => encode(reads::time()),
             Op::Status => whole(encode(reads::status(self, who, parse(value)?).await?)?, head),
@@ -48,7 +61,7 @@ impl Asks {
             Op::Get => encode(reads::get(self, who, parse(value)?, head).await?),
             Op::Latest => whole(reads::latest(self, who).await?, head),
             Op::Complete => reads::complete(self, who, parse(value)?, head).await,
-            Op::Trigger => encode(rounds::trigger(self, who, parse(value)?, head).await?),
+            Op::Trigger => encode(rounds::trigger(self, who, source, parse(value)?, head).await?),
             Op::Claim => encode(rounds::claim(self, who, parse(value)?, head).await?),
             Op::Beat => encode(rounds::beat(self, who, parse(value)?, head).await?),
             Op::Files => encode(rounds::files(self, who, parse(value)?, head).await?),

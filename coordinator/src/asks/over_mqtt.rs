@@ -47,7 +47,7 @@ impl MqttAsks {
         };
         let (asks, gate) = (self.asks.clone(), self.gate.clone());
         tokio::spawn(async move {
-            match asks.answer(&to.who, op, &message.payload).await {
+            match asks.answer(&to.who, "mqtt", op, &message.payload).await {
                 Ok(answer) => send(&gate, to, &answer),
                 Err(error) => {
                     metrics::counter!("millpond_ask_errors_total", "code" => error.error.code.as_str())

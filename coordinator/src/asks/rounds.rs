@@ -20,6 +20,7 @@ use crate::rounds::{Event, Reply, Round, Target};
 pub(super) async fn trigger(
     asks: &Asks,
     who: &Principal,
+    source: &str,
     ask: ask::Trigger,
     head: &ask::Head,
 ) -> std::result::Result<Triggered, Refusal> {
@@ -32,7 +33,7 @@ pub(super) async fn trigger(
     bounded("params", ask.params.as_ref(), limits::META_MAX)?;
     bounded("ref", ask.reference.as_ref(), limits::META_MAX)?;
     let target = target(&ask)?;
-    let wait_s = ask.wait_s;
+    let (wait_s, source) = (ask.wait_s, source.to_owned());
     let (pool, Decision { round, batch, attempt }) = decide(asks, who, "trigger", head, move |tx, pool, who| {
         let take = (ask.take && who.role == Role::Processor).then_some(who.id);
         let Reply::Triggered { round, batch, lease } = tx.apply(pool, Event::Trigger { target, take })? else {
@@ -43,6 +44,8 @@ pub(super) async fn trigger(
             .execute(params![pool, round, text(ask.params.as_ref()), text(ask.reference.as_ref())])?;
         let event = json!({"round": round, "batch": batch, "by": who.name, "params": ask.params, "ref": ask.reference});
         tx.event(pool, "round-triggered", &event)?;
+        let (asker, detail) = (format!("{}/{}", who.pool, who.name), json!({"round": round, "batch": batch}));
+        tx.audit(Some(&who.pool), &asker, &source, "trigger", &detail)?;
         Ok(Decision { round, batch, attempt: lease })
     })
     .await?;

@@ -6,12 +6,13 @@ use clap::ValueEnum;
 use millpond_protocol::{MemberName, PoolName, Role, Sha256};
 use reqwest::Method;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::client::Client;
 use super::failure::{FAILED, Failure, RETRY};
 use super::output::{Out, dash};
-use crate::http::api::{HandOut, Members, NewMember};
+use crate::http::api::{HandOut, Members, NewMember, NewRole};
 use crate::secrets;
 
 /// Members asked for at a time.
@@ -40,6 +41,13 @@ pub(super) enum Command {
         /// Also those that were revoked.
         #[arg(long)]
         all: bool,
+    },
+    /// Give a member another role; its sessions, leases and grants end.
+    SetRole {
+        pool: PoolName,
+        member: MemberName,
+        /// publisher, listener, processor, trigger or operator.
+        role: Role,
     },
     /// End a member: its tokens, sessions and leases.
     Revoke { pool: PoolName, member: MemberName },
@@ -78,6 +86,11 @@ pub(super) async fn run(command: Command, client: &Client, out: &Out) -> Result<
             }
             out.show(&members, show_members);
         }
+        Command::SetRole { pool, member, role } => {
+            let path = format!("pools/{pool}/members/{member}");
+            let set: Value = client.change(Method::PATCH, &path, &[], Some(&NewRole { role })).await?;
+            out.show(&set, |out, _| out.line(format!("{pool}/{member} is a {role} now")));
+        }
         Command::Revoke { pool, member } => {
             let path = format!("pools/{pool}/members/{member}");
             let gone: Value = client.change(Method::DELETE, &path, &[], None::<&()>).await?;
@@ -87,16 +100,30 @@ pub(super) async fn run(command: Command, client: &Client, out: &Out) -> Result<
     Ok(())
 }
 
-/// Asks for a hand-out with a token that is made here, so that the request can be repeated when its answer is lost.
+/// Asks for a hand-out of a device.
 pub(super) async fn hand_out<T: Serialize>(
     client: &Client,
     path: &str,
     ask: impl FnOnce(Sha256) -> T,
 ) -> Result<HandOut, Failure> {
-    let token = secrets::random("mpd_").map_err(|error| Failure::new(FAILED, error.to_string()))?;
+    let (token, mut handed): (_, HandOut) = with_new_token("mpd_", client, path, ask).await?;
+    handed.example = handed.example.replace("-P TOKEN", &format!("-P {token}"));
+    handed.token = Some(token);
+    Ok(handed)
+}
+
+/// Asks for something with a token that is made here, so that the request can be repeated when its answer is lost: the
+/// server knows the token's hash alone.
+pub(super) async fn with_new_token<T: Serialize, A: DeserializeOwned>(
+    prefix: &str,
+    client: &Client,
+    path: &str,
+    ask: impl FnOnce(Sha256) -> T,
+) -> Result<(String, A), Failure> {
+    let token = secrets::random(prefix).map_err(|error| Failure::new(FAILED, error.to_string()))?;
     let ask = ask(Sha256::of(token.as_bytes()));
     let mut repeats = REPEATS;
-    let mut handed: HandOut = loop {
+    let answer = loop {
         match client.change(Method::POST, path, &[], Some(&ask)).await {
             Err(failure) if failure.exit == RETRY && repeats > 0 => {
                 repeats -= 1;
@@ -105,10 +132,7 @@ pub(super) async fn hand_out<T: Serialize>(
             outcome => break outcome?,
         }
     };
-    // The server knows the token's hash alone.
-    handed.example = handed.example.replace("-P TOKEN", &format!("-P {token}"));
-    handed.token = Some(token);
-    Ok(handed)
+    Ok((token, answer))
 }
 
 /// Prints what a device needs to connect.

@@ -4,14 +4,17 @@
 //! Exit codes: 0 done, 1 failed, 2 usage or configuration, 75 retry later. What was asked for goes to standard output,
 //! errors with what to do about them to standard error.
 
+mod audit;
 mod batch;
 mod check;
 mod client;
 mod demo;
 mod dev;
+mod duration;
 mod events;
 mod failure;
 mod gc;
+mod join;
 mod member;
 mod output;
 mod pool;
@@ -62,6 +65,9 @@ enum Command {
     /// Members of a pool.
     #[command(subcommand)]
     Member(member::Command),
+    /// Tokens by which devices become members.
+    #[command(subcommand)]
+    Join(join::Command),
     /// Tokens of a member.
     #[command(subcommand)]
     Token(token::Command),
@@ -79,6 +85,8 @@ enum Command {
     Result(result::Command),
     /// The server and its pools at a glance.
     Status(status::Args),
+    /// Who did what, from where, when.
+    Audit(audit::Args),
     /// The event feed of a pool.
     Events(events::Args),
     /// Delete what the policies of pools do not keep any more, or say what and why.
@@ -128,6 +136,8 @@ fn dispatch(cli: Cli, out: &Out) -> Result<(), Failure> {
             Command::Demo(_) | Command::Serve(_) | Command::Dev(_) | Command::Tls(_) => Ok(()),
             Command::Pool(command) => pool::run(command, &client, out).await,
             Command::Member(command) => member::run(command, &client, out).await,
+            Command::Join(command) => join::run(command, &client, out).await,
+            Command::Audit(args) => audit::run(&args, &client, out).await,
             Command::Token(command) => token::run(command, &client, out).await,
             Command::Upload(command) => upload::run(command, &client, out).await,
             Command::Batch(command) => batch::run(command, &client, out).await,

@@ -93,6 +93,8 @@ impl Config {
             ("http.event_streams_max", self.http.event_streams_max),
             ("limits.connections_per_member", self.limits.connections_per_member),
             ("limits.strangers_max", self.limits.strangers_max),
+            ("limits.sign_in_failures_per_name", self.limits.sign_in_failures_per_name as usize),
+            ("limits.sign_in_failures_per_address", self.limits.sign_in_failures_per_address as usize),
             ("limits.uncommitted_per_connection", self.limits.uncommitted_per_connection),
         ] {
             if !(1..=1_000_000).contains(&number) {

@@ -163,6 +163,11 @@ pub struct Limits {
     pub connections_per_member: usize,
     /// Connections that have not signed in yet. Raising it helps reconnect storms, at 16 KiB each.
     pub strangers_max: usize,
+    /// Sign-ins with wrong credentials that one name may have from one address at once; later one in 30 s. Raising it lets
+    /// badly configured devices take more of the server.
+    pub sign_in_failures_per_name: u32,
+    /// The same for all names together from one address; later one a second. Raising it helps fleets behind one address.
+    pub sign_in_failures_per_address: u32,
     /// Seconds that a new connection has for a TLS handshake, on every listener, and then for its CONNECT.
     pub connect_timeout_s: u64,
     /// Bytes read but not committed, over all connections, a quarter of them for packets up to 64 KiB. Raising it costs
@@ -229,7 +234,7 @@ impl Default for Storage {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Auto, filter: "info,rumqttd=off,s3s=off".into() }
+        Self { format: LogFormat::Auto, filter: "info,rumqttd=off".into() }
     }
 }
 
@@ -238,6 +243,8 @@ impl Default for Limits {
         Self {
             connections_per_member: limits::CONNECTIONS_PER_MEMBER,
             strangers_max: limits::STRANGERS_MAX,
+            sign_in_failures_per_name: limits::SIGN_IN_FAILURES_PER_NAME,
+            sign_in_failures_per_address: limits::SIGN_IN_FAILURES_PER_ADDRESS,
             connect_timeout_s: limits::CONNECT_TIMEOUT.as_secs(),
             uncommitted_bytes_max: limits::UNCOMMITTED_BYTES_MAX,
             uncommitted_per_connection: limits::UNCOMMITTED_PER_CONNECTION,

@@ -108,7 +108,7 @@ mod tests {
 
     use super::*;
     use crate::ledger::Ledger;
-    use crate::ledger::manage::find_token;
+    use crate::ledger::tokens::find_token;
     use crate::ledger::uploads::{Body, NewUpload};
     use crate::rounds::Policy;
     use crate::rounds::policy::Grouping;

@@ -130,6 +130,83 @@ pub struct NewToken {
     /// Whether the member's other tokens end with this request, and its sessions with them.
     #[serde(default)]
     pub replace: bool,
+    /// Seconds that they hold on if they are replaced, for devices that get the new one later; 30 days at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap_s: Option<u64>,
+}
+
+/// `PATCH /v1/pools/{pool}/members/{member}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewRole {
+    pub role: Role,
+}
+
+/// `POST /v1/pools/{pool}/joins`: devices that know the token become members by themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewJoin {
+    /// What operators call it.
+    pub name: MemberName,
+    /// What the devices become; no operators.
+    pub role: Role,
+    /// Devices that may use it.
+    pub uses: u32,
+    /// Seconds until it ends; 30 days at most.
+    pub expires_s: u64,
+    /// As in [`NewMember`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_sha256: Option<Sha256>,
+}
+
+/// A join token, as the operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinInfo {
+    pub pool: PoolName,
+    pub name: MemberName,
+    pub role: Role,
+    /// Devices that may still use it.
+    pub uses: u32,
+    pub expires: Timestamp,
+    /// The token, if the server made it just now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+/// `GET /v1/pools/{pool}/joins`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joins {
+    pub joins: Vec<JoinInfo>,
+}
+
+/// `POST /v1/pools/{pool}/enrol`, with the join token as the bearer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrol {
+    /// The name that the device wants.
+    pub member: MemberName,
+    /// The SHA-256 of a token that the device made itself.
+    pub token_sha256: Sha256,
+}
+
+/// `GET /v1/audit`, newest first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Audit {
+    pub entries: Vec<AuditEntry>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// Who did what, from where, when.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    pub id: u64,
+    pub at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
+    /// `admin`, `pool/member`, or what a refused sign-in named.
+    pub who: String,
+    /// An address.
+    pub from: String,
+    pub action: String,
+    pub detail: Value,
 }
 
 /// All that a device needs to connect. The token is shown once and kept nowhere.

@@ -25,5 +25,5 @@ pub(super) async fn ask(
     if member.pool != pool {
         return Err(Refusal::new(Code::Unauthorized, format!("the token is not of pool {pool}")).into());
     }
-    api.0.asks.answer(member, op, &body).await.map(Json).map_err(Failed)
+    api.0.asks.answer(member, &caller.source, op, &body).await.map(Json).map_err(Failed)
 }

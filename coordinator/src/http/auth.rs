@@ -1,5 +1,7 @@
 //! Who asks: a bearer token, the admin's or a device's.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
@@ -9,7 +11,6 @@ use millpond_protocol::{Code, MemberName, PoolName, Principal, Refusal, Sha256};
 use super::Api;
 use super::error::Failed;
 use super::serve::Peer;
-use crate::ledger::{manage, now};
 
 /// Who sent the request, and from where.
 #[derive(Debug, Clone)]
@@ -78,8 +79,8 @@ impl Caller {
 
     /// Whether the token that the request came with still opens the same door.
     pub(super) async fn is_still_good(&self, api: &Api) -> bool {
-        let (Who::Member(member), hash) = (&self.who, self.token) else { return true };
-        let found = api.0.ledger.look(move |sql| manage::find_token(sql, &hash, now())).await;
+        let Who::Member(member) = &self.who else { return true };
+        let found = api.0.identity.holder(self.token).await;
         found.is_ok_and(|found| found.as_ref() == Some(member))
     }
 
@@ -102,29 +103,43 @@ impl FromRequestParts<Api> for Caller {
     type Rejection = Failed;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Failed> {
-        let source =
-            parts.extensions.get::<Peer>().map_or_else(String::new, |Peer(address)| address.to_string());
-        let value = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let presented = value
-            .and_then(|value| value.split_once(' '))
-            .filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer"));
-        let Some((_, presented)) = presented else {
-            return Err(Refusal::new(Code::Unauthorized, "the request carries no bearer token")
-                .hint("send Authorization: Bearer TOKEN")
-                .into());
-        };
-        let hash = Sha256::of(presented.trim().as_bytes());
+        let Bearer { from, token } = Bearer::from_request_parts(parts, api).await?;
+        let (hash, source) = (Sha256::of(token.as_bytes()), from.to_string());
+        let identity = &api.0.identity;
+        identity.may_try(from.ip())?;
         // Digests are compared, so the time that it takes says nothing of the token.
         if hash == api.0.admin {
             return Ok(Self { who: Who::Admin, token: hash, source });
         }
-        match api.0.ledger.look(move |sql| manage::find_token(sql, &hash, now())).await? {
+        match identity.holder(hash).await? {
             Some(member) => Ok(Self { who: Who::Member(member), token: hash, source }),
-            None => {
-                metrics::counter!("millpond_http_sign_in_failures_total").increment(1);
-                tracing::warn!(client.address = %source, "HTTP: a token that is not valid");
-                Err(Refusal::new(Code::Unauthorized, "the token is not valid").into())
-            }
+            None => Err(identity.not_a_token(from.ip()).into()),
+        }
+    }
+}
+
+/// The bearer token of a request, whatever it is worth, and where it came from.
+pub(super) struct Bearer {
+    pub from: SocketAddr,
+    pub token: String,
+}
+
+impl FromRequestParts<Api> for Bearer {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Failed> {
+        // Every request that came over a connection has a peer.
+        let peer = parts.extensions.get::<Peer>().map(|Peer(address)| *address);
+        let from = peer.unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into());
+        let value = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let presented = value
+            .and_then(|value| value.split_once(' '))
+            .filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer"));
+        match presented {
+            Some((_, token)) => Ok(Self { from, token: token.trim().to_owned() }),
+            None => Err(Refusal::new(Code::Unauthorized, "the request carries no bearer token")
+                .hint("send Authorization: Bearer TOKEN")
+                .into()),
         }
     }
 }

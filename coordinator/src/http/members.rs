@@ -1,18 +1,21 @@
 //! `/v1/pools/{pool}/members`: members and their tokens.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use millpond_protocol::access::Action;
-use millpond_protocol::{Code, MemberName, PoolName, Refusal, Role, Sha256, Timestamp};
+use millpond_protocol::{Code, MemberName, PoolName, Refusal, Role, Sha256, Timestamp, limits};
 use rusqlite::{OptionalExtension as _, params};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::api::{HandOut, MemberInfo, Members, NewMember, NewToken};
+use super::api::{HandOut, MemberInfo, Members, NewMember, NewRole, NewToken};
 use super::auth::Caller;
 use super::error::{Answer, Asked, Body, Params};
 use super::page::Page;
 use super::{Api, Reached};
+use crate::ledger::tokens::{Others, find_token};
 use crate::ledger::{Tx, manage};
 use crate::secrets;
 
@@ -91,7 +94,7 @@ pub(super) async fn add(
     Body(new): Body<NewMember>,
 ) -> Answer<HandOut> {
     caller.check(&pool, Action::Manage)?;
-    let (token, hash) = mint(new.token_sha256)?;
+    let (token, hash) = mint("mpd_", new.token_sha256)?;
     let (member, role) = (new.member.clone(), new.role);
     let job = {
         let (pool, member, brought) = (pool.clone(), member.clone(), new.token_sha256.is_some());
@@ -99,7 +102,7 @@ pub(super) async fn add(
             let id = tx.pool(&pool)?;
             // A device that brought its own hash repeats the request if the answer was lost.
             if brought
-                && let Some(found) = manage::find_token(tx.sql(), &hash, tx.now())?
+                && let Some(found) = find_token(tx.sql(), &hash, tx.now())?
                 && (&found.pool, &found.name, found.role) == (&pool, &member, role)
             {
                 return Ok(());
@@ -129,20 +132,47 @@ pub(super) async fn revoke(
     Ok(Json(json!({})))
 }
 
+pub(super) async fn set_role(
+    State(api): State<Api>,
+    caller: Caller,
+    Params((pool, member)): Params<(PoolName, MemberName)>,
+    Body(NewRole { role }): Body<NewRole>,
+) -> Answer<Value> {
+    caller.check(&pool, Action::Manage)?;
+    let job = move |tx: &mut Tx<'_>| {
+        let id = tx.pool(&pool)?;
+        let was = tx.set_role(id, &member, role)?;
+        let detail = json!({"member": member, "role": role, "was": was});
+        tx.audit(Some(&pool), &caller.name(), &caller.source, "member-role", &detail)
+    };
+    api.0.ledger.write(job).await?;
+    Ok(Json(json!({})))
+}
+
 pub(super) async fn token(
     State(api): State<Api>,
     caller: Caller,
     Params((pool, member)): Params<(PoolName, MemberName)>,
     Body(new): Body<NewToken>,
 ) -> Answer<HandOut> {
-    caller.check(&pool, Action::Manage)?;
-    let (token, hash) = mint(new.token_sha256)?;
+    // A member rotates its own tokens; it brings the hash, so that a lost answer locks nobody out.
+    let own = caller.member().is_some_and(|who| (&who.pool, &who.name) == (&pool, &member));
+    if !(own && new.token_sha256.is_some()) {
+        caller.check(&pool, Action::Manage)?;
+    }
+    let overlap = Duration::from_secs(new.overlap_s.unwrap_or(0));
+    if overlap > limits::TOKEN_OVERLAP_MAX {
+        let most = limits::TOKEN_OVERLAP_MAX.as_secs();
+        return Err(Refusal::new(Code::Malformed, format!("overlap_s is at most {most}")).limit(most).into());
+    }
+    let others = if new.replace { Others::EndAfter(overlap) } else { Others::Stay };
+    let (token, hash) = mint("mpd_", new.token_sha256)?;
     let job = {
         let (pool, member) = (pool.clone(), member.clone());
         move |tx: &mut Tx<'_>| {
             let id = tx.pool(&pool)?;
-            let role = tx.give_token(id, &member, &hash, new.replace)?;
-            let detail = json!({ "member": member, "replace": new.replace });
+            let role = tx.give_token(id, &member, &hash, others)?;
+            let detail = json!({"member": member, "replace": new.replace, "overlap_s": new.overlap_s});
             tx.audit(Some(&pool), &caller.name(), &caller.source, "token-new", &detail)?;
             Ok(role)
         }
@@ -152,18 +182,24 @@ pub(super) async fn token(
 }
 
 /// The hash that is kept, and the token where the server makes it.
-fn mint(brought: Option<Sha256>) -> Result<(Option<String>, Sha256), Refusal> {
+pub(super) fn mint(prefix: &str, brought: Option<Sha256>) -> Result<(Option<String>, Sha256), Refusal> {
     match brought {
         Some(hash) => Ok((None, hash)),
         None => {
-            let token = secrets::random("mpd_").map_err(|error| Refusal::unavailable(error.to_string()))?;
+            let token = secrets::random(prefix).map_err(|error| Refusal::unavailable(error.to_string()))?;
             let hash = Sha256::of(token.as_bytes());
             Ok((Some(token), hash))
         }
     }
 }
 
-fn hand_out(api: &Api, pool: PoolName, member: MemberName, role: Role, token: Option<String>) -> HandOut {
+pub(super) fn hand_out(
+    api: &Api,
+    pool: PoolName,
+    member: MemberName,
+    role: Role,
+    token: Option<String>,
+) -> HandOut {
     let Reached { host, port, tls, authority } = &api.0.mqtt;
     let storage_url = api.0.storage_url.clone();
     let user = format!("{pool}/{member}");

@@ -6,6 +6,7 @@
 
 pub mod api;
 mod asks;
+mod audit;
 mod auth;
 mod batches;
 mod check;
@@ -13,6 +14,7 @@ mod error;
 mod events;
 mod gc;
 mod health;
+mod joins;
 mod members;
 mod metrics;
 mod page;
@@ -40,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Authority;
 use crate::asks::Asks;
 use crate::dispatch::Troubles;
+use crate::identity::Identity;
 use crate::ledger::Ledger;
 use crate::retention::Collector;
 use error::Failed;
@@ -53,6 +56,8 @@ const BODY_MAX: usize = limits::ASK_MAX;
 pub struct Parts {
     /// Ledger, storage and the ops.
     pub asks: Asks,
+    /// Members and their tokens.
+    pub identity: Identity,
     /// Pools whose packing does not get on.
     pub troubles: watch::Receiver<Troubles>,
     /// Deletes what is not kept any more.
@@ -100,6 +105,7 @@ struct Api(Arc<Shared>);
 struct Shared {
     ledger: Ledger,
     asks: Asks,
+    identity: Identity,
     troubles: watch::Receiver<Troubles>,
     collector: Collector,
     admin: Sha256,
@@ -130,6 +136,7 @@ impl Api {
         Self(Arc::new(Shared {
             ledger: parts.asks.ledger.clone(),
             asks: parts.asks,
+            identity: parts.identity,
             troubles: parts.troubles,
             collector: parts.collector,
             admin: parts.admin,
@@ -151,8 +158,11 @@ fn router(api: Api) -> Router {
     let pool = Router::new()
         .route("/", get(pools::show).put(pools::apply).patch(pools::set).delete(pools::remove))
         .route("/members", get(members::list).post(members::add))
-        .route("/members/{member}", delete(members::revoke))
+        .route("/members/{member}", delete(members::revoke).patch(members::set_role))
         .route("/members/{member}/tokens", post(members::token))
+        .route("/joins", get(joins::list).post(joins::add))
+        .route("/joins/{name}", delete(joins::remove))
+        .route("/enrol", post(joins::enrol))
         .route("/uploads", get(uploads::list))
         .route("/uploads/{member}/{upload}", get(uploads::show))
         .route("/batches", get(batches::list))
@@ -169,6 +179,7 @@ fn router(api: Api) -> Router {
         .layer(middleware::from_fn_with_state(api.clone(), ask_in_time));
     Router::new()
         .route("/v1/status", get(status::show))
+        .route("/v1/audit", get(audit::list))
         .route("/v1/check", get(check::run))
         .route("/v1/gc", get(gc::explain).post(gc::run))
         .route("/v1/pools", get(pools::list))

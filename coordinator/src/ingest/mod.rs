@@ -10,17 +10,18 @@ mod result;
 mod stage;
 mod up;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use millpond_broker::{
-    Backend, Credential, GateHandle, Incoming, ReceiptRow, RefusedPublish, SignIn, SignInError, StateMessage,
+    Backend, GateHandle, Incoming, ReceiptRow, RefusedPublish, SignIn, SignInError, StateMessage,
 };
 use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::topic::Inbound;
-use millpond_protocol::{Principal, Refusal, Sha256};
+use millpond_protocol::{Principal, Refusal};
 use millpond_storage::Storage;
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -29,8 +30,8 @@ use crate::asks::Asks;
 use crate::asks::over_mqtt::MqttAsks;
 use crate::fanout::receipts::{self, Cursors};
 use crate::fanout::state::States;
-use crate::ledger::manage::{find_certified, find_token};
-use crate::ledger::{Ledger, now};
+use crate::identity::Identity;
+use crate::ledger::Ledger;
 
 /// Receipts without a row on their way into the event feed, and how long each takes a place: at most 256 a second become
 /// events, for a member can be refused as fast as it can send.
@@ -50,6 +51,7 @@ pub(crate) struct Ctx {
 /// The coordinator behind the gate.
 pub struct Ingest {
     ctx: Ctx,
+    identity: Identity,
     asks: Arc<MqttAsks>,
     states: States,
     cursors: Cursors,
@@ -61,7 +63,12 @@ impl Ingest {
     ///
     /// # Errors
     /// The ledger cannot be used.
-    pub async fn start(asks: Asks, gate: GateHandle, states: States) -> Result<Self, Refusal> {
+    pub async fn start(
+        asks: Asks,
+        identity: Identity,
+        gate: GateHandle,
+        states: States,
+    ) -> Result<Self, Refusal> {
         stage::recover(&asks.ledger).await?;
         let ctx = Ctx {
             ledger: asks.ledger.clone(),
@@ -70,29 +77,18 @@ impl Ingest {
             feeding: Arc::new(Semaphore::new(FEEDING_MAX)),
         };
         let cursors = Cursors::start(asks.ledger.clone());
-        Ok(Self { ctx, asks: Arc::new(MqttAsks::new(asks, gate)), states, cursors })
+        Ok(Self { ctx, identity, asks: Arc::new(MqttAsks::new(asks, gate)), states, cursors })
     }
 }
 
 #[async_trait]
 impl Backend for Ingest {
     async fn sign_in(&self, attempt: SignIn) -> Result<Principal, SignInError> {
-        let SignIn { pool, member, credential, .. } = attempt;
-        let found = match credential {
-            Credential::Token(token) => {
-                let hash = Sha256::of(&token);
-                self.ctx.ledger.look(move |sql| find_token(sql, &hash, now())).await
-            }
-            Credential::Certificate { issued } => {
-                let (pool, member) = (pool.clone(), member.clone());
-                self.ctx.ledger.look(move |sql| find_certified(sql, &pool, &member, issued)).await
-            }
-        };
-        match found {
-            Ok(Some(who)) if who.pool == pool && who.name == member => Ok(who),
-            Ok(_) => Err(SignInError::BadCredentials),
-            Err(_) => Err(SignInError::Unavailable),
-        }
+        self.identity.member(attempt).await
+    }
+
+    fn sign_in_refused(&self, user: Option<&str>, from: SocketAddr, why: &'static str) {
+        self.identity.refused(user, from.ip(), why);
     }
 
     fn take(&self, from: &Principal, message: Incoming) -> BoxFuture<'static, Result<(), Refusal>> {

@@ -1,6 +1,6 @@
-//! Pools, members and tokens: management inside a ledger job.
+//! Pools and members: management inside a ledger job.
 
-use millpond_protocol::{Code, MemberName, PoolName, Principal, Refusal, Role, Sha256, Timestamp};
+use millpond_protocol::{Code, MemberName, PoolName, Refusal, Role, Sha256, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::json;
 
@@ -105,68 +105,6 @@ impl Tx<'_> {
         Ok(open)
     }
 
-    /// The member whose token this is.
-    fn token_holder(&self, token: &Sha256) -> Result<Option<i64>> {
-        let holder = self
-            .sql
-            .prepare_cached("SELECT member_id FROM tokens WHERE hash = ?1")?
-            .query_row([token.0.as_slice()], |row| row.get(0))
-            .optional()?;
-        Ok(holder)
-    }
-
-    /// Gives a member one more token.
-    ///
-    /// # Errors
-    /// `conflict` if the token is in use.
-    fn add_token(&mut self, member: i64, token: &Sha256) -> Result<()> {
-        if self.token_holder(token)?.is_some() {
-            return Err(token_in_use().into());
-        }
-        self.sql
-            .prepare_cached("INSERT INTO tokens (hash, member_id, created) VALUES (?1, ?2, ?3)")?
-            .execute(params![token.0.as_slice(), member, self.now.as_millis()])?;
-        Ok(())
-    }
-
-    /// Gives a member one more token, or one in place of all it has, which ends its sessions. Returns its role. The same
-    /// token again changes nothing.
-    ///
-    /// # Errors
-    /// `not_found`; `conflict` if the token is somebody else's.
-    pub fn give_token(
-        &mut self,
-        pool: PoolId,
-        name: &MemberName,
-        token: &Sha256,
-        replace: bool,
-    ) -> Result<Role> {
-        let (id, role) =
-            find_member(self.sql, pool, name)?.ok_or_else(|| not_found(format!("member {name}")))?;
-        let holder = self.token_holder(token)?;
-        if holder.is_some_and(|holder| holder != id) {
-            return Err(token_in_use().into());
-        }
-        let others = if replace {
-            self.sql
-                .prepare_cached("DELETE FROM tokens WHERE member_id = ?1 AND hash <> ?2")?
-                .execute(params![id, token.0.as_slice()])?
-        } else {
-            0
-        };
-        if holder.is_none() {
-            self.add_token(id, token)?;
-        }
-        if others > 0 {
-            let pool_name = self.entry(pool)?.name.clone();
-            self.effects.commit.ended.push((pool_name, name.clone(), "token replaced"));
-        }
-        if holder.is_none() || others > 0 {
-            self.event(pool, "token-added", &json!({"member": name, "replaced": others}))?;
-        }
-        Ok(role)
-    }
-
     /// Offers a failed round again, for as many attempts as a new one has. False: that was done already, and the round is
     /// live since.
     ///
@@ -220,6 +158,31 @@ impl Tx<'_> {
         let pool_name = self.entry(pool)?.name.clone();
         self.effects.commit.ended.push((pool_name, name.clone(), "revoked"));
         Ok(())
+    }
+
+    /// Gives a member another role. What it holds by the old one ends with this commit: sessions, leases and grants.
+    /// Returns the old one.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub fn set_role(&mut self, pool: PoolId, name: &MemberName, role: Role) -> Result<Role> {
+        let (id, old) =
+            find_member(self.sql, pool, name)?.ok_or_else(|| not_found(format!("member {name}")))?;
+        if old == role {
+            return Ok(old);
+        }
+        self.sql
+            .prepare_cached("UPDATE members SET role = ?2, complete_through = NULL WHERE id = ?1")?
+            .execute(params![id, role.as_str()])?;
+        self.apply(pool, Event::MemberRemoved { member: id })?;
+        self.end_grants_of(id)?;
+        if role == Role::Publisher {
+            self.apply(pool, Event::PublisherAdded { member: id })?;
+        }
+        self.event(pool, "member-role", &json!({"member": name, "role": role, "was": old}))?;
+        let pool_name = self.entry(pool)?.name.clone();
+        self.effects.commit.ended.push((pool_name, name.clone(), "role changed"));
+        Ok(old)
     }
 
     /// Removes a pool: its name is free, its rows stay. From this commit on nobody of it signs in and nothing of theirs that
@@ -318,61 +281,4 @@ pub fn find_pool(sql: &Connection, name: &PoolName) -> Result<PoolId> {
         .query_row([name.as_str()], |row| row.get(0))
         .optional()?
         .ok_or_else(|| not_found(format!("pool {name}")))
-}
-
-/// The member of that name in that pool, for a certificate that holds from `issued` on. One from the time of an earlier
-/// member of the same name, of this pool or of a removed one, was that member's: it names nobody any more.
-pub fn find_certified(
-    sql: &Connection,
-    pool: &PoolName,
-    member: &MemberName,
-    issued: millpond_protocol::Timestamp,
-) -> Result<Option<Principal>> {
-    let found: Option<(i64, String)> = sql
-        .prepare_cached(
-            "SELECT m.id, m.role FROM members m JOIN pools p ON p.id = m.pool_id \
-             WHERE p.name = ?1 AND p.removed IS NULL AND m.name = ?2 AND m.revoked IS NULL AND NOT EXISTS \
-             (SELECT 1 FROM pools q JOIN members old ON old.pool_id = q.id \
-              WHERE q.name = ?1 AND old.name = ?2 AND old.revoked >= ?3)",
-        )?
-        .query_row(params![pool.as_str(), member.as_str(), issued.as_millis()], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })
-        .optional()?;
-    let Some((id, role)) = found else { return Ok(None) };
-    Ok(Some(Principal {
-        pool: pool.clone(),
-        name: member.clone(),
-        role: role.parse().map_err(|e: String| Refusal::new(Code::Malformed, e))?,
-        id,
-    }))
-}
-
-/// Who a token belongs to, if it is valid at `now` and its member not revoked.
-pub fn find_token(
-    sql: &Connection,
-    token: &Sha256,
-    now: millpond_protocol::Timestamp,
-) -> Result<Option<Principal>> {
-    let found: Option<(i64, String, String, String)> = sql
-        .prepare_cached(
-            "SELECT m.id, m.name, m.role, p.name FROM tokens t JOIN members m ON m.id = t.member_id \
-             JOIN pools p ON p.id = m.pool_id WHERE t.hash = ?1 AND m.revoked IS NULL AND p.removed IS NULL \
-             AND (t.expires IS NULL OR t.expires > ?2)",
-        )?
-        .query_row(params![token.0.as_slice(), now.as_millis()], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-        })
-        .optional()?;
-    let Some((id, name, role, pool)) = found else { return Ok(None) };
-    Ok(Some(Principal {
-        pool: pool.parse()?,
-        name: name.parse()?,
-        role: role.parse().map_err(|e: String| Refusal::new(Code::Malformed, e))?,
-        id,
-    }))
-}
-
-fn token_in_use() -> Refusal {
-    Refusal::new(Code::Conflict, "the token is in use").hint("make a new random one")
 }

@@ -247,7 +247,10 @@ async fn what_comes_while_the_story_is_written_is_told_in_the_next_one() {
     };
     in_line(1).await;
     let (asks, done) = (world.asks.clone(), json!({"id": "d", "round": 1, "attempt": 1, "warnings": ["w"]}));
-    let done = tokio::spawn(async move { asks.answer(&server, Op::Done, done.to_string().as_bytes()).await });
+    let done =
+        tokio::spawn(
+            async move { asks.answer(&server, "test", Op::Done, done.to_string().as_bytes()).await },
+        );
     in_line(2).await;
     drop(go_on);
     held.await.unwrap().unwrap();

@@ -57,7 +57,7 @@ async fn a_commit_of_several_begins_with_all_or_none_though_one_ends_under_way()
     let (asks, ask) = (world.asks.clone(), json!({"id": "c", "uploads": ["one", "two"]}));
     let in_line = world.ledger.queued();
     let commit =
-        tokio::spawn(async move { asks.answer(&edge, Op::Commit, ask.to_string().as_bytes()).await });
+        tokio::spawn(async move { asks.answer(&edge, "test", Op::Commit, ask.to_string().as_bytes()).await });
     while world.ledger.queued() <= in_line && !commit.is_finished() {
         tokio::task::yield_now().await;
     }

@@ -175,7 +175,7 @@ impl World {
     }
 
     pub async fn ask(&self, who: &Principal, op: Op, ask: Value) -> Result<Value, Code> {
-        let answer = self.asks.answer(who, op, ask.to_string().as_bytes()).await;
+        let answer = self.asks.answer(who, "test", op, ask.to_string().as_bytes()).await;
         answer.map_err(|refused| refused.error.code)
     }
 

@@ -1,6 +1,7 @@
 //! The other side of the gate's seam, in memory.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
@@ -92,6 +93,8 @@ pub fn id_of(message: &Incoming) -> String {
 
 #[async_trait]
 impl Backend for Memory {
+    fn sign_in_refused(&self, _: Option<&str>, _: SocketAddr, _: &'static str) {}
+
     async fn sign_in(&self, attempt: SignIn) -> Result<Principal, SignInError> {
         if let Some(error) = *self.sign_in.lock().unwrap() {
             return Err(error);

@@ -71,6 +71,7 @@ impl Server {
                 states: states.clone(),
                 grants: Grants::new(ledger.clone(), storage.clone(), Duration::from_secs(60)),
             },
+            identity: Identity::new(ledger.clone(), 3, 10),
             troubles: troubles.clone(),
             admin: Sha256::of(ADMIN.as_bytes()),
             mqtt: Reached { host: "broker.example".to_owned(), port: 1883, tls: false, authority: None },
@@ -135,7 +136,7 @@ impl Server {
     async fn principal(&self, token: &str) -> Principal {
         let hash = Sha256::of(token.as_bytes());
         let find = move |sql: &rusqlite::Connection| {
-            crate::ledger::manage::find_token(sql, &hash, crate::ledger::now())
+            crate::ledger::tokens::find_token(sql, &hash, crate::ledger::now())
         };
         self.ledger.read(find).await.unwrap().unwrap()
     }

@@ -40,6 +40,20 @@ CREATE TABLE tokens (
     expires INTEGER
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tokens_member ON tokens (member_id);
+CREATE INDEX tokens_expires ON tokens (expires) WHERE expires IS NOT NULL;
+
+-- By which devices become members; deleted when they expire.
+CREATE TABLE joins (
+    hash BLOB PRIMARY KEY,                -- SHA-256 of the join token
+    pool_id INTEGER NOT NULL REFERENCES pools (id),
+    name TEXT NOT NULL,
+    role TEXT NOT NULL,
+    uses INTEGER NOT NULL,                -- that are left
+    expires INTEGER NOT NULL,
+    created INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX joins_name ON joins (pool_id, name);
+CREATE INDEX joins_expires ON joins (expires);
 
 -- Objects in storage. A row stands before a URL or an object for its key exists, and after both are gone.
 CREATE TABLE objects (
@@ -312,5 +326,6 @@ CREATE TABLE audit (
     action TEXT NOT NULL,
     detail TEXT NOT NULL                  -- JSON
 ) STRICT;
+CREATE INDEX audit_pool ON audit (pool, id);
 CREATE TRIGGER audit_is_append_only_update BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
 CREATE TRIGGER audit_is_append_only_delete BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use millpond::ledger::Ledger;
-use millpond::ledger::manage::find_token;
+use millpond::ledger::tokens::find_token;
 use millpond::ledger::uploads::NewUpload;
 use millpond::rounds::Policy;
 use millpond_protocol::{Principal, Sha256};

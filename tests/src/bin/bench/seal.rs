@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use millpond::ledger::Ledger;
-use millpond::ledger::manage::find_token;
+use millpond::ledger::tokens::find_token;
 use millpond::rounds::Policy;
 use millpond::rounds::policy::Grouping;
 use millpond_protocol::{Sha256, limits};

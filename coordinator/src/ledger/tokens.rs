@@ -1,0 +1,337 @@
+//! Credentials: tokens of members, certificates that name them, and the join tokens by which devices become members. Of
+//! each token there is only the SHA-256.
+
+use std::time::Duration;
+
+use millpond_protocol::{Code, MemberName, PoolName, Principal, Refusal, Role, Sha256, Timestamp};
+use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::json;
+
+use super::error::not_found;
+use super::manage::find_member;
+use super::tx::Tx;
+use super::{PoolId, Result};
+
+/// Tokens that end in one job.
+const PAGE: i64 = 1_000;
+
+/// What happens to the tokens that a member has when it gets one more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// They stay.
+    Stay,
+    /// They end after that time; at once if it is none. The member's sessions end with them.
+    EndAfter(Duration),
+}
+
+/// What a device that knows a join token may become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Join {
+    /// What operators call it, once in a pool.
+    pub name: MemberName,
+    pub role: Role,
+    /// Devices that may still use it.
+    pub uses: u32,
+    pub expires: Timestamp,
+}
+
+impl Tx<'_> {
+    /// The member whose token this is, also if the token has expired.
+    fn token_holder(&self, token: &Sha256) -> Result<Option<i64>> {
+        let holder = self
+            .sql
+            .prepare_cached("SELECT member_id FROM tokens WHERE hash = ?1")?
+            .query_row([token.0.as_slice()], |row| row.get(0))
+            .optional()?;
+        Ok(holder)
+    }
+
+    /// Gives a member one more token.
+    ///
+    /// # Errors
+    /// `conflict` if the token is in use.
+    pub(super) fn add_token(&mut self, member: i64, token: &Sha256) -> Result<()> {
+        if self.token_holder(token)?.is_some() {
+            return Err(token_in_use().into());
+        }
+        self.sql
+            .prepare_cached("INSERT INTO tokens (hash, member_id, created) VALUES (?1, ?2, ?3)")?
+            .execute(params![token.0.as_slice(), member, self.now.as_millis()])?;
+        Ok(())
+    }
+
+    /// Gives a member one more token. Returns its role. The same token again changes nothing but the end of the others.
+    ///
+    /// # Errors
+    /// `not_found`; `conflict` if the token is somebody else's, or has an end already.
+    pub fn give_token(
+        &mut self,
+        pool: PoolId,
+        name: &MemberName,
+        token: &Sha256,
+        others: Others,
+    ) -> Result<Role> {
+        let (id, role) =
+            find_member(self.sql, pool, name)?.ok_or_else(|| not_found(format!("member {name}")))?;
+        let holder = self.token_holder(token)?;
+        if holder.is_some_and(|holder| holder != id) || self.ends(token)? {
+            return Err(token_in_use().into());
+        }
+        let changed = match others {
+            Others::Stay => 0,
+            Others::EndAfter(overlap) => self.end_others(id, token, overlap)?,
+        };
+        if holder.is_none() {
+            self.add_token(id, token)?;
+        }
+        if others == Others::EndAfter(Duration::ZERO) && changed > 0 {
+            let pool_name = self.entry(pool)?.name.clone();
+            self.effects.commit.ended.push((pool_name, name.clone(), "token replaced"));
+        }
+        if holder.is_none() || changed > 0 {
+            self.event(pool, "token-added", &json!({"member": name, "replaced": changed}))?;
+        }
+        Ok(role)
+    }
+
+    fn ends(&self, token: &Sha256) -> Result<bool> {
+        Ok(self
+            .sql
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM tokens WHERE hash = ?1 AND expires IS NOT NULL)")?
+            .query_row([token.0.as_slice()], |row| row.get(0))?)
+    }
+
+    /// Ends the tokens of a member but `kept`, after `overlap` or when they end already; how many.
+    fn end_others(&mut self, member: i64, kept: &Sha256, overlap: Duration) -> Result<usize> {
+        if overlap.is_zero() {
+            return Ok(self
+                .sql
+                .prepare_cached("DELETE FROM tokens WHERE member_id = ?1 AND hash <> ?2")?
+                .execute(params![member, kept.0.as_slice()])?);
+        }
+        let end = self.now.after(overlap).as_millis();
+        Ok(self
+            .sql
+            .prepare_cached(
+                "UPDATE tokens SET expires = ?3 \
+                 WHERE member_id = ?1 AND hash <> ?2 AND coalesce(expires > ?3, 1)",
+            )?
+            .execute(params![member, kept.0.as_slice(), end])?)
+    }
+
+    /// Deletes a page of what has expired, and ends the sessions of the members: who has another token comes back with it.
+    pub fn expire_tokens(&mut self) -> Result<()> {
+        let now = self.now.as_millis();
+        let ended: Vec<(PoolId, String)> = self
+            .sql
+            .prepare_cached(
+                "SELECT DISTINCT m.pool_id, m.name FROM tokens t JOIN members m ON m.id = t.member_id \
+                 JOIN pools p ON p.id = m.pool_id \
+                 WHERE t.expires <= ?1 AND m.revoked IS NULL AND p.removed IS NULL LIMIT ?2",
+            )?
+            .query_map([now, PAGE], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        for (pool, name) in ended {
+            let name: MemberName = name.parse()?;
+            self.sql
+                .prepare_cached(
+                    "DELETE FROM tokens WHERE expires <= ?3 AND member_id = \
+                     (SELECT id FROM members WHERE pool_id = ?1 AND name = ?2 AND revoked IS NULL)",
+                )?
+                .execute(params![pool, name.as_str(), now])?;
+            self.event(pool, "token-expired", &json!({"member": name}))?;
+            let pool_name = self.entry(pool)?.name.clone();
+            self.effects.commit.ended.push((pool_name, name, "token expired"));
+        }
+        self.sql.prepare_cached("DELETE FROM joins WHERE expires <= ?1")?.execute([now])?;
+        Ok(())
+    }
+
+    /// Lets devices that know the token join the pool. The same again changes nothing.
+    ///
+    /// # Errors
+    /// `conflict` if the pool has another of that name, or the token is in use.
+    pub fn add_join(&mut self, pool: PoolId, join: &Join, token: &Sha256) -> Result<()> {
+        let found: Option<Vec<u8>> = self
+            .sql
+            .prepare_cached("SELECT hash FROM joins WHERE pool_id = ?1 AND name = ?2")?
+            .query_row(params![pool, join.name.as_str()], |row| row.get(0))
+            .optional()?;
+        match found {
+            Some(hash) if hash == token.0 => return Ok(()),
+            Some(_) => {
+                let message = format!("there is a join token {} already", join.name);
+                return Err(Refusal::new(Code::Conflict, message)
+                    .hint("remove it, or use another name")
+                    .into());
+            }
+            None => {}
+        }
+        let inserted = self
+            .sql
+            .prepare_cached(
+                "INSERT INTO joins (hash, pool_id, name, role, uses, expires, created) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![
+                token.0.as_slice(),
+                pool,
+                join.name.as_str(),
+                join.role.as_str(),
+                join.uses,
+                join.expires.as_millis(),
+                self.now.as_millis()
+            ])?;
+        if inserted == 0 {
+            return Err(token_in_use().into());
+        }
+        let body = json!({"join": join.name, "role": join.role, "uses": join.uses, "expires": join.expires});
+        self.event(pool, "join-added", &body)?;
+        Ok(())
+    }
+
+    /// Takes a join token back; members that used it stay.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub fn remove_join(&mut self, pool: PoolId, name: &MemberName) -> Result<()> {
+        let removed = self
+            .sql
+            .prepare_cached("DELETE FROM joins WHERE pool_id = ?1 AND name = ?2")?
+            .execute(params![pool, name.as_str()])?;
+        if removed == 0 {
+            return Err(not_found(format!("join token {name}")));
+        }
+        self.event(pool, "join-removed", &json!({"join": name}))?;
+        Ok(())
+    }
+
+    /// Makes the device that knows a join token a member of that name with a token of its own; its role. A repeat changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// `unauthorized` if the join token holds no more or was never one of that pool; `conflict` as in
+    /// [`Tx::add_member`].
+    pub fn enrol(
+        &mut self,
+        join: &Sha256,
+        pool: &PoolName,
+        name: &MemberName,
+        token: &Sha256,
+    ) -> Result<Enrolled> {
+        let of_none = || Refusal::new(Code::Unauthorized, "the join token is not valid");
+        // A pool that does not exist is no news to whoever has no token of it.
+        let id = self.pool(pool).map_err(|_| of_none())?;
+        let found: Option<(String, String, u32, i64)> = self
+            .sql
+            .prepare_cached("SELECT name, role, uses, expires FROM joins WHERE hash = ?1 AND pool_id = ?2")?
+            .query_row(params![join.0.as_slice(), id], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            })
+            .optional()?;
+        let (by, role, uses, expires) = found.ok_or_else(of_none)?;
+        let role: Role = role.parse().map_err(|error: String| Refusal::new(Code::Malformed, error))?;
+        if let Some(known) = find_token(self.sql, token, self.now)?
+            && (&known.pool, &known.name, known.role) == (pool, name, role)
+        {
+            return Ok(Enrolled { role, by, repeated: true });
+        }
+        if uses == 0 || expires <= self.now.as_millis() {
+            let hint = "ask the operator of the pool for a new one";
+            return Err(Refusal::new(Code::Unauthorized, "the join token is used up or has expired")
+                .hint(hint)
+                .into());
+        }
+        self.add_member(id, name, role, token)?;
+        self.sql
+            .prepare_cached("UPDATE joins SET uses = uses - 1 WHERE hash = ?1")?
+            .execute([join.0.as_slice()])?;
+        Ok(Enrolled { role, by, repeated: false })
+    }
+}
+
+/// What became of an enrolment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enrolled {
+    pub role: Role,
+    /// The join token's name.
+    pub by: String,
+    pub repeated: bool,
+}
+
+/// The join tokens of a pool, by name.
+pub fn joins(sql: &Connection, pool: PoolId) -> Result<Vec<Join>> {
+    let mut statement =
+        sql.prepare_cached("SELECT name, role, uses, expires FROM joins WHERE pool_id = ?1 ORDER BY name")?;
+    let rows = statement.query_and_then([pool], |row| {
+        Ok(Join {
+            name: row.get::<_, String>(0)?.parse()?,
+            role: row.get::<_, String>(1)?.parse().map_err(|e: String| Refusal::new(Code::Malformed, e))?,
+            uses: row.get(2)?,
+            expires: Timestamp::clamped(row.get(3)?),
+        })
+    })?;
+    rows.collect()
+}
+
+/// Whether a token or a join token has expired and is still there.
+pub fn is_any_expired(sql: &Connection, now: Timestamp) -> Result<bool> {
+    Ok(sql
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM tokens WHERE expires <= ?1) OR EXISTS (SELECT 1 FROM joins WHERE expires <= ?1)",
+        )?
+        .query_row([now.as_millis()], |row| row.get(0))?)
+}
+
+/// The member of that name in that pool, for a certificate that holds from `issued` on. One from the time of an earlier
+/// member of the same name, of this pool or of a removed one, was that member's: it names nobody any more.
+pub fn find_certified(
+    sql: &Connection,
+    pool: &PoolName,
+    member: &MemberName,
+    issued: Timestamp,
+) -> Result<Option<Principal>> {
+    let found: Option<(i64, String)> = sql
+        .prepare_cached(
+            "SELECT m.id, m.role FROM members m JOIN pools p ON p.id = m.pool_id \
+             WHERE p.name = ?1 AND p.removed IS NULL AND m.name = ?2 AND m.revoked IS NULL AND NOT EXISTS \
+             (SELECT 1 FROM pools q JOIN members old ON old.pool_id = q.id \
+              WHERE q.name = ?1 AND old.name = ?2 AND old.revoked >= ?3)",
+        )?
+        .query_row(params![pool.as_str(), member.as_str(), issued.as_millis()], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .optional()?;
+    let Some((id, role)) = found else { return Ok(None) };
+    Ok(Some(Principal {
+        pool: pool.clone(),
+        name: member.clone(),
+        role: role.parse().map_err(|e: String| Refusal::new(Code::Malformed, e))?,
+        id,
+    }))
+}
+
+/// Who a token belongs to, if it is valid at `now` and its member not revoked.
+pub fn find_token(sql: &Connection, token: &Sha256, now: Timestamp) -> Result<Option<Principal>> {
+    let found: Option<(i64, String, String, String)> = sql
+        .prepare_cached(
+            "SELECT m.id, m.name, m.role, p.name FROM tokens t JOIN members m ON m.id = t.member_id \
+             JOIN pools p ON p.id = m.pool_id WHERE t.hash = ?1 AND m.revoked IS NULL AND p.removed IS NULL \
+             AND (t.expires IS NULL OR t.expires > ?2)",
+        )?
+        .query_row(params![token.0.as_slice(), now.as_millis()], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })
+        .optional()?;
+    let Some((id, name, role, pool)) = found else { return Ok(None) };
+    Ok(Some(Principal {
+        pool: pool.parse()?,
+        name: name.parse()?,
+        role: role.parse().map_err(|e: String| Refusal::new(Code::Malformed, e))?,
+        id,
+    }))
+}
+
+fn token_in_use() -> Refusal {
+    Refusal::new(Code::Conflict, "the token is in use").hint("make a new random one")
+}
