@@ -333,8 +333,9 @@ impl Listener<'_> {
         }
     }
 
+    /// By `&mut`: so that the whole of [`listen`] may run on a task of its own.
     async fn say(
-        &self,
+        &mut self,
         version: u64,
         state: DeliveryState,
         sha256: Sha256,

@@ -91,7 +91,7 @@ pub struct Summary {
     pub left: u64,
     /// Messages with several files.
     pub bundles: u64,
-    /// Bytes of files that were sent, repeats included.
+    /// Bytes of files that were sent, repeats included; of large files those that got through, without the parts that were there.
     pub bytes: u64,
 }
 

@@ -145,7 +145,8 @@ impl Run<'_> {
             }
             Done::Complete(statement, told) => self.told_complete(&statement, told),
             Done::Put(entry, sha256, sent) => {
-                self.large = None;
+                // Only what this run has sent: of a resumed file the missing parts.
+                self.summary.bytes += self.large.take().map_or(0, |meter| meter.done());
                 self.watch.progress();
                 self.sent_large(entry, sha256, sent).await
             }
@@ -164,7 +165,6 @@ impl Run<'_> {
         }
         match sent {
             Ok(receipt) => {
-                self.summary.bytes += entry.size;
                 self.digests.insert(entry.upload.clone(), sha256);
                 self.settled.push((Some(entry), receipt, None));
                 self.settle().await

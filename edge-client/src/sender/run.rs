@@ -131,6 +131,8 @@ pub async fn flush(
         doubtful.clear();
         if run.finished() {
             run.summary.left = (run.queue.len() + run.left.len()) as u64;
+            // The receipt of a large file can be faster than the answer to its commit.
+            run.summary.bytes += run.large.take().map_or(0, |meter| meter.done());
             let _ = run.spool.set_in_flight(run.queue.on_the_way());
             return Ok(run.summary);
         }

@@ -358,7 +358,9 @@ impl Session {
         let server: answer::Time = self.ask(Op::Time, &serde_json::json!({}), within).await?;
         let took = begin.elapsed();
         let half = i64::try_from(took.as_millis() / 2).unwrap_or(i64::MAX);
-        Ok(ClockOffset { ms: server.time.as_millis() - asked - half, within: took / 2 })
+        // Three times were cut to whole milliseconds.
+        let within = took / 2 + Duration::from_millis(2);
+        Ok(ClockOffset { ms: server.time.as_millis() - asked - half, within })
     }
 
     /// Says DISCONNECT. The session ends; what waits for it gets errors.

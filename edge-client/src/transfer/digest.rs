@@ -43,7 +43,11 @@ pub fn digest(path: &Path, size: u64, part_size: Option<u64>) -> io::Result<Dige
     digest_of(File::open(path)?, size, part_size)
 }
 
-fn digest_of(mut from: impl Read, size: u64, part_size: Option<u64>) -> io::Result<Digests> {
+/// The same of anything that can be read.
+///
+/// # Errors
+/// As [`digest`].
+pub fn digest_of(mut from: impl Read, size: u64, part_size: Option<u64>) -> io::Result<Digests> {
     if part_size == Some(0) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a part has no size"));
     }

@@ -36,7 +36,7 @@ use millpond_protocol::Sha256;
 
 pub(crate) use download::{parent, sync_directory};
 
-pub use digest::{Digests, Hasher, digest};
+pub use digest::{Digests, Hasher, digest, digest_of};
 pub use download::{Expected, place};
 pub use meter::{Meter, Meters};
 pub use throttle::Throttle;
