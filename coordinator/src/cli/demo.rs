@@ -20,3 +20,13 @@ pub(super) fn run(args: &Args, out: &Out) -> Result<(), Failure> {
     out.show(&report, |out, report| out.line(report.table()));
     Ok(())
 }
+
+/// A client of the demo: writes what it has sent.
+pub(super) fn client(args: demo::Client) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let summary = runtime.block_on(demo::client(args));
+    runtime.shutdown_background();
+    let summary = summary.map_err(|error| Failure::new(FAILED, format!("{error:#}")))?;
+    println!("{}", serde_json::json!({ "stored": summary.stored, "bytes": summary.bytes }));
+    Ok(())
+}

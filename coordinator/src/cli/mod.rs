@@ -52,6 +52,9 @@ struct Cli {
 enum Command {
     /// Play the whole story on this machine: a server, publishers, a processor, listeners.
     Demo(demo::Args),
+    /// What `demo` starts to have somebody to kill.
+    #[command(hide = true)]
+    DemoClient(crate::demo::Client),
     /// Run a server.
     Serve(serve::Args),
     /// Run a server on loopback with a pool and members to play with.
@@ -123,6 +126,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(cli: Cli, out: &Out) -> Result<(), Failure> {
     let command = match cli.command {
         Command::Demo(args) => return demo::run(&args, out),
+        Command::DemoClient(args) => return demo::client(args),
         Command::Serve(args) => return serve::run(&args, out),
         Command::Dev(args) => return dev::run(&args, out),
         Command::Tls(command) => return tls::run(command, out),
@@ -133,7 +137,11 @@ fn dispatch(cli: Cli, out: &Out) -> Result<(), Failure> {
     runtime.block_on(async {
         let client = Client::new(&cli.target)?;
         match command {
-            Command::Demo(_) | Command::Serve(_) | Command::Dev(_) | Command::Tls(_) => Ok(()),
+            Command::Demo(_)
+            | Command::DemoClient(_)
+            | Command::Serve(_)
+            | Command::Dev(_)
+            | Command::Tls(_) => Ok(()),
             Command::Pool(command) => pool::run(command, &client, out).await,
             Command::Member(command) => member::run(command, &client, out).await,
             Command::Join(command) => join::run(command, &client, out).await,

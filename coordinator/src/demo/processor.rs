@@ -6,15 +6,16 @@ use std::io::Read as _;
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use millpond_protocol::access::Op;
-use millpond_protocol::message::answer::{FilesPage, Triggered};
+use millpond_protocol::message::answer::{self, FilesPage, Triggered};
 use millpond_protocol::message::{Lease, LeaseFile, LeaseFileKind};
 use millpond_protocol::{Code, MemberName, Refusal, Sha256, UploadId, limits};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::content::Content;
 use super::link::{Beside, Credentials, Link};
-use super::member::fetch;
 use super::progress::Step;
+use super::url;
 
 /// Which file of which member.
 pub(super) type Key = (MemberName, UploadId);
@@ -48,7 +49,17 @@ pub(super) struct Done {
     pub(super) batch: u64,
     pub(super) attempt: u32,
     pub(super) manifest: Manifest,
-    pub(super) result: Bytes,
+    pub(super) result_bytes: u64,
+    pub(super) result_sha256: Sha256,
+}
+
+/// What a processor makes of a batch.
+#[derive(Clone, Copy)]
+pub(super) enum Product {
+    /// The list of its files, filled up to so many bytes at the least; by PUBLISH.
+    List(usize),
+    /// So many bytes; by presigned PUT.
+    Large(u64),
 }
 
 pub(super) struct Processor {
@@ -113,18 +124,17 @@ impl Processor {
     /// Begins like any other, fetches the first file, and is gone without a word.
     pub(super) async fn die_working(self, lease: &Lease) -> anyhow::Result<()> {
         let file = lease.files.first().context("a lease without files")?;
-        fetch(&self.http, &file.url).await?;
+        url::get_by_range(&self.http, &file.url, file.size, async || Ok(())).await?;
         drop(self.link);
         Ok(())
     }
 
-    /// Fetches everything, checks it against the manifest, and returns a result of at least that many bytes. `progress` advances
-    /// with each file.
+    /// Fetches everything, checks it against the manifest, and returns a result. `progress` advances with each file.
     pub(super) async fn work(
         &mut self,
         lease: &Lease,
-        at_least: usize,
-        progress: &mut Step,
+        product: Product,
+        progress: &Step,
     ) -> anyhow::Result<Done> {
         let manifest = self.manifest(lease).await?;
         let mut missing = manifest.entries.clone();
@@ -133,7 +143,7 @@ impl Processor {
         let mut cursor = lease.cursor.clone();
         loop {
             for file in &files {
-                for (key, found) in self.read(file).await? {
+                for (key, found) in self.read(file, lease).await? {
                     let listed = missing.remove(&key);
                     ensure!(listed == Some(found), "{}/{} is not what the manifest lists", key.0, key.1);
                     progress.advance();
@@ -146,25 +156,48 @@ impl Processor {
             (files, cursor) = (page.files, page.cursor);
         }
         ensure!(missing.is_empty(), "{} files of the manifest were not in the lease", missing.len());
-        let result = merge(&manifest, at_least);
+        let (result_bytes, result_sha256) = match product {
+            Product::List(at_least) => self.publish(lease, merge(&manifest, at_least)).await?,
+            Product::Large(size) => self.put(lease, Content::new(&manifest.sha256.to_string(), size)).await?,
+        };
+        let log = format!("merged {} files\n", manifest.entries.len());
+        let ask = json!({
+            "id": self.id("done"), "round": lease.round, "attempt": lease.attempt, "log": log, "wait_s": 30,
+        });
+        let done: serde_json::Value = self.link.ask(Op::Done, &ask).await?;
+        ensure!(!done["version"].is_null(), "a result by one PUT is there at once: {done}");
+        Ok(Done { batch: lease.batch, attempt: lease.attempt, manifest, result_bytes, result_sha256 })
+    }
+
+    /// Returns a result by PUBLISH.
+    async fn publish(&self, lease: &Lease, result: Bytes) -> anyhow::Result<(u64, Sha256)> {
         let (pool, member) = (&self.link.who.pool, &self.link.who.member);
         let topic = format!("mp/{pool}/c/{member}/result/{}/{}", lease.round, lease.attempt);
         let beside = Beside {
             user_properties: vec![("name".to_owned(), format!("merged-{}.txt", lease.round))],
             content_type: Some("text/plain".to_owned()),
         };
-        self.link.publish(&topic, result.clone(), beside).await.context("returning the result")?;
+        let what = (result.len() as u64, Sha256::of(&result));
+        self.link.publish(&topic, result, beside).await.context("returning the result")?;
+        Ok(what)
+    }
+
+    /// Brings a result to storage; `done` commits it.
+    async fn put(&mut self, lease: &Lease, result: Content) -> anyhow::Result<(u64, Sha256)> {
+        let sha256 = result.digests(None).await?.sha256;
         let ask = json!({
-            "id": self.id("done"), "round": lease.round, "attempt": lease.attempt,
-            "log": format!("merged {} files\n", manifest.entries.len()),
+            "id": self.id("put"), "round": lease.round, "attempt": lease.attempt, "size": result.size(),
+            "sha256": sha256, "name": format!("merged-{}.bin", lease.round),
         });
-        let _: serde_json::Value = self.link.ask(Op::Done, &ask).await?;
-        Ok(Done { batch: lease.batch, attempt: lease.attempt, manifest, result })
+        let granted: answer::Put = self.link.ask(Op::Put, &ask).await?;
+        let to = granted.to.context("a grant without a URL")?;
+        url::put(&self.http, &to, result.pieces(0..result.size()).map(Ok)).await?;
+        Ok((result.size(), sha256))
     }
 
     async fn manifest(&self, lease: &Lease) -> anyhow::Result<Manifest> {
         let url = lease.manifest_url.as_deref().context("a ready lease without a manifest")?;
-        let bytes = fetch(&self.http, url).await?;
+        let bytes = url::get(&self.http, url).await?;
         let sha256 = Sha256::of(&bytes);
         ensure!(lease.manifest_sha256 == Some(sha256), "the manifest is not what the lease says");
         let text = std::str::from_utf8(&bytes)?;
@@ -182,19 +215,21 @@ impl Processor {
     }
 
     /// The uploads in one file of the lease, with their hashes.
-    async fn read(&self, file: &LeaseFile) -> anyhow::Result<Vec<(Key, Sha256)>> {
-        let bytes = fetch(&self.http, &file.url).await?;
-        ensure!(
-            bytes.len() as u64 == file.size && Sha256::of(&bytes) == file.sha256,
-            "a file of the lease is not what the lease says"
-        );
+    async fn read(&mut self, file: &LeaseFile, lease: &Lease) -> anyhow::Result<Vec<(Key, Sha256)>> {
+        let wrong = "a file of the lease is not what the lease says";
         match file.kind {
             LeaseFileKind::Large => {
                 let member = file.member.clone().context("a large file without member")?;
                 let upload = file.upload.clone().context("a large file without upload")?;
-                Ok(vec![((member, upload), file.sha256)])
+                let (http, url) = (self.http.clone(), &file.url);
+                let beat = async || self.beat(lease, 0).await.map(drop);
+                let found = url::get_by_range(&http, url, file.size, beat).await?;
+                ensure!(found == file.sha256, wrong);
+                Ok(vec![((member, upload), found)])
             }
             LeaseFileKind::Pack => {
+                let bytes = url::get(&self.http, &file.url).await?;
+                ensure!(bytes.len() as u64 == file.size && Sha256::of(&bytes) == file.sha256, wrong);
                 let mut found = Vec::new();
                 for entry in tar::Archive::new(bytes.as_ref()).entries()? {
                     let mut entry = entry?;
@@ -216,7 +251,7 @@ impl Processor {
     }
 }
 
-/// What this processor makes of a batch: the list of its files, filled up to the size wanted.
+/// The list of a batch's files, filled up to the size wanted.
 fn merge(manifest: &Manifest, at_least: usize) -> Bytes {
     let mut text = format!("round {}\n", manifest.header.seq);
     for ((member, upload), sha256) in &manifest.entries {

@@ -1,6 +1,7 @@
 //! Progress on standard error: bars on a terminal, a line a step elsewhere.
 
 use std::io::IsTerminal as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -10,11 +11,11 @@ pub(super) struct Progress {
     bars: bool,
 }
 
-/// One step with a known number of parts.
+/// One step with a known number of parts, which may be done beside each other.
 pub(super) struct Step {
     text: String,
     bar: Option<ProgressBar>,
-    done: u64,
+    done: AtomicU64,
 }
 
 impl Progress {
@@ -37,7 +38,7 @@ impl Progress {
             }
             bar
         });
-        Step { text, bar, done: 0 }
+        Step { text, bar, done: AtomicU64::new(0) }
     }
 }
 
@@ -50,8 +51,8 @@ impl Step {
     }
 
     /// One part is done.
-    pub(super) fn advance(&mut self) {
-        self.done += 1;
+    pub(super) fn advance(&self) {
+        self.done.fetch_add(1, Ordering::Relaxed);
         if let Some(bar) = &self.bar {
             bar.inc(1);
         }
@@ -62,6 +63,6 @@ impl Step {
         if let Some(bar) = self.bar {
             bar.finish_and_clear();
         }
-        eprintln!("{} ({})", self.text, self.done);
+        eprintln!("{} ({})", self.text, self.done.into_inner());
     }
 }

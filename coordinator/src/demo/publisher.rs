@@ -1,10 +1,6 @@
 //! A publisher: a few small files a window, each with its own habit.
 
-use std::collections::BTreeMap;
-
-use anyhow::ensure;
 use millpond_protocol::bundle::{self, Bundle, Entry};
-use millpond_protocol::message::Outcome;
 use millpond_protocol::{Sha256, Timestamp, UploadId, limits};
 
 use super::link::{Beside, Credentials, Link};
@@ -20,7 +16,7 @@ pub(super) enum Habit {
     /// All files of a window in one bundle.
     Bundles,
     /// Has one file in the first window that is larger than what the server keeps in its ledger.
-    Large,
+    Larger,
     /// Finds one more file of the first window when that has been sealed already.
     Late,
 }
@@ -30,7 +26,7 @@ impl Habit {
         match index {
             0 => Self::Repeats,
             1 => Self::Bundles,
-            2 => Self::Large,
+            2 => Self::Larger,
             3 => Self::Late,
             _ => Self::Plain,
         }
@@ -48,8 +44,6 @@ pub(super) struct Publisher {
     pub(super) member: Member,
     pub(super) habit: Habit,
     who: Credentials,
-    /// What was acknowledged, by upload id.
-    pub(super) sent: BTreeMap<UploadId, Sha256>,
     /// Publishes beyond the first of an upload.
     pub(super) repeats: u64,
 }
@@ -57,7 +51,7 @@ pub(super) struct Publisher {
 impl Publisher {
     pub(super) async fn join(who: Credentials, habit: Habit) -> anyhow::Result<Self> {
         let member = Member::join(who.clone()).await?;
-        Ok(Self { member, habit, who, sent: BTreeMap::new(), repeats: 0 })
+        Ok(Self { member, habit, who, repeats: 0 })
     }
 
     /// Sends the files as this publisher does, and waits for every acknowledgement and receipt.
@@ -82,9 +76,9 @@ impl Publisher {
             self.repeats += 2 * files.len() as u64;
         }
         for file in files {
-            self.sent.insert(file.upload.clone(), Sha256::of(&file.bytes));
+            self.member.stored(&file.upload, Sha256::of(&file.bytes)).await?;
         }
-        self.receipts(files).await
+        Ok(())
     }
 
     async fn send_bundle(&self, files: &[File]) -> anyhow::Result<()> {
@@ -103,23 +97,6 @@ impl Publisher {
         let Some(first) = files.first() else { return Ok(()) };
         let topic = format!("mp/{}/c/{}/bundle/b-{}", self.who.pool, self.who.member, first.upload);
         self.member.link.publish(&topic, bundle::encode(&bundle)?, Beside::default()).await
-    }
-
-    /// Waits until every file has a receipt that says `stored`.
-    async fn receipts(&mut self, files: &[File]) -> anyhow::Result<()> {
-        for file in files {
-            let (id, hash) = (file.upload.as_str(), Sha256::of(&file.bytes));
-            let has = |member: &Member| member.receipts.iter().any(|receipt| receipt.upload == id);
-            self.member.wait(&format!("the receipt of {id}"), has).await?;
-            let stored = self
-                .member
-                .receipts
-                .iter()
-                .filter(|receipt| receipt.upload == id)
-                .all(|receipt| receipt.outcome == Outcome::Stored && receipt.sha256 == Some(hash));
-            ensure!(stored, "{}: {id} was not stored as it was sent", self.who.member);
-        }
-        Ok(())
     }
 }
 
@@ -140,7 +117,7 @@ pub(super) fn files(number: usize, round: u64, habit: Habit, from: Timestamp) ->
         let size = 512 + (number * 97 + n as usize * 331) % 3_000;
         files.push(file(number, &format!("r{round}-{n}"), size, from, n)?);
     }
-    if habit == Habit::Large && round == 1 {
+    if habit == Habit::Larger && round == 1 {
         files.push(file(number, "r1-large", limits::SMALL_MAX + 70_000, from, 3)?);
     }
     Ok(files)
@@ -156,6 +133,6 @@ pub(super) fn file(
 ) -> anyhow::Result<File> {
     let line = format!("publisher {number} upload {upload}\n");
     let bytes = line.bytes().cycle().take(size).collect();
-    let event_time = from.after(std::time::Duration::from_millis(number as u64 * 10 + n));
+    let event_time = from.after(std::time::Duration::from_millis(number as u64 + n));
     Ok(File { upload: upload.parse()?, event_time, bytes })
 }

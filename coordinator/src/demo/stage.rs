@@ -1,5 +1,8 @@
 //! The stage: the real server on ephemeral ports, a pool, and its members.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use anyhow::{Context as _, anyhow};
 use millpond_protocol::{PoolName, Role, Timestamp};
 use serde::de::DeserializeOwned;
@@ -13,6 +16,9 @@ use super::link::Credentials;
 use crate::config::Config;
 use crate::server;
 
+/// How long storage may be silent.
+const PATIENCE: Duration = Duration::from_secs(90);
+
 /// A running server with the pool `demo`.
 pub(super) struct Stage {
     pub(super) http: reqwest::Client,
@@ -23,7 +29,7 @@ pub(super) struct Stage {
     shutdown: CancellationToken,
     server: Mutex<JoinHandle<anyhow::Result<()>>>,
     /// Removed when the stage is.
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Stage {
@@ -46,17 +52,24 @@ impl Stage {
             });
         };
         let stage = Self {
-            http: reqwest::Client::builder().no_proxy().build()?,
+            http: reqwest::Client::builder().no_proxy().read_timeout(PATIENCE).build()?,
             pool: "demo".parse()?,
             api: format!("http://{}", addresses.http),
             mqtt: addresses.mqtt,
             admin: std::fs::read_to_string(token)?.trim().to_owned(),
             shutdown,
             server: Mutex::new(server),
-            _directory: directory,
+            directory,
         };
         stage.make_pool().await?;
         Ok(stage)
+    }
+
+    /// A directory for whoever goes by that name.
+    pub(super) fn directory(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let directory = self.directory.path().join(name);
+        std::fs::create_dir(&directory)?;
+        Ok(directory)
     }
 
     /// Resolves if the server ends by itself.
