@@ -4,6 +4,7 @@
 //! member, live pool-wide messages, and the end of sessions.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -43,8 +44,41 @@ pub trait Backend: Send + Sync + 'static {
     /// At most `max` receipts with a sequence number above `after`, in order.
     async fn receipts(&self, who: &Principal, after: i64, max: usize) -> Result<Vec<ReceiptRow>, Refusal>;
 
+    /// Keeps the subscriptions of a session, in the place of those kept before, until [`Backend::session_ended`] or until
+    /// it has been without a connection for so long. Resolves when that is durable.
+    async fn keep_session(&self, who: &Principal, session: KeptSession) -> Result<(), Refusal>;
+
+    /// The session has lost its connection (`Some`: it expires after that time), or is over (`None`).
+    fn session_left(&self, who: &Principal, client_id: &str, expires_after: Option<Duration>);
+
+    /// All sessions that are kept and have not expired: asked for once, when the gate starts.
+    async fn sessions(&self) -> Result<Vec<(Principal, KeptSession)>, Refusal>;
+
     /// A connection of `who` acknowledged every receipt up to `seq` (QoS 0: wrote it).
     fn receipts_acknowledged(&self, who: &Principal, seq: i64);
+}
+
+/// What of a session survives a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptSession {
+    pub client_id: String,
+    /// How long it is kept without a connection; of one that has none, from now on.
+    pub expiry: Duration,
+    pub subscriptions: Vec<Subscription>,
+}
+
+/// One subscription of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscription {
+    /// As the client gave it, `$share/…` included.
+    pub filter: String,
+    /// At most at this QoS.
+    pub qos: u8,
+    pub no_local: bool,
+    /// Retain As Published.
+    pub as_published: bool,
+    /// The subscription identifier.
+    pub tag: Option<u32>,
 }
 
 /// The credentials of a CONNECT. `Debug` does not show the token.

@@ -1,13 +1,20 @@
 //! What an operator may change about the gate. What is a limit of the protocol has its default from
-//! [`millpond_protocol::limits`]; `links_max`, `stall_timeout` and `rate_min` are the gate's own.
+//! [`millpond_protocol::limits`]; `keep_alive_max`, `stall_timeout` and `rate_min` are the gate's own.
 
 use std::time::Duration;
 
-use millpond_protocol::limits;
+use millpond_protocol::{AppTopics, limits};
+
+use crate::codec::Version;
+use crate::codec::packet::Connect;
 
 /// Limits and time-outs of the gate.
 #[derive(Debug, Clone)]
 pub struct GateConfig {
+    /// What members may publish and subscribe to among themselves.
+    pub app_topics: AppTopics,
+    /// Seconds of the longest keep-alive: an MQTT 5 client that wants a longer one, or none, is told to use this. 0: any.
+    pub keep_alive_max: u16,
     /// Bytes of a file in an `up` or an inline `result`. Raising it lets slow links be held longer by one packet.
     pub publish_max: usize,
     /// Bytes of a bundle's payload.
@@ -26,8 +33,6 @@ pub struct GateConfig {
     pub strangers_max: usize,
     /// Connections of one member.
     pub connections_per_member: usize,
-    /// Connections that subscribe to pool-wide topics; one more is told `quota`.
-    pub links_max: usize,
     /// Bytes read but not committed, over all connections; then the gate reads no further. A quarter is for packets of
     /// at most 64 KiB, the rest for longer ones, and each part holds at least one packet of its kind.
     pub uncommitted_bytes_max: usize,
@@ -60,7 +65,8 @@ impl Default for GateConfig {
             sign_in_timeout: limits::STORAGE_TIMEOUT,
             strangers_max: limits::STRANGERS_MAX,
             connections_per_member: limits::CONNECTIONS_PER_MEMBER,
-            links_max: 50_000,
+            app_topics: AppTopics::default(),
+            keep_alive_max: 0,
             uncommitted_bytes_max: limits::UNCOMMITTED_BYTES_MAX,
             uncommitted_per_connection: limits::UNCOMMITTED_PER_CONNECTION,
             in_flight_out: limits::IN_FLIGHT_OUT,
@@ -74,6 +80,13 @@ impl Default for GateConfig {
 }
 
 impl GateConfig {
+    /// The keep-alive that a client has to use instead of its own. Over 3.1.1 it could not be told.
+    pub(crate) fn keep_alive_of(&self, connect: &Connect) -> Option<u16> {
+        let max = self.keep_alive_max;
+        let is_longer = connect.keep_alive == 0 || connect.keep_alive > max;
+        (max > 0 && is_longer && connect.version == Version::V5).then_some(max)
+    }
+
     /// Bytes of the largest packet that the gate accepts after CONNECT, as announced to MQTT 5 clients.
     pub fn packet_max(&self) -> usize {
         self.bundle_max.max(self.publish_max).max(self.ask_max) + limits::PACKET_OVERHEAD

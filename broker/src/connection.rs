@@ -1,8 +1,8 @@
 //! The task of one connection: waits for whatever comes next, feeds it to the [`Session`], and writes what it says.
 //!
-//! One task owns socket, session, link and everything that is under way for them, so a slow client holds up nobody
+//! One task owns socket, session and everything that is under way for them, so a slow client holds up nobody
 //! else. Each turn of the loop first applies what is there (packets, effects), then waits once for all of: the mailbox,
-//! outcomes, look-ups, the link, the budget, the socket in both directions, and the time.
+//! outcomes, look-ups, the budget, the socket in both directions, and the time.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use crate::codec::write::Out;
 use crate::codec::{Bad, reason};
 use crate::gate::Shared;
 use crate::handshake::Welcome;
+use crate::hub::mailbox::{Mailbox, Taken};
 use crate::intake::Intake;
 use crate::lookup::{Found, lookup};
 use crate::registry::Registration;
-use crate::router::{Attached, Link, Live, NoLink};
 use crate::session::{Effect, End, Session};
 use crate::socket::{Due, Moved, linger, poll_io};
 
@@ -41,16 +41,19 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let Welcome { session, registration, version, rest } = welcome;
+    let was_kept = session.is_kept() || session.is_resumed();
     let mut connection = Connection {
         session,
+        was_kept,
         intake: Intake::new(version, rest, &gate),
         takes: FuturesOrdered::new(),
         lookups: FuturesUnordered::new(),
-        link: None,
+        mailbox: registration.mailbox.clone(),
+        client_id: registration.client_id.clone(),
         write_by: Due::default(),
         gate,
     };
-    connection.serve(&mut io, &registration, shutdown).await;
+    connection.serve(&mut io, shutdown).await;
     connection.goodbye(io, registration).await;
 }
 
@@ -61,18 +64,21 @@ struct Connection {
     intake: Intake,
     takes: Takes,
     lookups: FuturesUnordered<BoxFuture<'static, Found>>,
-    link: Option<Link>,
+    mailbox: Arc<Mailbox>,
+    client_id: String,
+    /// Whether the backend keeps the session, or did.
+    was_kept: bool,
     /// When the socket must have taken a byte of what is to be written.
     write_by: Due,
     gate: Arc<Shared>,
 }
 
 impl Connection {
-    async fn serve<S>(&mut self, io: &mut S, registration: &Registration, shutdown: CancellationToken)
+    async fn serve<S>(&mut self, io: &mut S, shutdown: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let mailbox = registration.mailbox.clone();
+        let mailbox = self.mailbox.clone();
         let stopping = shutdown.cancelled_owned();
         tokio::pin!(stopping);
         let timer = tokio::time::sleep_until(self.deadline().into());
@@ -93,7 +99,7 @@ impl Connection {
                 timer.as_mut().reset(deadline);
             }
             let listens = self.intake.listens(&self.session);
-            let live = self.session.has_room_for_live();
+            let wants = self.session.wants();
             let room = self.intake.room();
             tokio::select! {
                 biased;
@@ -106,23 +112,11 @@ impl Connection {
                     }
                     timer.as_mut().reset(self.deadline().into());
                 }
-                waiting = mailbox.take() => {
-                    waiting.messages.into_iter().for_each(|message| self.session.member_message(message));
-                    if waiting.receipts {
-                        self.session.receipts_ready();
-                    }
-                    if let Some(reason) = waiting.end {
-                        self.session.kick(reason);
-                    }
-                }
+                taken = mailbox.take(wants) => self.took(taken),
                 () = next_outcomes(&mut self.takes, &mut outcomes), if !self.takes.is_empty() => {
                     self.settle(&mut outcomes);
                 }
                 Some(found) = self.lookups.next(), if !self.lookups.is_empty() => self.found(found),
-                live = next_live(&mut self.link), if live && self.link.is_some() => match live {
-                    Some(live) => self.session.live(live),
-                    None => self.session.attached(Err(NoLink::Dead)),
-                },
                 permit = charged(&mut self.intake.charging), if self.intake.charging.is_some() => {
                     self.intake.charged(permit);
                 }
@@ -152,6 +146,20 @@ impl Connection {
         }
     }
 
+    fn took(&mut self, taken: Taken) {
+        taken.messages.into_iter().for_each(|message| self.session.member_message(message));
+        taken.live.into_iter().for_each(|mail| self.session.live(mail.message));
+        if !taken.copies.is_empty() {
+            self.session.copies(taken.copies, Instant::now());
+        }
+        if taken.receipts {
+            self.session.receipts_ready();
+        }
+        if let Some(reason) = taken.end {
+            self.session.kick(reason);
+        }
+    }
+
     /// Carries out what the session decided, and has it encode what it may send.
     fn apply(&mut self) {
         self.session.pump();
@@ -167,9 +175,20 @@ impl Connection {
                     backend.refused(who, refused);
                 }
                 Effect::ReceiptsAcknowledged(seq) => backend.receipts_acknowledged(who, seq),
+                Effect::Publish(message) => {
+                    self.gate.publishes.increment(1);
+                    self.takes.push_back(Box::pin(self.gate.handle.hub().publish(*message)));
+                }
+                Effect::Subscribe { filter, options, replay } => {
+                    let hub = self.gate.handle.hub();
+                    hub.subscribe(&who.pool, &self.mailbox, &filter, options, replay);
+                }
+                Effect::Unsubscribe(filter) => {
+                    self.gate.handle.hub().unsubscribe(&who.pool, &self.mailbox, &filter);
+                }
                 Effect::Ask(question) => {
-                    let slot = self.link.as_ref().map(Link::slot);
-                    self.lookups.push(lookup(question, &self.gate, who, slot));
+                    let session = (&*self.client_id, self.session.expiry());
+                    self.lookups.push(lookup(question, &self.gate, who, session));
                 }
             }
         }
@@ -190,13 +209,7 @@ impl Connection {
 
     fn found(&mut self, found: Found) {
         match found {
-            Found::Attached(Ok(attached)) => {
-                if let Attached::New(link) = attached {
-                    self.link = Some(link);
-                }
-                self.session.attached(Ok(()));
-            }
-            Found::Attached(Err(error)) => self.session.attached(Err(error)),
+            Found::Kept(result) => self.session.kept(result),
             Found::States(result) => self.session.states(result),
             Found::Cursor(result) => self.session.cursor(result),
             Found::Receipts { after, result } => self.session.receipts(after, result),
@@ -223,9 +236,13 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        drop(registration);
+        let (who, client_id) = (self.session.who().clone(), registration.client_id.clone());
+        let leaving = self.session.leaving();
+        let expiry = leaving.expiry;
+        if let (Some(is_kept), true) = (registration.leave(leaving), self.was_kept) {
+            self.gate.backend.session_left(&who, &client_id, is_kept.then_some(expiry));
+        }
         self.intake.stop(&self.session);
-        self.link = None;
         self.lookups.clear();
         self.apply_last();
         let is_gone = self.session.end() == Some(End::Client);
@@ -247,7 +264,8 @@ impl Connection {
     /// Of the effects, what still matters when nobody listens.
     fn apply_last(&mut self) {
         self.session.effects.retain(|effect| {
-            matches!(effect, Effect::Take(_) | Effect::Refused(_) | Effect::ReceiptsAcknowledged(_))
+            let lasts = matches!(effect, Effect::Take(_) | Effect::Publish(_));
+            lasts || matches!(effect, Effect::Refused(_) | Effect::ReceiptsAcknowledged(_))
         });
         self.apply();
     }
@@ -284,13 +302,6 @@ async fn next_outcomes(takes: &mut Takes, outcomes: &mut Vec<Result<(), Refusal>
         if outcomes.is_empty() && !takes.is_empty() { Poll::Pending } else { Poll::Ready(()) }
     })
     .await;
-}
-
-async fn next_live(link: &mut Option<Link>) -> Option<Live> {
-    match link {
-        Some(link) => link.next().await.ok(),
-        None => std::future::pending().await,
-    }
 }
 
 async fn charged(

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use millpond_net::{Arrival, Entered, Listener, Stream};
+use millpond_protocol::{Principal, Refusal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,7 +15,7 @@ use crate::budget::Budget;
 use crate::config::GateConfig;
 use crate::handle::GateHandle;
 use crate::handshake::Welcome;
-use crate::{connection, handshake, router};
+use crate::{bus, connection, handshake};
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -37,6 +38,7 @@ pub enum GateError {
 pub struct Gate {
     shared: Arc<Shared>,
     router_dead: CancellationToken,
+    stop: CancellationToken,
 }
 
 /// What all connections share.
@@ -59,7 +61,7 @@ impl Shared {
         metrics::gauge!("millpond_gate_uncommitted_bytes").set(self.budget.used() as f64);
         let strangers = self.config.strangers_max.saturating_sub(self.strangers.available_permits());
         metrics::gauge!("millpond_gate_strangers").set(strangers as f64);
-        metrics::gauge!("millpond_gate_router_queue").set(self.handle.outbox().len() as f64);
+        metrics::gauge!("millpond_gate_router_queue").set(self.handle.hub().outbox().len() as f64);
     }
 
     /// A client id for a client that brought none.
@@ -70,7 +72,7 @@ impl Shared {
 }
 
 impl Gate {
-    /// Starts the router. Connections are accepted by [`Gate::serve`].
+    /// Starts the router, on the runtime that calls. Connections are accepted by [`Gate::serve`].
     ///
     /// # Errors
     /// The router could not be started.
@@ -80,8 +82,7 @@ impl Gate {
         backend: Arc<dyn Backend>,
     ) -> Result<Self, GateError> {
         handle.set_bytes_max(config.out_queue_max);
-        let router_dead =
-            router::start(handle.outbox().clone(), config.links_max).map_err(GateError::Start)?;
+        let router_dead = bus::start(handle.hub()).map_err(GateError::Start)?;
         let shared = Shared {
             budget: Arc::new(Budget::new(config.uncommitted_bytes_max, config.packet_max())),
             strangers: Arc::new(Semaphore::new(config.strangers_max)),
@@ -94,7 +95,26 @@ impl Gate {
             ack_seconds: metrics::histogram!("millpond_gate_ack_seconds"),
             client_ids: AtomicU64::new(1),
         };
-        Ok(Self { shared: Arc::new(shared), router_dead })
+        let (shared, stop) = (Arc::new(shared), CancellationToken::new());
+        let (timed, stopped) = (shared.clone(), stop.clone());
+        tokio::spawn(async move {
+            let ended = |who: &Principal, id: &str| timed.backend.session_left(who, id, None);
+            timed.handle.registry().run(&stopped, ended).await;
+        });
+        Ok(Self { shared, router_dead, stop })
+    }
+
+    /// Brings back the sessions of the run before: their messages on app topics are queued from now on. To be called once,
+    /// before [`Gate::serve`].
+    ///
+    /// # Errors
+    /// The backend does not answer.
+    pub async fn restore(&self) -> Result<(), Refusal> {
+        let sessions = self.shared.backend.sessions().await?;
+        for (who, session) in sessions {
+            self.shared.handle.registry().restore(&who, session);
+        }
+        Ok(())
     }
 
     /// The coordinator's way to the connections.
@@ -182,6 +202,7 @@ async fn welcome(arrival: Arrival, gate: &Shared) -> Option<(Stream, Welcome)> {
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        self.shared.handle.outbox().stop();
+        self.shared.handle.hub().outbox().stop();
+        self.stop.cancel();
     }
 }

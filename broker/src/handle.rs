@@ -7,8 +7,9 @@ use bytes::Bytes;
 use millpond_protocol::{MemberName, PoolName, limits};
 
 use crate::backend::{MemberMessage, StateMessage};
+use crate::hub::Hub;
+use crate::hub::message::Message;
 use crate::registry::{EndReason, Registry};
-use crate::router::Outbox;
 
 /// Sends to connections. Cheap to clone; no call blocks or waits. It exists before the gate, so that the coordinator
 /// can be built with it; what is sent before [`Gate::start`](crate::Gate::start) reaches nobody.
@@ -20,16 +21,17 @@ pub struct GateHandle {
 #[derive(Debug)]
 struct Shared {
     registry: Arc<Registry>,
-    outbox: Arc<Outbox>,
+    hub: Arc<Hub>,
     /// Bytes that may wait for one connection: configuration, known when the gate starts.
     bytes_max: AtomicUsize,
 }
 
 impl Default for Shared {
     fn default() -> Self {
+        let hub = Arc::<Hub>::default();
         Self {
-            registry: Arc::default(),
-            outbox: Arc::default(),
+            registry: Arc::new(Registry::new(hub.clone())),
+            hub,
             bytes_max: AtomicUsize::new(limits::OUT_QUEUE_MAX),
         }
     }
@@ -51,12 +53,12 @@ impl GateHandle {
     /// Publishes the new current message of a state topic to the live connections of the pool. Of several that wait to
     /// be sent, the one with the highest rank is.
     pub fn publish_state(&self, message: StateMessage) {
-        self.shared.outbox.state(message);
+        self.shared.hub.outbox().state(message.into());
     }
 
     /// Publishes to the live connections of the pool that subscribe to `topic`. May be lost under load.
     pub fn publish_event(&self, topic: impl Into<String>, payload: impl Into<Bytes>) {
-        self.shared.outbox.event(topic.into(), payload.into());
+        self.shared.hub.outbox().event(Message::event(topic.into(), payload.into()));
     }
 
     /// New receipt rows of `member` exist: its connections that subscribe to receipts fetch them.
@@ -83,8 +85,8 @@ impl GateHandle {
         &self.shared.registry
     }
 
-    pub(crate) fn outbox(&self) -> &Arc<Outbox> {
-        &self.shared.outbox
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
+        &self.shared.hub
     }
 
     pub(crate) fn set_bytes_max(&self, bytes_max: usize) {

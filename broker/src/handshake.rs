@@ -1,7 +1,7 @@
 //! From an accepted connection to a signed-in session: CONNECT, credentials, take-over, CONNACK.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use millpond_net::Certified;
@@ -15,9 +15,11 @@ use crate::codec::read::{self, BadConnect};
 use crate::codec::write::{Announced, Out, clipped};
 use crate::codec::{Version, reason};
 use crate::gate::Shared;
-use crate::registry::{NotRegistered, Registration};
-use crate::session::Session;
+use crate::registry::{NotRegistered, Registered, Registration, Wish};
+use crate::session::{Kept, Session, check_will, expiry_of};
 
+/// How long the connection that holds a session has to leave it to another.
+const LEAVE: Duration = Duration::from_secs(5);
 /// Bytes of a client id: it is kept for as long as the connection.
 const CLIENT_ID_MAX: usize = 1_024;
 
@@ -28,6 +30,15 @@ pub(crate) struct Welcome {
     pub(crate) version: Version,
     /// What came behind CONNECT.
     pub(crate) rest: BytesMut,
+}
+
+struct SignedIn {
+    who: Principal,
+    registration: Registration,
+    /// What was kept of an earlier connection.
+    kept: Option<Kept>,
+    /// The client id, where the client brought none.
+    assigned: Option<String>,
 }
 
 /// Why there is no session: what is answered, in both versions.
@@ -63,19 +74,27 @@ where
     let signed_in =
         tokio::time::timeout(gate.config.sign_in_timeout, sign_in(&connect, from, certified, gate)).await;
     let welcome = match signed_in.unwrap_or(Err(NO_ANSWER)) {
-        Ok((who, registration, assigned)) => {
+        Ok(SignedIn { who, registration, kept, assigned }) => {
             let own = connect.wants_response_information.then(|| format!("mp/{}/d/{}/", who.pool, who.name));
             let announced = Announced {
                 receive_max: u16::try_from(gate.config.uncommitted_per_connection).ok(),
                 packet_max: u32::try_from(gate.config.packet_max()).ok(),
                 client_id: assigned.as_deref(),
-                // Sessions are not kept.
-                session_expiry: (connect.session_expiry > 0).then_some(0),
+                alias_max: Some(limits::TOPIC_ALIASES),
+                keep_alive: gate.config.keep_alive_of(&connect),
+                session_expiry: u32::try_from(expiry_of(&connect).as_secs())
+                    .ok()
+                    .filter(|granted| *granted != connect.session_expiry),
                 response_information: own.as_deref(),
                 reason: None,
             };
-            out.connack(connect.version, reason::SUCCESS, &announced);
-            let session = Session::new(who, &connect, gate.config.clone(), Instant::now());
+            out.connack(connect.version, reason::SUCCESS, kept.is_some(), &announced);
+            let kept = (registration.mailbox.id(), kept);
+            let session = Session::new(who, &connect, gate.config.clone(), Instant::now(), kept);
+            // Nothing may be sent that is longer than the client accepts, and what it asked for is said last.
+            if session.is_too_long(out.remaining()) {
+                return None;
+            }
             Some(Welcome { session, registration, version: connect.version, rest: stream })
         }
         Err(refused) => {
@@ -149,7 +168,12 @@ async fn write<S: AsyncWrite + Unpin>(io: &mut S, out: &mut Out) -> std::io::Res
 fn refuse(out: &mut Out, version: Version, explains: bool, refused: &Refused) {
     let code = if version == Version::V4 { refused.v4 } else { refused.v5 };
     let why = clipped(refused.why, 256);
-    out.connack(version, code, &Announced { reason: explains.then_some(&*why), ..Announced::default() });
+    out.connack(
+        version,
+        code,
+        false,
+        &Announced { reason: explains.then_some(&*why), ..Announced::default() },
+    );
 }
 
 async fn sign_in(
@@ -157,7 +181,7 @@ async fn sign_in(
     from: SocketAddr,
     certified: Option<Certified>,
     gate: &Shared,
-) -> Result<(Principal, Registration, Option<String>), Refused> {
+) -> Result<SignedIn, Refused> {
     if connect.auth_method {
         return Err(Refused { v4: 5, v5: reason::BAD_AUTH_METHOD, why: "use a user name and a token" });
     }
@@ -170,21 +194,33 @@ async fn sign_in(
     let attempt = attempt(connect, from, certified)?;
     let assigned = empty.then(|| gate.next_client_id());
     let client_id = assigned.as_deref().unwrap_or(&connect.client_id);
+    let mut force = false;
     loop {
         let endings = gate.handle.registry().endings();
         let who = check(attempt.clone(), gate).await?;
-        if connect.will {
-            // The codes have no "no wills": of those for wills, this one is about the will's topic.
-            let why = "wills are not accepted here";
+        if let Some(will) = &connect.will
+            && check_will(&who, &gate.config, will).is_err()
+        {
+            let why = "a will is for an app topic that is open to you, within the limits on those";
             return Err(Refused { v4: 5, v5: reason::TOPIC_INVALID, why });
         }
-        let max = gate.config.connections_per_member;
-        match gate.handle.registry().register(&who.pool, &who.name, client_id, endings, max) {
-            Ok(registration) => return Ok((who, registration, assigned)),
+        let connections_max = gate.config.connections_per_member;
+        let wish = Wish { client_id, clean: connect.clean, connections_max, endings, force };
+        match gate.handle.registry().register(&who, wish) {
+            Ok(Registered { registration, kept, discarded }) => {
+                if let Some(who) = discarded {
+                    gate.backend.session_left(&who, client_id, None);
+                }
+                return Ok(SignedIn { who, registration, kept, assigned });
+            }
             // Members were ended meanwhile, this one perhaps.
             Err(NotRegistered::CheckAgain) => {}
             Err(NotRegistered::TooMany) => {
-                return Err(Refused { v4: 3, v5: reason::QUOTA, why: "the member has too many connections" });
+                let why = "the member has too many connections or sessions";
+                return Err(Refused { v4: 3, v5: reason::QUOTA, why });
+            }
+            Err(NotRegistered::Held(left)) => {
+                force = tokio::time::timeout(LEAVE, left.cancelled()).await.is_err();
             }
         }
     }

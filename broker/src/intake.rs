@@ -91,7 +91,10 @@ impl Intake {
                         Err(bad) => session.fail(bad),
                     }
                 }
-                Ok(Next::ReadPast(head, refusal)) => session.read_past(head, refusal, now),
+                Ok(Next::ReadPast(refused)) => {
+                    let (head, refusal) = *refused;
+                    session.read_past(head, refusal, now);
+                }
                 Ok(Next::Bytes) => break,
                 Ok(Next::Budget(packet)) => self.charge(packet),
                 Err(bad) => session.fail(bad),

@@ -14,33 +14,36 @@
 //! | `socket` | waiting for a socket in both directions |
 //! | `session` | the protocol itself, without I/O |
 //! | `codec` | bytes to packets and back |
-//! | `registry` | who is connected, and each one's mailbox |
-//! | `router` | live pool-wide messages, through `rumqttd` |
+//! | `registry` | sessions: who is connected, and who may come back |
+//! | `hub` | who gets which live message: state, events, app topics |
+//! | `bus` | one order for the live messages of everybody, by `rumqttd` |
 //! | `handle` | the coordinator's way in |
 //!
 //! Metrics, all with the prefix `millpond_gate_`: gauges `connections`, `strangers`, `uncommitted_bytes`,
 //! `router_queue`; counters `publishes_total`, `refusals_total{code}`, `bytes_in_total`, `bytes_out_total`,
-//! `sign_ins_refused_total`, `strangers_turned_away_total`, `stalled_total`, `events_dropped_total`; histogram
+//! `sign_ins_refused_total`, `strangers_turned_away_total`, `stalled_total`, `events_dropped_total`,
+//! `copies_dropped_total`, `wills_total`, `bus_lost_total`; histogram
 //! `ack_seconds`, from receipt of a PUBLISH to its PUBACK or PUBREC.
 
 pub mod backend;
 mod budget;
+mod bus;
 mod codec;
 mod config;
 mod connection;
 mod gate;
 mod handle;
 mod handshake;
+mod hub;
 mod intake;
 mod lookup;
 mod registry;
-mod router;
 mod session;
 mod socket;
 
 pub use backend::{
-    Backend, Credential, Incoming, MemberMessage, ReceiptRow, RefusedPublish, SignIn, SignInError,
-    StateMessage,
+    Backend, Credential, Incoming, KeptSession, MemberMessage, ReceiptRow, RefusedPublish, SignIn,
+    SignInError, StateMessage, Subscription,
 };
 pub use config::GateConfig;
 pub use gate::{Gate, GateError};

@@ -1,33 +1,34 @@
-//! The questions of a session, put to the backend and the router.
+//! The questions of a session, put to the backend.
+
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use millpond_protocol::{Principal, Refusal, limits};
 
-use crate::backend::{ReceiptRow, StateMessage};
+use crate::backend::{KeptSession, ReceiptRow, StateMessage};
 use crate::gate::Shared;
-use crate::router::{Attached, NoLink};
 use crate::session::Question;
 
 /// Answers to questions of the session.
 pub(crate) enum Found {
-    Attached(Result<Attached, NoLink>),
+    Kept(Result<(), Refusal>),
     States(Result<Vec<StateMessage>, Refusal>),
     Cursor(Result<i64, Refusal>),
     Receipts { after: i64, result: Result<Vec<ReceiptRow>, Refusal> },
 }
 
-/// Asks. `slot`: the router's link that the connection already has.
+/// Asks. `session`: its client id, and how long it is kept.
 pub(crate) fn lookup(
     question: Question,
     gate: &Shared,
     who: &Principal,
-    slot: Option<usize>,
+    (client_id, expiry): (&str, Duration),
 ) -> BoxFuture<'static, Found> {
     let (backend, who) = (gate.backend.clone(), who.clone());
     match question {
-        Question::Attach(filters) => {
-            let attach = gate.handle.outbox().clone().attach(slot, filters);
-            Box::pin(async move { Found::Attached(attach.await) })
+        Question::Keep(subscriptions) => {
+            let session = KeptSession { client_id: client_id.to_owned(), expiry, subscriptions };
+            Box::pin(async move { Found::Kept(in_time(backend.keep_session(&who, session)).await) })
         }
         Question::States(topics) => {
             Box::pin(async move { Found::States(in_time(backend.states(&who, &topics)).await) })

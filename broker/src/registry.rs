@@ -1,13 +1,32 @@
-//! Who is connected: the one place that knows the mailbox of every connection, by member.
+//! Sessions: who is connected, and what of those who are not is kept until they come back or their time is over.
+//!
+//! A session is (pool, member, client id). It holds its mailbox for as long as it lives; its connection, if it has one,
+//! holds the rest, and hands it back when it leaves. A connection with the id of another ends that one and waits until it
+//! has left: two never write for one session.
+//!
+//! ```text
+//!        register ──▶ connected ──leave, expiry 0──▶ (gone)
+//!            ▲            │ leave
+//!            └── away ◀───┘
+//!                 └── its time is over, revoked, or a clean start ──▶ (gone)
+//! ```
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use millpond_protocol::{MemberName, PoolName};
+use millpond_protocol::{MemberName, PoolName, Principal, limits};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
-use crate::backend::MemberMessage;
+use crate::backend::{KeptSession, MemberMessage};
+use crate::codec::packet::Replay;
+use crate::hub::Hub;
+use crate::hub::mailbox::Mailbox;
+use crate::hub::message::Message;
+use crate::hub::trie::Options;
+use crate::session::Kept;
 
 /// Why the gate ends a connection from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,98 +41,105 @@ pub enum EndReason {
     Behind,
 }
 
-/// What waits for one connection's task. Bounded by bytes; what does not fit ends the connection.
-#[derive(Debug, Default)]
-pub(crate) struct Mailbox {
-    inner: Mutex<Waiting>,
-    notify: Notify,
-}
-
-/// The content of a [`Mailbox`].
-#[derive(Debug, Default)]
-pub(crate) struct Waiting {
-    pub(crate) messages: VecDeque<MemberMessage>,
-    pub(crate) receipts: bool,
-    pub(crate) end: Option<EndReason>,
-    bytes: usize,
-}
-
-impl Mailbox {
-    /// Waits until there is something, and takes all of it. Safe to cancel.
-    pub(crate) async fn take(&self) -> Waiting {
-        loop {
-            let notified = self.notify.notified();
-            {
-                let mut waiting = lock(&self.inner);
-                if !waiting.messages.is_empty() || waiting.receipts || waiting.end.is_some() {
-                    return std::mem::take(&mut waiting);
-                }
-            }
-            notified.await;
-        }
-    }
-
-    fn push(&self, message: MemberMessage, bytes_max: usize) {
-        let mut waiting = lock(&self.inner);
-        let correlation_data = message.correlation_data.as_ref().map_or(0, |data| data.len());
-        waiting.bytes += message.payload.len() + message.topic.len() + correlation_data;
-        if waiting.bytes > bytes_max {
-            waiting.end.get_or_insert(EndReason::QueueFull);
-        } else {
-            waiting.messages.push_back(message);
-        }
-        drop(waiting);
-        self.notify.notify_one();
-    }
-
-    fn receipts_ready(&self) {
-        lock(&self.inner).receipts = true;
-        self.notify.notify_one();
-    }
-
-    fn end(&self, reason: EndReason) {
-        lock(&self.inner).end.get_or_insert(reason);
-        self.notify.notify_one();
-    }
-}
-
-/// All connections that have signed in.
+/// All sessions.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    members: Mutex<HashMap<(PoolName, MemberName), Vec<Entry>>>,
+    hub: Arc<Hub>,
+    members: Mutex<Members>,
     next: AtomicU64,
     count: AtomicUsize,
     endings: AtomicU64,
+    /// Something is due earlier than before.
+    earlier: Notify,
+}
+
+type Key = (PoolName, MemberName);
+
+#[derive(Debug, Default)]
+struct Members {
+    entries: HashMap<Key, Vec<Entry>>,
+    /// When something of a session that is away is due.
+    due: BTreeSet<(Instant, Key, String)>,
 }
 
 #[derive(Debug)]
 struct Entry {
-    id: u64,
     client_id: String,
+    who: Principal,
     mailbox: Arc<Mailbox>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Held by the connection of that number, which cancels the token when it has left.
+    Connected(u64, CancellationToken),
+    /// Waiting for its client.
+    Away { kept: Box<Kept>, expires: Instant, will: Option<(Instant, Box<Message>)> },
+}
+
+/// How a client wants its session.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wish<'a> {
+    pub(crate) client_id: &'a str,
+    /// Nothing of an earlier session.
+    pub(crate) clean: bool,
+    /// Connections that the member may have.
+    pub(crate) connections_max: usize,
+    /// What [`Registry::endings`] said before its credentials were checked.
+    pub(crate) endings: u64,
+    /// The connection that held it did not leave in time: do without what it holds.
+    pub(crate) force: bool,
 }
 
 /// Why a connection could not be registered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum NotRegistered {
-    /// The member has as many connections as it may have.
+    /// The member has as many connections, or sessions, as it may have.
     TooMany,
     /// Members were ended since the credentials were checked: check them again.
     CheckAgain,
+    /// Another connection holds the session, and was ended: try again when it has left.
+    Held(CancellationToken),
 }
 
-/// A place in the [`Registry`], given up when dropped.
+/// What a session was when its connection left.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    /// How long it is kept; zero: it is over.
+    pub(crate) expiry: Duration,
+    pub(crate) kept: Kept,
+    /// The will, and after how long it is published.
+    pub(crate) will: Option<(Duration, Box<Message>)>,
+}
+
+/// A session that a connection has taken.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    pub(crate) registration: Registration,
+    /// What was kept of it.
+    pub(crate) kept: Option<Kept>,
+    /// Whose session of that client id has ended by it.
+    pub(crate) discarded: Option<Principal>,
+}
+
+/// A session that a connection holds; given up when dropped.
 #[derive(Debug)]
 pub(crate) struct Registration {
     registry: Arc<Registry>,
-    key: (PoolName, MemberName),
+    key: Key,
     id: u64,
+    left: CancellationToken,
+    pub(crate) client_id: String,
     pub(crate) mailbox: Arc<Mailbox>,
 }
 
 impl Registry {
-    /// Changes whenever members are ended. Read before credentials are checked and handed to [`Registry::register`], it
-    /// keeps a revocation from slipping between the two.
+    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+        Self { hub, ..Self::default() }
+    }
+
+    /// Counts the calls that ended members. A sign-in that saw a lower number before its check must check again.
     pub(crate) fn endings(&self) -> u64 {
         self.endings.load(Ordering::SeqCst)
     }
@@ -122,33 +148,90 @@ impl Registry {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Takes the place of (pool, member, client id), and ends whoever held it.
+    /// Takes the session of (pool, member, client id), with what was kept of it, or begins one.
     pub(crate) fn register(
         self: &Arc<Self>,
-        pool: &PoolName,
-        member: &MemberName,
-        client_id: &str,
-        endings: u64,
-        max: usize,
-    ) -> Result<Registration, NotRegistered> {
-        let key = (pool.clone(), member.clone());
+        who: &Principal,
+        wish: Wish<'_>,
+    ) -> Result<Registered, NotRegistered> {
+        let key = (who.pool.clone(), who.name.clone());
         let mut members = lock(&self.members);
-        if self.endings() != endings {
+        if self.endings() != wish.endings {
             return Err(NotRegistered::CheckAgain);
         }
-        let entries = members.entry(key.clone()).or_default();
-        if let Some(at) = entries.iter().position(|entry| entry.client_id == client_id) {
-            entries.swap_remove(at).mailbox.end(EndReason::TakenOver);
-        } else if entries.len() >= max {
+        let entries = members.entries.entry(key.clone()).or_default();
+        let held = entries.iter().position(|entry| entry.client_id == wish.client_id);
+        if let Some(at) = held
+            && let State::Connected(_, left) = &entries[at].state
+        {
+            entries[at].mailbox.end(EndReason::TakenOver);
+            if !wish.force {
+                return Err(NotRegistered::Held(left.clone()));
+            }
+        }
+        let is_connected = |entry: &&Entry| matches!(entry.state, State::Connected(..));
+        let others = entries.iter().filter(|entry| entry.client_id != wish.client_id);
+        if others.clone().filter(is_connected).count() >= wish.connections_max
+            || others.count() >= limits::SESSIONS_PER_MEMBER.max(wish.connections_max)
+        {
             return Err(NotRegistered::TooMany);
         }
+        let (mut resumed, mut discarded) = (None, None);
+        if let Some(at) = held {
+            let entry = entries.swap_remove(at);
+            if let State::Away { kept, expires, will } = entry.state {
+                let is_over = wish.clean || entry.who.id != who.id || expires <= Instant::now();
+                if is_over {
+                    // Its session ends here, and with it the delay of its will.
+                    if let Some((_, will)) = will {
+                        self.publish(*will);
+                    }
+                    self.hub.forget(&key.0, &entry.mailbox);
+                    discarded = Some(entry.who);
+                } else {
+                    resumed = Some((entry.mailbox, *kept));
+                }
+            } else {
+                self.hub.forget(&key.0, &entry.mailbox);
+                discarded = Some(entry.who);
+            }
+        }
+        let (mailbox, kept) = match resumed {
+            Some((mailbox, kept)) => (mailbox, Some(kept)),
+            None => (self.hub.mailbox(), None),
+        };
+        mailbox.go_online();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let mailbox = Arc::<Mailbox>::default();
-        entries.push(Entry { id, client_id: client_id.to_owned(), mailbox: mailbox.clone() });
+        let (client_id, left) = (wish.client_id.to_owned(), CancellationToken::new());
+        let state = State::Connected(id, left.clone());
+        entries.push(Entry {
+            client_id: client_id.clone(),
+            who: who.clone(),
+            mailbox: mailbox.clone(),
+            state,
+        });
         drop(members);
         self.count.fetch_add(1, Ordering::Relaxed);
         metrics::gauge!("millpond_gate_connections").increment(1);
-        Ok(Registration { registry: self.clone(), key, id, mailbox })
+        let registration = Registration { registry: self.clone(), key, id, left, client_id, mailbox };
+        Ok(Registered { registration, kept, discarded })
+    }
+
+    /// Brings back a session of an earlier run.
+    pub(crate) fn restore(&self, who: &Principal, session: KeptSession) {
+        let key = (who.pool.clone(), who.name.clone());
+        let KeptSession { client_id, expiry, subscriptions } = session;
+        let mailbox = self.hub.mailbox();
+        mailbox.go_offline();
+        for held in &subscriptions {
+            self.hub.subscribe(&key.0, &mailbox, &held.filter, Options::of(held), Replay::Never);
+        }
+        let expires = Instant::now() + expiry;
+        let kept = Box::new(Kept::of(subscriptions));
+        let state = State::Away { kept, expires, will: None };
+        let mut members = lock(&self.members);
+        members.due.insert((expires, key.clone(), client_id.clone()));
+        members.entries.entry(key).or_default().push(Entry { client_id, who: who.clone(), mailbox, state });
     }
 
     pub(crate) fn send(
@@ -165,47 +248,152 @@ impl Registry {
         self.each(pool, member, Mailbox::receipts_ready);
     }
 
+    /// Ends the connections of a member, and its sessions if it was revoked.
     pub(crate) fn end(&self, pool: &PoolName, member: &MemberName, reason: EndReason) {
+        let key = (pool.clone(), member.clone());
         // Under the lock: whoever registers afterwards sees the new number.
-        let members = lock(&self.members);
+        let mut members = lock(&self.members);
         self.endings.fetch_add(1, Ordering::SeqCst);
-        for entry in members.get(&(pool.clone(), member.clone())).into_iter().flatten() {
+        let Some(entries) = members.entries.get_mut(&key) else { return };
+        for entry in entries.iter() {
             entry.mailbox.end(reason);
+        }
+        if reason == EndReason::Revoked {
+            entries.retain(|entry| {
+                let stays = matches!(entry.state, State::Connected(..));
+                if !stays {
+                    self.hub.forget(pool, &entry.mailbox);
+                }
+                stays
+            });
+            if entries.is_empty() {
+                members.entries.remove(&key);
+            }
         }
     }
 
     pub(crate) fn end_all(&self, reason: EndReason) {
         let members = lock(&self.members);
         self.endings.fetch_add(1, Ordering::SeqCst);
-        for entry in members.values().flatten() {
+        for entry in members.entries.values().flatten() {
             entry.mailbox.end(reason);
         }
     }
 
     fn each(&self, pool: &PoolName, member: &MemberName, apply: impl Fn(&Mailbox)) {
         let members = lock(&self.members);
-        for entry in members.get(&(pool.clone(), member.clone())).into_iter().flatten() {
-            apply(&entry.mailbox);
+        for entry in members.entries.get(&(pool.clone(), member.clone())).into_iter().flatten() {
+            if matches!(entry.state, State::Connected(..)) {
+                apply(&entry.mailbox);
+            }
         }
+    }
+
+    fn publish(&self, will: Message) {
+        metrics::counter!("millpond_gate_wills_total").increment(1);
+        self.hub.outbox().message(will, None);
+    }
+
+    /// Publishes wills and ends sessions when they are due. `ended` hears of each session that is over.
+    pub(crate) async fn run(&self, stop: &CancellationToken, ended: impl Fn(&Principal, &str)) {
+        loop {
+            let earlier = self.earlier.notified();
+            let next = lock(&self.members).due.first().map(|(at, ..)| *at);
+            let due = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = earlier => {}
+                () = due => self.turn(Instant::now(), &ended),
+            }
+        }
+    }
+
+    fn turn(&self, now: Instant, ended: &impl Fn(&Principal, &str)) {
+        let mut members = lock(&self.members);
+        while let Some((at, key, client_id)) = members.due.pop_first() {
+            if at > now {
+                members.due.insert((at, key, client_id));
+                return;
+            }
+            let Some(entries) = members.entries.get_mut(&key) else { continue };
+            let Some(n) = entries.iter().position(|entry| entry.client_id == client_id) else { continue };
+            let State::Away { expires, will, .. } = &mut entries[n].state else { continue };
+            let expires = *expires;
+            if let Some((_, will)) = will.take_if(|(at, _)| *at <= now || expires <= now) {
+                self.publish(*will);
+            }
+            if expires <= now {
+                let entry = entries.swap_remove(n);
+                self.hub.forget(&key.0, &entry.mailbox);
+                ended(&entry.who, &entry.client_id);
+                if entries.is_empty() {
+                    members.entries.remove(&key);
+                }
+            }
+        }
+    }
+}
+
+impl Registration {
+    /// The connection has ended. Whether the session is kept; `None` if it was another connection's by then.
+    pub(crate) fn leave(self, leaving: Leaving) -> Option<bool> {
+        let now = Instant::now();
+        let mut members = lock(&self.registry.members);
+        let entries = members.entries.get_mut(&self.key)?;
+        let is_own = |entry: &&mut Entry| matches!(entry.state, State::Connected(id, _) if id == self.id);
+        let entry = entries.iter_mut().find(is_own)?;
+        let Leaving { expiry, kept, will } = leaving;
+        let will = will.and_then(|(delay, will)| {
+            if delay.is_zero() || expiry.is_zero() {
+                self.registry.publish(*will);
+                return None;
+            }
+            Some((now + delay, will))
+        });
+        // Otherwise the drop does the rest.
+        if expiry.is_zero() {
+            return Some(false);
+        }
+        let (expires, key) = (now + expiry, self.key.clone());
+        let due = will.iter().map(|(at, _)| *at).chain([expires]);
+        let due: Vec<Instant> = due.collect();
+        entry.mailbox.go_offline();
+        entry.state = State::Away { kept: Box::new(kept), expires, will };
+        for at in due {
+            members.due.insert((at, key.clone(), self.client_id.clone()));
+        }
+        drop(members);
+        self.registry.earlier.notify_one();
+        Some(true)
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
         let mut members = lock(&self.registry.members);
-        if let Some(entries) = members.get_mut(&self.key) {
-            entries.retain(|entry| entry.id != self.id);
+        if let Some(entries) = members.entries.get_mut(&self.key) {
+            let is_own = |entry: &Entry| matches!(entry.state, State::Connected(id, _) if id == self.id);
+            if let Some(at) = entries.iter().position(is_own) {
+                let entry = entries.swap_remove(at);
+                self.registry.hub.forget(&self.key.0, &entry.mailbox);
+            }
             if entries.is_empty() {
-                members.remove(&self.key);
+                members.entries.remove(&self.key);
             }
         }
         drop(members);
+        self.left.cancel();
         self.registry.count.fetch_sub(1, Ordering::Relaxed);
         metrics::gauge!("millpond_gate_connections").decrement(1);
     }
 }
 
-/// Nothing panics while it holds one of these locks, so a poisoned one still holds a consistent value.
+/// Nothing panics while it holds this lock, so a poisoned one still holds a consistent value.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

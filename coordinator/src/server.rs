@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use millpond_broker::{Gate, GateConfig, GateHandle};
 use millpond_net::Listener;
-use millpond_protocol::{Sha256, limits};
+use millpond_protocol::{AppTopics, Sha256, limits};
 use millpond_storage::{Storage, embedded};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -106,7 +106,8 @@ pub async fn run(
         config.limits.sign_in_failures_per_address,
     );
     let ingest = Ingest::start(asks.clone(), identity.clone(), gate_handle.clone(), states.clone()).await?;
-    let gate = Arc::new(Gate::start(gate_config(&config), gate_handle.clone(), Arc::new(ingest))?);
+    let gate = Arc::new(Gate::start(gate_config(&config)?, gate_handle.clone(), Arc::new(ingest))?);
+    gate.restore().await?;
 
     let dispatch = Dispatch::new(ledger.clone(), storage.handle.clone());
     let troubles = dispatch.troubles();
@@ -291,8 +292,10 @@ fn url_of(scheme: &str, mut address: SocketAddr) -> anyhow::Result<Url> {
     Ok(Url::parse(&format!("{scheme}://{address}"))?)
 }
 
-fn gate_config(config: &Config) -> GateConfig {
-    GateConfig {
+fn gate_config(config: &Config) -> anyhow::Result<GateConfig> {
+    Ok(GateConfig {
+        app_topics: AppTopics::new(&config.mqtt.app_topics).context("mqtt.app_topics")?,
+        keep_alive_max: config.mqtt.keep_alive_max_s,
         publish_max: config.mqtt.publish_max,
         bundle_max: config.mqtt.bundle_max,
         connect_timeout: Duration::from_secs(config.limits.connect_timeout_s),
@@ -302,7 +305,7 @@ fn gate_config(config: &Config) -> GateConfig {
         uncommitted_per_connection: config.limits.uncommitted_per_connection,
         shutdown_grace: Duration::from_secs(config.server.shutdown_grace_s),
         ..GateConfig::default()
-    }
+    })
 }
 
 /// Where programs on the same machine find the ports, while the server runs.

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::app_topics::{self, AppTopics};
 use crate::ids::{MemberName, PoolName};
 use crate::topic;
 
@@ -163,10 +164,10 @@ impl FromStr for Op {
 /// Something that a member wants to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action<'a> {
-    /// PUBLISH to this topic.
-    Publish(&'a str),
-    /// SUBSCRIBE to this filter. It must lie wholly inside what the member may read.
-    Subscribe(&'a str),
+    /// PUBLISH to this topic, a will's too, where these app topics are open.
+    Publish(&'a str, &'a AppTopics),
+    /// SUBSCRIBE to this filter, where these app topics are open. It must lie wholly inside what the member may read.
+    Subscribe(&'a str, &'a AppTopics),
     /// An ask, over MQTT or HTTP.
     Op(Op),
     /// Read the pool's members, uploads, batches, rounds, results and events over HTTP.
@@ -178,16 +179,27 @@ pub enum Action<'a> {
 /// Whether `who` may do `action`. Topics of other pools and of other members are denied like topics that do not exist.
 pub fn may(who: &Principal, action: Action<'_>) -> bool {
     match action {
-        Action::Publish(topic) => match topic::Inbound::parse(topic) {
+        Action::Publish(topic, open) => match topic::Inbound::parse(topic) {
             Ok((pool, member, inbound)) => {
                 pool == who.pool && member == who.name && may_publish(who.role, &inbound)
             }
-            Err(_) => false,
+            Err(_) => may_app(who, topic, open) && !topic.contains(['+', '#', '\0']),
         },
-        Action::Subscribe(filter) => readable(who).iter().any(|outer| topic::contains(outer, filter)),
+        Action::Subscribe(filter, open) => match filter.strip_prefix("$share/") {
+            Some(_) => app_topics::shared(filter).is_some_and(|(_, filter)| may_app(who, filter, open)),
+            None => {
+                readable(who).iter().any(|outer| topic::contains(outer, filter))
+                    || (topic::is_filter(filter) && may_app(who, filter, open))
+            }
+        },
         Action::Op(op) => may_ask(who.role, op),
         Action::Inspect | Action::Manage => who.role == Role::Operator,
     }
+}
+
+/// App topics are for all but those who may only trigger.
+fn may_app(who: &Principal, topic: &str, open: &AppTopics) -> bool {
+    who.role != Role::Trigger && open.contains(&who.pool, topic)
 }
 
 fn may_publish(role: Role, inbound: &topic::Inbound) -> bool {

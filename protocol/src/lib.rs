@@ -4,6 +4,7 @@
 //! of every rule. Start with [`topic`] for the shape of the MQTT contract and [`access`] for who may do what.
 
 pub mod access;
+pub mod app_topics;
 pub mod bundle;
 pub mod error;
 pub mod hash;
@@ -14,6 +15,7 @@ pub mod time;
 pub mod topic;
 
 pub use access::{Action, Principal, Role};
+pub use app_topics::{AppTopics, NO_APP_TOPICS};
 pub use error::{Code, Refusal};
 pub use hash::Sha256;
 pub use ids::{AskId, BundleId, FileName, Label, MemberName, PoolName, UploadId};

@@ -64,6 +64,26 @@ pub const OUT_QUEUE_MAX: usize = 8 << 20;
 pub const SUBSCRIPTIONS_MAX: usize = 64;
 /// User properties of one message: bounds the work that a head of 64 KiB can cause.
 pub const USER_PROPERTIES_MAX: usize = 256;
+/// Bytes of an app topic or of a filter of app topics: retained messages and sessions keep them.
+pub const APP_TOPIC_BYTES: usize = 1_024;
+/// Levels of an app topic or of a filter of app topics: each is a step of every match.
+pub const APP_TOPIC_LEVELS: usize = 32;
+/// Retained messages on app topics that one member may have set. An app topic without one costs nothing.
+pub const RETAINED_PER_MEMBER: usize = 100;
+/// Retained messages on app topics of one pool.
+pub const RETAINED_PER_POOL: usize = 10_000;
+/// Bytes of all retained messages of one pool: they are in memory.
+pub const RETAINED_BYTES_PER_POOL: usize = 16 << 20;
+/// How long a session may outlive its connection (a client may ask for less).
+pub const SESSION_EXPIRY_MAX: Duration = Duration::from_secs(7 * 86_400);
+/// Sessions of one member, those without a connection too.
+pub const SESSIONS_PER_MEMBER: usize = 16;
+/// Messages on app topics that wait for one session. One more ends its connection, or is dropped while it has none.
+pub const SESSION_QUEUE_MAX: usize = 10_000;
+/// Bytes of those messages. Sessions share the bytes of a message that waits for several.
+pub const SESSION_QUEUE_BYTES: usize = 16 << 20;
+/// Topic aliases of one connection in each direction: each keeps a topic.
+pub const TOPIC_ALIASES: u16 = 16;
 /// Bytes of one pack.
 pub const PACK_MAX: u64 = 16 << 20;
 

@@ -145,6 +145,11 @@ fn covers(outer: &str, inner: &str) -> bool {
     if inner.starts_with('$') && outer.starts_with(['+', '#']) {
         return false;
     }
+    covers_levels(outer, inner)
+}
+
+/// [`contains`] level by level, for what does not begin a filter or is known not to begin with `$`.
+pub(crate) fn covers_levels(outer: &str, inner: &str) -> bool {
     let (mut outer, mut inner) = (outer.split('/'), inner.split('/'));
     loop {
         match (outer.next(), inner.next()) {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use millpond_protocol::access::{Action, Op, Principal, Role, may};
+use millpond_protocol::{AppTopics, NO_APP_TOPICS};
 
 fn member(role: Role) -> Principal {
     Principal { pool: "p".parse().unwrap(), name: "m".parse().unwrap(), role, id: 1 }
@@ -48,7 +49,7 @@ fn who_may_publish_where() {
         ("", NONE),
     ];
     for (topic, roles) in table {
-        assert_eq!(allowed(Action::Publish(topic)), *roles, "publish {topic}");
+        assert_eq!(allowed(Action::Publish(topic, &NO_APP_TOPICS)), *roles, "publish {topic}");
     }
 }
 
@@ -90,7 +91,54 @@ fn who_may_subscribe_to_what() {
         ("", NONE),
     ];
     for (filter, roles) in table {
-        assert_eq!(allowed(Action::Subscribe(filter)), *roles, "subscribe {filter}");
+        assert_eq!(allowed(Action::Subscribe(filter, &NO_APP_TOPICS)), *roles, "subscribe {filter}");
+    }
+}
+
+#[test]
+fn app_topics_are_for_all_but_triggers_and_end_at_the_pool() {
+    let open = AppTopics::new(&["app/+/#", "lab/+/x/+"]).unwrap();
+    let members: &[Role] = &[Publisher, Listener, Processor, Operator];
+    let table: &[(&str, &[Role], &[Role])] = &[
+        // Topic or filter, who may publish to it, who may subscribe to it.
+        ("app/p/x", members, members),
+        ("app/p/x/y/z", members, members),
+        ("app/p/$x", members, members),
+        ("app/p//", members, members),
+        ("lab/p/x/1", members, members),
+        ("app/p/#", NONE, members),
+        ("app/p/+/z", NONE, members),
+        ("lab/p/x/+", NONE, members),
+        ("$share/g/app/p/#", NONE, members),
+        // Not opened, or wider than that.
+        ("lab/p/y/1", NONE, NONE),
+        ("lab/p/x/1/2", NONE, NONE),
+        ("lab/p/#", NONE, NONE),
+        ("app/p", NONE, NONE),
+        ("app", NONE, NONE),
+        ("app/#", NONE, NONE),
+        ("#", NONE, NONE),
+        ("+/p/x", NONE, NONE),
+        ("$app/p/x", NONE, NONE),
+        ("app/p/x#", NONE, NONE),
+        ("app/p/\0", NONE, NONE),
+        // Other pools, those with a name that begins alike too.
+        ("app/q/x", NONE, NONE),
+        ("app/pp/x", NONE, NONE),
+        ("app/+/x", NONE, NONE),
+        ("$share/g/app/q/#", NONE, NONE),
+        ("$share/g/app/+/x", NONE, NONE),
+        // Only app topics are shared, and only well.
+        ("$share/g/mp/p/result", NONE, NONE),
+        ("$share/g/mp/p/d/m/#", NONE, NONE),
+        ("$share/g", NONE, NONE),
+        ("$share//app/p/x", NONE, NONE),
+        ("$share/+/app/p/x", NONE, NONE),
+        ("$share/g/$share/g/app/p/x", NONE, NONE),
+    ];
+    for (topic, publish, subscribe) in table {
+        assert_eq!(allowed(Action::Publish(topic, &open)), *publish, "publish {topic}");
+        assert_eq!(allowed(Action::Subscribe(topic, &open)), *subscribe, "subscribe {topic}");
     }
 }
 
@@ -108,7 +156,7 @@ fn who_may_ask_what() {
         };
         assert_eq!(allowed(Action::Op(op)), roles, "{op} over HTTP");
         let topic = format!("mp/p/c/m/ask/{op}");
-        assert_eq!(allowed(Action::Publish(&topic)), roles, "{op} over MQTT");
+        assert_eq!(allowed(Action::Publish(&topic, &NO_APP_TOPICS)), roles, "{op} over MQTT");
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) enum Next {
     /// A packet: the first byte, and what follows the fixed header.
     Packet(u8, Bytes),
     /// A PUBLISH that was refused by its head has been read past.
-    ReadPast(Head, Refusal),
+    ReadPast(Box<(Head, Refusal)>),
     /// More bytes have to arrive.
     Bytes,
     /// The next packet needs so many bytes of the budget: see [`Framer::grant`].
@@ -86,8 +86,7 @@ impl Framer {
                     return Ok(Next::Bytes);
                 }
                 if let State::Past { refused, .. } = std::mem::replace(&mut self.state, OPEN) {
-                    let (head, refusal) = *refused;
-                    return Ok(Next::ReadPast(head, refusal));
+                    return Ok(Next::ReadPast(refused));
                 }
             }
             let Some((first, header, body)) = fixed_header(stream, self.version)? else {

@@ -34,8 +34,8 @@ pub(crate) mod reason {
     pub(crate) const FILTER_INVALID: u8 = 0x8F;
     pub(crate) const TOPIC_INVALID: u8 = 0x90;
     pub(crate) const PACKET_ID_NOT_FOUND: u8 = 0x92;
+    pub(crate) const RECEIVE_MAX_EXCEEDED: u8 = 0x93;
     pub(crate) const ALIAS_INVALID: u8 = 0x94;
     pub(crate) const PACKET_TOO_LARGE: u8 = 0x95;
     pub(crate) const QUOTA: u8 = 0x97;
-    pub(crate) const SHARED_NOT_SUPPORTED: u8 = 0x9E;
 }

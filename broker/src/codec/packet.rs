@@ -36,13 +36,23 @@ impl Bad {
 pub(crate) enum Packet {
     Publish(Publish),
     PubAck(u16),
-    PubRec(u16),
+    /// With the reason code: from 0x80 on the exchange has ended.
+    PubRec(u16, u8),
     PubRel(u16),
     PubComp(u16),
     Subscribe(Subscribe),
     Unsubscribe(Unsubscribe),
     PingReq,
-    Disconnect,
+    Disconnect(Disconnect),
+}
+
+/// How a client says goodbye.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Disconnect {
+    /// The reason code: only 0 takes the will back.
+    pub(crate) code: u8,
+    /// Seconds, where the client changes what its CONNECT said.
+    pub(crate) session_expiry: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,29 +63,58 @@ pub(crate) struct Connect {
     /// Seconds; 0 is none.
     pub(crate) keep_alive: u16,
     pub(crate) client_id: String,
-    pub(crate) will: bool,
+    pub(crate) will: Option<Box<Will>>,
     pub(crate) user: Option<String>,
     pub(crate) password: Option<Bytes>,
     /// What follows is empty over 3.1.1.
     pub(crate) session_expiry: u32,
     pub(crate) receive_max: Option<u16>,
     pub(crate) packet_max: Option<u32>,
+    /// Topic aliases that the client accepts.
+    pub(crate) alias_max: u16,
     pub(crate) wants_response_information: bool,
     pub(crate) wants_problem_information: bool,
     pub(crate) auth_method: bool,
 }
 
-/// What stands before the payload of a PUBLISH.
+/// What is published for a client that goes without saying goodbye.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Head {
-    pub(crate) qos: u8,
-    /// 0 at QoS 0.
-    pub(crate) id: u16,
+pub(crate) struct Will {
     pub(crate) topic: String,
+    pub(crate) payload: Bytes,
+    pub(crate) qos: u8,
+    pub(crate) retain: bool,
+    /// Seconds.
+    pub(crate) delay: u32,
+    pub(crate) details: Details,
+    /// There were more user properties than are kept.
+    pub(crate) has_too_many_properties: bool,
+}
+
+/// What a message says beside its topic and payload, handed on as it is: the properties of a PUBLISH of MQTT 5.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Details {
+    /// The payload is UTF-8, by its sender's word.
+    pub(crate) is_text: bool,
+    /// Seconds.
+    pub(crate) expiry: Option<u32>,
     pub(crate) content_type: Option<String>,
     pub(crate) response_topic: Option<String>,
     pub(crate) correlation_data: Option<Bytes>,
     pub(crate) user_properties: Vec<(String, String)>,
+}
+
+/// What stands before the payload of a PUBLISH.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) qos: u8,
+    /// 0 at QoS 0.
+    pub(crate) id: u16,
+    pub(crate) retain: bool,
+    /// Empty where `alias` stands for it.
+    pub(crate) topic: String,
+    pub(crate) alias: Option<u16>,
+    pub(crate) details: Details,
     /// There were more of them than are kept.
     pub(crate) has_too_many_properties: bool,
 }
@@ -101,12 +140,15 @@ pub(crate) struct Subscribe {
 pub(crate) struct Filter {
     pub(crate) filter: String,
     pub(crate) qos: u8,
+    pub(crate) no_local: bool,
+    pub(crate) as_published: bool,
     pub(crate) replay: Replay,
 }
 
-/// Retain Handling: whether the current state is wanted at SUBSCRIBE.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Retain Handling: whether retained messages and current state are wanted at SUBSCRIBE.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Replay {
+    #[default]
     Always,
     IfNew,
     Never,

@@ -3,15 +3,13 @@
 use bytes::Bytes;
 use millpond_protocol::limits;
 
-use super::packet::Bad;
+use super::packet::{Bad, Details};
 use super::read::Reader;
 
 /// What clients may say in properties. Those that the gate has no use for are checked and dropped.
 #[derive(Debug, Default)]
 pub(super) struct Properties {
-    pub(super) content_type: Option<String>,
-    pub(super) response_topic: Option<String>,
-    pub(super) correlation_data: Option<Bytes>,
+    pub(super) details: Details,
     pub(super) subscription_identifier: Option<u32>,
     pub(super) session_expiry: Option<u32>,
     pub(super) auth_method: Option<String>,
@@ -20,8 +18,9 @@ pub(super) struct Properties {
     pub(super) request_response: Option<bool>,
     pub(super) receive_max: Option<u16>,
     pub(super) topic_alias: Option<u16>,
+    pub(super) alias_max: Option<u16>,
     pub(super) packet_max: Option<u32>,
-    pub(super) user: Vec<(String, String)>,
+    pub(super) will_delay: Option<u32>,
     /// More user properties than are kept.
     pub(super) has_too_many: bool,
 }
@@ -63,12 +62,12 @@ impl Properties {
 
     fn read_one(&mut self, id: u8, from: &mut Reader) -> Result<(), Bad> {
         match id {
-            1 => drop(flag(from)?),
-            2 | 24 => drop(from.u32()?),
-            3 => self.content_type = Some(from.text()?),
-            8 => self.response_topic = Some(from.text()?),
+            1 => self.details.is_text = flag(from)?,
+            2 => self.details.expiry = Some(from.u32()?),
+            3 => self.details.content_type = Some(from.text()?),
+            8 => self.details.response_topic = Some(from.text()?),
             // A copy: a slice would keep the whole packet for as long as the ask is under way.
-            9 => self.correlation_data = Some(Bytes::copy_from_slice(&from.binary()?)),
+            9 => self.details.correlation_data = Some(Bytes::copy_from_slice(&from.binary()?)),
             11 => self.subscription_identifier = Some(from.varint_nonzero()?),
             17 => self.session_expiry = Some(from.u32()?),
             21 => self.auth_method = Some(from.text()?),
@@ -80,13 +79,14 @@ impl Properties {
             25 => self.request_response = Some(flag(from)?),
             28 | 31 => drop(from.text()?),
             33 => self.receive_max = Some(nonzero(from.u16()?)?),
-            34 => drop(from.u16()?),
+            24 => self.will_delay = Some(from.u32()?),
+            34 => self.alias_max = Some(from.u16()?),
             35 => self.topic_alias = Some(from.u16()?),
             39 => self.packet_max = Some(from.u32().and_then(nonzero)?),
             38 => {
                 let pair = (from.text()?, from.text()?);
-                if self.user.len() < limits::USER_PROPERTIES_MAX {
-                    self.user.push(pair);
+                if self.details.user_properties.len() < limits::USER_PROPERTIES_MAX {
+                    self.details.user_properties.push(pair);
                 } else {
                     self.has_too_many = true;
                 }

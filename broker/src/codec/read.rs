@@ -2,7 +2,9 @@
 
 use bytes::{Buf, Bytes};
 
-use super::packet::{Bad, Connect, Filter, Head, Packet, Publish, Replay, Subscribe, Unsubscribe, Version};
+use super::packet::{
+    Bad, Connect, Disconnect, Filter, Head, Packet, Publish, Replay, Subscribe, Unsubscribe, Version, Will,
+};
 use super::properties::{self, Properties};
 use super::reason;
 
@@ -42,9 +44,9 @@ fn connect_fields(first: u8, version: Version, from: &mut Reader) -> Result<Conn
     if first & 0x0F != 0 || is(0) {
         return Err(Bad::malformed("reserved bits of CONNECT are set"));
     }
-    let will = is(2);
+    let has_will = is(2);
     let will_qos = (flags >> 3) & 3;
-    if will_qos == 3 || (!will && (will_qos != 0 || is(5))) {
+    if will_qos == 3 || (!has_will && (will_qos != 0 || is(5))) {
         return Err(Bad::malformed("will flags contradict each other"));
     }
     if version == Version::V4 && is(6) && !is(7) {
@@ -59,12 +61,27 @@ fn connect_fields(first: u8, version: Version, from: &mut Reader) -> Result<Conn
         return Err(Bad::protocol("authentication data without a method"));
     }
     let client_id = from.text()?;
-    if will {
+    let mut will = None;
+    if has_will {
+        let mut said = Properties::default();
         if version == Version::V5 {
-            Properties::read(from, properties::WILL)?;
+            said = Properties::read(from, properties::WILL)?;
         }
-        from.text()?;
-        from.binary()?;
+        let topic = from.text()?;
+        if topic.is_empty() || topic.contains(['+', '#']) {
+            return Err(Bad { code: reason::TOPIC_INVALID, what: "the will's topic is none" });
+        }
+        // A copy: a slice would keep all of CONNECT, the token too, for as long as the connection.
+        let payload = Bytes::copy_from_slice(&from.binary()?);
+        will = Some(Box::new(Will {
+            topic,
+            payload,
+            qos: will_qos,
+            retain: is(5),
+            delay: said.will_delay.unwrap_or(0),
+            details: said.details,
+            has_too_many_properties: said.has_too_many,
+        }));
     }
     let user = if is(7) { Some(from.text()?) } else { None };
     let password = if is(6) { Some(from.binary()?) } else { None };
@@ -80,6 +97,7 @@ fn connect_fields(first: u8, version: Version, from: &mut Reader) -> Result<Conn
         session_expiry: found.session_expiry.unwrap_or(0),
         receive_max: found.receive_max,
         packet_max: found.packet_max,
+        alias_max: found.alias_max.unwrap_or(0),
         wants_response_information: found.request_response.unwrap_or(false),
         wants_problem_information: found.request_problem.unwrap_or(true),
         auth_method: found.auth_method.is_some(),
@@ -101,14 +119,14 @@ pub(crate) fn packet(version: Version, first: u8, body: Bytes) -> Result<Packet,
     match kind {
         1 => Err(Bad::protocol("a second CONNECT")),
         3 => publish(version, flags, from).map(Packet::Publish),
-        4 => ack(version, &mut from).map(Packet::PubAck),
-        5 => ack(version, &mut from).map(Packet::PubRec),
-        6 => ack(version, &mut from).map(Packet::PubRel),
-        7 => ack(version, &mut from).map(Packet::PubComp),
+        4 => ack(version, &mut from).map(|(id, _)| Packet::PubAck(id)),
+        5 => ack(version, &mut from).map(|(id, code)| Packet::PubRec(id, code)),
+        6 => ack(version, &mut from).map(|(id, _)| Packet::PubRel(id)),
+        7 => ack(version, &mut from).map(|(id, _)| Packet::PubComp(id)),
         8 => subscribe(version, &mut from).map(Packet::Subscribe),
         10 => unsubscribe(version, &mut from).map(Packet::Unsubscribe),
         12 => from.end().map(|()| Packet::PingReq),
-        14 => disconnect(version, &mut from).map(|()| Packet::Disconnect),
+        14 => disconnect(version, &mut from).map(Packet::Disconnect),
         15 if version == Version::V5 => Err(Bad::protocol("no authentication method was agreed")),
         0 | 15 => Err(Bad::malformed("no such packet type")),
         _ => Err(Bad::protocol("a packet that only servers send")),
@@ -137,10 +155,10 @@ pub(super) fn head(version: Version, flags: u8, from: &mut Reader) -> Result<Hea
     if version == Version::V5 {
         found = Properties::read(from, properties::PUBLISH)?;
     }
-    if found.topic_alias.is_some() {
-        return Err(Bad { code: reason::ALIAS_INVALID, what: "topic aliases are not accepted" });
+    if found.topic_alias == Some(0) {
+        return Err(Bad { code: reason::ALIAS_INVALID, what: "topic alias 0" });
     }
-    if topic.is_empty() {
+    if topic.is_empty() && found.topic_alias.is_none() {
         return Err(Bad::protocol("an empty topic"));
     }
     if topic.contains(['+', '#']) {
@@ -149,25 +167,26 @@ pub(super) fn head(version: Version, flags: u8, from: &mut Reader) -> Result<Hea
     Ok(Head {
         qos,
         id,
+        retain: flags & 1 == 1,
         topic,
-        content_type: found.content_type,
-        response_topic: found.response_topic,
-        correlation_data: found.correlation_data,
-        user_properties: found.user,
+        alias: found.topic_alias,
+        details: found.details,
         has_too_many_properties: found.has_too_many,
     })
 }
 
-fn ack(version: Version, from: &mut Reader) -> Result<u16, Bad> {
+/// Packet id and reason code.
+fn ack(version: Version, from: &mut Reader) -> Result<(u16, u8), Bad> {
     let id = from.packet_id()?;
+    let mut code = reason::SUCCESS;
     if version == Version::V5 && !from.is_empty() {
-        from.u8()?;
+        code = from.u8()?;
         if !from.is_empty() {
             Properties::read(from, properties::ACK)?;
         }
     }
     from.end()?;
-    Ok(id)
+    Ok((id, code))
 }
 
 fn subscribe(version: Version, from: &mut Reader) -> Result<Subscribe, Bad> {
@@ -190,7 +209,11 @@ fn subscribe(version: Version, from: &mut Reader) -> Result<Subscribe, Bad> {
             2 => Replay::Never,
             _ => return Err(Bad::protocol("retain handling 3")),
         };
-        filters.push(Filter { filter, qos: options & 3, replay });
+        let (no_local, as_published) = (options & 4 != 0, options & 8 != 0);
+        if no_local && filter.starts_with("$share/") {
+            return Err(Bad::protocol("a shared subscription with No Local"));
+        }
+        filters.push(Filter { filter, qos: options & 3, no_local, as_published, replay });
     }
     if filters.is_empty() {
         return Err(Bad::protocol("SUBSCRIBE without a filter"));
@@ -213,14 +236,16 @@ fn unsubscribe(version: Version, from: &mut Reader) -> Result<Unsubscribe, Bad> 
     Ok(Unsubscribe { id, filters })
 }
 
-fn disconnect(version: Version, from: &mut Reader) -> Result<(), Bad> {
+fn disconnect(version: Version, from: &mut Reader) -> Result<Disconnect, Bad> {
+    let mut said = Disconnect::default();
     if version == Version::V5 && !from.is_empty() {
-        from.u8()?;
+        said.code = from.u8()?;
         if !from.is_empty() {
-            Properties::read(from, properties::DISCONNECT)?;
+            said.session_expiry = Properties::read(from, properties::DISCONNECT)?.session_expiry;
         }
     }
-    from.end()
+    from.end()?;
+    Ok(said)
 }
 
 /// A cursor over bytes of which nothing is known.

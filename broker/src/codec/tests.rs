@@ -3,7 +3,7 @@ use millpond_protocol::{Code, Refusal};
 use proptest::prelude::*;
 
 use super::frame::{Framer, LONG, Next};
-use super::packet::{Head, Packet, Version};
+use super::packet::{Details, Head, Packet, Version};
 use super::read;
 use super::write::{Delivery, Out};
 
@@ -73,7 +73,7 @@ fn a_refused_publish_is_read_past_without_being_held() {
     for chunk in stream.chunks(1_000).chain([&[0xC0, 0][..]]) {
         arrived.extend_from_slice(chunk);
         match framer.next(&mut arrived, |_, _| Err(Refusal::new(Code::TooLarge, "no"))) {
-            Ok(Next::ReadPast(head, refusal)) => done = Some((head.id, refusal.code)),
+            Ok(Next::ReadPast(refused)) => done = Some((refused.0.id, refused.1.code)),
             Ok(Next::Bytes) => assert!(arrived.is_empty() || done.is_none() && arrived.len() < 2_000),
             Ok(Next::Packet(0xC0, body)) if body.is_empty() => {}
             other => panic!("{other:?}"),
@@ -104,7 +104,7 @@ fn a_small_payload_does_not_keep_the_packet_that_it_came_in() {
     let packet = read::packet(Version::V5, 0x32, body.clone());
     let Ok(Packet::Publish(publish)) = packet else { panic!("{packet:?}") };
     assert_eq!((publish.payload.len(), publish.packet), (2, body.len()));
-    assert!(publish.head.correlation_data.is_some_and(|data| data.len() == 0x1F0));
+    assert!(publish.head.details.correlation_data.is_some_and(|data| data.len() == 0x1F0));
     assert!(body.is_unique());
 }
 
@@ -120,21 +120,21 @@ proptest! {
         v5 in any::<bool>(),
         topic in "[a-z/é]{1,40}",
         payload in proptest::collection::vec(any::<u8>(), 0..10_000),
-        id in proptest::option::of(1_u16..),
+        (qos, id) in (0_u8..3, 1_u16..),
+        (again, retain, is_text) in any::<(bool, bool, bool)>(),
+        (expiry, alias) in any::<(Option<u32>, Option<u16>)>(),
         content_type in proptest::option::of("[a-z]{0,9}"),
         correlation in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..30)),
         user in proptest::collection::vec(("[a-z]{0,9}", "[a-z]{0,9}"), 0..4),
     ) {
         let version = if v5 { Version::V5 } else { Version::V4 };
         let (payload, correlation) = (Bytes::from(payload), correlation.map(Bytes::from));
+        let details = Details {
+            is_text, expiry, content_type, response_topic: None, correlation_data: correlation, user_properties: user,
+        };
+        let alias = alias.filter(|alias| *alias > 0);
         let delivery = Delivery {
-            topic: &topic,
-            payload: &payload,
-            id,
-            retain: false,
-            content_type: content_type.as_deref(),
-            correlation_data: correlation.as_ref(),
-            user_properties: &user,
+            topic: &topic, payload: &payload, qos, id, again: again && qos > 0, retain, alias, details: &details,
             tags: &[],
         };
         let mut out = Out::default();
@@ -148,13 +148,12 @@ proptest! {
         let packet = read::packet(version, found[0].0, found[0].1.clone());
         let Ok(Packet::Publish(publish)) = packet else { panic!("{packet:?}") };
         let expected = Head {
-            qos: u8::from(id.is_some()),
-            id: id.unwrap_or(0),
-            topic,
-            content_type: content_type.filter(|_| v5),
-            response_topic: None,
-            correlation_data: correlation.filter(|_| v5),
-            user_properties: if v5 { user } else { vec![] },
+            qos,
+            id: if qos > 0 { id } else { 0 },
+            retain,
+            topic: topic.clone(),
+            alias: alias.filter(|_| v5),
+            details: if v5 { details.clone() } else { Details::default() },
             has_too_many_properties: false,
         };
         prop_assert_eq!(publish.head, expected);

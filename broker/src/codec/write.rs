@@ -5,33 +5,37 @@ use std::io::IoSlice;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::packet::Version;
+use super::packet::{Details, Version};
 
 /// Payloads from this size on are not copied into the queue.
 const SHARED_FROM: usize = 4 << 10;
 /// An idle connection keeps no larger buffer.
 const KEPT: usize = 4 << 10;
 
-/// Acknowledgements of a PUBLISH, by the first byte of PUBACK, PUBREC and PUBCOMP.
+/// Acknowledgements, by the first byte of PUBACK, PUBREC, PUBREL and PUBCOMP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Ack = 0x40,
     Rec = 0x50,
+    Rel = 0x62,
     Comp = 0x70,
 }
 
 /// A PUBLISH to a client.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Delivery<'a> {
+    /// Empty where `alias` stands for it.
     pub(crate) topic: &'a str,
     pub(crate) payload: &'a Bytes,
-    /// `None` is QoS 0.
-    pub(crate) id: Option<u16>,
+    pub(crate) qos: u8,
+    /// Not written at QoS 0.
+    pub(crate) id: u16,
+    /// It was sent before.
+    pub(crate) again: bool,
     pub(crate) retain: bool,
     /// What follows is written over MQTT 5 only.
-    pub(crate) content_type: Option<&'a str>,
-    pub(crate) correlation_data: Option<&'a Bytes>,
-    pub(crate) user_properties: &'a [(String, String)],
+    pub(crate) alias: Option<u16>,
+    pub(crate) details: &'a Details,
     pub(crate) tags: &'a [u32],
 }
 
@@ -40,6 +44,8 @@ pub(crate) struct Delivery<'a> {
 pub(crate) struct Announced<'a> {
     pub(crate) receive_max: Option<u16>,
     pub(crate) packet_max: Option<u32>,
+    pub(crate) alias_max: Option<u16>,
+    pub(crate) keep_alive: Option<u16>,
     pub(crate) client_id: Option<&'a str>,
     pub(crate) session_expiry: Option<u32>,
     pub(crate) response_information: Option<&'a str>,
@@ -76,15 +82,17 @@ impl Out {
     }
 
     /// CONNACK. `code` is a return code of 3.1.1 or a reason code of 5.
-    pub(crate) fn connack(&mut self, version: Version, code: u8, announced: &Announced<'_>) {
+    pub(crate) fn connack(&mut self, version: Version, code: u8, present: bool, announced: &Announced<'_>) {
         if version == Version::V4 {
-            self.packet(0x20, 2).put_slice(&[0, code]);
+            self.packet(0x20, 2).put_slice(&[u8::from(present), code]);
             return;
         }
         let mut p = BytesMut::new();
-        if code == 0 {
-            // Retain, wildcards and subscription identifiers are available by default; shared subscriptions are not.
-            p.put_slice(&[37, 1, 40, 1, 41, 1, 42, 0]);
+        for (id, value) in [(34, announced.alias_max), (19, announced.keep_alive)] {
+            if let Some(value) = value {
+                p.put_u8(id);
+                p.put_u16(value);
+            }
         }
         if let Some(max) = announced.receive_max {
             p.put_u8(33);
@@ -107,12 +115,12 @@ impl Out {
             }
         }
         let body = self.packet(0x20, 2 + varint_len(p.len()) + p.len());
-        body.put_slice(&[0, code]);
+        body.put_slice(&[u8::from(present), code]);
         put_varint(body, p.len());
         body.put_slice(&p);
     }
 
-    /// PUBACK, PUBREC or PUBCOMP. Over 3.1.1 there is no code.
+    /// PUBACK, PUBREC, PUBREL or PUBCOMP. Over 3.1.1 there is no code.
     pub(crate) fn ack(&mut self, version: Version, kind: Kind, id: u16, code: u8, reason: Option<&str>) {
         if version == Version::V4 || code == 0 {
             self.packet(kind as u8, 2).put_u16(id);
@@ -165,32 +173,15 @@ impl Out {
     /// PUBLISH.
     pub(crate) fn publish(&mut self, version: Version, delivery: &Delivery<'_>) {
         let (head, properties) = delivery.sizes(version);
-        let first = 0x30 | (u8::from(delivery.id.is_some()) << 1) | u8::from(delivery.retain);
-        let body = self.packet(first, head + delivery.payload.len());
+        let flags = u8::from(delivery.again) << 3 | delivery.qos << 1 | u8::from(delivery.retain);
+        let body = self.packet(0x30 | flags, head + delivery.payload.len());
         put_text(body, delivery.topic);
-        if let Some(id) = delivery.id {
-            body.put_u16(id);
+        if delivery.qos > 0 {
+            body.put_u16(delivery.id);
         }
         if version == Version::V5 {
             put_varint(body, properties);
-            if let Some(text) = delivery.content_type {
-                body.put_u8(3);
-                put_text(body, text);
-            }
-            if let Some(data) = delivery.correlation_data {
-                body.put_u8(9);
-                body.put_u16(data.len() as u16);
-                body.put_slice(data);
-            }
-            for tag in delivery.tags {
-                body.put_u8(11);
-                put_varint(body, *tag as usize);
-            }
-            for (key, value) in delivery.user_properties {
-                body.put_u8(38);
-                put_text(body, key);
-                put_text(body, value);
-            }
+            delivery.put_properties(body);
         }
         if delivery.payload.len() < SHARED_FROM {
             body.put_slice(delivery.payload);
@@ -220,22 +211,64 @@ impl Delivery<'_> {
     pub(crate) fn fits(&self) -> bool {
         let short = |text: &str| u16::try_from(text.len()).is_ok();
         short(self.topic)
-            && self.content_type.is_none_or(short)
-            && self.correlation_data.is_none_or(|data| u16::try_from(data.len()).is_ok())
-            && self.user_properties.iter().all(|(key, value)| short(key) && short(value))
+            && self.details.content_type.as_deref().is_none_or(short)
+            && self.details.response_topic.as_deref().is_none_or(short)
+            && self.details.correlation_data.as_ref().is_none_or(|data| u16::try_from(data.len()).is_ok())
+            && self.details.user_properties.iter().all(|(key, value)| short(key) && short(value))
     }
 
     /// Bytes of the head after the fixed header, and of the properties alone.
     fn sizes(&self, version: Version) -> (usize, usize) {
-        let head = 2 + self.topic.len() + if self.id.is_some() { 2 } else { 0 };
+        let head = 2 + self.topic.len() + if self.qos > 0 { 2 } else { 0 };
         if version == Version::V4 {
             return (head, 0);
         }
-        let properties = self.content_type.map_or(0, |text| 3 + text.len())
-            + self.correlation_data.map_or(0, |data| 3 + data.len())
+        let of = |text: &Option<String>| text.as_ref().map_or(0, |text| 3 + text.len());
+        let details = self.details;
+        let properties = if details.is_text { 2 } else { 0 }
+            + details.expiry.map_or(0, |_| 5)
+            + self.alias.map_or(0, |_| 3)
+            + of(&details.content_type)
+            + of(&details.response_topic)
+            + details.correlation_data.as_ref().map_or(0, |data| 3 + data.len())
             + self.tags.iter().map(|tag| 1 + varint_len(*tag as usize)).sum::<usize>()
-            + self.user_properties.iter().map(|(key, value)| 5 + key.len() + value.len()).sum::<usize>();
+            + details.user_properties.iter().map(|(key, value)| 5 + key.len() + value.len()).sum::<usize>();
         (head + varint_len(properties) + properties, properties)
+    }
+
+    fn put_properties(&self, body: &mut BytesMut) {
+        let details = self.details;
+        if details.is_text {
+            body.put_slice(&[1, 1]);
+        }
+        if let Some(seconds) = details.expiry {
+            body.put_u8(2);
+            body.put_u32(seconds);
+        }
+        if let Some(alias) = self.alias {
+            body.put_u8(35);
+            body.put_u16(alias);
+        }
+        for (id, text) in [(3, &details.content_type), (8, &details.response_topic)] {
+            if let Some(text) = text {
+                body.put_u8(id);
+                put_text(body, text);
+            }
+        }
+        if let Some(data) = &details.correlation_data {
+            body.put_u8(9);
+            body.put_u16(data.len() as u16);
+            body.put_slice(data);
+        }
+        for tag in self.tags {
+            body.put_u8(11);
+            put_varint(body, *tag as usize);
+        }
+        for (key, value) in &details.user_properties {
+            body.put_u8(38);
+            put_text(body, key);
+            put_text(body, value);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The session machine under any sequence of events: what it writes is parsed, and held to what always holds.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,13 +16,15 @@ use crate::codec::frame::{Framer, Next, fixed_header};
 use crate::codec::packet::{Connect, Head, Packet};
 use crate::codec::{Version, read};
 use crate::config::GateConfig;
+use crate::hub::message::{Mail, Message};
 
 /// What can happen to a session.
 #[derive(Debug, Clone)]
 enum Event {
     Bytes(Vec<u8>),
     Outcome(Option<usize>),
-    Attached,
+    Kept,
+    Copies(u8, u8),
     State(u64),
     Cursor,
     Receipts(u8),
@@ -49,6 +51,7 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
         2 => (1_u8..9).prop_map(move |id| framed((0x40, vec![0, id]))),
         2 => (prop_oneof![Just("mp/p/result"), Just("mp/p/d/m/#"), Just("mp/p/result/#"), Just("#")], 0_u8..3)
             .prop_map(move |(filter, qos)| framed((0x82, [vec![0, 1, 0], text(filter), vec![qos]].concat()))),
+        2 => (1_u8..9, prop_oneof![Just(0x50_u8), Just(0x70)]).prop_map(move |(id, kind)| framed((kind, vec![0, id]))),
         1 => Just(framed((0xA2, [vec![0, 1, 0], text("mp/p/d/m/#")].concat()))),
     ]
 }
@@ -57,7 +60,8 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         8 => stream().prop_map(Event::Bytes),
         3 => proptest::option::weighted(0.2, 0..Code::ALL.len()).prop_map(Event::Outcome),
-        1 => Just(Event::Attached),
+        1 => Just(Event::Kept),
+        2 => (0_u8..3, 0_u8..9).prop_map(|(qos, n)| Event::Copies(qos, n)),
         1 => (0_u64..9).prop_map(Event::State),
         1 => Just(Event::Cursor),
         1 => (0_u8..70).prop_map(Event::Receipts),
@@ -85,7 +89,8 @@ struct Client {
     wire: BytesMut,
     /// Acknowledgements that are due, in order: the packet's type and id.
     due: VecDeque<(u8, u16)>,
-    in_flight: HashSet<u16>,
+    /// By id: the QoS, and whether PUBREC was sent.
+    in_flight: HashMap<u16, (u8, bool)>,
     /// Ids that were acknowledged before they arrived, as only a broken client does: nothing is known of those.
     early: HashMap<u16, usize>,
     rank: Option<u64>,
@@ -98,8 +103,27 @@ impl Client {
         }
     }
 
-    fn acknowledged(&mut self, id: u16) {
-        if !self.in_flight.remove(&id) {
+    fn acknowledged(&mut self, id: u16, qos: u8) {
+        match self.in_flight.get(&id) {
+            Some((of, _)) if *of == qos => drop(self.in_flight.remove(&id)),
+            Some(_) => {}
+            None => *self.early.entry(id).or_default() += 1,
+        }
+    }
+
+    fn received(&mut self, id: u16, code: u8) {
+        match self.in_flight.get_mut(&id) {
+            Some((2, _)) if code >= 0x80 => drop(self.in_flight.remove(&id)),
+            Some((2, is_received)) => *is_received = true,
+            Some(_) => {}
+            None => *self.early.entry(id).or_default() += 1,
+        }
+    }
+
+    fn completed(&mut self, id: u16) {
+        if self.in_flight.get(&id) == Some(&(2, true)) {
+            self.in_flight.remove(&id);
+        } else if !self.in_flight.contains_key(&id) {
             *self.early.entry(id).or_default() += 1;
         }
     }
@@ -131,7 +155,11 @@ impl Client {
         if let (Some(early), true) = (early, publish.head.qos > 0) {
             *early -= 1;
         } else if publish.head.qos > 0 {
-            assert!(self.in_flight.insert(publish.head.id), "an id that is still in flight");
+            let flight = (publish.head.qos, false);
+            assert!(
+                self.in_flight.insert(publish.head.id, flight).is_none(),
+                "an id that is still in flight"
+            );
             assert!(self.in_flight.len() <= self.window, "more than the window");
         }
         if publish.head.topic == "mp/p/result" {
@@ -158,13 +186,13 @@ proptest! {
         let mut session = session(version, now);
         if let Some(window) = window {
             let connect = Connect { receive_max: Some(window), ..connect(version) };
-            session = Session::new(session.who().clone(), &connect, Arc::new(GateConfig::default()), now);
+            session = Session::new(session.who().clone(), &connect, Arc::new(GateConfig::default()), now, (1, None));
         }
         let (mut framer, mut stream) = (Framer::new(version, 1 << 20), BytesMut::new());
         let (mut in_line, mut seq) = (0_usize, 0_i64);
         let mut client = Client {
             version, window: window.map_or(100, usize::from), wire: BytesMut::new(), due: VecDeque::new(),
-            in_flight: HashSet::new(), early: HashMap::new(), rank: None,
+            in_flight: HashMap::new(), early: HashMap::new(), rank: None,
         };
         for event in events {
             match event {
@@ -176,14 +204,17 @@ proptest! {
                                 Ok(packet) => {
                                     match &packet {
                                         Packet::Publish(publish) => client.published(&publish.head),
-                                        Packet::PubAck(id) => client.acknowledged(*id),
+                                        Packet::PubAck(id) => client.acknowledged(*id, 1),
+                                        Packet::PubComp(id) => client.completed(*id),
+                                        Packet::PubRec(id, code) => client.received(*id, *code),
                                         _ => {}
                                     }
                                     session.packet(packet, now);
                                 }
                                 Err(bad) => session.fail(bad),
                             },
-                            Ok(Next::ReadPast(head, refusal)) => {
+                            Ok(Next::ReadPast(refused)) => {
+                                let (head, refusal) = *refused;
                                 client.published(&head);
                                 session.read_past(head, refusal, now);
                             }
@@ -198,7 +229,15 @@ proptest! {
                     session.outcome(code.map_or(Ok(()), |code| Err(Refusal::new(Code::ALL[code], "why"))));
                 }
                 Event::Outcome(_) => {}
-                Event::Attached => session.attached(Ok(())),
+                Event::Kept => session.kept(Ok(())),
+                Event::Copies(qos, n) => {
+                    let n = session.wants().copies.min(n.into());
+                    let message = Message::event("app/p/x".into(), Bytes::from_static(b"7"));
+                    let mail = Mail {
+                        message: Arc::new(message), qos, retain: false, replay: false, tags: vec![],
+                    };
+                    session.copies(vec![mail; n], now);
+                }
                 Event::State(rank) => {
                     let message = StateMessage {
                         topic: "mp/p/result".into(), payload: Bytes::from(rank.to_string()), rank,

@@ -1,19 +1,21 @@
 //! What a client publishes: checked, handed to the backend, and acknowledged in order of receipt.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use millpond_protocol::access::may;
 use millpond_protocol::topic::{Inbound as Message, is_own_response};
 use millpond_protocol::{Action, Code, Principal, Refusal, limits};
 
+use super::app::check_app;
 use super::{Effect, Session};
 use crate::backend::{Incoming, RefusedPublish};
 use crate::budget::Held;
 use crate::codec::packet::{Head, Publish};
 use crate::codec::write::Kind;
-use crate::codec::{Version, reason};
+use crate::codec::{Bad, Version, reason};
 use crate::config::GateConfig;
+use crate::hub::message::Message as Live;
 
 /// Messages that were received and have no acknowledgement yet.
 #[derive(Debug)]
@@ -25,13 +27,25 @@ pub(super) struct Inbound {
     held: Held,
     /// A message above `SMALL_MAX` is in line: later ones wait for its outcome.
     large_in_line: bool,
-    /// Packet ids of QoS 2 messages whose PUBREC was sent.
+    /// Packet ids of QoS 2 messages whose PUBREC was sent, and that were not released.
     unreleased: HashSet<u16>,
+    /// Topics that the client sends a number for.
+    aliases: HashMap<u16, String>,
+}
+
+/// Whom a PUBLISH is for.
+#[derive(Debug)]
+pub(super) enum To {
+    Coordinator(Message),
+    /// The members that subscribe.
+    App,
 }
 
 #[derive(Debug)]
 struct Pending {
     ack: Option<(Kind, u16)>,
+    /// It is on its way to other members: received, whatever becomes of this connection.
+    is_app: bool,
     /// Bytes of the packet; 0 when nothing of it is held.
     packet: usize,
     received: Instant,
@@ -43,20 +57,71 @@ enum Stage {
     /// With the backend, which has not answered.
     InLine { large: bool },
     /// Behind a large message.
-    Held(Box<Incoming>),
-    /// Refused for good; behind messages that are not settled.
-    Settled(Refusal),
+    Held(Box<Ready>),
+    /// Decided here; behind messages that are not settled. `None`: it was received before.
+    Settled(Option<Refusal>),
+}
+
+/// What is put in line.
+#[derive(Debug)]
+enum Ready {
+    Take(Incoming),
+    Publish(Box<Live>),
 }
 
 impl Inbound {
-    pub(super) fn new(who: &Principal) -> Self {
+    pub(super) fn new(who: &Principal, unreleased: HashSet<u16>) -> Self {
         Self {
             own: format!("mp/{}/c/{}/", who.pool, who.name),
             pending: VecDeque::new(),
             held: Held::default(),
             large_in_line: false,
-            unreleased: HashSet::new(),
+            unreleased,
+            aliases: HashMap::new(),
         }
+    }
+
+    /// Packet ids of QoS 2 messages that the client must not have taken again, whatever it knows of them.
+    pub(super) fn received(&self) -> HashSet<u16> {
+        let under_way = self.pending.iter().filter(|pending| pending.is_app);
+        let ids = under_way.filter_map(|pending| pending.ack).filter(|(kind, _)| *kind == Kind::Rec);
+        self.unreleased.iter().copied().chain(ids.map(|(_, id)| id)).collect()
+    }
+
+    /// The topic of a PUBLISH, where a number may stand for it.
+    pub(super) fn topic<'a>(&'a self, head: &'a Head) -> &'a str {
+        match head.alias {
+            Some(alias) if head.topic.is_empty() => self.aliases.get(&alias).map_or("", |topic| topic),
+            _ => &head.topic,
+        }
+    }
+
+    /// Puts the topic in the place of its number, or remembers the number.
+    fn resolve(&mut self, head: &mut Head) -> Result<(), Bad> {
+        let Some(alias) = head.alias.take() else { return Ok(()) };
+        if alias > limits::TOPIC_ALIASES {
+            return Err(Bad { code: reason::ALIAS_INVALID, what: "a topic alias above the maximum" });
+        }
+        if !head.topic.is_empty() {
+            if head.topic.len() > limits::APP_TOPIC_BYTES {
+                return Err(Bad {
+                    code: reason::TOPIC_INVALID,
+                    what: "a topic that is too long for an alias",
+                });
+            }
+            self.aliases.insert(alias, head.topic.clone());
+            return Ok(());
+        }
+        match self.aliases.get(&alias) {
+            Some(topic) => head.topic.clone_from(topic),
+            None => return Err(Bad::protocol("a topic alias that stands for nothing")),
+        }
+        Ok(())
+    }
+
+    /// Messages above QoS 0 that the client waits for.
+    fn unacknowledged(&self) -> usize {
+        self.pending.iter().filter(|pending| pending.ack.is_some()).count() + self.unreleased.len()
     }
 
     pub(super) fn uncommitted(&self) -> usize {
@@ -72,10 +137,12 @@ impl Inbound {
         &self,
         who: &Principal,
         config: &GateConfig,
+        topic: &str,
         head: &Head,
         payload: usize,
-    ) -> Result<Message, Refusal> {
-        if !head.topic.starts_with(&self.own) {
+    ) -> Result<To, Refusal> {
+        let is_own = topic.starts_with(&self.own);
+        if !is_own && !may(who, Action::Publish(topic, &config.app_topics)) {
             return Err(Refusal::new(Code::Unauthorized, "the topic is not yours to publish to")
                 .hint(format!("publish to {}…", self.own)));
         }
@@ -84,8 +151,12 @@ impl Inbound {
             return Err(Refusal::new(Code::TooLarge, format!("a message has at most {max} user properties"))
                 .limit(max as u64));
         }
-        let (_, _, message) = Message::parse(&head.topic)?;
-        if !may(who, Action::Publish(&head.topic)) {
+        if !is_own {
+            let response = head.details.response_topic.as_deref();
+            return check_app(config, topic, payload, response).map(|()| To::App);
+        }
+        let (_, _, message) = Message::parse(topic)?;
+        if !may(who, Action::Publish(topic, &config.app_topics)) {
             return Err(Refusal::new(Code::Unauthorized, format!("a {} may not send this", who.role)));
         }
         let (what, max, instead) = match &message {
@@ -107,47 +178,74 @@ impl Inbound {
             .hint(instead)
             .limit(max as u64));
         }
-        if let (Message::Ask(_), Some(answer)) = (&message, &head.response_topic)
+        if let (Message::Ask(_), Some(answer)) = (&message, &head.details.response_topic)
             && !is_own_response(&who.pool, &who.name, answer)
         {
             return Err(Refusal::new(Code::Unauthorized, "the response topic is not yours")
                 .hint(format!("use one inside mp/{}/d/{}/", who.pool, who.name)));
         }
-        Ok(message)
+        Ok(To::Coordinator(message))
     }
 }
 
 impl Session {
     pub(super) fn on_publish(&mut self, publish: Publish, now: Instant) {
-        let Publish { head, payload, packet } = publish;
-        let checked = self.inbound.check(&self.who, &self.config, &head, payload.len());
+        let Publish { mut head, payload, packet } = publish;
+        if let Err(bad) = self.inbound.resolve(&mut head) {
+            return self.fail(bad);
+        }
+        // Sent again, because the client has not seen that it was received. What is for the coordinator has a key of its own.
+        let is_known = head.qos == 2 && self.inbound.unreleased.contains(&head.id);
+        if is_known && !head.topic.starts_with(&self.inbound.own) {
+            let stage = Stage::Settled(None);
+            let ack = ack_of(&head);
+            self.inbound.pending.push_back(Pending { ack, is_app: false, packet: 0, received: now, stage });
+            return self.settle_front();
+        }
+        let is_over = !is_known && self.inbound.unacknowledged() >= self.config.uncommitted_per_connection;
+        if head.qos > 0 && is_over && self.version == Version::V5 {
+            let what = "more is unacknowledged than Receive Maximum permits";
+            return self.fail(Bad { code: reason::RECEIVE_MAX_EXCEEDED, what });
+        }
+        let checked = self.inbound.check(&self.who, &self.config, &head.topic, &head, payload.len());
         match checked.and_then(|to| self.has_room_for_answer(to)) {
-            Err(refusal) => self.read_past(head, refusal, now),
+            Err(refusal) => self.refuse(head, refusal, now),
             Ok(to) => {
                 let ack = ack_of(&head);
-                let is_ask = matches!(to, Message::Ask(_));
-                let incoming = Incoming {
-                    to,
-                    payload,
-                    user_properties: head.user_properties,
-                    content_type: head.content_type,
-                    response_topic: head.response_topic.filter(|_| is_ask),
-                    correlation_data: head.correlation_data,
+                let is_app = matches!(to, To::App);
+                let what = match to {
+                    To::Coordinator(to) => {
+                        let is_ask = matches!(to, Message::Ask(_));
+                        let details = head.details;
+                        Ready::Take(Incoming {
+                            to,
+                            payload,
+                            user_properties: details.user_properties,
+                            content_type: details.content_type,
+                            response_topic: details.response_topic.filter(|_| is_ask),
+                            correlation_data: details.correlation_data,
+                        })
+                    }
+                    To::App => {
+                        Ready::Publish(Box::new(Live::new(head, payload, (self.id, self.who.id), now)))
+                    }
                 };
                 let stage = if self.inbound.large_in_line {
-                    Stage::Held(Box::new(incoming))
+                    Stage::Held(Box::new(what))
                 } else {
-                    self.put_in_line(incoming)
+                    self.put_in_line(what)
                 };
                 self.inbound.held.add(packet);
-                self.inbound.pending.push_back(Pending { ack, packet, received: now, stage });
+                self.inbound.pending.push_back(Pending { ack, is_app, packet, received: now, stage });
             }
         }
     }
 
     /// A client that does not take its answers is not asked for more of them: what is queued to it would end it.
-    fn has_room_for_answer(&self, to: Message) -> Result<Message, Refusal> {
-        if matches!(to, Message::Ask(_)) && self.outbound.bytes() > self.config.out_queue_max / 3 {
+    fn has_room_for_answer(&self, to: To) -> Result<To, Refusal> {
+        if matches!(to, To::Coordinator(Message::Ask(_)))
+            && self.outbound.bytes() > self.config.out_queue_max / 3
+        {
             return Err(Refusal::new(Code::Quota, "too many answers wait for this connection")
                 .hint("take them, then ask again")
                 .retry_after_ms(1_000));
@@ -156,20 +254,28 @@ impl Session {
     }
 
     /// A PUBLISH was refused by its head, and its payload has been read past.
-    pub(crate) fn read_past(&mut self, head: Head, refusal: Refusal, now: Instant) {
+    pub(crate) fn read_past(&mut self, mut head: Head, refusal: Refusal, now: Instant) {
+        match self.inbound.resolve(&mut head) {
+            Ok(()) => self.refuse(head, refusal, now),
+            Err(bad) => self.fail(bad),
+        }
+    }
+
+    fn refuse(&mut self, head: Head, refusal: Refusal, now: Instant) {
         let ack = ack_of(&head);
         let (pool, name) = (&self.who.pool, &self.who.name);
         self.effects.push_back(Effect::Refused(RefusedPublish {
             topic: head.topic,
-            response_topic: head.response_topic.filter(|topic| is_own_response(pool, name, topic)),
-            correlation_data: head.correlation_data,
+            response_topic: head.details.response_topic.filter(|topic| is_own_response(pool, name, topic)),
+            correlation_data: head.details.correlation_data,
             refusal: refusal.clone(),
         }));
         self.inbound.pending.push_back(Pending {
             ack,
+            is_app: false,
             packet: 0,
             received: now,
-            stage: Stage::Settled(refusal),
+            stage: Stage::Settled(Some(refusal)),
         });
         self.settle_front();
     }
@@ -205,10 +311,14 @@ impl Session {
         self.out.ack(self.version, Kind::Comp, id, code, None);
     }
 
-    fn put_in_line(&mut self, incoming: Incoming) -> Stage {
-        let large = incoming.payload.len() > limits::SMALL_MAX;
+    fn put_in_line(&mut self, what: Ready) -> Stage {
+        let (bytes, effect) = match what {
+            Ready::Take(incoming) => (incoming.payload.len(), Effect::Take(incoming)),
+            Ready::Publish(message) => (message.payload.len(), Effect::Publish(message)),
+        };
+        let large = bytes > limits::SMALL_MAX;
         self.inbound.large_in_line |= large;
-        self.effects.push_back(Effect::Take(incoming));
+        self.effects.push_back(effect);
         Stage::InLine { large }
     }
 
@@ -221,8 +331,8 @@ impl Session {
             let stage = &mut self.inbound.pending[at].stage;
             if matches!(stage, Stage::Held(_)) {
                 let held = std::mem::replace(stage, Stage::InLine { large: false });
-                if let Stage::Held(incoming) = held {
-                    self.inbound.pending[at].stage = self.put_in_line(*incoming);
+                if let Stage::Held(what) = held {
+                    self.inbound.pending[at].stage = self.put_in_line(*what);
                 }
             }
         }
@@ -233,7 +343,7 @@ impl Session {
             if let Some(pending) = self.inbound.pending.pop_front()
                 && let Stage::Settled(refusal) = &pending.stage
             {
-                self.acknowledge(&pending, Some(refusal));
+                self.acknowledge(&pending, refusal.as_ref());
             }
         }
     }

@@ -4,40 +4,49 @@
 //! effects in order, and writes what is in [`Session::out`]. Nothing here reads a clock: the time comes with the event.
 //!
 //! ```text
-//!  PUBLISH ──▶ inbound ──Take──▶ backend ──outcome──▶ inbound ──▶ PUBACK/PUBREC, in order of receipt
-//!  SUBSCRIBE ─▶ subscriptions ─▶ SUBACK, then Attach (router), State and Cursor (backend)
+//!  PUBLISH ──▶ inbound ──Take (backend), Publish (hub)──outcome──▶ inbound ──▶ PUBACK/PUBREC, in order of receipt
+//!  SUBSCRIBE ─▶ subscriptions ─▶ Subscribe (hub), Keep, State and Cursor (backend) ─▶ SUBACK
 //!  member messages, live messages, state, receipts ──▶ outbound ──▶ PUBLISH, as far as the client's window permits
 //! ```
+//!
+//! What outlives the connection of a session that is kept is its [`Kept`].
 
 #[cfg(test)]
 mod any_order;
+mod app;
 mod inbound;
+mod leaving;
 mod outbound;
 mod receipts;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::app::check_will;
+pub(crate) use self::leaving::{Kept, expiry_of};
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use millpond_protocol::{Principal, Refusal, topic};
+use millpond_protocol::{Principal, Refusal, limits, topic};
 
-use crate::backend::{Incoming, MemberMessage, ReceiptRow, RefusedPublish, StateMessage};
+use crate::backend::{Incoming, MemberMessage, ReceiptRow, RefusedPublish, StateMessage, Subscription};
 use crate::budget::Held;
-use crate::codec::packet::{Connect, Head, Packet};
+use crate::codec::packet::{Connect, Details, Head, Packet, Replay, Will};
 use crate::codec::write::{Kind, Out, clipped};
 use crate::codec::{Bad, Version, reason};
 use crate::config::GateConfig;
+use crate::hub::mailbox::Wants;
+use crate::hub::message::Message;
+use crate::hub::trie::Options;
 use crate::registry::EndReason;
-use crate::router::{Live, NoLink};
 
 /// Bytes that may wait to be written before nothing more is encoded or read.
 const OUT_HIGH: usize = 256 << 10;
 /// Bytes of short packets that one connection may have undecided: much more than a commit takes at once.
 const SHORT_MAX: usize = 1 << 20;
-/// SUBACKs that may wait for the beginning of the receipts.
+/// SUBACKs and UNSUBACKs that may wait for the backend.
 const SUBACKS_MAX: usize = 8;
 /// Bytes of a reason string.
 const REASON_MAX: usize = 512;
@@ -47,6 +56,12 @@ const REASON_MAX: usize = 512;
 pub(crate) enum Effect {
     /// Hand the message to the backend. Outcomes come back by [`Session::outcome`] in the order of these.
     Take(Incoming),
+    /// Hand the message to the hub. Outcomes come back in one order with those of [`Effect::Take`].
+    Publish(Box<Message>),
+    /// Tell the hub of a subscription.
+    Subscribe { filter: String, options: Options, replay: Replay },
+    /// Tell the hub that one has ended.
+    Unsubscribe(String),
     /// Tell the backend that the gate refused a PUBLISH.
     Refused(RefusedPublish),
     /// Find something out.
@@ -58,8 +73,8 @@ pub(crate) enum Effect {
 /// Something that the session wants to know. Of each kind one is asked at a time.
 #[derive(Debug)]
 pub(crate) enum Question {
-    /// Subscribe to fixed filters of the router; answered by [`Session::attached`].
-    Attach(Vec<String>),
+    /// Keep these subscriptions for as long as the session lives; answered by [`Session::kept`].
+    Keep(Vec<Subscription>),
     /// Ask for the current messages of state topics; answered by [`Session::states`].
     States(Vec<String>),
     /// Ask where the receipts begin; answered by [`Session::cursor`].
@@ -89,8 +104,18 @@ pub(crate) struct Session {
     packet_max: usize,
     /// One and a half keep-alive intervals.
     silence_max: Option<Duration>,
+    /// How long it is kept without a connection.
+    expiry: Duration,
+    will: Option<Box<Will>>,
+    /// What names it in what it publishes.
+    id: u64,
     heard: Instant,
+    /// The time of the last event.
+    now: Instant,
     end: Option<End>,
+    /// Whether it was ended because its member was.
+    is_revoked: bool,
+    is_resumed: bool,
     inbound: inbound::Inbound,
     subscriptions: subscriptions::Subscriptions,
     outbound: outbound::Outbound,
@@ -104,27 +129,47 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// A session for a client that has signed in as `who`.
-    pub(crate) fn new(who: Principal, connect: &Connect, config: Arc<GateConfig>, now: Instant) -> Self {
+    /// A session for a client that has signed in as `who`, with what was kept of an earlier connection.
+    pub(crate) fn new(
+        who: Principal,
+        connect: &Connect,
+        config: Arc<GateConfig>,
+        now: Instant,
+        (id, kept): (u64, Option<Kept>),
+    ) -> Self {
         let window = usize::from(connect.receive_max.unwrap_or(u16::MAX)).min(config.in_flight_out);
-        Self {
-            inbound: inbound::Inbound::new(&who),
+        let is_resumed = kept.is_some();
+        let Kept { subscriptions, unreleased, unsent } = kept.unwrap_or_default();
+        let aliases = usize::from(connect.alias_max.min(limits::TOPIC_ALIASES));
+        let mut session = Self {
+            inbound: inbound::Inbound::new(&who, unreleased),
             receipts: receipts::Receipts::new(topic::receipt(&who.pool, &who.name), window),
-            outbound: outbound::Outbound::new(window),
-            subscriptions: subscriptions::Subscriptions::default(),
+            outbound: outbound::Outbound::new(window, aliases, unsent),
+            subscriptions: subscriptions::Subscriptions::new(subscriptions),
+            expiry: expiry_of(connect),
+            will: connect.will.clone(),
+            id,
+            now,
+            is_revoked: false,
+            is_resumed,
             who,
             version: connect.version,
             config,
             explains: connect.wants_problem_information,
             packet_max: connect.packet_max.map_or(usize::MAX, |max| max as usize),
-            silence_max: (connect.keep_alive > 0)
-                .then(|| Duration::from_millis(u64::from(connect.keep_alive) * 1_500)),
+            silence_max: None,
             heard: now,
             end: None,
             out: Out::default(),
             effects: VecDeque::new(),
             acked: Vec::new(),
+        };
+        let keep_alive = session.config.keep_alive_of(connect).unwrap_or(connect.keep_alive);
+        session.silence_max = (keep_alive > 0).then(|| Duration::from_millis(u64::from(keep_alive) * 1_500));
+        if is_resumed {
+            session.resume();
         }
+        session
     }
 
     /// Who it is.
@@ -147,13 +192,19 @@ impl Session {
             && held.long < self.config.packet_max()
             && held.short < SHORT_MAX
             && self.out.remaining() < OUT_HIGH
-            && self.receipts.subacks.len() < SUBACKS_MAX
+            && self.subscriptions.waiting() < SUBACKS_MAX
     }
 
-    /// Whether live messages of the router should be handed over: of what it drops meanwhile, state is replaced by newer
-    /// state, and events are lost.
-    pub(crate) fn has_room_for_live(&self) -> bool {
-        self.end.is_none() && self.outbound.bytes() < self.config.out_queue_max / 4
+    /// What should be taken out of the mailbox. What stays there waits: state is replaced by newer state, of too many
+    /// events the oldest are dropped, and of too many messages on app topics the connection ends.
+    pub(crate) fn wants(&self) -> Wants {
+        use bytes::Buf;
+        let is_open = self.end.is_none();
+        let has_room = is_open && self.out.remaining() < OUT_HIGH;
+        Wants {
+            live: is_open && self.outbound.bytes() < self.config.out_queue_max / 4,
+            copies: if has_room { self.outbound.room() } else { 0 },
+        }
     }
 
     /// Messages that have no outcome yet.
@@ -171,23 +222,23 @@ impl Session {
         if self.end.is_some() {
             return;
         }
+        self.now = now;
         match packet {
             Packet::Publish(publish) => self.on_publish(publish, now),
             Packet::PubAck(id) => self.on_puback(id),
             Packet::PubRel(id) => self.on_pubrel(id),
-            Packet::PubRec(_) | Packet::PubComp(_) => {
-                self.fail(Bad::protocol("nothing was sent at QoS 2"));
-            }
+            Packet::PubRec(id, code) => self.on_pubrec(id, code),
+            Packet::PubComp(id) => self.on_pubcomp(id),
             Packet::Subscribe(subscribe) => self.on_subscribe(subscribe),
             Packet::Unsubscribe(unsubscribe) => self.on_unsubscribe(&unsubscribe),
             Packet::PingReq => self.out.pingresp(),
-            Packet::Disconnect => self.end = Some(End::Client),
+            Packet::Disconnect(said) => self.on_disconnect(said),
         }
     }
 
     /// Judges a long PUBLISH by its head.
     pub(crate) fn judge(&self, head: &Head, payload: usize) -> Result<(), Refusal> {
-        self.inbound.check(&self.who, &self.config, head, payload).map(|_| ())
+        self.inbound.check(&self.who, &self.config, self.inbound.topic(head), head, payload).map(|_| ())
     }
 
     /// Bytes arrived.
@@ -200,8 +251,14 @@ impl Session {
         self.silence_max.map(|max| self.heard + max)
     }
 
+    /// Whether so many bytes are more than the client accepts in one packet.
+    pub(crate) fn is_too_long(&self, bytes: usize) -> bool {
+        bytes > self.packet_max
+    }
+
     /// The time has come: a client that could have spoken and did not is gone. `listens`: it could have.
     pub(crate) fn timer(&mut self, now: Instant, listens: bool) {
+        self.now = now;
         if !listens {
             self.heard = now;
         } else if self.deadline().is_some_and(|deadline| now >= deadline) {
@@ -217,6 +274,7 @@ impl Session {
             EndReason::Behind => (reason::SERVER_BUSY, "the server fell behind: connect again"),
             EndReason::QueueFull => (reason::QUOTA, "too much was waiting for this connection"),
         };
+        self.is_revoked |= reason == EndReason::Revoked;
         self.fail(Bad { code, what });
     }
 
@@ -259,19 +317,19 @@ impl Session {
         (self.explains && max > 0).then(|| clipped(text, max))
     }
 
-    /// The router subscribed, or could not.
-    pub(crate) fn attached(&mut self, result: Result<(), NoLink>) {
-        match result {
-            Ok(()) => self.on_attached(),
-            Err(NoLink::Full) => self.close(reason::QUOTA, "too many connections listen to pools"),
-            Err(NoLink::Dead) => self.close(reason::SHUTTING_DOWN, "the server is about to restart"),
-        }
-    }
-
     /// The current messages of the state topics that were asked for.
     pub(crate) fn states(&mut self, result: Result<Vec<StateMessage>, Refusal>) {
         match result {
-            Ok(messages) => messages.into_iter().for_each(|message| self.outbound.offer(message, true)),
+            Ok(messages) => {
+                let is_asked = self.subscriptions.is_asked();
+                for message in messages.into_iter().map(|message| Arc::new(message.into())) {
+                    if is_asked {
+                        self.outbound.offer(message, true)
+                    } else {
+                        self.outbound.offer_news(message)
+                    }
+                }
+            }
             Err(refusal) => self.refuse_for_now(&refusal),
         }
         self.on_states();
@@ -280,7 +338,9 @@ impl Session {
     /// A message to the member.
     pub(crate) fn member_message(&mut self, message: MemberMessage) {
         if self.subscriptions.of(&message.topic).is_some() {
-            self.outbound.push(message.into());
+            let details = Details { correlation_data: message.correlation_data, ..Details::default() };
+            let message = Message { details, ..Message::event(message.topic, message.payload) };
+            self.outbound.push(Arc::new(message));
             if self.outbound.bytes() > self.config.out_queue_max {
                 self.kick(EndReason::QueueFull);
             }
@@ -288,14 +348,14 @@ impl Session {
     }
 
     /// A live pool-wide message.
-    pub(crate) fn live(&mut self, live: Live) {
-        if self.subscriptions.of(&live.topic).is_none() {
+    pub(crate) fn live(&mut self, message: Arc<Message>) {
+        if self.subscriptions.of(&message.topic).is_none() {
             return;
         }
-        if subscriptions::is_event(&self.who.pool, &live.topic) {
-            self.outbound.push(live.into());
+        if message.is_event() {
+            self.outbound.push(message);
         } else {
-            self.outbound.offer(live.into(), false);
+            self.outbound.offer(message, false);
         }
     }
 
@@ -309,9 +369,7 @@ impl Session {
         match result {
             Ok(cursor) => {
                 self.receipts.start(cursor);
-                for (id, codes) in std::mem::take(&mut self.receipts.subacks) {
-                    self.out.suback(self.version, 0x90, id, &codes);
-                }
+                self.settle_subacks();
             }
             Err(refusal) => self.refuse_for_now(&refusal),
         }
@@ -331,6 +389,8 @@ impl Session {
             // First, and four at most: a flood of events must not hold up what is current.
             self.send_states();
             self.send_messages();
+            self.send_again();
+            self.send_copies();
             self.send_receipts();
         }
         // What was acknowledged right before the end counts.

@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 
 use bytes::Buf;
 
-use super::outbound::Sent;
+use super::outbound::{Sent, What};
 use super::{Effect, Question, Session};
 use crate::backend::ReceiptRow;
-use crate::codec::write::Delivery;
+use crate::hub::message::Message;
 
 /// Rows of one page.
 const PAGE: usize = 64;
@@ -33,8 +33,6 @@ pub(super) struct Receipts {
     unwritten: VecDeque<(u64, i64)>,
     /// Acknowledged up to here, and not yet reported.
     report: Option<i64>,
-    /// SUBACKs (packet id and codes) that wait for the beginning: after one, no receipt is missed.
-    pub(super) subacks: Vec<(u16, Vec<u8>)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +58,6 @@ impl Receipts {
             sent: VecDeque::new(),
             unwritten: VecDeque::new(),
             report: None,
-            subacks: Vec::new(),
         }
     }
 
@@ -86,7 +83,7 @@ impl Receipts {
 
     /// Whether the beginning is still to be set.
     pub(super) fn is_starting(&self) -> bool {
-        self.stage == Stage::Starting
+        self.cursor_asked
     }
 
     pub(super) fn start(&mut self, cursor: i64) {
@@ -143,17 +140,8 @@ impl Session {
             let Some(row) = self.receipts.rows.pop_front() else {
                 break;
             };
-            let delivery = Delivery {
-                topic: &topic,
-                payload: &row.payload,
-                id: None,
-                retain: false,
-                content_type: None,
-                correlation_data: None,
-                user_properties: &[],
-                tags: &[],
-            };
-            match self.send(delivery, Some(row.seq)) {
+            let message = Message::event(topic.clone(), row.payload.clone());
+            match self.send_own(&message, false, || What::Receipt(row.seq)) {
                 Sent::Later => {
                     self.receipts.rows.push_front(row);
                     break;

@@ -1,39 +1,55 @@
-//! What a client subscribes to, and which fixed filters of the router bring it.
+//! What a client subscribes to: who is told of it, and when it is acknowledged.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use millpond_protocol::access::may;
-use millpond_protocol::{Action, PoolName, topic};
+use millpond_protocol::{Action, PoolName, Refusal, app_topics, topic};
 
 use super::{Effect, Question, Session};
+use crate::backend::Subscription;
 use crate::codec::packet::{Replay, Subscribe, Unsubscribe};
-use crate::codec::{Version, reason};
+use crate::codec::{Bad, Version, reason};
+use crate::hub::trie::Options;
 
-/// The subscriptions of one connection.
-#[derive(Debug, Default)]
+/// The subscriptions of one session.
+#[derive(Debug)]
 pub(super) struct Subscriptions {
     list: Vec<Subscription>,
-    /// Fixed filters that the router was asked for.
-    channels: HashSet<String>,
-    /// Whether a request to the router is under way. One at a time: the first brings the link for all others.
-    attaching: bool,
-    /// What the next request will ask for.
-    to_attach: Vec<String>,
-    /// State topics whose current message is wanted once the router has answered. A set of four at most, however many
-    /// filters match them.
+    /// State topics whose current message is wanted. A set of four at most, however many filters match them.
     wanted: BTreeSet<String>,
-    /// Whether the backend was asked for some. One question at a time.
-    asking: bool,
+    /// The same, where the client came back and did not ask: what it has already is not wanted.
+    news: BTreeSet<String>,
+    /// What the backend was asked for. One question at a time.
+    asking: Option<Asking>,
+    /// SUBACKs and UNSUBACKs that wait.
+    acks: Vec<Ack>,
+    /// Counts the changes that are to be kept, those that the backend was asked to keep, and those that it keeps.
+    changes: u64,
+    keeping: Option<u64>,
+    kept: u64,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asking {
+    Current,
+    News,
+}
+
+/// An acknowledgement: sent when what it promises is so.
 #[derive(Debug)]
-struct Subscription {
-    filter: String,
-    qos: u8,
-    tag: Option<u32>,
+struct Ack {
+    first: u8,
+    id: u16,
+    codes: Vec<u8>,
+    /// The beginning of the receipts must be set: what is published after the SUBACK has a receipt to come.
+    of_receipts: bool,
+    /// This change must be kept.
+    change: u64,
+    /// What the hub is told then, so that nothing comes ahead of it.
+    then: Vec<Effect>,
 }
 
-/// How a topic is to be delivered: overlapping subscriptions deliver once.
+/// How a topic of the server is to be delivered: overlapping subscriptions deliver once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Match {
     pub(super) qos: u8,
@@ -41,6 +57,23 @@ pub(super) struct Match {
 }
 
 impl Subscriptions {
+    pub(super) fn new(list: Vec<Subscription>) -> Self {
+        Self {
+            list,
+            wanted: BTreeSet::new(),
+            news: BTreeSet::new(),
+            asking: None,
+            acks: Vec::new(),
+            changes: 0,
+            keeping: None,
+            kept: 0,
+        }
+    }
+
+    pub(super) fn list(&self) -> &[Subscription] {
+        &self.list
+    }
+
     /// How `topic` is to be delivered, if anything subscribes to it.
     pub(super) fn of(&self, topic: &str) -> Option<Match> {
         let mut found: Option<Match> = None;
@@ -54,13 +87,23 @@ impl Subscriptions {
         found
     }
 
+    /// Acknowledgements that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.acks.len()
+    }
+
+    /// Whether the current messages that come next were asked for by the client.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asking != Some(Asking::News)
+    }
+
     /// Adds or replaces; tells whether the filter is new.
-    fn add(&mut self, filter: &str, qos: u8, tag: Option<u32>) -> bool {
-        if let Some(held) = self.list.iter_mut().find(|held| held.filter == filter) {
-            (held.qos, held.tag) = (qos, tag);
+    fn add(&mut self, subscription: Subscription) -> bool {
+        if let Some(held) = self.list.iter_mut().find(|held| held.filter == subscription.filter) {
+            *held = subscription;
             return false;
         }
-        self.list.push(Subscription { filter: filter.to_owned(), qos, tag });
+        self.list.push(subscription);
         true
     }
 
@@ -74,7 +117,7 @@ impl Subscriptions {
 impl Session {
     pub(super) fn on_subscribe(&mut self, subscribe: Subscribe) {
         let mut codes = Vec::with_capacity(subscribe.filters.len());
-        let mut of_receipts = false;
+        let (mut of_receipts, mut is_change, mut then) = (false, false, Vec::new());
         for (n, asked) in subscribe.filters.into_iter().enumerate() {
             // No client has a use for more filters than it may hold, and each is work.
             let is_too_many = n >= self.config.subscriptions_max;
@@ -83,77 +126,138 @@ impl Session {
                 codes.push(if self.version == Version::V5 { code } else { 0x80 });
                 continue;
             }
-            let granted = asked.qos.min(1);
+            // What the server says comes at QoS 1 at most: its topics bring each message again, or once.
+            let granted = if asked.filter.starts_with("mp/") { asked.qos.min(1) } else { asked.qos };
             codes.push(granted);
-            let new = self.subscriptions.add(&asked.filter, granted, subscribe.tag);
-            for channel in channels_of(&self.who.pool, &asked.filter) {
-                if self.subscriptions.channels.insert(channel.clone()) {
-                    self.subscriptions.to_attach.push(channel);
-                }
+            let subscription = Subscription {
+                filter: asked.filter,
+                qos: granted,
+                no_local: asked.no_local,
+                as_published: asked.as_published,
+                tag: subscribe.tag,
+            };
+            let filter = subscription.filter.clone();
+            // Messages to one member do not go through the hub.
+            if !filter.starts_with(&format!("mp/{}/d/", self.who.pool)) {
+                let (options, replay) = (Options::of(&subscription), asked.replay);
+                then.push(Effect::Subscribe { filter: filter.clone(), options, replay });
             }
+            let is_new = self.subscriptions.add(subscription);
+            is_change = true;
             let wanted = match asked.replay {
                 Replay::Always => true,
-                Replay::IfNew => new,
+                Replay::IfNew => is_new,
                 Replay::Never => false,
             };
             if wanted {
-                self.subscriptions.wanted.extend(states_of(&self.who.pool, &asked.filter));
+                self.subscriptions.wanted.extend(states_of(&self.who.pool, &filter));
             }
-            of_receipts |= topic::matches(&asked.filter, self.receipts.topic());
+            of_receipts |= topic::matches(&filter, self.receipts.topic());
         }
-        self.attach_then_ask();
         self.follow_receipts();
-        if of_receipts && self.receipts.is_starting() {
-            // What is published after the SUBACK has a receipt to come, so the backend must have set the beginning first.
-            self.receipts.subacks.push((subscribe.id, codes));
-        } else {
-            self.out.suback(self.version, 0x90, subscribe.id, &codes);
-        }
+        let ack = Ack { first: 0x90, id: subscribe.id, codes, of_receipts, change: 0, then };
+        self.acknowledge_when_so(ack, is_change);
     }
 
     pub(super) fn on_unsubscribe(&mut self, unsubscribe: &Unsubscribe) {
-        let mut codes = Vec::new();
+        let (mut codes, mut is_change) = (Vec::new(), false);
         for filter in &unsubscribe.filters {
             let removed = self.subscriptions.remove(filter);
+            if removed {
+                self.effects.push_back(Effect::Unsubscribe(filter.clone()));
+            }
+            is_change |= removed;
             codes.push(if removed { reason::SUCCESS } else { reason::NO_SUBSCRIPTION_EXISTED });
         }
         if self.version == Version::V4 {
             codes.clear();
         }
-        self.out.suback(self.version, 0xB0, unsubscribe.id, &codes);
+        self.follow_receipts();
+        let (then, of_receipts) = (Vec::new(), false);
+        let ack = Ack { first: 0xB0, id: unsubscribe.id, codes, of_receipts, change: 0, then };
+        self.acknowledge_when_so(ack, is_change);
+    }
+
+    fn acknowledge_when_so(&mut self, mut ack: Ack, is_change: bool) {
+        if is_change && self.is_kept() {
+            self.subscriptions.changes += 1;
+            ack.change = self.subscriptions.changes;
+        }
+        self.subscriptions.acks.push(ack);
+        self.keep();
+        self.settle_subacks();
+    }
+
+    /// Sends the acknowledgements of what is so by now.
+    pub(super) fn settle_subacks(&mut self) {
+        let (is_starting, kept) = (self.receipts.is_starting(), self.subscriptions.kept);
+        let acks = std::mem::take(&mut self.subscriptions.acks);
+        for ack in acks {
+            if (ack.of_receipts && is_starting) || ack.change > kept {
+                self.subscriptions.acks.push(ack);
+            } else if self.is_too_long(ack.codes.len() + 8) {
+                self.fail(Bad { code: reason::PACKET_TOO_LARGE, what: "the answer is too large for you" });
+            } else if self.end.is_none() {
+                self.out.suback(self.version, ack.first, ack.id, &ack.codes);
+                self.effects.extend(ack.then);
+            }
+        }
+        self.ask_for_states();
+    }
+
+    /// Has the backend keep what changed. One question at a time.
+    fn keep(&mut self) {
+        let held = &mut self.subscriptions;
+        if held.keeping.is_none() && held.changes > held.kept {
+            held.keeping = Some(held.changes);
+            let list = held.list.clone();
+            self.effects.push_back(Effect::Ask(Question::Keep(list)));
+        }
+    }
+
+    /// The backend keeps the subscriptions, or could not.
+    pub(crate) fn kept(&mut self, result: Result<(), Refusal>) {
+        match (result, self.subscriptions.keeping.take()) {
+            (Ok(()), Some(kept)) => {
+                self.subscriptions.kept = kept;
+                self.settle_subacks();
+                self.keep();
+            }
+            (Ok(()), None) => {}
+            (Err(refusal), _) => self.refuse_for_now(&refusal),
+        }
+    }
+
+    /// The client has come back: it gets what is new to it without asking.
+    pub(super) fn resume(&mut self) {
+        let pool = &self.who.pool;
+        let news: Vec<String> =
+            self.subscriptions.list.iter().flat_map(|held| states_of(pool, &held.filter)).collect();
+        self.subscriptions.news.extend(news);
+        self.ask_for_states();
         self.follow_receipts();
     }
 
-    pub(super) fn on_attached(&mut self) {
-        self.subscriptions.attaching = false;
-        self.attach_then_ask();
-    }
-
-    /// State is asked for behind the subscription to its changes, or a change between the two would be missed.
-    fn attach_then_ask(&mut self) {
-        if self.subscriptions.attaching {
+    fn ask_for_states(&mut self) {
+        let held = &mut self.subscriptions;
+        // Behind the subscription to its changes, or one between the two would be missed.
+        if held.asking.is_some() || held.acks.iter().any(|ack| !ack.then.is_empty()) {
             return;
         }
-        let channels = std::mem::take(&mut self.subscriptions.to_attach);
-        if !channels.is_empty() {
-            self.subscriptions.attaching = true;
-            self.effects.push_back(Effect::Ask(Question::Attach(channels)));
+        let (asking, topics) = if held.news.is_empty() {
+            (Asking::Current, std::mem::take(&mut held.wanted))
         } else {
-            self.ask_for_states();
-        }
-    }
-
-    fn ask_for_states(&mut self) {
-        if !self.subscriptions.asking && !self.subscriptions.wanted.is_empty() {
-            self.subscriptions.asking = true;
-            let topics = std::mem::take(&mut self.subscriptions.wanted).into_iter().collect();
-            self.effects.push_back(Effect::Ask(Question::States(topics)));
+            (Asking::News, std::mem::take(&mut held.news))
+        };
+        if !topics.is_empty() {
+            held.asking = Some(asking);
+            self.effects.push_back(Effect::Ask(Question::States(topics.into_iter().collect())));
         }
     }
 
     pub(super) fn on_states(&mut self) {
-        self.subscriptions.asking = false;
-        self.attach_then_ask();
+        self.subscriptions.asking = None;
+        self.ask_for_states();
     }
 
     fn follow_receipts(&mut self) {
@@ -164,14 +268,19 @@ impl Session {
     }
 
     fn may_subscribe(&self, filter: &str) -> Result<(), u8> {
-        if filter.starts_with("$share/") {
-            return Err(reason::SHARED_NOT_SUPPORTED);
-        }
-        if !topic::is_filter(filter) {
+        let is_well_formed = if filter.starts_with("$share/") {
+            app_topics::shared(filter).is_some()
+        } else {
+            topic::is_filter(filter)
+        };
+        if !is_well_formed {
             return Err(reason::FILTER_INVALID);
         }
-        if !may(&self.who, Action::Subscribe(filter)) {
+        if !may(&self.who, Action::Subscribe(filter, &self.config.app_topics)) {
             return Err(reason::NOT_AUTHORIZED);
+        }
+        if !filter.starts_with("mp/") && !app_topics::is_within_limits(filter) {
+            return Err(reason::FILTER_INVALID);
         }
         let held = &self.subscriptions.list;
         if held.len() >= self.config.subscriptions_max && held.iter().all(|held| held.filter != filter) {
@@ -181,29 +290,9 @@ impl Session {
     }
 }
 
-/// Whether `topic` is of the event feed.
-pub(super) fn is_event(pool: &PoolName, topic: &str) -> bool {
-    let rest = topic.strip_prefix("mp/").and_then(|rest| rest.strip_prefix(pool.as_str()));
-    rest.is_some_and(|rest| rest.starts_with("/event/"))
-}
-
-/// The one filter of the router for the whole event feed.
-fn events(pool: &PoolName) -> String {
-    topic::event(pool, "#")
-}
-
 /// The state topics that `filter` matches.
 fn states_of<'a>(pool: &PoolName, filter: &'a str) -> impl Iterator<Item = String> + use<'a> {
     [topic::card(pool), topic::result(pool), topic::result_data(pool), topic::offer(pool)]
         .into_iter()
         .filter(move |state| topic::matches(filter, state))
-}
-
-/// The fixed filters of the router that together bring what `filter` matches.
-fn channels_of(pool: &PoolName, filter: &str) -> Vec<String> {
-    let mut channels: Vec<String> = states_of(pool, filter).collect();
-    if is_event(pool, filter) {
-        channels.push(events(pool));
-    }
-    channels
 }

@@ -10,9 +10,11 @@ use super::{Effect, End, Question, Session};
 use crate::backend::{MemberMessage, ReceiptRow};
 use crate::budget::Held;
 use crate::codec::Version;
-use crate::codec::packet::{Connect, Filter, Head, Packet, Publish, Replay, Subscribe, Unsubscribe};
+use crate::codec::packet::{
+    Connect, Disconnect, Filter, Head, Packet, Publish, Replay, Subscribe, Unsubscribe,
+};
 use crate::config::GateConfig;
-use crate::router::{Live, NoLink};
+use crate::hub::message::Message;
 
 pub(super) fn connect(version: Version) -> Connect {
     Connect {
@@ -20,12 +22,13 @@ pub(super) fn connect(version: Version) -> Connect {
         clean: true,
         keep_alive: 10,
         client_id: "x".into(),
-        will: false,
+        will: None,
         user: None,
         password: None,
         session_expiry: 0,
         receive_max: None,
         packet_max: None,
+        alias_max: 0,
         wants_response_information: false,
         wants_problem_information: true,
         auth_method: false,
@@ -35,26 +38,22 @@ pub(super) fn connect(version: Version) -> Connect {
 pub(super) fn session(version: Version, now: Instant) -> Session {
     let who =
         Principal { pool: "p".parse().unwrap(), name: "m".parse().unwrap(), role: Role::Publisher, id: 1 };
-    Session::new(who, &connect(version), Arc::new(GateConfig::default()), now)
+    Session::new(who, &connect(version), Arc::new(GateConfig::default()), now, (1, None))
 }
 
 fn publish(qos: u8, id: u16, upload: &str, bytes: usize) -> Packet {
-    let head = Head {
-        qos,
-        id,
-        topic: format!("mp/p/c/m/up/{upload}"),
-        content_type: None,
-        response_topic: None,
-        correlation_data: None,
-        user_properties: vec![],
-        has_too_many_properties: false,
-    };
+    let head = Head { qos, id, topic: format!("mp/p/c/m/up/{upload}"), ..Head::default() };
     let packet = bytes + head.topic.len() + 5;
     Packet::Publish(Publish { head, payload: Bytes::from(vec![0; bytes]), packet })
 }
 
+fn plain(filter: &str) -> Filter {
+    let (no_local, as_published) = (false, false);
+    Filter { filter: filter.into(), qos: 1, no_local, as_published, replay: Replay::Always }
+}
+
 fn subscribe(filter: &str) -> Packet {
-    let filters = vec![Filter { filter: filter.into(), qos: 1, replay: Replay::Always }];
+    let filters = vec![plain(filter)];
     Packet::Subscribe(Subscribe { id: 1, filters, tag: None })
 }
 
@@ -70,14 +69,8 @@ pub(super) fn taken(session: &mut Session) -> usize {
     effects.iter().filter(|effect| matches!(effect, Effect::Take(_))).count()
 }
 
-pub(super) fn live(rank: u64) -> Live {
-    Live {
-        topic: "mp/p/result".into(),
-        rank,
-        payload: Bytes::from(rank.to_string()),
-        user_properties: vec![],
-        content_type: None,
-    }
+pub(super) fn live(rank: u64) -> Arc<Message> {
+    Arc::new(Message { rank, ..Message::event("mp/p/result".into(), Bytes::from(rank.to_string())) })
 }
 
 #[test]
@@ -122,7 +115,7 @@ fn what_was_sent_before_disconnect_is_still_put_in_line() {
     let mut session = session(Version::V4, now);
     session.packet(publish(0, 0, "large", 200_000), now);
     session.packet(publish(0, 0, "held", 1), now);
-    session.packet(Packet::Disconnect, now);
+    session.packet(Packet::Disconnect(Disconnect::default()), now);
     assert_eq!((session.end(), taken(&mut session)), (Some(End::Client), 1));
     session.outcome(Ok(()));
     assert_eq!(taken(&mut session), 1);
@@ -170,23 +163,17 @@ fn state_is_asked_for_behind_the_subscription_to_its_changes() {
     let mut session = session(Version::V4, now);
     session.packet(subscribe("mp/p/result"), now);
     session.packet(subscribe("mp/p/pool"), now);
-    let effects: Vec<Effect> = session.effects.drain(..).collect();
+    let mut effects = session.effects.drain(..);
+    assert!(matches!(effects.next(), Some(Effect::Subscribe { filter, .. }) if filter == "mp/p/result"));
     assert!(
-        matches!(&effects[..], [Effect::Ask(Question::Attach(filters))] if filters == &["mp/p/result"]),
-        "{effects:?}"
+        matches!(effects.next(), Some(Effect::Ask(Question::States(topics))) if topics == ["mp/p/result"])
     );
-    session.attached(Ok(()));
+    assert!(matches!(effects.next(), Some(Effect::Subscribe { filter, .. }) if filter == "mp/p/pool"));
+    assert!(effects.next().is_none(), "one question at a time");
+    drop(effects);
+    session.states(Ok(vec![]));
     let effects: Vec<Effect> = session.effects.drain(..).collect();
-    assert!(
-        matches!(&effects[..], [Effect::Ask(Question::Attach(filters))] if filters == &["mp/p/pool"]),
-        "{effects:?}"
-    );
-    session.attached(Ok(()));
-    let effects: Vec<Effect> = session.effects.drain(..).collect();
-    assert!(
-        matches!(&effects[..], [Effect::Ask(Question::States(topics))] if topics == &["mp/p/pool", "mp/p/result"]),
-        "{effects:?}"
-    );
+    assert!(matches!(&effects[..], [Effect::Ask(Question::States(topics))] if topics == &["mp/p/pool"]));
 }
 
 #[test]
@@ -215,9 +202,6 @@ fn an_error_of_a_look_up_ends_the_session_for_a_retry() {
         apply(&mut session);
         assert_eq!(session.end(), Some(End::Gate(0x89)));
     }
-    let mut session = session(Version::V5, now);
-    session.attached(Err(NoLink::Full));
-    assert_eq!(session.end(), Some(End::Gate(0x97)));
 }
 
 #[test]
@@ -245,11 +229,9 @@ fn asked(session: &mut Session) -> Vec<Question> {
 fn however_often_a_state_topic_is_subscribed_to_it_is_asked_for_once_at_a_time() {
     let now = Instant::now();
     let mut session = session(Version::V5, now);
-    let filters = vec![Filter { filter: "mp/p/pool".into(), qos: 1, replay: Replay::Always }; 5_000];
+    let filters = vec![plain("mp/p/pool"); 5_000];
     let many = Packet::Subscribe(Subscribe { id: 1, filters, tag: None });
     session.packet(many.clone(), now);
-    assert!(matches!(&asked(&mut session)[..], [Question::Attach(_)]));
-    session.attached(Ok(()));
     assert!(matches!(&asked(&mut session)[..], [Question::States(topics)] if topics == &["mp/p/pool"]));
     session.packet(many, now);
     assert!(asked(&mut session).is_empty(), "one question at a time");
@@ -307,11 +289,12 @@ fn a_new_state_goes_ahead_of_whatever_waits_for_the_window() {
         &connect,
         Arc::new(GateConfig::default()),
         now,
+        (1, None),
     );
     session.packet(subscribe("mp/p/event/#"), now);
     session.packet(subscribe("mp/p/result"), now);
     for _ in 0..10 {
-        session.live(Live { topic: "mp/p/event/sealed".into(), ..live(0) });
+        session.live(Arc::new(Message { topic: "mp/p/event/sealed".into(), ..Message::clone(&live(0)) }));
     }
     written(&mut session);
     session.live(live(7));
@@ -329,8 +312,8 @@ fn an_ask_is_refused_while_the_answers_before_it_are_not_taken() {
     let ask = |id, topic: &str| {
         let Packet::Publish(mut publish) = publish(1, id, "u", 2) else { unreachable!() };
         publish.head.topic = topic.into();
-        publish.head.response_topic = Some("mp/p/d/m/mine".into());
-        publish.head.correlation_data = Some(Bytes::from_static(b"c7"));
+        publish.head.details.response_topic = Some("mp/p/d/m/mine".into());
+        publish.head.details.correlation_data = Some(Bytes::from_static(b"c7"));
         Packet::Publish(publish)
     };
     // The first 256 KiB and a little stand in the output, the others wait.
@@ -366,7 +349,7 @@ fn a_message_as_long_as_the_client_accepts_is_sent_and_one_byte_more_is_not() {
     let now = Instant::now();
     let connect = Connect { packet_max: Some(130), ..connect(Version::V4) };
     let who = session(Version::V4, now).who().clone();
-    let mut session = Session::new(who, &connect, Arc::new(GateConfig::default()), now);
+    let mut session = Session::new(who, &connect, Arc::new(GateConfig::default()), now, (1, None));
     session.packet(subscribe("mp/p/d/m/x"), now);
     written(&mut session);
     // Beside the payload: two bytes of header, or three from 128 on, the topic behind its length, and the packet id.

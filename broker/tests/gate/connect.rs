@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millpond_broker::{EndReason, GateConfig, MemberMessage, SignInError};
+use millpond_broker::{EndReason, GateConfig, SignInError};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::{SOON, Verdict, connect, connect_with, packet, server, server_with, text};
@@ -180,9 +180,7 @@ async fn connack_announces_what_the_gate_can_do() {
     for (what, bytes) in [
         ("receive maximum", &[33, 0, 64][..]),
         ("maximum packet size", &[39, 0, 0x41, 0, 0]),
-        ("no shared subscriptions", &[42, 0]),
-        ("wildcards", &[40, 1]),
-        ("session expiry 0", &[17, 0, 0, 0, 0]),
+        ("topic aliases", &[34, 0, 16]),
         ("response information", b"mp/p/d/publisher/"),
     ] {
         assert!(body.windows(bytes.len()).any(|w| w == bytes), "{what}: {body:?}");
@@ -309,32 +307,4 @@ async fn a_revocation_during_sign_in_is_not_missed() {
     server.handle.disconnect_member(&"p".parse().unwrap(), &"publisher".parse().unwrap(), EndReason::Revoked);
     go_on.send(()).unwrap();
     assert_eq!(raw.packet().await.1[1], 0x86);
-}
-
-#[tokio::test]
-async fn a_session_that_asks_to_be_resumed_starts_empty() {
-    let server = server().await;
-    let (pool, member) = ("p".parse().unwrap(), "publisher".parse().unwrap());
-    // MQTT 5: a session expiry of an hour.
-    for (level, properties) in [(4, &[][..]), (5, &[17, 0, 0, 14, 16])] {
-        let login = [text("p/publisher"), text("secret")].concat();
-        for _ in 0..2 {
-            let mut raw = server.raw().await;
-            raw.level = level;
-            raw.send(&connect_with(level, 0xC0, 0, "same", properties, &login)).await;
-            let (first, body) = raw.packet().await;
-            assert_eq!((first, body[0], body[1]), (0x20, 0, 0), "no session present: {body:?}");
-            let answer = MemberMessage {
-                topic: "mp/p/d/publisher/answer/time".into(),
-                payload: "now".into(),
-                correlation_data: None,
-            };
-            server.handle.to_member(&pool, &member, answer.clone());
-            // Nothing but the answer to the ping: the subscription of the session before is gone.
-            raw.ping().await;
-            assert_eq!(raw.subscribe("mp/p/d/publisher/answer/#", 1).await, 1);
-            server.handle.to_member(&pool, &member, answer);
-            assert_eq!(raw.message().await.text(), "now");
-        }
-    }
 }

@@ -68,8 +68,6 @@ async fn a_breach_of_the_protocol_ends_its_connection_alone() {
             ("SUBSCRIBE without filters", packet(0x82, &[&[0, 1], props].concat())),
             ("UNSUBSCRIBE without filters", packet(0xA2, &[&[0, 1], props].concat())),
             ("empty topic", publish(level, 0, 0, "", &[], b"")),
-            ("PUBREC for nothing", vec![0x50, 2, 0, 1]),
-            ("PUBCOMP for nothing", vec![0x70, 2, 0, 1]),
         ] {
             assert_eq!(ends(level, &bytes).await, if level == 5 { 0x82 } else { 0 }, "{what}, {level}");
         }
@@ -81,7 +79,10 @@ async fn mistakes_that_have_a_code_of_their_own_get_it() {
     let topic = "mp/p/c/publisher/up/u1";
     for (what, bytes, code) in [
         ("wildcard in a topic", publish(5, 0, 0, "mp/p/c/publisher/up/+", &[], b""), 0x90),
-        ("topic alias", publish(5, 0, 0, topic, &[35, 0, 1], b""), 0x94),
+        ("topic alias 0", publish(5, 0, 0, topic, &[35, 0, 0], b""), 0x94),
+        ("topic alias above the maximum", publish(5, 0, 0, topic, &[35, 0, 17], b""), 0x94),
+        ("topic alias that stands for nothing", publish(5, 0, 0, "", &[35, 0, 1], b""), 0x82),
+        ("shared subscription with No Local", subscribe(5, 1, &[("$share/g/app/p/x", 4)]), 0x82),
         ("subscription identifier from a client", publish(5, 0, 0, topic, &[11, 1], b""), 0x82),
         ("unknown property", publish(5, 0, 0, topic, &[0x7F], b""), 0x81),
         ("property twice", publish(5, 0, 0, topic, &[1, 0, 1, 0], b""), 0x82),
@@ -128,7 +129,7 @@ async fn what_ends_a_stock_rumqttd_is_only_refused() {
     let mut raw = server.client(5, "publisher").await;
     assert_eq!(refused(&mut raw, "é/x").await, 0x87);
     // A shared subscription that ends with an unacknowledged message does, too.
-    assert_eq!(raw.subscribe("$share/g/mp/p/result", 1).await, 0x9E);
+    assert_eq!(raw.subscribe("$share/g/mp/p/result", 1).await, 0x87);
     assert_eq!(server.client(4, "listener").await.subscribe("$share/g/mp/p/result", 1).await, 0x80);
     // Two client ids with a slash poison a mutex.
     let mut first = server.client_as(4, "listener", "a/b").await;

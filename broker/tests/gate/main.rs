@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(unreachable_pub, reason = "what the modules share needs no finer visibility")]
 
+mod app;
 mod budget;
 mod clients;
 mod connect;
 mod deliver;
 mod hostile;
 mod publish;
+mod sessions;
 mod soak;
 mod support;

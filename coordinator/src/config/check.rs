@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use millpond_protocol::limits;
+use millpond_protocol::{AppTopics, limits};
 use millpond_storage::embedded::EmbeddedConfig;
 use millpond_storage::{BadConfig, Secret};
 use url::{Host, Url};
@@ -83,6 +83,9 @@ impl Config {
     }
 
     fn check_sizes(&self, wrong: &mut impl FnMut(&str, String)) {
+        if let Err(bad) = AppTopics::new(&self.mqtt.app_topics) {
+            wrong("mqtt.app_topics", bad.to_string());
+        }
         if !(1..=self.mqtt.bundle_max).contains(&self.mqtt.publish_max) {
             wrong("mqtt.publish_max", "is at least 1 byte and at most mqtt.bundle_max".into());
         }

@@ -63,6 +63,11 @@ pub struct Mqtt {
     pub publish_max: usize,
     /// Bytes of a bundle. Raising it lets clients that were offline catch up in fewer messages, at more memory each.
     pub bundle_max: usize,
+    /// What the members of a pool may publish and subscribe to among themselves: filters such as `app/+/#`, in which `+`
+    /// stands for the pool's own name. More of them: more of the server's memory is the members'.
+    pub app_topics: Vec<String>,
+    /// Seconds of the longest keep-alive of an MQTT 5 client; 0: any. Raising it finds out later who has vanished.
+    pub keep_alive_max_s: u16,
 }
 
 /// The HTTP API.
@@ -198,6 +203,8 @@ impl Default for Mqtt {
             public_host: String::new(),
             publish_max: limits::PUBLISH_MAX,
             bundle_max: limits::BUNDLE_MAX,
+            app_topics: Vec::new(),
+            keep_alive_max_s: 0,
         }
     }
 }

@@ -8,7 +8,7 @@ use millpond_broker::StateMessage;
 use millpond_protocol::access::{Action, may};
 use millpond_protocol::message::state::{CardLimits, Window};
 use millpond_protocol::message::{Card, Offer, Pointer};
-use millpond_protocol::{PoolName, Principal, Refusal, Sha256, Timestamp, limits, topic};
+use millpond_protocol::{NO_APP_TOPICS, PoolName, Principal, Refusal, Sha256, Timestamp, limits, topic};
 use millpond_storage::{Presigned, Storage};
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -63,7 +63,8 @@ impl States {
     /// `unavailable`; `not_found` if the pool is gone.
     pub async fn current(&self, who: &Principal, topics: &[String]) -> Result<Vec<StateMessage>, Refusal> {
         let pool = &who.pool;
-        let wanted = |topic: &String| topics.contains(topic) && may(who, Action::Subscribe(topic));
+        let wanted =
+            |topic: &String| topics.contains(topic) && may(who, Action::Subscribe(topic, &NO_APP_TOPICS));
         let mut found = Vec::new();
         if wanted(&topic::card(pool)) {
             found.push(self.card(pool).await?);

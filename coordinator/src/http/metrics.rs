@@ -199,7 +199,7 @@ fn describe() {
     }
 }
 
-pub(super) const COUNTERS: [(&str, &str); 31] = [
+pub(super) const COUNTERS: [(&str, &str); 34] = [
     ("millpond_uploads_total", "Uploads with a row, by outcome"),
     ("millpond_upload_bytes_total", "Bytes of uploads with a row"),
     ("millpond_results_total", "Results that were committed"),
@@ -219,7 +219,16 @@ pub(super) const COUNTERS: [(&str, &str); 31] = [
     ("millpond_gate_sign_ins_refused_total", "CONNECTs with wrong credentials or over a limit"),
     ("millpond_gate_stalled_total", "Connections ended because they took no byte for too long"),
     ("millpond_gate_strangers_turned_away_total", "Connections closed because too many had not signed in"),
-    ("millpond_gate_events_dropped_total", "Live messages that the router could not take"),
+    ("millpond_gate_events_dropped_total", "Live events that there was no room for"),
+    (
+        "millpond_gate_copies_dropped_total",
+        "Messages on app topics that a session had no room for, or did not get while it was away",
+    ),
+    ("millpond_gate_wills_total", "Wills that were published"),
+    (
+        "millpond_gate_bus_lost_total",
+        "Live messages that the router lost, whose publishers were told to send again",
+    ),
     ("millpond_grants_ended_total", "Grants that ended without a commit, by cause"),
     ("millpond_verified_bytes_total", "Bytes of objects in parts that were read to verify them"),
     ("millpond_packs_total", "Packs written"),

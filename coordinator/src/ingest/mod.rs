@@ -17,7 +17,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use millpond_broker::{
-    Backend, GateHandle, Incoming, ReceiptRow, RefusedPublish, SignIn, SignInError, StateMessage,
+    Backend, GateHandle, Incoming, KeptSession, ReceiptRow, RefusedPublish, SignIn, SignInError, StateMessage,
 };
 use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::topic::Inbound;
@@ -31,7 +31,7 @@ use crate::asks::over_mqtt::MqttAsks;
 use crate::fanout::receipts::{self, Cursors};
 use crate::fanout::state::States;
 use crate::identity::Identity;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, now, sessions};
 
 /// Receipts without a row on their way into the event feed, and how long each takes a place: at most 256 a second become
 /// events, for a member can be refused as fast as it can send.
@@ -126,6 +126,22 @@ impl Backend for Ingest {
 
     async fn receipts(&self, who: &Principal, after: i64, max: usize) -> Result<Vec<ReceiptRow>, Refusal> {
         receipts::after(&self.ctx.ledger, who, after, max).await
+    }
+
+    async fn keep_session(&self, who: &Principal, session: KeptSession) -> Result<(), Refusal> {
+        let member = who.id;
+        self.ctx.ledger.write(move |tx| tx.keep_session(member, &session)).await
+    }
+
+    fn session_left(&self, who: &Principal, client_id: &str, expires_after: Option<Duration>) {
+        let (member, client_id) = (who.id, client_id.to_owned());
+        // What fails is told again when it matters: at the next start the session has its whole time once more.
+        drop(self.ctx.ledger.write(move |tx| tx.leave_session(member, &client_id, expires_after)));
+    }
+
+    async fn sessions(&self) -> Result<Vec<(Principal, KeptSession)>, Refusal> {
+        self.ctx.ledger.write(|tx| tx.forget_sessions()).await?;
+        self.ctx.ledger.look(|sql| sessions::all(sql, now())).await
     }
 
     fn receipts_acknowledged(&self, who: &Principal, seq: i64) {

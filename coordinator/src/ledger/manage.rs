@@ -155,8 +155,20 @@ impl Tx<'_> {
         self.end_grants_of(id)?;
         self.effects.revoked.push(id);
         self.event(pool, "member-revoked", &json!({"member": name}))?;
+        self.end_sessions(pool, id, name, "revoked")
+    }
+
+    /// Ends the sessions of a member with this commit, those too that are kept while it is away.
+    pub(super) fn end_sessions(
+        &mut self,
+        pool: PoolId,
+        id: i64,
+        name: &MemberName,
+        why: &'static str,
+    ) -> Result<()> {
+        self.sql.prepare_cached("DELETE FROM sessions WHERE member_id = ?1")?.execute([id])?;
         let pool_name = self.entry(pool)?.name.clone();
-        self.effects.commit.ended.push((pool_name, name.clone(), "revoked"));
+        self.effects.commit.ended.push((pool_name, name.clone(), why));
         Ok(())
     }
 
@@ -180,8 +192,7 @@ impl Tx<'_> {
             self.apply(pool, Event::PublisherAdded { member: id })?;
         }
         self.event(pool, "member-role", &json!({"member": name, "role": role, "was": old}))?;
-        let pool_name = self.entry(pool)?.name.clone();
-        self.effects.commit.ended.push((pool_name, name.clone(), "role changed"));
+        self.end_sessions(pool, id, name, "role changed")?;
         Ok(old)
     }
 

@@ -20,6 +20,7 @@ pub mod objects;
 pub mod prune;
 mod readers;
 pub mod results;
+pub mod sessions;
 pub mod tokens;
 pub mod transfer;
 mod tx;

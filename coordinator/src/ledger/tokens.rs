@@ -85,8 +85,8 @@ impl Tx<'_> {
             self.add_token(id, token)?;
         }
         if others == Others::EndAfter(Duration::ZERO) && changed > 0 {
-            let pool_name = self.entry(pool)?.name.clone();
-            self.effects.commit.ended.push((pool_name, name.clone(), "token replaced"));
+            // Whoever had the old token may have made those that are kept.
+            self.end_sessions(pool, id, name, "token replaced")?;
         }
         if holder.is_none() || changed > 0 {
             self.event(pool, "token-added", &json!({"member": name, "replaced": changed}))?;
@@ -122,26 +122,22 @@ impl Tx<'_> {
     /// Deletes a page of what has expired, and ends the sessions of the members: who has another token comes back with it.
     pub fn expire_tokens(&mut self) -> Result<()> {
         let now = self.now.as_millis();
-        let ended: Vec<(PoolId, String)> = self
+        let ended: Vec<(PoolId, i64, String)> = self
             .sql
             .prepare_cached(
-                "SELECT DISTINCT m.pool_id, m.name FROM tokens t JOIN members m ON m.id = t.member_id \
+                "SELECT DISTINCT m.pool_id, m.id, m.name FROM tokens t JOIN members m ON m.id = t.member_id \
                  JOIN pools p ON p.id = m.pool_id \
                  WHERE t.expires <= ?1 AND m.revoked IS NULL AND p.removed IS NULL LIMIT ?2",
             )?
-            .query_map([now, PAGE], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .query_map([now, PAGE], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
             .collect::<rusqlite::Result<_>>()?;
-        for (pool, name) in ended {
+        for (pool, id, name) in ended {
             let name: MemberName = name.parse()?;
             self.sql
-                .prepare_cached(
-                    "DELETE FROM tokens WHERE expires <= ?3 AND member_id = \
-                     (SELECT id FROM members WHERE pool_id = ?1 AND name = ?2 AND revoked IS NULL)",
-                )?
-                .execute(params![pool, name.as_str(), now])?;
+                .prepare_cached("DELETE FROM tokens WHERE expires <= ?2 AND member_id = ?1")?
+                .execute([id, now])?;
             self.event(pool, "token-expired", &json!({"member": name}))?;
-            let pool_name = self.entry(pool)?.name.clone();
-            self.effects.commit.ended.push((pool_name, name, "token expired"));
+            self.end_sessions(pool, id, &name, "token expired")?;
         }
         self.sql.prepare_cached("DELETE FROM joins WHERE expires <= ?1")?.execute([now])?;
         Ok(())

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use millpond_broker::{
-    Backend, Credential, Incoming, ReceiptRow, RefusedPublish, SignIn, SignInError, StateMessage,
+    Backend, Credential, Incoming, KeptSession, ReceiptRow, RefusedPublish, SignIn, SignInError, StateMessage,
 };
 use millpond_protocol::{Principal, Refusal, Role};
 use tokio::sync::{Notify, oneshot};
@@ -41,6 +42,8 @@ pub struct Memory {
     pub states: Mutex<Vec<StateMessage>>,
     pub receipts: Mutex<Vec<ReceiptRow>>,
     pub cursor: Mutex<i64>,
+    /// What is kept of sessions, by member and client id.
+    pub sessions: Mutex<HashMap<(String, String), (Principal, KeptSession)>>,
     pub sign_in: Mutex<Option<SignInError>>,
     held: Mutex<Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>>,
     pub changed: Notify,
@@ -147,6 +150,31 @@ impl Backend for Memory {
     async fn receipts(&self, _who: &Principal, after: i64, max: usize) -> Result<Vec<ReceiptRow>, Refusal> {
         let receipts = self.receipts.lock().unwrap();
         Ok(receipts.iter().filter(|row| row.seq > after).take(max).cloned().collect())
+    }
+
+    async fn keep_session(&self, who: &Principal, session: KeptSession) -> Result<(), Refusal> {
+        let key = (who.name.to_string(), session.client_id.clone());
+        self.sessions.lock().unwrap().insert(key, (who.clone(), session));
+        Ok(())
+    }
+
+    fn session_left(&self, who: &Principal, client_id: &str, expires_after: Option<Duration>) {
+        let key = (who.name.to_string(), client_id.to_owned());
+        let mut sessions = self.sessions.lock().unwrap();
+        match expires_after {
+            None => drop(sessions.remove(&key)),
+            Some(expiry) => {
+                if let Some((_, session)) = sessions.get_mut(&key) {
+                    session.expiry = expiry;
+                }
+            }
+        }
+        drop(sessions);
+        self.changed.notify_waiters();
+    }
+
+    async fn sessions(&self) -> Result<Vec<(Principal, KeptSession)>, Refusal> {
+        Ok(self.sessions.lock().unwrap().values().cloned().collect())
     }
 
     fn receipts_acknowledged(&self, _who: &Principal, seq: i64) {

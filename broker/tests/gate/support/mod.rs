@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millpond_broker::{Gate, GateConfig, GateError, GateHandle};
+use millpond_protocol::AppTopics;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
@@ -32,10 +33,24 @@ pub async fn server() -> Server {
     server_with(GateConfig::default()).await
 }
 
+/// A gate with the app topics `app/{pool}/#`.
+pub async fn app_server() -> Server {
+    server_with(app_config()).await
+}
+
+pub fn app_config() -> GateConfig {
+    GateConfig { app_topics: AppTopics::new(&["app/+/#"]).unwrap(), ..GateConfig::default() }
+}
+
 pub async fn server_with(config: GateConfig) -> Server {
-    let backend = Arc::new(Memory::default());
+    server_over(config, Arc::new(Memory::default())).await
+}
+
+/// A gate before a backend that may know sessions.
+pub async fn server_over(config: GateConfig, backend: Arc<Memory>) -> Server {
     let handle = GateHandle::new();
     let gate = Gate::start(config, handle.clone(), backend.clone()).unwrap();
+    gate.restore().await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();

@@ -55,6 +55,16 @@ CREATE TABLE joins (
 CREATE UNIQUE INDEX joins_name ON joins (pool_id, name);
 CREATE INDEX joins_expires ON joins (expires);
 
+-- Sessions of MQTT clients that outlive their connections; what waits for them is in memory.
+CREATE TABLE sessions (
+    member_id INTEGER NOT NULL,
+    client_id TEXT NOT NULL,
+    expiry INTEGER NOT NULL,              -- how long it is kept without a connection
+    since INTEGER,                        -- it has had none since then; none: it has one
+    subscriptions TEXT NOT NULL,          -- JSON
+    PRIMARY KEY (member_id, client_id)
+) STRICT, WITHOUT ROWID;
+
 -- Objects in storage. A row stands before a URL or an object for its key exists, and after both are gone.
 CREATE TABLE objects (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

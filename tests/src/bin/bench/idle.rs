@@ -44,7 +44,7 @@ pub async fn run() -> Result<()> {
     }
     let (subscribed, _) = server.memory()?;
     println!(
-        "  and its link to the router, once it subscribes to a pool-wide topic {:>7.1} KiB",
+        "  and its subscription, once it subscribes to a pool-wide topic {:>7.1} KiB",
         each(subscribed, signed_in)
     );
     Ok(())

@@ -1,10 +1,11 @@
 //! The benchmarks: each prints its figure beside a reference measured in the same run.
 //!
 //!     cargo run --release -p millpond-tests --bin bench            all of them
-//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, seal, fanout, round, idle, storage, retention
+//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, seal, fanout, app, round, idle, storage, retention
 //!
 //! The server is a child process, so that its memory can be told from the load's.
 
+mod app;
 mod fanout;
 mod flush;
 mod idle;
@@ -30,6 +31,7 @@ async fn main() -> Result<()> {
             flush::run().await?;
             seal::run().await?;
             fanout::run().await?;
+            app::run().await?;
             round::run().await?;
             idle::run().await?;
             storage::run().await?;
@@ -39,13 +41,14 @@ async fn main() -> Result<()> {
         (Some("flush"), None) => flush::run().await,
         (Some("seal"), None) => seal::run().await,
         (Some("fanout"), None) => fanout::run().await,
+        (Some("app"), None) => app::run().await,
         (Some("round"), None) => round::run().await,
         (Some("idle"), None) => idle::run().await,
         (Some("storage"), None) => storage::run().await,
         (Some("retention"), None) => retention::run().await,
         (Some(other), _) => {
             bail!(
-                "there is no benchmark {other}: ingest, flush, seal, fanout, round, idle, storage, retention, or none for all"
+                "there is no benchmark {other}: ingest, flush, seal, fanout, app, round, idle, storage, retention, or none for all"
             )
         }
     }

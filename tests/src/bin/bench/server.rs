@@ -71,6 +71,7 @@ impl Drop for Server {
 pub async fn serve(dir: &Path) -> Result<()> {
     let mut config = Config::default();
     config.server.data_dir = dir.to_owned();
+    config.mqtt.app_topics = vec!["app/+/#".into()];
     for listen in [&mut config.mqtt.listen, &mut config.http.listen, &mut config.storage.listen] {
         listen.set_port(0);
     }

@@ -1,0 +1,286 @@
+//! What waits for one session, whether it has a connection or not.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use millpond_protocol::limits;
+use tokio::sync::Notify;
+
+use super::message::Mail;
+use super::queue::{Put, Queue};
+use super::trie::Subscriber;
+use crate::backend::MemberMessage;
+use crate::registry::EndReason;
+
+/// Events that may wait for one connection; older ones are dropped, for the feed over HTTP to bring.
+const EVENTS_MAX: usize = 1_000;
+
+/// The one place where others leave something for a session. Bounded: by bytes, by number, or to the newest of its kind.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    id: u64,
+    is_online: AtomicBool,
+    /// Counts the times that something was taken, and the count at which somebody waited for more in vain.
+    taken: AtomicU64,
+    given_up: AtomicU64,
+    inner: Mutex<Waiting>,
+    notify: Notify,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    messages: VecDeque<MemberMessage>,
+    bytes: usize,
+    receipts: bool,
+    end: Option<EndReason>,
+    /// The newest of each state topic.
+    states: HashMap<String, Mail>,
+    events: VecDeque<Mail>,
+    queue: Queue,
+    /// Filters that the hub knows this session by.
+    filters: HashSet<String>,
+    /// What the connection wanted when it last looked.
+    wants: Wants,
+    /// Something that it wants came since then, and it was told or will be.
+    is_told: bool,
+}
+
+/// What a connection can take now.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wants {
+    /// Pool-wide messages.
+    pub(crate) live: bool,
+    /// Messages on app topics.
+    pub(crate) copies: usize,
+}
+
+/// What a connection takes out.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) messages: VecDeque<MemberMessage>,
+    pub(crate) receipts: bool,
+    pub(crate) end: Option<EndReason>,
+    /// Pool-wide messages: state, and then events.
+    pub(crate) live: Vec<Mail>,
+    /// Messages on app topics.
+    pub(crate) copies: Vec<Mail>,
+}
+
+impl Mailbox {
+    pub(crate) fn new(id: u64) -> Self {
+        let inner = Waiting {
+            messages: VecDeque::new(),
+            bytes: 0,
+            receipts: false,
+            end: None,
+            states: HashMap::new(),
+            events: VecDeque::new(),
+            queue: Queue::new(limits::SESSION_QUEUE_MAX, limits::SESSION_QUEUE_BYTES),
+            filters: HashSet::new(),
+            wants: Wants { live: true, copies: 0 },
+            is_told: false,
+        };
+        Self {
+            id,
+            is_online: AtomicBool::new(true),
+            taken: AtomicU64::new(0),
+            given_up: AtomicU64::new(u64::MAX),
+            inner: Mutex::new(inner),
+            notify: Notify::new(),
+        }
+    }
+
+    /// Waits until there is something that is wanted, and takes it. Safe to cancel.
+    pub(crate) async fn take(&self, wants: Wants) -> Taken {
+        loop {
+            let notified = self.notify.notified();
+            let taken = self.lock().take(wants);
+            if let Some(taken) = taken {
+                self.taken.fetch_add(u64::from(!taken.copies.is_empty()), Ordering::Relaxed);
+                return taken;
+            }
+            notified.await;
+        }
+    }
+
+    /// Leaves a message to the member.
+    pub(crate) fn push(&self, message: MemberMessage, bytes_max: usize) {
+        let mut waiting = self.lock();
+        let correlation_data = message.correlation_data.as_ref().map_or(0, |data| data.len());
+        waiting.bytes += message.payload.len() + message.topic.len() + correlation_data;
+        if waiting.bytes > bytes_max {
+            waiting.end.get_or_insert(EndReason::QueueFull);
+        } else {
+            waiting.messages.push_back(message);
+        }
+        drop(waiting);
+        self.notify.notify_one();
+    }
+
+    pub(crate) fn receipts_ready(&self) {
+        self.lock().receipts = true;
+        self.notify.notify_one();
+    }
+
+    pub(crate) fn end(&self, reason: EndReason) {
+        self.lock().end.get_or_insert(reason);
+        self.notify.notify_one();
+    }
+
+    /// Leaves a copy. Tells whether the connection is to be woken: [`Mailbox::wake`] then, once a batch.
+    pub(super) fn put(&self, copy: Mail) -> (Put, bool) {
+        let is_online = self.is_online();
+        let mut waiting = self.lock();
+        let mut is_wanted = waiting.wants.live;
+        let put = if copy.message.is_pool_wide() {
+            if is_online {
+                waiting.put_live(copy);
+            }
+            Put::Kept
+        } else {
+            let put = waiting.queue.put(copy, is_online);
+            is_wanted = waiting.wants.copies > 0 || put == Put::Full;
+            let put = if put == Put::Behind && self.is_given_up() { Put::Kept } else { put };
+            match put {
+                Put::Full => {
+                    waiting.end.get_or_insert(EndReason::QueueFull);
+                }
+                Put::Dropped => metrics::counter!("millpond_gate_copies_dropped_total").increment(1),
+                Put::Kept | Put::Behind => {}
+            }
+            put
+        };
+        let wakes = is_online && is_wanted && !std::mem::replace(&mut waiting.is_told, true);
+        (put, wakes)
+    }
+
+    pub(super) fn wake(&self) {
+        self.notify.notify_one();
+    }
+
+    /// Whether its client is behind, and somebody may wait for it.
+    pub(super) fn is_behind(&self) -> bool {
+        self.is_online() && !self.is_given_up() && self.lock().queue.is_behind()
+    }
+
+    /// How often something was taken.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Somebody waited, and nothing was taken since `taken`: nobody else waits until something is.
+    pub(super) fn give_up(&self, taken: u64) {
+        if self.taken() == taken {
+            self.given_up.store(taken, Ordering::Relaxed);
+        }
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed) == self.taken()
+    }
+
+    pub(super) fn add_filter(&self, filter: &str) {
+        let mut waiting = self.lock();
+        if !waiting.filters.contains(filter) {
+            waiting.filters.insert(filter.to_owned());
+        }
+    }
+
+    pub(super) fn remove_filter(&self, filter: &str) {
+        self.lock().filters.remove(filter);
+    }
+
+    pub(super) fn take_filters(&self) -> HashSet<String> {
+        std::mem::take(&mut self.lock().filters)
+    }
+
+    /// A connection holds the session from now on.
+    pub(crate) fn go_online(&self) {
+        let mut waiting = self.lock();
+        (waiting.end, waiting.receipts, waiting.is_told) = (None, false, false);
+        self.is_online.store(true, Ordering::SeqCst);
+    }
+
+    /// Its connection has gone. What is not queued for who is away goes with it.
+    pub(crate) fn go_offline(&self) {
+        let mut waiting = self.lock();
+        self.is_online.store(false, Ordering::SeqCst);
+        waiting.messages.clear();
+        waiting.bytes = 0;
+        waiting.states.clear();
+        waiting.events.clear();
+        waiting.queue.leave();
+    }
+
+    /// Nothing panics under this lock, so a poisoned one still holds a consistent value.
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Subscriber for std::sync::Arc<Mailbox> {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn is_online(&self) -> bool {
+        self.is_online.load(Ordering::SeqCst)
+    }
+}
+
+impl Mailbox {
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn is_online(&self) -> bool {
+        self.is_online.load(Ordering::SeqCst)
+    }
+}
+
+impl Waiting {
+    fn take(&mut self, wants: Wants) -> Option<Taken> {
+        (self.wants, self.is_told) = (wants, false);
+        let has_live = wants.live && !(self.states.is_empty() && self.events.is_empty());
+        let has_copies = wants.copies > 0 && !self.queue.is_empty();
+        if !(has_live || has_copies || self.receipts || self.end.is_some() || !self.messages.is_empty()) {
+            return None;
+        }
+        let mut taken = Taken {
+            messages: std::mem::take(&mut self.messages),
+            receipts: std::mem::take(&mut self.receipts),
+            end: self.end.take(),
+            ..Taken::default()
+        };
+        self.bytes = 0;
+        if has_live {
+            taken.live.extend(self.states.drain().map(|(_, copy)| copy));
+            taken.live.extend(self.events.drain(..));
+        }
+        if has_copies {
+            let now = Instant::now();
+            taken.copies.extend(std::iter::from_fn(|| self.queue.take(now)).take(wants.copies));
+        }
+        Some(taken)
+    }
+
+    fn put_live(&mut self, copy: Mail) {
+        if copy.message.is_event() {
+            if self.events.len() >= EVENTS_MAX {
+                self.events.pop_front();
+                metrics::counter!("millpond_gate_events_dropped_total").increment(1);
+            }
+            self.events.push_back(copy);
+            return;
+        }
+        match self.states.get_mut(&copy.message.topic) {
+            Some(held) if held.message.rank > copy.message.rank => {}
+            Some(held) => *held = copy,
+            None => {
+                self.states.insert(copy.message.topic.clone(), copy);
+            }
+        }
+    }
+}

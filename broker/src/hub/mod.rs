@@ -1,0 +1,273 @@
+//! The hub: who gets which live message. State topics and events of the server, and the app topics of members, go one way.
+//!
+//! ```text
+//!  connection ── PUBLISH ──▶ bus (rumqttd: one link in, one out) ──▶ fan-out ──▶ mailboxes ──▶ connections
+//!  GateHandle ── state, event ──▶                                     │ trie, share groups, retained: of each pool
+//!  connection ── SUBSCRIBE ───────────────────────────────────────────┘
+//! ```
+//!
+//! **What is rumqttd's, and what is not.** rumqttd's router is the [bus](crate::bus): it puts the messages of all publishers
+//! into one order and hands them to one reader, which is all that another broker in its place would have to do. Whom a
+//! message goes to is decided here, because the router cannot say it as the standard does: it sends one copy for each
+//! overlapping filter, at the subscription's QoS rather than the lower of both; knows no No Local, Retain As Published,
+//! identifiers or `$share`; stalls on messages that expired; keeps 100 retained messages; never frees a topic, a filter or a
+//! client id; and takes 27 KiB and more for each link, with a log that loses messages where a link is slow. So there is one
+//! link for everybody, one fixed topic on it, and the subscriptions are a [`trie`].
+//!
+//! **What is never lost.** A publisher is acknowledged when its message is in the mailbox of every session that it is for.
+//! The bus holds no more than the router's log keeps (`bus::IN_FLIGHT`), each message has a number, and should one be
+//! missing all the same, its publisher is told to send again.
+//!
+//! **Who waits for whom.** Nobody waits for a subscriber: what it does not take waits in its [`queue`], and too much of it
+//! ends its connection (0x97), or is dropped at QoS 0. But where more than half of those who get a message are behind, it
+//! is the publisher that is faster than the machine, and its acknowledgements wait for them: [`PACE_MAX`] at most, and not
+//! again for one that took nothing meanwhile.
+//!
+//! **Memory.** A message is in memory once, its payload shared by all who wait for it. A copy is 48 bytes in a queue of at
+//! most `SESSION_QUEUE_MAX`. Nothing is kept of a topic or a filter that nobody holds.
+
+pub(crate) mod mailbox;
+pub(crate) mod message;
+mod queue;
+mod retained;
+pub(crate) mod trie;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use millpond_protocol::{PoolName, Refusal, app_topics};
+use tokio::sync::oneshot;
+
+use self::mailbox::Mailbox;
+use self::message::{Mail, Message};
+use self::queue::Put;
+use self::retained::Retained;
+use self::trie::{Options, Trie};
+use crate::bus::Outbox;
+use crate::codec::packet::Replay;
+
+/// How long a publisher waits for subscribers that are behind.
+const PACE_MAX: Duration = Duration::from_millis(250);
+/// How often it looks.
+const PACE_STEP: Duration = Duration::from_millis(2);
+/// Subscribers of those that are behind that it looks at.
+const PACE_SAMPLE: usize = 16;
+
+/// Subscriptions and retained messages of all pools, and the way onto the bus.
+#[derive(Debug, Default)]
+pub(crate) struct Hub {
+    pools: Mutex<HashMap<String, Arc<Mutex<Pool>>>>,
+    ids: AtomicU64,
+    outbox: Outbox,
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    trie: Trie<Arc<Mailbox>>,
+    retained: Retained,
+}
+
+/// What became of a message.
+#[derive(Debug, Default)]
+pub(crate) struct Fanned {
+    /// Some of those who are behind, if most of those who got it are.
+    behind: Vec<Arc<Mailbox>>,
+}
+
+impl Hub {
+    /// A mailbox for a new session.
+    pub(crate) fn mailbox(&self) -> Arc<Mailbox> {
+        Arc::new(Mailbox::new(self.ids.fetch_add(1, Ordering::Relaxed) + 1))
+    }
+
+    pub(crate) fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// Adds or replaces a subscription, and leaves the retained messages that are wanted in the mailbox.
+    pub(crate) fn subscribe(
+        &self,
+        pool: &PoolName,
+        mailbox: &Arc<Mailbox>,
+        filter: &str,
+        options: Options,
+        replay: Replay,
+    ) {
+        let (group, inner) = split(filter);
+        mailbox.add_filter(filter);
+        let wakes = self.with(pool.as_str(), |pool| {
+            let is_new = pool.trie.insert(group, inner, mailbox.clone(), options);
+            let wanted = match replay {
+                Replay::Always => true,
+                Replay::IfNew => is_new,
+                Replay::Never => false,
+            };
+            let mut wakes = false;
+            if wanted && group.is_none() {
+                for message in pool.retained.matching(inner, Instant::now()) {
+                    let qos = message.qos.min(options.qos);
+                    let tags = options.tag.into_iter().collect();
+                    let copy = Mail { message: message.clone(), qos, retain: true, replay: true, tags };
+                    wakes |= mailbox.put(copy).1;
+                }
+            }
+            wakes
+        });
+        if wakes {
+            mailbox.wake();
+        }
+    }
+
+    pub(crate) fn unsubscribe(&self, pool: &PoolName, mailbox: &Arc<Mailbox>, filter: &str) {
+        mailbox.remove_filter(filter);
+        self.remove(pool, mailbox.id(), std::iter::once(filter));
+    }
+
+    /// The session is over.
+    pub(crate) fn forget(&self, pool: &PoolName, mailbox: &Mailbox) {
+        let filters = mailbox.take_filters();
+        if !filters.is_empty() {
+            self.remove(pool, mailbox.id(), filters.iter().map(|filter| &**filter));
+        }
+    }
+
+    fn remove<'a>(&self, pool: &PoolName, mailbox: u64, filters: impl Iterator<Item = &'a str>) {
+        // Both locks, so that nobody adds to a pool that is being dropped.
+        let mut pools = lock(&self.pools);
+        let Some(held) = pools.get(pool.as_str()).cloned() else { return };
+        let mut held = lock(&held);
+        for filter in filters {
+            let (group, inner) = split(filter);
+            held.trie.remove(group, inner, mailbox);
+        }
+        if held.trie.is_empty() && held.retained.is_empty() {
+            pools.remove(pool.as_str());
+        }
+    }
+
+    /// Puts a message in line. The call takes the place; the future resolves when it is in the mailbox of everybody whom it
+    /// is for, and they are not behind.
+    pub(crate) fn publish(
+        &self,
+        message: Message,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send + use<> {
+        let (told, fanned) = oneshot::channel();
+        self.outbox.message(message, Some(told));
+        async move {
+            let gone = || Refusal::unavailable("the server is about to restart");
+            let fanned: Fanned = fanned.await.map_err(|_| gone())??;
+            pace(&fanned.behind).await;
+            Ok(())
+        }
+    }
+
+    /// Fans a message out that came off the bus. `woken` gathers who is to be woken.
+    pub(crate) fn deliver(&self, message: Message, woken: &mut Vec<Arc<Mailbox>>) -> Result<Fanned, Refusal> {
+        let message = Arc::new(message);
+        self.with(message.pool(), |pool| {
+            if message.retain && !message.is_pool_wide() {
+                pool.retained.set(&message, Instant::now())?;
+            }
+            Ok(pool.fan_out(&message, woken))
+        })
+    }
+
+    fn with<R>(&self, name: &str, work: impl FnOnce(&mut Pool) -> R) -> R {
+        let mut pools = lock(&self.pools);
+        let pool = match pools.get(name) {
+            Some(pool) => pool.clone(),
+            None => pools.entry(name.to_owned()).or_default().clone(),
+        };
+        // Taken before the other is given up: a pool that is being dropped would take no subscription along.
+        let mut pool = lock(&pool);
+        drop(pools);
+        work(&mut pool)
+    }
+}
+
+impl Pool {
+    fn fan_out(&mut self, message: &Arc<Message>, woken: &mut Vec<Arc<Mailbox>>) -> Fanned {
+        let mut found: Vec<(&Arc<Mailbox>, Mail)> = Vec::new();
+        self.trie.matches(&message.topic, &mut |mailbox, options| {
+            if options.no_local && mailbox.id() == message.session {
+                return;
+            }
+            let copy = Mail {
+                message: message.clone(),
+                qos: message.qos.min(options.qos),
+                retain: message.retain && options.as_published,
+                replay: false,
+                tags: options.tag.into_iter().collect(),
+            };
+            found.push((mailbox, copy));
+        });
+        merge(&mut found);
+        let (mut fanned, mut behind, receivers) = (Fanned::default(), 0, found.len());
+        for (mailbox, copy) in found {
+            let (put, wakes) = mailbox.put(copy);
+            if wakes {
+                woken.push(mailbox.clone());
+            }
+            if put == Put::Behind {
+                behind += 1;
+                if fanned.behind.len() < PACE_SAMPLE {
+                    fanned.behind.push(mailbox.clone());
+                }
+            }
+        }
+        if behind * 2 <= receivers {
+            fanned.behind.clear();
+        }
+        fanned
+    }
+}
+
+/// Waits until half of them are not behind any more, for a while.
+async fn pace(behind: &[Arc<Mailbox>]) {
+    let begun: Vec<u64> = behind.iter().map(|mailbox| mailbox.taken()).collect();
+    let until = Instant::now() + PACE_MAX;
+    while behind.iter().filter(|mailbox| mailbox.is_behind()).count() * 2 > behind.len() {
+        if Instant::now() >= until {
+            behind.iter().zip(begun).for_each(|(mailbox, taken)| mailbox.give_up(taken));
+            return;
+        }
+        tokio::time::sleep(PACE_STEP).await;
+    }
+}
+
+/// One copy for each session, at the highest QoS of its subscriptions and with the identifiers of all (OASIS MQTT 5, 3.3.4).
+fn merge(found: &mut Vec<(&Arc<Mailbox>, Mail)>) {
+    // Within one filter everybody is there once, and most topics match one.
+    found.sort_by_key(|(mailbox, _)| mailbox.id());
+    found.dedup_by(|(mailbox, copy), (kept, into)| {
+        if mailbox.id() != kept.id() {
+            return false;
+        }
+        into.qos = into.qos.max(copy.qos);
+        into.retain |= copy.retain;
+        into.tags.append(&mut copy.tags);
+        true
+    });
+}
+
+/// The share group, if it is a shared subscription, and the filter.
+fn split(filter: &str) -> (Option<&str>, &str) {
+    match app_topics::shared(filter) {
+        Some((group, inner)) => (Some(group), inner),
+        None => (None, filter),
+    }
+}
+
+/// Nothing panics under these locks, so a poisoned one still holds a consistent value.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Wakes everybody in `woken`, once a batch.
+pub(crate) fn wake(woken: &mut Vec<Arc<Mailbox>>) {
+    for mailbox in woken.drain(..) {
+        mailbox.wake();
+    }
+}

@@ -1,0 +1,154 @@
+//! App topics: one publisher to many subscribers, beside mosquitto under the same load.
+
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use millpond::ledger::Ledger;
+use millpond::rounds::Policy;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::server::{Server, prepare};
+use super::wire;
+
+const SUBSCRIBERS: usize = 500;
+const WINDOW: usize = 20;
+const TOPIC: &str = "app/p/x";
+/// Bytes of a payload, and messages.
+const RUNS: [(usize, usize); 2] = [(1 << 10, 2_000), (200 << 10, 60)];
+/// How long a run may take.
+const LIMIT: Duration = Duration::from_secs(180);
+
+pub async fn run() -> Result<()> {
+    println!("app topics, 1 to {SUBSCRIBERS}, QoS 1, window {WINDOW}");
+    for (bytes, messages) in RUNS {
+        let dir = tempfile::tempdir()?;
+        let (ledger, ended) = Ledger::open(dir.path())?;
+        prepare(&ledger, Policy::default(), 1, SUBSCRIBERS).await?;
+        drop(ledger);
+        let _ = ended.await;
+        let server = Server::start(dir.path()).await?;
+        let ours = fan_out(server.addresses.mqtt, bytes, messages).await?;
+        let peak = server.memory()?.1;
+        drop(server);
+        println!("  {:>4} KiB  {ours:>9.0} deliveries/s, memory at its peak {peak:.0} MiB", bytes >> 10);
+        match Mosquitto::start(dir.path())? {
+            None => println!("            (no mosquitto here to compare with)"),
+            Some(mosquitto) => {
+                let theirs = fan_out(mosquitto.address, bytes, messages).await?;
+                println!("  mosquitto {theirs:>9.0} deliveries/s   {:.1} of it", ours / theirs);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Deliveries a second, from the first PUBLISH to the last delivery.
+async fn fan_out(address: SocketAddr, bytes: usize, messages: usize) -> Result<f64> {
+    let count = Arc::new(AtomicU64::new(0));
+    for n in 0..SUBSCRIBERS {
+        let mut subscriber = wire::Connection::open(address, &format!("lis{n}")).await?;
+        subscriber.subscribe(TOPIC).await?;
+        tokio::spawn(take_all(subscriber, count.clone()));
+    }
+    let mut publisher = wire::Connection::open(address, "pub0").await?;
+    let payload = vec![b'x'; bytes];
+    let begun = Instant::now();
+    let (mut sent, mut acknowledged) = (0, 0);
+    while acknowledged < messages {
+        while sent < messages && sent - acknowledged < WINDOW {
+            sent += 1;
+            publisher.write.write_all(&wire::publish(sent as u16, TOPIC, &payload)).await?;
+        }
+        publisher.receive().await?;
+        acknowledged += 1;
+    }
+    let all = (messages * SUBSCRIBERS) as u64;
+    while count.load(Ordering::Relaxed) < all {
+        ensure!(begun.elapsed() < LIMIT, "{} of {all} were delivered", count.load(Ordering::Relaxed));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(all as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// Counts and acknowledges whatever comes, and looks at no payload, so that the load costs little.
+async fn take_all(connection: wire::Connection, count: Arc<AtomicU64>) {
+    let wire::Connection { read, mut write } = connection;
+    let mut read = read.into_inner();
+    let mut buffer = vec![0; 64 << 10];
+    let (mut held, mut skip, mut acks) = (0, 0_usize, Vec::new());
+    while let Ok(n @ 1..) = read.read(&mut buffer[held..]).await {
+        let mut at = skip.min(n);
+        skip -= at;
+        let end = held + n;
+        let mut here = 0;
+        while let Some((head, length)) = head(&buffer[at..end]) {
+            acks.extend(wire::puback(head));
+            here += 1;
+            let whole = at + length;
+            skip = whole.saturating_sub(end);
+            at = whole.min(end);
+        }
+        buffer.copy_within(at..end, 0);
+        held = end - at;
+        count.fetch_add(here, Ordering::Relaxed);
+        if !acks.is_empty() && write.write_all(&acks).await.is_err() {
+            return;
+        }
+        acks.clear();
+    }
+}
+
+/// The packet id of a PUBLISH at QoS 1 and its length, once its head is there.
+fn head(bytes: &[u8]) -> Option<(u16, usize)> {
+    let (mut length, mut shift, mut at) = (0, 0, 1);
+    loop {
+        let byte = *bytes.get(at)?;
+        length |= usize::from(byte & 0x7F) << shift;
+        (shift, at) = (shift + 7, at + 1);
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    let id = at + 2 + TOPIC.len();
+    Some((u16::from_be_bytes([*bytes.get(id)?, *bytes.get(id + 1)?]), at + length))
+}
+
+/// The reference, on a port of its own; dropped, it is killed.
+struct Mosquitto {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Mosquitto {
+    fn start(dir: &std::path::Path) -> Result<Option<Self>> {
+        let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let file = dir.join("mosquitto.conf");
+        // It drops what does not fit its queue: a run that lost messages would be no reference.
+        let settings =
+            "allow_anonymous true\nmax_inflight_messages 100\nmax_queued_messages 0\nset_tcp_nodelay true\n";
+        write!(std::fs::File::create(&file)?, "listener {port} 127.0.0.1\n{settings}")?;
+        let started = Command::new("mosquitto").arg("-c").arg(&file).stderr(Stdio::null()).spawn();
+        let Ok(child) = started else { return Ok(None) };
+        let mosquitto = Self { child, address: (Ipv4Addr::LOCALHOST, port).into() };
+        for _ in 0..100 {
+            if std::net::TcpStream::connect(mosquitto.address).is_ok() {
+                return Ok(Some(mosquitto));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(None)
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        // It is our own child, and nothing of it is needed any more.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

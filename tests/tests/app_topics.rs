@@ -1,0 +1,56 @@
+//! App topics over the real server, with the clients that people use.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::process::{Command, Output};
+
+use millpond_protocol::Role;
+use millpond_tests::{Credentials, Server, tool};
+use serde_json::json;
+
+async fn stage() -> (Server, Credentials) {
+    let server = Server::with(&[("MILLPOND__MQTT__APP_TOPICS", r#"["app/+/#"]"#)]).await;
+    server.pool("demo", json!({ "window_s": 3_600 })).await;
+    let edge = server.member("demo", "edge", Role::Publisher).await;
+    (server, edge)
+}
+
+fn good(mut command: Command) -> String {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    assert!(status.success(), "{command:?}\n{}", String::from_utf8_lossy(&stderr));
+    String::from_utf8(stdout).unwrap()
+}
+
+fn mosquitto(name: &str, who: &Credentials, args: &[&str]) -> Command {
+    let mut command = Command::new(name);
+    command
+        .args(["-h", &who.mqtt.ip().to_string(), "-p", &who.mqtt.port().to_string()])
+        .args(["-u", &format!("{}/{}", who.pool, who.member), "-P", &who.token])
+        .args(args);
+    command
+}
+
+#[tokio::test]
+async fn who_subscribed_gets_what_was_published_after_the_server_was_killed_and_started_again() {
+    if !tool("mosquitto_sub") || !tool("mosquitto_pub") {
+        return;
+    }
+    let (mut server, edge) = stage().await;
+    for version in ["mqttv311", "mqttv5"] {
+        let topic = format!("app/demo/{version}");
+        // -c: not a clean session, or a start that is not clean and an expiry that is as late as may be.
+        let session = ["-V", version, "-i", version, "-c", "-q", "1", "-t", &topic];
+        let here = server.here(&edge);
+        good(mosquitto("mosquitto_sub", &here, &[&session[..], &["-E"]].concat()));
+        server.kill();
+        server.launch().await;
+        let here = server.here(&edge);
+        good(mosquitto(
+            "mosquitto_pub",
+            &here,
+            &["-V", version, "-q", "1", "-t", &topic, "-m", "while you were away"],
+        ));
+        let got = good(mosquitto("mosquitto_sub", &here, &[&session[..], &["-C", "1", "-W", "60"]].concat()));
+        assert_eq!(got.trim(), "while you were away");
+    }
+}
