@@ -5,7 +5,7 @@
 use std::process::{Command, Output};
 
 use millpond_protocol::Role;
-use millpond_tests::{Credentials, Server, tool};
+use millpond_tests::{Credentials, Server, python, repository, tool};
 use serde_json::json;
 
 async fn stage() -> (Server, Credentials) {
@@ -53,4 +53,19 @@ async fn who_subscribed_gets_what_was_published_after_the_server_was_killed_and_
         let got = good(mosquitto("mosquitto_sub", &here, &[&session[..], &["-C", "1", "-W", "60"]].concat()));
         assert_eq!(got.trim(), "while you were away");
     }
+}
+
+#[tokio::test]
+async fn paho_has_qos_retained_sessions_wills_properties_and_shares_on_both_versions() {
+    if !python() {
+        return;
+    }
+    let (_server, edge) = stage().await;
+    let mut command = Command::new("python3");
+    command
+        .arg(repository().join("tests/interop/clients.py"))
+        .args(["--host", &edge.mqtt.ip().to_string(), "--port", &edge.mqtt.port().to_string()])
+        .args(["--pool", edge.pool.as_str(), "--user", &format!("{}/{}", edge.pool, edge.member)])
+        .args(["--token", &edge.token]);
+    assert!(good(command).contains("all of it holds"));
 }
