@@ -21,7 +21,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Learns that a CONNECT was refused, whether or not [`Self::sign_in`] was asked. `user` is what the client sent.
     fn sign_in_refused(&self, user: Option<&str>, from: SocketAddr, why: &'static str);
 
-    /// Takes a message that is authorised, within its size limit and whole. The call itself puts it in line, so the
+    /// Takes a message of a client at an address; it is authorised, within its size limit and whole. The call itself puts it in line, so the
     /// order of calls is the order of effect; the future resolves when the outcome is durable.
     ///
     /// A message above [`SMALL_MAX`](millpond_protocol::limits::SMALL_MAX) goes to storage before it is put in line:
@@ -30,7 +30,12 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// A permanent refusal is acknowledged with its code; after a temporary one the gate closes the connection and the
     /// client sends again.
-    fn take(&self, from: &Principal, message: Incoming) -> BoxFuture<'static, Result<(), Refusal>>;
+    fn take(
+        &self,
+        from: &Principal,
+        at: SocketAddr,
+        message: Incoming,
+    ) -> BoxFuture<'static, Result<(), Refusal>>;
 
     /// Learns that the gate itself refused a PUBLISH, so that a receipt and an event, or an answer, say so.
     fn refused(&self, from: &Principal, refused: RefusedPublish);
@@ -44,7 +49,7 @@ pub trait Backend: Send + Sync + 'static {
     /// At most `max` receipts with a sequence number above `after`, in order.
     async fn receipts(&self, who: &Principal, after: i64, max: usize) -> Result<Vec<ReceiptRow>, Refusal>;
 
-    /// Keeps the subscriptions of a session, in the place of those kept before, until [`Backend::session_ended`] or until
+    /// Keeps the subscriptions of a session, in the place of those kept before, until [`Backend::session_left`] or until
     /// it has been without a connection for so long. Resolves when that is durable.
     async fn keep_session(&self, who: &Principal, session: KeptSession) -> Result<(), Refusal>;
 

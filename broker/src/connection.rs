@@ -5,6 +5,7 @@
 //! outcomes, look-ups, the budget, the socket in both directions, and the time.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -40,10 +41,11 @@ pub(crate) async fn run<S>(mut io: S, welcome: Welcome, gate: Arc<Shared>, shutd
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Welcome { session, registration, version, rest } = welcome;
+    let Welcome { session, from, registration, version, rest } = welcome;
     let was_kept = session.is_kept() || session.is_resumed();
     let mut connection = Connection {
         session,
+        from,
         was_kept,
         intake: Intake::new(version, rest, &gate),
         takes: FuturesOrdered::new(),
@@ -61,6 +63,8 @@ type Takes = FuturesOrdered<BoxFuture<'static, Result<(), Refusal>>>;
 
 struct Connection {
     session: Session,
+    /// The client's address.
+    from: SocketAddr,
     intake: Intake,
     takes: Takes,
     lookups: FuturesUnordered<BoxFuture<'static, Found>>,
@@ -168,7 +172,7 @@ impl Connection {
             match effect {
                 Effect::Take(message) => {
                     self.gate.publishes.increment(1);
-                    self.takes.push_back(backend.take(who, message));
+                    self.takes.push_back(backend.take(who, self.from, message));
                 }
                 Effect::Refused(refused) => {
                     count_refusal(&refused.refusal);

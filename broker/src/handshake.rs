@@ -26,6 +26,7 @@ const CLIENT_ID_MAX: usize = 1_024;
 /// A client that has signed in.
 pub(crate) struct Welcome {
     pub(crate) session: Session,
+    pub(crate) from: SocketAddr,
     pub(crate) registration: Registration,
     pub(crate) version: Version,
     /// What came behind CONNECT.
@@ -95,7 +96,7 @@ where
             if session.is_too_long(out.remaining()) {
                 return None;
             }
-            Some(Welcome { session, registration, version: connect.version, rest: stream })
+            Some(Welcome { session, from, registration, version: connect.version, rest: stream })
         }
         Err(refused) => {
             metrics::counter!("millpond_gate_sign_ins_refused_total").increment(1);

@@ -100,7 +100,9 @@ async fn another_role_ends_what_was_held_by_the_old_one() {
     let entry = trail.iter().find(|entry| entry["action"] == "member-role").unwrap();
     assert_eq!(entry["detail"], json!({"member": "mill", "role": "listener", "was": "processor"}));
     assert_eq!(entry["who"], "admin");
-    assert!(trail.iter().any(|entry| entry["action"] == "trigger" && entry["who"] == "p/mill"));
+    let entry = trail.iter().find(|entry| entry["action"] == "trigger").unwrap();
+    assert_eq!(entry["who"], "p/mill");
+    assert!(entry["from"].as_str().unwrap().starts_with("127.0.0.1:"), "{entry}");
 }
 
 #[tokio::test]

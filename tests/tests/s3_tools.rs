@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use millpond_storage::Secret;
 use millpond_storage::embedded::{self, EmbeddedConfig};
@@ -44,7 +45,8 @@ impl Place {
         self.dir.path().join(name)
     }
 
-    /// A file of bytes that compress to nothing.
+    /// A file of bytes that compress to nothing. It is an hour old: S3 tells times in whole seconds, so awscli takes a file
+    /// that was written in the second of its upload for newer than that, and sends it again.
     fn write(&self, name: &str, size: usize) {
         let mut state = size as u64 + 1;
         let next = || {
@@ -53,7 +55,9 @@ impl Place {
         };
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, std::iter::repeat_with(next).take(size).collect::<Vec<u8>>()).unwrap();
+        std::fs::write(&path, std::iter::repeat_with(next).take(size).collect::<Vec<u8>>()).unwrap();
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(3_600)).unwrap();
     }
 
     /// Runs a tool to its end and returns what it says.

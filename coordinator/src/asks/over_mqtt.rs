@@ -1,6 +1,7 @@
 //! Asks over MQTT: the answer goes to the ask's own topic, or to the response topic that it names.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -35,7 +36,7 @@ impl MqttAsks {
     }
 
     /// Begins an ask; its acknowledgement promises nothing, only the answer counts.
-    pub fn start(&self, who: Principal, op: Op, message: Incoming) -> Result<(), Refusal> {
+    pub fn start(&self, who: Principal, at: SocketAddr, op: Op, message: Incoming) -> Result<(), Refusal> {
         let topic = message.response_topic.unwrap_or_else(|| topic::answer(&who.pool, &who.name, op));
         let to = ReplyTo { who, topic, correlation_data: message.correlation_data };
         let Some(slot) = Slot::take(&self.under_way, to.who.id) else {
@@ -47,7 +48,7 @@ impl MqttAsks {
         };
         let (asks, gate) = (self.asks.clone(), self.gate.clone());
         tokio::spawn(async move {
-            match asks.answer(&to.who, "mqtt", op, &message.payload).await {
+            match asks.answer(&to.who, &at.to_string(), op, &message.payload).await {
                 Ok(answer) => send(&gate, to, &answer),
                 Err(error) => {
                     metrics::counter!("millpond_ask_errors_total", "code" => error.error.code.as_str())

@@ -91,14 +91,19 @@ impl Backend for Ingest {
         self.identity.refused(user, from.ip(), why);
     }
 
-    fn take(&self, from: &Principal, message: Incoming) -> BoxFuture<'static, Result<(), Refusal>> {
+    fn take(
+        &self,
+        from: &Principal,
+        at: SocketAddr,
+        message: Incoming,
+    ) -> BoxFuture<'static, Result<(), Refusal>> {
         let (ctx, who) = (self.ctx.clone(), from.clone());
         match message.to.clone() {
             Inbound::Up { upload, at } => up::take(ctx, who, upload, at, message),
             Inbound::Bundle { id } => bundle::take(ctx, who, id, message),
             Inbound::Result { round, attempt } => result::take(ctx, who, round, attempt, message),
             Inbound::Delivery { version } => delivery::take(&ctx, who, version, &message),
-            Inbound::Ask(op) => Box::pin(std::future::ready(self.asks.start(who, op, message))),
+            Inbound::Ask(op) => Box::pin(std::future::ready(self.asks.start(who, at, op, message))),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Where a message or a frame begins says nothing about packets, so nothing waits for a whole one: bytes of a frame are
 //! handed on as they come, whatever length it announces, and MQTT's own limits hold for what they are. All that a
-//! connection holds is a frame's header, one control frame, and [`OUT`] bytes on their way out.
+//! connection holds is a frame's header, one control frame, and `OUT` bytes on their way out.
 
 mod frames;
 

@@ -116,7 +116,12 @@ impl Backend for Memory {
         }
     }
 
-    fn take(&self, from: &Principal, message: Incoming) -> BoxFuture<'static, Result<(), Refusal>> {
+    fn take(
+        &self,
+        from: &Principal,
+        _: SocketAddr,
+        message: Incoming,
+    ) -> BoxFuture<'static, Result<(), Refusal>> {
         let id = id_of(&message);
         self.taken.lock().unwrap().push(Taken { from: from.name.to_string(), message });
         let verdict = self.verdicts.lock().unwrap().get(&id).cloned();
