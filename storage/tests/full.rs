@@ -13,13 +13,10 @@ use std::process::{Child, Command, Stdio};
 
 use bytes::Bytes;
 use common::parts::Upload;
-use common::{
-    BUCKET, MINUTE, Signer, bytes, embedded_config, files, http, now, object, refusal, secret, settles,
-};
+use common::{MINUTE, Signer, bytes, child, embedded_config, files, http, now, object, refusal, settles};
 use millpond_protocol::Sha256;
-use millpond_storage::{Storage, StorageConfig, embedded};
+use millpond_storage::Storage;
 use tokio::sync::mpsc;
-use url::Url;
 
 const DIR: &str = "MILLPOND_TEST_FULL_DIR";
 /// Bytes of the file system.
@@ -34,11 +31,7 @@ async fn server_process() {
     let mut config = embedded_config();
     // Nothing is held back: what is full is found out by writing.
     (config.min_free, config.min_part) = (0, 1);
-    let embedded = embedded::open(&dir.join("s3"), config).unwrap();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    std::fs::write(dir.join("address.new"), listener.local_addr().unwrap().to_string()).unwrap();
-    std::fs::rename(dir.join("address.new"), dir.join("address")).unwrap();
-    embedded.serve(listener, Default::default()).await.unwrap();
+    child::serve(dir, config).await;
 }
 
 struct Server {
@@ -55,7 +48,8 @@ impl Server {
         let allowed = Command::new("unshare").args(["-m", "true"]).output().is_ok_and(|o| o.status.success());
         if !allowed {
             assert!(std::env::var("CI").as_deref() != Ok("true"), "unshare -m needs root");
-            eprintln!("skipped: unshare -m needs root");
+            // Past the test harness, which shows nothing of a test that passes.
+            let _ = writeln!(std::io::stderr(), "skipped: unshare -m needs root");
             return None;
         }
         std::fs::create_dir(dir.join("s3")).unwrap();
@@ -69,15 +63,10 @@ impl Server {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        settles(|| dir.join("address").exists(), || "the server does not start".into()).await;
-        let address = std::fs::read_to_string(dir.join("address")).unwrap();
-        let endpoint = Url::parse(&format!("http://{address}")).unwrap();
-        let signer = Signer { endpoint: endpoint.clone() };
-        let mut config = StorageConfig::new(endpoint, BUCKET, "access", secret());
-        config.attempts = 1;
+        let (storage, signer) = child::reach(dir).await;
         let root = PathBuf::from(format!("/proc/{}/root", process.id()));
         let inside = root.join(dir.join("s3").strip_prefix("/").unwrap());
-        Some(Self { process, inside, storage: Storage::new(&config).unwrap(), signer })
+        Some(Self { process, inside, storage, signer })
     }
 
     /// Takes all of the room that is left.

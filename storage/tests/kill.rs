@@ -11,10 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::parts::Upload;
-use common::{BUCKET, Signer, bytes, embedded_config, files, object, secret, settles, tags};
+use common::{Signer, bytes, child, embedded_config, files, object, settles, tags};
 use millpond_protocol::Sha256;
-use millpond_storage::{Error, Storage, StorageConfig, embedded};
-use url::Url;
+use millpond_storage::{Error, Storage};
 
 const DIR: &str = "MILLPOND_TEST_KILL_DIR";
 
@@ -26,11 +25,7 @@ async fn server_process() {
     let dir = Path::new(&dir);
     let mut config = embedded_config();
     config.min_part = 1;
-    let embedded = embedded::open(&dir.join("s3"), config).unwrap();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    std::fs::write(dir.join("address.new"), listener.local_addr().unwrap().to_string()).unwrap();
-    std::fs::rename(dir.join("address.new"), dir.join("address")).unwrap();
-    embedded.serve(listener, Default::default()).await.unwrap();
+    child::serve(dir, config).await;
 }
 
 struct Server {
@@ -48,13 +43,8 @@ impl Server {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        settles(|| dir.join("address").exists(), || "the server does not start".into()).await;
-        let address = std::fs::read_to_string(dir.join("address")).unwrap();
-        let endpoint = Url::parse(&format!("http://{address}")).unwrap();
-        let signer = Signer { endpoint: endpoint.clone() };
-        let mut config = StorageConfig::new(endpoint, BUCKET, "access", secret());
-        config.attempts = 1;
-        Self { process, storage: Storage::new(&config).unwrap(), signer }
+        let (storage, signer) = child::reach(dir).await;
+        Self { process, storage, signer }
     }
 
     fn kill(&mut self) {

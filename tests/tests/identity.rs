@@ -117,6 +117,11 @@ async fn a_replaced_token_holds_for_its_overlap_and_its_sessions_end_with_it() {
     let hash = Sha256::of(new.token.as_bytes());
     let path = "/v1/pools/p/members/edge/tokens";
     own.post(path, &json!({"token_sha256": hash, "replace": true, "overlap_s": 4})).await;
+    // The answer was lost, perhaps. But a thief of the old token does not outlive it.
+    own.post(path, &json!({"token_sha256": hash, "replace": true, "overlap_s": 4})).await;
+    let another = json!({"token_sha256": Sha256::of(b"of a thief")});
+    let (status, answer) = own.call(Method::POST, path, Some(&another)).await;
+    assert_eq!((status, &answer["error"]["code"]), (403, &json!("unauthorized")));
     session.publish(&format!("mp/p/c/edge/up/held/{}", recent_hour()), "bytes").await.unwrap();
     let other = Credentials { client_id: "second".to_owned(), ..old.clone() };
     Plain::connect(other.clone()).await.unwrap().close().await;

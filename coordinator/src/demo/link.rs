@@ -114,6 +114,8 @@ impl Link {
         options
             .set_credentials(format!("{}/{}", who.pool, who.member), &who.token)
             .set_clean_start(true)
+            // rumqttc sets memory aside for all that may be in flight: 65,535 unless it is told, some 15 MB a connection.
+            .set_outgoing_inflight_upper_limit(u16::try_from(limits::UNCOMMITTED_PER_CONNECTION)?)
             .set_max_packet_size(Some(u32::try_from(limits::BUNDLE_MAX + limits::PACKET_OVERHEAD)?));
         let (client, event_loop) = AsyncClient::new(options, 64);
         let (connected, on_connected) = oneshot::channel();

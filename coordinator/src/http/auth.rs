@@ -77,6 +77,11 @@ impl Caller {
         }
     }
 
+    /// The hash of the token that the request came with.
+    pub(super) fn token(&self) -> Sha256 {
+        self.token
+    }
+
     /// Whether the token that the request came with still opens the same door.
     pub(super) async fn is_still_good(&self, api: &Api) -> bool {
         let Who::Member(member) = &self.who else { return true };

@@ -157,8 +157,10 @@ pub(super) async fn token(
 ) -> Answer<HandOut> {
     // A member rotates its own tokens; it brings the hash, so that a lost answer locks nobody out.
     let own = caller.member().is_some_and(|who| (&who.pool, &who.name) == (&pool, &member));
+    let managing = caller.check(&pool, Action::Manage);
+    let may_manage = managing.is_ok();
     if !(own && new.token_sha256.is_some()) {
-        caller.check(&pool, Action::Manage)?;
+        managing?;
     }
     let overlap = Duration::from_secs(new.overlap_s.unwrap_or(0));
     if overlap > limits::TOKEN_OVERLAP_MAX {
@@ -171,6 +173,9 @@ pub(super) async fn token(
         let (pool, member) = (pool.clone(), member.clone());
         move |tx: &mut Tx<'_>| {
             let id = tx.pool(&pool)?;
+            if !may_manage {
+                tx.check_rotation(&caller.token(), &hash)?;
+            }
             let role = tx.give_token(id, &member, &hash, others)?;
             let detail = json!({"member": member, "replace": new.replace, "overlap_s": new.overlap_s});
             tx.audit(Some(&pool), &caller.name(), &caller.source, "token-new", &detail)?;

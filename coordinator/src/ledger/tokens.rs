@@ -94,6 +94,21 @@ impl Tx<'_> {
         Ok(role)
     }
 
+    /// Checks that a member may give itself the token `new` with the token `own`. One that has an end was replaced: whoever
+    /// stole it shall not outlive it, so it opens nothing but the repeat of what replaced it.
+    ///
+    /// # Errors
+    /// `unauthorized`.
+    pub fn check_rotation(&self, own: &Sha256, new: &Sha256) -> Result<()> {
+        let holder = self.token_holder(own)?;
+        let is_repeat = self.token_holder(new)? == holder && !self.ends(new)?;
+        if holder.is_some() && (is_repeat || !self.ends(own)?) {
+            return Ok(());
+        }
+        let message = "the token was replaced and gives no other";
+        Err(Refusal::new(Code::Unauthorized, message).hint("use the new one, or ask an operator").into())
+    }
+
     fn ends(&self, token: &Sha256) -> Result<bool> {
         Ok(self
             .sql
