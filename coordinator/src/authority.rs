@@ -11,8 +11,6 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
-use crate::secrets;
-
 /// Names of the files in the directory.
 const CA_CERT: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
@@ -75,7 +73,8 @@ pub fn init(dir: &Path, names: &[String], days: u32) -> Result<Made, Unmade> {
     let ca = CertifiedIssuer::self_signed(ca_params(), KeyPair::generate()?)?;
     let key = KeyPair::generate()?;
     let certificate = server_params(names, days)?.signed_by(&key, &ca)?;
-    secrets::private_dir(dir).map_err(|error| unwritten(dir, error))?;
+    // The keys are closed by themselves, and the server may be another user.
+    std::fs::create_dir_all(dir).map_err(|error| unwritten(dir, error))?;
     for (file, mode, text) in [
         (&made.ca_key_file, 0o600, ca.key().serialize_pem()),
         (&made.ca_file, 0o644, ca.pem()),

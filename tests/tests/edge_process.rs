@@ -83,6 +83,11 @@ async fn until(what: &str, process: &mut Process, mut holds: impl AsyncFnMut() -
     }
 }
 
+/// Whether the line in the file is whole: the shell makes a file before it writes to it.
+fn written(file: &std::path::Path) -> bool {
+    std::fs::read_to_string(file).is_ok_and(|line| line.ends_with('\n'))
+}
+
 fn lives(id: &str) -> bool {
     let state = std::fs::read_to_string(format!("/proc/{}/stat", id.trim())).unwrap_or_default();
     !state.is_empty() && !state.contains(") Z ")
@@ -161,7 +166,7 @@ async fn when_the_lease_is_lost_the_command_is_killed_with_its_children() {
     cast.three().await;
     let exec = "sleep 1000 & echo $! > ../../child; wait";
     let mut process = cast.process(&["--exec", exec]);
-    until("the command runs", &mut process, async || cast.file("child").exists()).await;
+    until("the command runs", &mut process, async || written(&cast.file("child"))).await;
     let child = std::fs::read_to_string(cast.file("child")).unwrap();
     assert!(lives(&child));
     cast.edge.relay.cut();
@@ -185,7 +190,7 @@ async fn a_processor_that_was_killed_gives_its_round_back_when_it_starts_again()
     let cast = Cast::new(json!({})).await;
     cast.three().await;
     let mut process = cast.process(&["--exec", "echo $$ > ../../running; exec sleep 1000"]);
-    until("the command runs", &mut process, async || cast.file("running").exists()).await;
+    until("the command runs", &mut process, async || written(&cast.file("running"))).await;
     process.kill();
     // The lease has ten minutes to go; the second attempt comes after the pause of five seconds.
     let mut process = cast.process(&["--once", "--exec", CONCATENATE]);
@@ -200,7 +205,7 @@ async fn a_client_that_is_killed_takes_its_command_with_it_and_what_that_started
     cast.three().await;
     let exec = "trap '' TERM HUP; sleep 1000 & echo $! > ../../child.new; mv ../../child.new ../../child; echo $$ > ../../running.new; mv ../../running.new ../../running; wait";
     let mut process = cast.process(&["--exec", exec]);
-    until("the command runs", &mut process, async || cast.file("running").exists()).await;
+    until("the command runs", &mut process, async || written(&cast.file("running"))).await;
     let [command, child] = ["running", "child"].map(|name| std::fs::read_to_string(cast.file(name)).unwrap());
     assert!(lives(&command) && lives(&child));
     process.kill();
@@ -218,7 +223,7 @@ async fn what_escaped_from_a_processor_that_was_killed_cannot_write_into_the_nex
     let orphan = r#"cd ../..; echo $$ > running; while ! test -e go; do sleep 0.02; done
         mkdir -p "$MILLPOND_INPUT/x"; echo orphan > "$MILLPOND_INPUT/x/y"; echo orphan > "$MILLPOND_OUTPUT"; touch wrote"#;
     let mut process = cast.process(&["--exec", &format!("setsid sh -c '{orphan}'; sleep 1000")]);
-    until("the command runs", &mut process, async || cast.file("running").exists()).await;
+    until("the command runs", &mut process, async || written(&cast.file("running"))).await;
     process.kill();
     let next = format!("{CONCATENATE}; touch ../../go; while ! test -e ../../wrote; do sleep 0.02; done");
     let mut process = cast.process(&["--once", "--exec", &next]);
@@ -269,7 +274,7 @@ async fn a_result_that_is_committed_is_no_lost_lease() {
     let exec =
         format!("{CONCATENATE}; echo $$ > ../../running; while ! test -e ../../go; do sleep 0.02; done");
     let mut process = cast.process(&["--once", "--exec", &exec]);
-    until("the command runs", &mut process, async || cast.file("running").exists()).await;
+    until("the command runs", &mut process, async || written(&cast.file("running"))).await;
     let command = std::fs::read_to_string(cast.file("running")).unwrap();
     cast.edge.relay.cut();
     // As if the result had arrived and its acknowledgement had not: the next beat is refused.
@@ -292,7 +297,7 @@ async fn a_processor_that_is_asked_to_end_gives_its_round_back() {
     let cast = Cast::new(json!({})).await;
     cast.three().await;
     let mut process = cast.process(&["--exec", "echo $$ > ../../running; sleep 1000"]);
-    until("the command runs", &mut process, async || cast.file("running").exists()).await;
+    until("the command runs", &mut process, async || written(&cast.file("running"))).await;
     process.signal("TERM");
     assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
     assert!(!lives(&std::fs::read_to_string(cast.file("running")).unwrap()));

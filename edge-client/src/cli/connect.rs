@@ -47,22 +47,16 @@ impl Connect {
         let pool = pool.parse().map_err(|error| usage(format!("{pool:?}: {error}")))?;
         let member = member.parse().map_err(|error| usage(format!("{member:?}: {error}")))?;
         let address = self.url.clone().unwrap_or_else(|| Address::plain(&self.host, self.port));
-        let token = self.token()?;
-        let mut config = Config::new(
-            &address.host,
-            address.port,
-            pool,
-            member,
-            Token::new(token.clone().unwrap_or_default()),
-        );
-        if token.is_none() {
-            config.token = None;
-        }
+        let mut config = Config::new(&address.host, address.port, pool, member, Token::new(""));
+        config.token = self.token()?.map(Token::new);
         let own = self.cert_file.as_deref().zip(self.key_file.as_deref());
         if address.scheme.is_encrypted() {
             config.trust = Some(Trust::new(self.ca_file.as_deref(), own).map_err(usage)?);
         } else if own.is_some() {
             return Err(usage("a certificate is shown over TLS alone: --url mqtts://HOST"));
+        } else if self.ca_file.is_some() && self.url.is_none() {
+            let what = "--ca-file is for TLS: --url mqtts://HOST, or mqtt://HOST where plain text is meant";
+            return Err(usage(what));
         }
         config.address = address;
         Ok(config)

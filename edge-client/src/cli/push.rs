@@ -121,8 +121,8 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         None => Ok(()),
     };
     if args.offline {
-        told(cli, args, &ids, &BTreeMap::new())?;
-        return said(&spool, None);
+        let files = told(cli, args, &ids, &BTreeMap::new());
+        return said(&spool, None).and(files);
     }
     let mut options = cli.options(&progress)?;
     options.first = ids.iter().cloned().collect();
@@ -160,8 +160,8 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     let unknown = ids.iter().zip(digests).filter(|(id, _)| !fates.contains_key(*id));
     let unknown: Vec<_> = unknown.map(|(id, sha256)| (id.clone(), sha256)).collect();
     fates.extend(asked(cli, unknown).await?);
-    told(cli, args, &ids, &fates)?;
-    said(&spool, fate)
+    let files = told(cli, args, &ids, &fates);
+    said(&spool, fate).and(files)
 }
 
 fn stage(spool: &Spool, args: &Args, path: &Path) -> Result<Staged, Failure> {
@@ -240,6 +240,11 @@ async fn asked(cli: &Cli, files: Vec<(UploadId, Sha256)>) -> Result<Vec<(UploadI
     }
     // Nothing is subscribed to: there is nothing to read, but who holds no inbox has no connection.
     let (session, _inbox) = session::open(cli.connect.config()?);
+    // One wait for all of them, where there is no network.
+    if session.connected(ASK).await.is_err() {
+        session.close().await;
+        return Ok(files.into_iter().map(|(id, _)| (id, Fate::Unknown)).collect());
+    }
     let asks = files.into_iter().map(|(id, sha256)| {
         let session = &session;
         async move {

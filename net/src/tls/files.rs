@@ -15,8 +15,8 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::clients::{self, Authorities};
 
-/// Bytes of a file: a chain of certificates has some 10 KiB.
-const FILE_MAX: u64 = 1 << 20;
+/// Bytes of a file: a list of a hundred thousand revoked certificates has some 5 MiB.
+const FILE_MAX: u64 = 16 << 20;
 
 /// Where certificate and key are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -192,7 +192,11 @@ fn timestamp(seconds: i64) -> Timestamp {
 
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(FILE_MAX).read_to_end(&mut bytes)?;
+    File::open(path)?.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_MAX {
+        let what = format!("it is longer than {FILE_MAX} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+    }
     Ok(bytes)
 }
 

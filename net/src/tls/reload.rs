@@ -29,19 +29,19 @@ pub(super) async fn run(tls: Tls, every: Duration, shutdown: CancellationToken) 
     let mut look = interval(every);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut remind = interval(REMIND);
-    let mut in_use = tls.read.as_ref().clone();
+    let mut in_use = tls.read.clone();
     let mut seen = Seen::default();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             _ = look.tick() => {
-                let (files, old) = (tls.files.clone(), in_use.clone());
+                let (files, old) = (tls.files.clone(), Arc::clone(&in_use));
                 let Ok(found) = spawn_blocking(move || new_pair(&files, &old)).await else { continue };
                 match found {
                     Ok(None) => seen = Seen::default(),
                     Ok(Some((bytes, loaded))) => match take_up(&tls, loaded) {
                         Ok(()) => {
-                            in_use = bytes;
+                            in_use = Arc::new(bytes);
                             seen = Seen::default();
                         }
                         Err(wrong) => seen.tell(&wrong),

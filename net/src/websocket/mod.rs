@@ -24,7 +24,7 @@ const OUT: usize = 16 << 10;
 /// Bytes read ahead: a client's small packets in one go. Longer frames are read to where they belong.
 const AHEAD: usize = 1 << 10;
 /// Bytes of a frame that are read in one step.
-const STEP: usize = 64 << 10;
+const STEP: usize = 16 << 10;
 
 /// The value of `Sec-WebSocket-Accept` for that of `Sec-WebSocket-Key`.
 pub fn accept_key(key: &[u8]) -> String {

@@ -32,7 +32,9 @@ fn serial(server: &Server) -> String {
         server.mqtts()
     );
     let said = Command::new("sh").args(["-c", &script]).output().unwrap();
-    String::from_utf8(said.stdout).unwrap()
+    let serial = String::from_utf8(said.stdout).unwrap();
+    assert!(serial.starts_with("serial="), "no certificate came: {serial:?}");
+    serial
 }
 
 #[test]

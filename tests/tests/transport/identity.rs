@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use millpond_protocol::Role;
-use millpond_tests::{Server, tool};
+use millpond_tests::{Server, tool, until};
 use serde_json::json;
 
-/// An authority for the pool: its key beside the directory that the server reads.
+/// An authority for the pool: its key beside the directory that the server reads. All have the same name, as those of two
+/// owners may.
 fn authority(dir: &Path, pool: &str) {
     let script = r#"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 \
-        -subj "/CN=$1" -keyout "$1-ca.key" -out "clients/$1.crt""#;
+        -subj "/CN=Fleet CA" -keyout "$1-ca.key" -out "clients/$1.crt""#;
     sh(dir, script, &[pool]);
 }
 
@@ -23,6 +24,17 @@ fn certificate(dir: &Path, by: &str, uri: &str, name: &str) -> PathBuf {
             -out "$3.crt""#;
     sh(dir, script, &[by, uri, name]);
     dir.join(name)
+}
+
+/// Puts a certificate on the list of its pool's authority.
+fn revoke(dir: &Path, by: &str, name: &str) {
+    let script = r#"printf '[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\ndefault_md=sha256\ndefault_crl_days=9\ncrlnumber=number\n' > ca.conf
+        : > index.txt; echo 01 > number
+        ca() { openssl ca -config ca.conf -cert "clients/$1.crt" -keyfile "$1-ca.key" $3 $4 $5; }
+        ca "$1" "$2" -revoke "$2.crt"
+        ca "$1" "$2" -gencrl -out list.crl
+        mv list.crl "clients/$1.crl""#;
+    sh(dir, script, &[by, name]);
 }
 
 fn sh(dir: &Path, script: &str, args: &[&str]) {
@@ -86,6 +98,16 @@ async fn a_certificate_signs_its_member_in_and_nobody_else() {
     let stranger = certificate(&dir.join("elsewhere"), "lab", "millpond://lab/dev", "stranger");
     refused(publish(&server, &stranger, &up(4), &[]));
     assert_eq!(server.uploads("lab").await.len(), 3);
+
+    // One certificate is taken back, while the server runs; the other goes on, and so does the other pool's.
+    let listed = certificate(dir, "lab", "millpond://lab/dev", "listed");
+    accepted(publish(&server, &listed, &up(6), &[]));
+    revoke(dir, "lab", "listed");
+    until("the list is taken up", async || !publish(&server, &listed, &up(7), &[]).status.success()).await;
+    accepted(publish(&server, &good, &up(8), &[]));
+    let neighbour = certificate(dir, "shop", "millpond://shop/till", "till");
+    server.member("shop", "till", Role::Publisher).await;
+    accepted(publish(&server, &neighbour, "mp/shop/c/till/up/u1", &[]));
 
     // Who is revoked is out, and stays out when the name is given to another.
     server.api().delete("/v1/pools/lab/members/dev").await;
