@@ -196,6 +196,9 @@ async fn of_a_group_whose_transaction_sqlite_ended_neither_rows_nor_marks_on_cor
     let before = f.ledger.write(move |tx| store(tx, &who, new));
     let revoked = f.ledger.write(|tx| {
         let pool = tx.pool(&"p".parse()?)?;
+        for role in [Role::Listener, Role::Processor] {
+            tx.set_role(pool, &"m".parse()?, role)?;
+        }
         tx.revoke_member(pool, &"m".parse()?)
     });
     // On a full disk SQLite ends the transaction by itself; this job does not even notice.
@@ -339,6 +342,31 @@ async fn a_revoked_members_queued_messages_are_refused_and_its_name_waits_for_it
         .await
         .unwrap();
     assert_ne!(again(b"new").await.unwrap(), f.who.id);
+}
+
+#[tokio::test]
+async fn what_a_member_had_in_line_by_its_old_role_is_refused_and_a_change_that_failed_refuses_nothing() {
+    let f = Fixture::new(by_count(3)).await;
+    fn set(tx: &mut Tx<'_>, role: Role) -> millpond::ledger::Result<Role> {
+        let pool = tx.pool(&"p".parse()?)?;
+        tx.set_role(pool, &"m".parse()?, role)
+    }
+    let failing = f.ledger.write(|tx| {
+        set(tx, Role::Processor)?;
+        Err::<(), _>(Refusal::new(Code::Stale, "after all not").into())
+    });
+    assert_eq!(failing.await.unwrap_err().code, Code::Stale);
+    f.upload("a", b"a").await.unwrap();
+    // In line before the change was answered, or even committed.
+    let changed = f.ledger.write(|tx| set(tx, Role::Processor));
+    let late = f.upload("b", b"b");
+    let (changed, late) = tokio::join!(changed, late);
+    assert_eq!(changed.unwrap(), Role::Publisher);
+    assert_eq!(late.unwrap_err().code, Code::Unauthorized);
+    let now = Principal { role: Role::Processor, ..f.who.clone() };
+    f.ledger.write(move |tx| tx.pool_of(&now)).await.unwrap();
+    f.ledger.write(|tx| set(tx, Role::Publisher)).await.unwrap();
+    f.upload("c", b"c").await.unwrap();
 }
 
 #[tokio::test]

@@ -41,9 +41,11 @@ pub const STRANGERS_MAX: usize = 1_000;
 /// person who mistypes, or a device that was rotated and is about to get its new token.
 pub const SIGN_IN_FAILURES_PER_NAME: u32 = 10;
 pub const SIGN_IN_NAME_PAUSE: Duration = Duration::from_secs(30);
-/// The same for all names together from one address: a fleet may stand behind it.
+/// Names that may begin to fail from one address: a fleet may stand behind it.
 pub const SIGN_IN_FAILURES_PER_ADDRESS: u32 = 300;
 pub const SIGN_IN_ADDRESS_PAUSE: Duration = Duration::from_secs(1);
+/// Valid tokens of one member, those included that were replaced and hold on for a while.
+pub const TOKENS_MAX: u32 = 8;
 /// How long replaced tokens may hold on.
 pub const TOKEN_OVERLAP_MAX: Duration = Duration::from_secs(30 * 86_400);
 /// How long a join token may hold, and for how many devices.

@@ -171,7 +171,7 @@ pub struct Limits {
     /// Sign-ins with wrong credentials that one name may have from one address at once; later one in 30 s. Raising it lets
     /// badly configured devices take more of the server.
     pub sign_in_failures_per_name: u32,
-    /// The same for all names together from one address; later one a second. Raising it helps fleets behind one address.
+    /// Names that may begin to fail from one address; later one a second. Raising it helps fleets behind one address.
     pub sign_in_failures_per_address: u32,
     /// Seconds that a new connection has for a TLS handshake, on every listener, and then for its CONNECT.
     pub connect_timeout_s: u64,

@@ -11,6 +11,8 @@ use millpond_protocol::{Code, MemberName, PoolName, Principal, Refusal, Sha256};
 use super::Api;
 use super::error::Failed;
 use super::serve::Peer;
+use crate::ledger::tokens::find_token;
+use crate::ledger::{self, Tx};
 
 /// Who sent the request, and from where.
 #[derive(Debug, Clone)]
@@ -82,6 +84,19 @@ impl Caller {
         self.token
     }
 
+    /// Checks, inside the job that the request becomes, that the token which it came with still stands for the same member
+    /// and role: between the first check and the job lies the request's body, for as long as the client likes.
+    ///
+    /// # Errors
+    /// `unauthorized`.
+    pub(super) fn still(&self, tx: &Tx<'_>) -> ledger::Result<()> {
+        let Who::Member(member) = &self.who else { return Ok(()) };
+        if find_token(tx.sql(), &self.token, tx.now())?.as_ref() == Some(member) {
+            return Ok(());
+        }
+        Err(Refusal::new(Code::Unauthorized, "the token is not valid any more").into())
+    }
+
     /// Whether the token that the request came with still opens the same door.
     pub(super) async fn is_still_good(&self, api: &Api) -> bool {
         let Who::Member(member) = &self.who else { return true };
@@ -111,14 +126,14 @@ impl FromRequestParts<Api> for Caller {
         let Bearer { from, token } = Bearer::from_request_parts(parts, api).await?;
         let (hash, source) = (Sha256::of(token.as_bytes()), from.to_string());
         let identity = &api.0.identity;
-        identity.may_try(from.ip())?;
+        identity.may_try(from.ip(), &hash)?;
         // Digests are compared, so the time that it takes says nothing of the token.
         if hash == api.0.admin {
             return Ok(Self { who: Who::Admin, token: hash, source });
         }
         match identity.holder(hash).await? {
             Some(member) => Ok(Self { who: Who::Member(member), token: hash, source }),
-            None => Err(identity.not_a_token(from.ip()).into()),
+            None => Err(identity.not_a_token(from.ip(), &hash).into()),
         }
     }
 }

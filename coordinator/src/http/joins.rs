@@ -50,6 +50,7 @@ pub(super) async fn add(
     let job = {
         let (pool, join) = (pool.clone(), join.clone());
         move |tx: &mut Tx<'_>| {
+            caller.still(tx)?;
             let id = tx.pool(&pool)?;
             tx.add_join(id, &join, &hash)?;
             let detail =
@@ -68,6 +69,7 @@ pub(super) async fn remove(
 ) -> Answer<Value> {
     caller.check(&pool, Action::Manage)?;
     let job = move |tx: &mut Tx<'_>| {
+        caller.still(tx)?;
         let id = tx.pool(&pool)?;
         tx.remove_join(id, &name)?;
         tx.audit(Some(&pool), &caller.name(), &caller.source, "join-remove", &json!({"join": name}))
@@ -83,8 +85,8 @@ pub(super) async fn enrol(
     Params(pool): Params<PoolName>,
     Body(new): Body<Enrol>,
 ) -> Answer<HandOut> {
-    api.0.identity.may_try(from.ip())?;
     let join = Sha256::of(token.as_bytes());
+    api.0.identity.may_try(from.ip(), &join)?;
     let (job, member) = {
         let (pool, member) = (pool.clone(), new.member.clone());
         let job = move |tx: &mut Tx<'_>| {
@@ -101,7 +103,7 @@ pub(super) async fn enrol(
     match api.0.ledger.write(job).await {
         Ok(role) => Ok(Json(hand_out(&api, pool, member, role, None))),
         Err(refusal) if refusal.code == Code::Unauthorized => {
-            api.0.identity.not_a_token(from.ip());
+            api.0.identity.not_a_token(from.ip(), &join);
             Err(refusal.into())
         }
         Err(refusal) => Err(refusal.into()),

@@ -99,6 +99,7 @@ pub(super) async fn add(
     let job = {
         let (pool, member, brought) = (pool.clone(), member.clone(), new.token_sha256.is_some());
         move |tx: &mut Tx<'_>| {
+            caller.still(tx)?;
             let id = tx.pool(&pool)?;
             // A device that brought its own hash repeats the request if the answer was lost.
             if brought
@@ -123,6 +124,7 @@ pub(super) async fn revoke(
 ) -> Answer<Value> {
     caller.check(&pool, Action::Manage)?;
     let job = move |tx: &mut Tx<'_>| {
+        caller.still(tx)?;
         let id = tx.pool(&pool)?;
         tx.revoke_member(id, &member)?;
         let detail = json!({ "member": member });
@@ -140,8 +142,12 @@ pub(super) async fn set_role(
 ) -> Answer<Value> {
     caller.check(&pool, Action::Manage)?;
     let job = move |tx: &mut Tx<'_>| {
+        caller.still(tx)?;
         let id = tx.pool(&pool)?;
         let was = tx.set_role(id, &member, role)?;
+        if was == role {
+            return Ok(());
+        }
         let detail = json!({"member": member, "role": role, "was": was});
         tx.audit(Some(&pool), &caller.name(), &caller.source, "member-role", &detail)
     };
@@ -172,13 +178,16 @@ pub(super) async fn token(
     let job = {
         let (pool, member) = (pool.clone(), member.clone());
         move |tx: &mut Tx<'_>| {
+            caller.still(tx)?;
             let id = tx.pool(&pool)?;
             if !may_manage {
                 tx.check_rotation(&caller.token(), &hash)?;
             }
-            let role = tx.give_token(id, &member, &hash, others)?;
-            let detail = json!({"member": member, "replace": new.replace, "overlap_s": new.overlap_s});
-            tx.audit(Some(&pool), &caller.name(), &caller.source, "token-new", &detail)?;
+            let (role, changed) = tx.give_token(id, &member, &hash, others)?;
+            if changed {
+                let detail = json!({"member": member, "replace": new.replace, "overlap_s": new.overlap_s});
+                tx.audit(Some(&pool), &caller.name(), &caller.source, "token-new", &detail)?;
+            }
             Ok(role)
         }
     };

@@ -68,6 +68,7 @@ pub(super) async fn apply(
     caller.check(&pool, Action::Manage)?;
     let admin = caller.check_admin();
     let job = move |tx: &mut Tx<'_>| {
+        caller.still(tx)?;
         match tx.pool(&pool) {
             Ok(_) if new => {
                 return Err(Refusal::new(Code::Conflict, format!("there is a pool {pool} already"))
@@ -90,6 +91,7 @@ pub(super) async fn set(
 ) -> Answer<Applied> {
     caller.check(&pool, Action::Manage)?;
     let job = move |tx: &mut Tx<'_>| {
+        caller.still(tx)?;
         let id = tx.pool(&pool)?;
         let mut policy = json!(tx.core(id)?.policy());
         if let Value::Object(keys) = &mut policy {

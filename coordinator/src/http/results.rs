@@ -57,10 +57,13 @@ pub(super) async fn roll_back(
 ) -> Answer<RolledBack> {
     caller.check(&pool, Action::Manage)?;
     let job = move |tx: &mut Tx<'_>| {
+        caller.still(tx)?;
         let id = tx.pool(&pool)?;
-        let version = tx.roll_back(id, of)?;
-        let detail = json!({ "version": version, "of": of });
-        tx.audit(Some(&pool), &caller.name(), &caller.source, "result-rollback", &detail)?;
+        let (version, new) = tx.roll_back(id, of)?;
+        if new {
+            let detail = json!({ "version": version, "of": of });
+            tx.audit(Some(&pool), &caller.name(), &caller.source, "result-rollback", &detail)?;
+        }
         Ok(RolledBack { version, of })
     };
     Ok(Json(api.0.ledger.write(job).await?))

@@ -80,6 +80,7 @@ pub(super) async fn retry(
 ) -> Answer<RoundInfo> {
     caller.check(&pool, Action::Manage)?;
     let job = move |tx: &mut Tx<'_>| {
+        caller.still(tx)?;
         let id = tx.pool(&pool)?;
         // Who repeats the request because its answer was lost gets the round as it is now.
         if tx.retry_round(id, round)? {

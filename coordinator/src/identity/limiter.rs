@@ -5,8 +5,8 @@
 //! be empty again. An IPv6 client owns a whole /64, so that is its address here.
 //!
 //! Tokens cannot be guessed; what is saved is the work, and the audit trail from drowning. So a device behind a shared
-//! address does not pay for its neighbour: one that is over the limit of its name is turned away without a look at its
-//! token, and that costs the address nothing.
+//! address does not pay for its neighbour: of a name that fails for ever, however slowly, only the first failure costs the
+//! address. What the address's own limit ends is trying ever other names.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -63,18 +63,20 @@ impl Limiter {
 
     /// Counts a failure.
     pub fn failed(&mut self, now: Instant, from: IpAddr, name: Option<&str>) {
-        if let Some(name) = name {
-            self.count(now, self.named(from, name), self.per_name);
+        let first = name.is_none_or(|name| self.count(now, self.named(from, name), self.per_name));
+        if first {
+            self.count(now, (network(from), None), self.per_address);
         }
-        self.count(now, (network(from), None), self.per_address);
     }
 
-    fn count(&mut self, now: Instant, key: Key, allowance: Allowance) {
-        let empty = self.old.remove(&key).or_else(|| self.young.remove(&key)).unwrap_or(now);
+    /// Fills the bucket of a key by one; whether the key was not known.
+    fn count(&mut self, now: Instant, key: Key, allowance: Allowance) -> bool {
+        let empty = self.old.remove(&key).or_else(|| self.young.remove(&key));
         if self.young.len() >= KEYS {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(key, empty.max(now) + allowance.each);
+        self.young.insert(key, empty.map_or(now, |empty| empty.max(now)) + allowance.each);
+        empty.is_none()
     }
 
     fn named(&self, from: IpAddr, name: &str) -> Key {
@@ -128,6 +130,25 @@ mod tests {
         assert!(limiter.wait(now, ip("192.0.2.1"), Some("p/m")).is_some());
         assert_eq!(limiter.wait(now, ip("192.0.2.1"), Some("p/n")), None);
         assert_eq!(limiter.wait(now, ip("192.0.2.2"), Some("p/m")), None);
+    }
+
+    #[test]
+    fn names_that_fail_for_ever_do_not_lock_their_neighbours_out() {
+        let (mut limiter, start) = limiter();
+        let here = ip("192.0.2.1");
+        for second in 0..600 {
+            let now = start + second * SECOND;
+            // One that tries all the time, and many that try twice a minute.
+            for name in ["p/eager".to_owned(), format!("p/a-{}", second % 30), format!("p/b-{}", second % 30)]
+            {
+                if limiter.wait(now, here, Some(&name)).is_none() {
+                    limiter.failed(now, here, Some(&name));
+                }
+            }
+            if second > 60 {
+                assert_eq!(limiter.wait(now, here, Some("p/healthy")), None, "after {second} s");
+            }
+        }
     }
 
     #[test]

@@ -72,12 +72,14 @@ impl Identity {
         }
     }
 
-    /// Whether credentials from there are looked at now.
+    /// Whether a bearer token with that hash, which is its name here, is looked at now: a client that repeats a stale one
+    /// keeps nobody out who is behind the same address.
     ///
     /// # Errors
     /// `quota` with the time to wait for.
-    pub fn may_try(&self, from: IpAddr) -> Result<(), Refusal> {
-        let Some(wait) = self.limiter().wait(Instant::now(), from, None) else { return Ok(()) };
+    pub fn may_try(&self, from: IpAddr, token: &Sha256) -> Result<(), Refusal> {
+        let name = token.to_string();
+        let Some(wait) = self.limiter().wait(Instant::now(), from, Some(&name)) else { return Ok(()) };
         self.refused(None, from, "too many failed attempts");
         let mut refusal = Refusal::new(Code::Quota, "too many failed sign-ins from your address");
         refusal.retry_after_ms = Some(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
@@ -85,9 +87,9 @@ impl Identity {
     }
 
     /// Counts a bearer token that is nobody's.
-    pub fn not_a_token(&self, from: IpAddr) -> Refusal {
+    pub fn not_a_token(&self, from: IpAddr, token: &Sha256) -> Refusal {
         metrics::counter!("millpond_http_sign_in_failures_total").increment(1);
-        self.limiter().failed(Instant::now(), from, None);
+        self.limiter().failed(Instant::now(), from, Some(&token.to_string()));
         self.refused(None, from, "a bearer token that is not valid");
         Refusal::new(Code::Unauthorized, "the token is not valid")
     }

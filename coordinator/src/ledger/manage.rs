@@ -188,6 +188,7 @@ impl Tx<'_> {
             .execute(params![id, role.as_str()])?;
         self.apply(pool, Event::MemberRemoved { member: id })?;
         self.end_grants_of(id)?;
+        self.effects.roles.push((id, old, role));
         if role == Role::Publisher {
             self.apply(pool, Event::PublisherAdded { member: id })?;
         }

@@ -135,11 +135,12 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Publishes the object of an old version as a new one. While the pointer names such a one, a repeat gets it again.
+    /// Publishes the object of an old version as a new one: its number, and whether it was made now. While the pointer names
+    /// such a one, a repeat gets it again.
     ///
     /// # Errors
     /// `not_found`, also if its bytes are not kept any more.
-    pub fn roll_back(&mut self, pool: PoolId, of: u64) -> Result<u64> {
+    pub fn roll_back(&mut self, pool: PoolId, of: u64) -> Result<(u64, bool)> {
         let expired: Option<Option<i64>> = self
             .sql
             .prepare_cached("SELECT expired FROM results WHERE pool_id = ?1 AND version = ?2")?
@@ -157,7 +158,7 @@ impl Tx<'_> {
             .query_row(params![pool, pointer, of], |row| row.get(0))
             .optional()?;
         if let Some(version) = stands {
-            return Ok(version);
+            return Ok((version, false));
         }
         let Reply::RolledBack { version } = self.apply(pool, Event::Rollback { of })? else {
             return Err(not_found(format!("version {of}")));
@@ -170,7 +171,7 @@ impl Tx<'_> {
                  data, ?4 FROM results WHERE pool_id = ?1 AND version = ?2",
             )?
             .execute(params![pool, of, version, self.now.as_millis()])?;
-        Ok(version)
+        Ok((version, true))
     }
 
     fn committed(&self, pool: PoolId, round: u64) -> Result<Option<Row>> {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use millpond_protocol::{Code, MemberName, PoolName, Principal, Refusal, Role, Sha256, Timestamp};
+use millpond_protocol::{Code, MemberName, PoolName, Principal, Refusal, Role, Sha256, Timestamp, limits};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::json;
 
@@ -60,22 +60,27 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Gives a member one more token. Returns its role. The same token again changes nothing but the end of the others.
+    /// Gives a member one more token. Returns its role, and whether anything changed. The same token again changes nothing
+    /// but the end of the others.
     ///
     /// # Errors
-    /// `not_found`; `conflict` if the token is somebody else's, or has an end already.
+    /// `not_found`; `conflict` if the token is somebody else's, or has an end already; `quota` if others stay, for however
+    /// long, and are too many.
     pub fn give_token(
         &mut self,
         pool: PoolId,
         name: &MemberName,
         token: &Sha256,
         others: Others,
-    ) -> Result<Role> {
+    ) -> Result<(Role, bool)> {
         let (id, role) =
             find_member(self.sql, pool, name)?.ok_or_else(|| not_found(format!("member {name}")))?;
         let holder = self.token_holder(token)?;
         if holder.is_some_and(|holder| holder != id) || self.ends(token)? {
             return Err(token_in_use().into());
+        }
+        if holder.is_none() && others != Others::EndAfter(Duration::ZERO) {
+            self.check_tokens(id)?;
         }
         let changed = match others {
             Others::Stay => 0,
@@ -88,10 +93,26 @@ impl Tx<'_> {
             // Whoever had the old token may have made those that are kept.
             self.end_sessions(pool, id, name, "token replaced")?;
         }
-        if holder.is_none() || changed > 0 {
+        let changes = holder.is_none() || changed > 0;
+        if changes {
             self.event(pool, "token-added", &json!({"member": name, "replaced": changed}))?;
         }
-        Ok(role)
+        Ok((role, changes))
+    }
+
+    /// Checks that a member may have one more token beside those that it has.
+    fn check_tokens(&self, member: i64) -> Result<()> {
+        let valid: u32 = self
+            .sql
+            .prepare_cached("SELECT count(*) FROM tokens WHERE member_id = ?1 AND coalesce(expires > ?2, 1)")?
+            .query_row(params![member, self.now.as_millis()], |row| row.get(0))?;
+        if valid < limits::TOKENS_MAX {
+            return Ok(());
+        }
+        Err(Refusal::new(Code::Quota, format!("a member has at most {} tokens", limits::TOKENS_MAX))
+            .limit(limits::TOKENS_MAX.into())
+            .hint("end the others: replace them without an overlap")
+            .into())
     }
 
     /// Checks that a member may give itself the token `new` with the token `own`. One that has an end was replaced: whoever

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Instant;
 
-use millpond_protocol::{PoolName, Principal, Refusal, Timestamp};
+use millpond_protocol::{Code, PoolName, Principal, Refusal, Role, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::not_found;
@@ -22,6 +22,9 @@ pub(super) struct State {
     last: Option<(Timestamp, Instant)>,
     /// Members revoked since the start: what they had in the queue is refused.
     pub revoked: HashSet<MemberId>,
+    /// The role of each member that was given another one since the start: what it had in the queue by the old one is
+    /// refused.
+    pub roles: HashMap<MemberId, Role>,
 }
 
 /// One pool.
@@ -107,6 +110,8 @@ pub(super) struct Effects {
     pub before: BTreeMap<PoolId, Counters>,
     /// Members that the job revoked.
     pub revoked: Vec<MemberId>,
+    /// Members that the job gave another role: the old one, and the new one.
+    pub roles: Vec<(MemberId, Role, Role)>,
     /// A core took an event: if the job fails, it is ahead of the rows.
     pub moved: bool,
     /// What uploads added to open batches: files, bytes, small bytes.
@@ -152,11 +157,16 @@ impl Tx<'_> {
     /// The pool of a member who is signed in.
     ///
     /// # Errors
-    /// `unauthorized` if the member was revoked meanwhile, `not_found` if the pool was removed.
+    /// `unauthorized` if the member was revoked or got another role meanwhile, `not_found` if the pool was removed.
     pub fn pool_of(&self, who: &Principal) -> Result<PoolId> {
         if self.state.revoked.contains(&who.id) || self.effects.revoked.contains(&who.id) {
             let message = format!("{}/{} was revoked", who.pool, who.name);
-            return Err(Refusal::new(millpond_protocol::Code::Unauthorized, message).into());
+            return Err(Refusal::new(Code::Unauthorized, message).into());
+        }
+        let role = self.effects.roles.iter().rev().find(|(id, ..)| *id == who.id).map(|(.., role)| role);
+        if let Some(role) = role.or_else(|| self.state.roles.get(&who.id)).filter(|role| **role != who.role) {
+            let message = format!("{}/{} is a {role} now", who.pool, who.name);
+            return Err(Refusal::new(Code::Unauthorized, message).into());
         }
         self.pool(&who.pool)
     }

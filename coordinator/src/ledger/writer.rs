@@ -227,6 +227,7 @@ impl Writer {
         } else {
             self.savepoint("RELEASE job").map(|()| {
                 self.state.revoked.extend(&effects.revoked);
+                self.state.roles.extend(effects.roles.iter().map(|(member, _, role)| (*member, *role)));
                 group.merge(effects);
             })
         };
@@ -327,6 +328,7 @@ impl Writer {
         for member in &group.effects.revoked {
             self.state.revoked.remove(member);
         }
+        self.state.roles.extend(group.effects.roles.iter().rev().map(|(member, old, _)| (*member, *old)));
         let now = self.state.clock();
         for pool in &group.effects.touched {
             match load::pool(&self.sql, *pool, now) {
@@ -348,6 +350,7 @@ impl Group {
         self.effects.commit.add(effects.commit);
         self.effects.touched.extend(effects.touched);
         self.effects.revoked.extend(effects.revoked);
+        self.effects.roles.extend(effects.roles);
         for (batch, (count, bytes, small)) in effects.batches {
             let sum = self.effects.batches.entry(batch).or_default();
             *sum = (sum.0 + count, sum.1 + bytes, sum.2 + small);

@@ -251,7 +251,7 @@ async fn results_go_a_day_after_the_pointer_left_them_and_a_rolled_back_one_stay
     }
     let pool = stage.world.pool;
     // Twice in one job: the second finds what the first one did.
-    let twice = stage.world.ledger.write(move |tx| Ok([tx.roll_back(pool, 1)?, tx.roll_back(pool, 1)?]));
+    let twice = stage.world.ledger.write(move |tx| Ok([tx.roll_back(pool, 1)?.0, tx.roll_back(pool, 1)?.0]));
     assert_eq!(twice.await.unwrap(), [4, 4]);
     stage.settled().await;
     assert_eq!(stage.collect(later(DAY - LONG)).await.results, 0);

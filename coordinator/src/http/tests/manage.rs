@@ -1,5 +1,7 @@
 //! Pools, members and tokens; who may do what; bad requests.
 
+use millpond_protocol::limits;
+
 use super::*;
 use crate::config::PoolFile;
 use crate::rounds::Cause;
@@ -153,6 +155,65 @@ async fn a_device_that_brings_its_own_hash_may_repeat_the_request() {
     }
     let (status, _) = server.send("made by the device", Method::GET, "/v1/pools/p", Value::Null).await;
     assert_eq!(status, StatusCode::OK);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_operator_who_is_revoked_does_not_finish_a_request_that_it_had_begun() {
+    let server = Server::start().await;
+    let new = json!({"member": "mole", "role": "operator"});
+    for (n, (method, path, body)) in [
+        ("POST", "/v1/pools/p/members", new.clone()),
+        ("PATCH", "/v1/pools/p/members/dev", json!({"role": "operator"})),
+        ("POST", "/v1/pools/p/members/dev/tokens", json!({"replace": true})),
+        ("POST", "/v1/pools/p/joins", json!({"name": "j", "role": "publisher", "uses": 1, "expires_s": 60})),
+        ("PUT", "/v1/pools/p", json!({"window_s": 120})),
+        ("PATCH", "/v1/pools/p", json!({"window_s": 120})),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let operator = format!("op-{n}");
+        let token =
+            &server.pool("p", &[(&operator, "operator"), (&format!("dev-{n}"), "publisher")]).await[0];
+        let path = path.replace("dev", &format!("dev-{n}"));
+        let revoked = async {
+            let path = format!("/v1/pools/p/members/{operator}");
+            let _: Value = server.admin(Method::DELETE, &path, Value::Null).await;
+        };
+        assert_eq!(server.held(token, method, &path, body, revoked).await, 403, "{method} {path}");
+    }
+    // Who was not revoked may take its time.
+    let token = &server.pool("p", &[("op", "operator")]).await[0];
+    assert_eq!(server.held(token, "POST", "/v1/pools/p/members", new, async {}).await, 200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_device_has_few_tokens_at_once_and_a_request_that_changes_nothing_is_not_in_the_audit_trail() {
+    let server = Server::start().await;
+    let token = &server.pool("p", &[("m", "publisher")]).await[0];
+    let path = "/v1/pools/p/members/m/tokens";
+    for n in 1..limits::TOKENS_MAX {
+        let new = json!({"token_sha256": Sha256::of(&n.to_be_bytes())});
+        for _ in 0..2 {
+            assert_eq!(server.send(token, Method::POST, path, new.clone()).await.0, StatusCode::OK);
+        }
+    }
+    let another = Sha256::of(b"another");
+    for more in [json!({}), json!({"replace": true, "overlap_s": 60})] {
+        let mut new = json!({"token_sha256": another});
+        new.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let refused = server.refused(token, Method::POST, path, new).await;
+        assert_eq!(refused, (429, "quota".to_owned()));
+    }
+    let trail: Audit = server.get("/v1/audit?pool=p&limit=1000").await;
+    let given = trail.entries.iter().filter(|entry| entry.action == "token-new").count();
+    assert_eq!(given, limits::TOKENS_MAX as usize - 1);
+    let new = json!({"token_sha256": another, "replace": true});
+    assert_eq!(server.send(token, Method::POST, path, new).await.0, StatusCode::OK);
+    let members: Members = server.get("/v1/pools/p/members").await;
+    assert_eq!(members.members[0].tokens, 1);
     server.stop().await;
 }
 

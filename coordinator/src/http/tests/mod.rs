@@ -1,6 +1,7 @@
 //! The API over real connections, a real ledger and the embedded storage.
 
 use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use millpond_protocol::Principal;
@@ -71,7 +72,7 @@ impl Server {
                 states: states.clone(),
                 grants: Grants::new(ledger.clone(), storage.clone(), Duration::from_secs(60)),
             },
-            identity: Identity::new(ledger.clone(), 3, 10),
+            identity: Identity::new(ledger.clone(), 10, 10),
             troubles: troubles.clone(),
             admin: Sha256::of(ADMIN.as_bytes()),
             mqtt: Reached { host: "broker.example".to_owned(), port: 1883, tls: false, authority: None },
@@ -118,6 +119,34 @@ impl Server {
         assert!(!status.is_success(), "{path}: {answer}");
         assert!(!answer["error"]["message"].as_str().unwrap().is_empty());
         (status.as_u16(), answer["error"]["code"].as_str().unwrap().to_owned())
+    }
+
+    /// Begins a request, sends its body only after `meanwhile`, when the server waits for it already; the status.
+    async fn held(
+        &self,
+        token: &str,
+        method: &str,
+        path: &str,
+        body: Value,
+        meanwhile: impl Future<Output = ()>,
+    ) -> u16 {
+        let address = self.url.trim_start_matches("http://");
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let body = body.to_string();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nExpect: 100-continue\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut go_on = [0; "HTTP/1.1 100 Continue\r\n\r\n".len()];
+        stream.read_exact(&mut go_on).await.unwrap();
+        assert!(go_on.starts_with(b"HTTP/1.1 100 "));
+        meanwhile.await;
+        stream.write_all(body.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer.split(' ').nth(1).unwrap().parse().unwrap()
     }
 
     /// A pool with minute windows, and a member of each role that is named; their tokens in that order.
