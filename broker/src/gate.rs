@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use millpond_net::{Arrival, Entered, Listener, Stream};
 use millpond_protocol::{Principal, Refusal};
@@ -83,6 +83,9 @@ impl Gate {
     ) -> Result<Self, GateError> {
         handle.set_bytes_max(config.out_queue_max);
         let router_dead = bus::start(handle.hub()).map_err(GateError::Start)?;
+        // Sessions outlive a restart: nobody may be given the client id of one of the run before.
+        let since_1970 =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_micros() as u64);
         let shared = Shared {
             budget: Arc::new(Budget::new(config.uncommitted_bytes_max, config.packet_max())),
             strangers: Arc::new(Semaphore::new(config.strangers_max)),
@@ -93,7 +96,7 @@ impl Gate {
             bytes_out: metrics::counter!("millpond_gate_bytes_out_total"),
             publishes: metrics::counter!("millpond_gate_publishes_total"),
             ack_seconds: metrics::histogram!("millpond_gate_ack_seconds"),
-            client_ids: AtomicU64::new(1),
+            client_ids: AtomicU64::new(since_1970),
         };
         let (shared, stop) = (Arc::new(shared), CancellationToken::new());
         let (timed, stopped) = (shared.clone(), stop.clone());

@@ -13,7 +13,7 @@ use crate::codec::frame::fixed_header;
 use crate::codec::packet::Connect;
 use crate::codec::read::{self, BadConnect};
 use crate::codec::write::{Announced, Out, clipped};
-use crate::codec::{Version, reason};
+use crate::codec::{Bad, Version, reason};
 use crate::gate::Shared;
 use crate::registry::{NotRegistered, Registered, Registration, Wish};
 use crate::session::{Kept, Session, check_will, expiry_of};
@@ -52,7 +52,8 @@ struct Refused {
 const NO_ANSWER: Refused =
     Refused { v4: 3, v5: reason::SERVER_UNAVAILABLE, why: "credentials cannot be checked now" };
 
-/// Reads CONNECT and answers it. `None`: the connection has been told why, where that is possible.
+/// Reads CONNECT. What answers it is the first that the session has to write; `None`: the connection has been told why there
+/// is none, where that is possible.
 pub(crate) async fn welcome<S>(
     io: &mut S,
     from: SocketAddr,
@@ -74,7 +75,7 @@ where
     let mut out = Out::default();
     let signed_in =
         tokio::time::timeout(gate.config.sign_in_timeout, sign_in(&connect, from, certified, gate)).await;
-    let welcome = match signed_in.unwrap_or(Err(NO_ANSWER)) {
+    match signed_in.unwrap_or(Err(NO_ANSWER)) {
         Ok(SignedIn { who, registration, kept, assigned }) => {
             let own = connect.wants_response_information.then(|| format!("mp/{}/d/{}/", who.pool, who.name));
             let announced = Announced {
@@ -91,26 +92,26 @@ where
             };
             out.connack(connect.version, reason::SUCCESS, kept.is_some(), &announced);
             let kept = (registration.mailbox.id(), kept);
-            let session = Session::new(who, &connect, gate.config.clone(), Instant::now(), kept);
-            // Nothing may be sent that is longer than the client accepts, and what it asked for is said last.
+            let mut session = Session::new(who, &connect, gate.config.clone(), Instant::now(), kept);
+            // The connection writes it, so that the session is handed back if the client does not get it.
             if session.is_too_long(out.remaining()) {
-                return None;
+                // Nothing may be sent that is longer than the client accepts, so nothing is said at all.
+                session.fail(Bad { code: reason::PACKET_TOO_LARGE, what: "CONNACK is too large for you" });
+                out = Out::default();
             }
+            session.out = out;
             Some(Welcome { session, from, registration, version: connect.version, rest: stream })
         }
         Err(refused) => {
             metrics::counter!("millpond_gate_sign_ins_refused_total").increment(1);
             gate.backend.sign_in_refused(connect.user.as_deref(), from, refused.why);
             refuse(&mut out, connect.version, connect.wants_problem_information, &refused);
+            // Whoever cannot be told is not told.
+            let _ = tokio::time::timeout(gate.config.connect_timeout, write(io, &mut out)).await;
+            crate::socket::linger(io).await;
             None
         }
-    };
-    let written = tokio::time::timeout(gate.config.connect_timeout, write(io, &mut out)).await;
-    if welcome.is_none() {
-        crate::socket::linger(io).await;
     }
-    written.ok()?.ok()?;
-    welcome
 }
 
 /// `None`: the connection ended, or what came is no CONNECT within its limit.

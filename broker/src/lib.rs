@@ -10,7 +10,7 @@
 //! | `connection` | the task of one connection: all its I/O |
 //! | `intake` | its incoming half: what is read, held, and due |
 //! | `budget` | the bytes that all connections may hold |
-//! | `lookup` | a session's questions to the backend and the router |
+//! | `lookup` | a session's questions to the backend |
 //! | `socket` | waiting for a socket in both directions |
 //! | `session` | the protocol itself, without I/O |
 //! | `codec` | bytes to packets and back |

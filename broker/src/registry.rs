@@ -11,7 +11,11 @@
 //!                 └── its time is over, revoked, or a clean start ──▶ (gone)
 //! ```
 
-use std::collections::{BTreeSet, HashMap};
+mod away;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,13 +24,13 @@ use millpond_protocol::{MemberName, PoolName, Principal, limits};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{KeptSession, MemberMessage};
-use crate::codec::packet::Replay;
+use crate::backend::MemberMessage;
 use crate::hub::Hub;
 use crate::hub::mailbox::Mailbox;
 use crate::hub::message::Message;
-use crate::hub::trie::Options;
 use crate::session::Kept;
+
+use self::away::Due;
 
 /// Why the gate ends a connection from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +63,7 @@ type Key = (PoolName, MemberName);
 struct Members {
     entries: HashMap<Key, Vec<Entry>>,
     /// When something of a session that is away is due.
-    due: BTreeSet<(Instant, Key, String)>,
+    due: Due,
 }
 
 #[derive(Debug)]
@@ -159,7 +163,8 @@ impl Registry {
         if self.endings() != wish.endings {
             return Err(NotRegistered::CheckAgain);
         }
-        let entries = members.entries.entry(key.clone()).or_default();
+        let Members { entries, due } = &mut *members;
+        let entries = entries.entry(key.clone()).or_default();
         let held = entries.iter().position(|entry| entry.client_id == wish.client_id);
         if let Some(at) = held
             && let State::Connected(_, left) = &entries[at].state
@@ -179,8 +184,9 @@ impl Registry {
         let (mut resumed, mut discarded) = (None, None);
         if let Some(at) = held {
             let entry = entries.swap_remove(at);
+            entry.is_not_due(&key, due);
             if let State::Away { kept, expires, will } = entry.state {
-                let is_over = wish.clean || entry.who.id != who.id || expires <= Instant::now();
+                let is_over = wish.clean || entry.who != *who || expires <= Instant::now();
                 if is_over {
                     // Its session ends here, and with it the delay of its will.
                     if let Some((_, will)) = will {
@@ -217,23 +223,6 @@ impl Registry {
         Ok(Registered { registration, kept, discarded })
     }
 
-    /// Brings back a session of an earlier run.
-    pub(crate) fn restore(&self, who: &Principal, session: KeptSession) {
-        let key = (who.pool.clone(), who.name.clone());
-        let KeptSession { client_id, expiry, subscriptions } = session;
-        let mailbox = self.hub.mailbox();
-        mailbox.go_offline();
-        for held in &subscriptions {
-            self.hub.subscribe(&key.0, &mailbox, &held.filter, Options::of(held), Replay::Never);
-        }
-        let expires = Instant::now() + expiry;
-        let kept = Box::new(Kept::of(subscriptions));
-        let state = State::Away { kept, expires, will: None };
-        let mut members = lock(&self.members);
-        members.due.insert((expires, key.clone(), client_id.clone()));
-        members.entries.entry(key).or_default().push(Entry { client_id, who: who.clone(), mailbox, state });
-    }
-
     pub(crate) fn send(
         &self,
         pool: &PoolName,
@@ -254,7 +243,8 @@ impl Registry {
         // Under the lock: whoever registers afterwards sees the new number.
         let mut members = lock(&self.members);
         self.endings.fetch_add(1, Ordering::SeqCst);
-        let Some(entries) = members.entries.get_mut(&key) else { return };
+        let Members { entries: all, due } = &mut *members;
+        let Some(entries) = all.get_mut(&key) else { return };
         for entry in entries.iter() {
             entry.mailbox.end(reason);
         }
@@ -262,12 +252,13 @@ impl Registry {
             entries.retain(|entry| {
                 let stays = matches!(entry.state, State::Connected(..));
                 if !stays {
+                    entry.is_not_due(&key, due);
                     self.hub.forget(pool, &entry.mailbox);
                 }
                 stays
             });
             if entries.is_empty() {
-                members.entries.remove(&key);
+                all.remove(&key);
             }
         }
     }
@@ -293,50 +284,6 @@ impl Registry {
         metrics::counter!("millpond_gate_wills_total").increment(1);
         self.hub.outbox().message(will, None);
     }
-
-    /// Publishes wills and ends sessions when they are due. `ended` hears of each session that is over.
-    pub(crate) async fn run(&self, stop: &CancellationToken, ended: impl Fn(&Principal, &str)) {
-        loop {
-            let earlier = self.earlier.notified();
-            let next = lock(&self.members).due.first().map(|(at, ..)| *at);
-            let due = async {
-                match next {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = earlier => {}
-                () = due => self.turn(Instant::now(), &ended),
-            }
-        }
-    }
-
-    fn turn(&self, now: Instant, ended: &impl Fn(&Principal, &str)) {
-        let mut members = lock(&self.members);
-        while let Some((at, key, client_id)) = members.due.pop_first() {
-            if at > now {
-                members.due.insert((at, key, client_id));
-                return;
-            }
-            let Some(entries) = members.entries.get_mut(&key) else { continue };
-            let Some(n) = entries.iter().position(|entry| entry.client_id == client_id) else { continue };
-            let State::Away { expires, will, .. } = &mut entries[n].state else { continue };
-            let expires = *expires;
-            if let Some((_, will)) = will.take_if(|(at, _)| *at <= now || expires <= now) {
-                self.publish(*will);
-            }
-            if expires <= now {
-                let entry = entries.swap_remove(n);
-                self.hub.forget(&key.0, &entry.mailbox);
-                ended(&entry.who, &entry.client_id);
-                if entries.is_empty() {
-                    members.entries.remove(&key);
-                }
-            }
-        }
-    }
 }
 
 impl Registration {
@@ -344,29 +291,29 @@ impl Registration {
     pub(crate) fn leave(self, leaving: Leaving) -> Option<bool> {
         let now = Instant::now();
         let mut members = lock(&self.registry.members);
-        let entries = members.entries.get_mut(&self.key)?;
+        let Members { entries, due } = &mut *members;
+        let entries = entries.get_mut(&self.key)?;
         let is_own = |entry: &&mut Entry| matches!(entry.state, State::Connected(id, _) if id == self.id);
         let entry = entries.iter_mut().find(is_own)?;
-        let Leaving { expiry, kept, will } = leaving;
+        let Leaving { mut expiry, kept, mut will } = leaving;
+        // Said after the connection listened last.
+        if self.mailbox.is_revoked() {
+            (expiry, will) = (Duration::ZERO, None);
+        }
         let will = will.and_then(|(delay, will)| {
             if delay.is_zero() || expiry.is_zero() {
                 self.registry.publish(*will);
                 return None;
             }
-            Some((now + delay, will))
+            Some((now + delay.min(expiry), will))
         });
         // Otherwise the drop does the rest.
         if expiry.is_zero() {
             return Some(false);
         }
-        let (expires, key) = (now + expiry, self.key.clone());
-        let due = will.iter().map(|(at, _)| *at).chain([expires]);
-        let due: Vec<Instant> = due.collect();
         entry.mailbox.go_offline();
-        entry.state = State::Away { kept: Box::new(kept), expires, will };
-        for at in due {
-            members.due.insert((at, key.clone(), self.client_id.clone()));
-        }
+        entry.state = State::Away { kept: Box::new(kept), expires: now + expiry, will };
+        due.extend(entry.due().map(|at| (at, self.key.clone(), self.client_id.clone())));
         drop(members);
         self.registry.earlier.notify_one();
         Some(true)

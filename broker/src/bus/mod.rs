@@ -34,7 +34,7 @@ pub(crate) const IN_FLIGHT: usize = 4 << 20;
 const SEGMENT: usize = 2 * IN_FLIGHT;
 /// Bytes that a message takes there beside its own.
 const OVERHEAD: usize = 128;
-/// Events that may wait for the bus; older ones are dropped.
+/// Events that may wait for the bus; what comes then is dropped.
 const EVENTS_MAX: usize = 10_000;
 
 /// Whom to tell what became of a message.

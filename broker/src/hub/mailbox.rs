@@ -125,8 +125,19 @@ impl Mailbox {
     }
 
     pub(crate) fn end(&self, reason: EndReason) {
-        self.lock().end.get_or_insert(reason);
+        let mut waiting = self.lock();
+        // A revocation ends the session too, whatever else has ended the connection.
+        if reason == EndReason::Revoked {
+            waiting.end = Some(reason);
+        }
+        waiting.end.get_or_insert(reason);
+        drop(waiting);
         self.notify.notify_one();
+    }
+
+    /// Whether the member was revoked, and the connection has not heard of it.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.lock().end == Some(EndReason::Revoked)
     }
 
     /// Leaves a copy. Tells whether the connection is to be woken: [`Mailbox::wake`] then, once a batch.
@@ -143,12 +154,12 @@ impl Mailbox {
             let put = waiting.queue.put(copy, is_online);
             is_wanted = waiting.wants.copies > 0 || put == Put::Full;
             let put = if put == Put::Behind && self.is_given_up() { Put::Kept } else { put };
-            match put {
-                Put::Full => {
-                    waiting.end.get_or_insert(EndReason::QueueFull);
-                }
-                Put::Dropped => metrics::counter!("millpond_gate_copies_dropped_total").increment(1),
-                Put::Kept | Put::Behind => {}
+            if put == Put::Full {
+                waiting.end.get_or_insert(EndReason::QueueFull);
+            }
+            // Whoever is ended loses this one as well.
+            if matches!(put, Put::Full | Put::Dropped) {
+                metrics::counter!("millpond_gate_copies_dropped_total").increment(1);
             }
             put
         };

@@ -1,8 +1,8 @@
 //! The messages on app topics that wait for one session, in order.
 //!
 //! Pure, and bounded: a session with a connection that has too much waiting is ended, one without loses what comes then,
-//! and QoS 0 is dropped first. What is sent because the client subscribed (retained messages) shares its bytes with the
-//! store and is bounded by its number alone.
+//! and QoS 0 is dropped first. What is sent because the client subscribed (retained messages) is counted by itself: it
+//! shares its bytes with the store, until something else is retained in its place.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -11,8 +11,10 @@ use millpond_protocol::limits;
 
 use super::message::Mail;
 
-/// Copies of retained messages that may wait.
+/// Copies of retained messages that may wait: all that a pool has, twice.
 const REPLAYS_MAX: usize = 2 * limits::RETAINED_PER_POOL;
+/// Bytes of those.
+const REPLAY_BYTES_MAX: usize = 2 * limits::RETAINED_BYTES_PER_POOL;
 /// A session with more waiting than one part in so many is behind: see `Hub::publish`.
 const BEHIND: usize = 4;
 /// The same in messages: more gains nothing, and each takes a place in every queue.
@@ -37,34 +39,35 @@ pub(crate) struct Queue {
     copies: VecDeque<Mail>,
     bytes: usize,
     replays: usize,
+    replay_bytes: usize,
     bytes_max: usize,
     messages_max: usize,
 }
 
 impl Queue {
     pub(crate) fn new(messages_max: usize, bytes_max: usize) -> Self {
-        Self { copies: VecDeque::new(), bytes: 0, replays: 0, bytes_max, messages_max }
+        Self { copies: VecDeque::new(), bytes: 0, replays: 0, replay_bytes: 0, bytes_max, messages_max }
     }
 
     pub(crate) fn put(&mut self, copy: Mail, is_online: bool) -> Put {
+        let bytes = copy.message.bytes();
         if copy.replay {
-            if self.replays >= REPLAYS_MAX {
+            if self.replays >= REPLAYS_MAX || self.replay_bytes + bytes > REPLAY_BYTES_MAX {
                 return Put::Full;
             }
-            self.replays += 1;
+            self.count(&copy);
             self.copies.push_back(copy);
             return Put::Kept;
         }
         if copy.qos == 0 && (!is_online || self.is_behind()) {
             return Put::Dropped;
         }
-        let bytes = copy.message.bytes();
         let is_full = self.copies.len() - self.replays >= self.messages_max
             || (self.bytes + bytes > self.bytes_max && self.bytes > 0);
         if is_full {
             return if is_online { Put::Full } else { Put::Dropped };
         }
-        self.bytes += bytes;
+        self.count(&copy);
         self.copies.push_back(copy);
         if self.is_behind() { Put::Behind } else { Put::Kept }
     }
@@ -75,6 +78,7 @@ impl Queue {
             let copy = self.copies.pop_front()?;
             if copy.replay {
                 self.replays -= 1;
+                self.replay_bytes -= copy.message.bytes();
             } else {
                 self.bytes -= copy.message.bytes();
             }
@@ -87,14 +91,19 @@ impl Queue {
     /// The connection has gone: QoS 0 goes with it.
     pub(crate) fn leave(&mut self) {
         let copies = std::mem::take(&mut self.copies);
-        (self.bytes, self.replays) = (0, 0);
+        (self.bytes, self.replays, self.replay_bytes) = (0, 0, 0);
         for copy in copies.into_iter().filter(|copy| copy.qos > 0) {
-            if copy.replay {
-                self.replays += 1;
-            } else {
-                self.bytes += copy.message.bytes();
-            }
+            self.count(&copy);
             self.copies.push_back(copy);
+        }
+    }
+
+    fn count(&mut self, copy: &Mail) {
+        if copy.replay {
+            self.replays += 1;
+            self.replay_bytes += copy.message.bytes();
+        } else {
+            self.bytes += copy.message.bytes();
         }
     }
 
@@ -150,6 +159,21 @@ mod tests {
         assert!(queue.take(later).is_none() && queue.bytes == 0);
     }
 
+    #[test]
+    fn what_is_sent_because_of_a_subscription_is_bounded_by_its_bytes_too() {
+        let mut queue = Queue::new(8, 1_000);
+        let half = limits::RETAINED_BYTES_PER_POOL / 2;
+        // Two subscriptions that match everything that a pool retains, and what took its place meanwhile is none of it.
+        for _ in 0..4 {
+            assert_eq!(queue.put(copy(1, half - 10, true, None), true), Put::Kept);
+        }
+        assert_eq!(queue.put(copy(1, half, true, None), true), Put::Full);
+        queue.leave();
+        assert_eq!(queue.put(copy(1, half, true, None), true), Put::Full);
+        queue.take(Instant::now());
+        assert_eq!(queue.put(copy(1, half, true, None), true), Put::Kept);
+    }
+
     proptest! {
         #[test]
         fn its_bounds_hold_and_order_is_kept(
@@ -179,6 +203,8 @@ mod tests {
                 let counted: Vec<&Mail> = model.iter().filter(|copy| !copy.replay).collect();
                 prop_assert_eq!(queue.bytes, counted.iter().map(|copy| copy.message.bytes()).sum::<usize>());
                 prop_assert_eq!(queue.replays, model.len() - counted.len());
+                let all = model.iter().map(|copy| copy.message.bytes()).sum::<usize>();
+                prop_assert_eq!(queue.replay_bytes, all - queue.bytes);
                 prop_assert!(counted.len() <= 8 && (queue.bytes <= 1_000 || counted.len() == 1));
             }
         }

@@ -88,6 +88,18 @@ impl Inbound {
         self.unreleased.iter().copied().chain(ids.map(|(_, id)| id)).collect()
     }
 
+    /// Forgets messages for other members that wait behind a large one and that the client sends again when it comes back.
+    pub(super) fn forget_held(&mut self) {
+        let is_held = |one: &Pending| one.is_app && one.ack.is_some() && matches!(one.stage, Stage::Held(_));
+        self.pending.retain(|one| !is_held(one));
+        self.count_held();
+    }
+
+    fn count_held(&mut self) {
+        self.held = Held::default();
+        self.pending.iter().for_each(|pending| self.held.add(pending.packet));
+    }
+
     /// The topic of a PUBLISH, where a number may stand for it.
     pub(super) fn topic<'a>(&'a self, head: &'a Head) -> &'a str {
         match head.alias {
@@ -121,7 +133,8 @@ impl Inbound {
 
     /// Messages above QoS 0 that the client waits for.
     fn unacknowledged(&self) -> usize {
-        self.pending.iter().filter(|pending| pending.ack.is_some()).count() + self.unreleased.len()
+        let is_new = |(_, id): &(Kind, u16)| !self.unreleased.contains(id);
+        self.pending.iter().filter_map(|pending| pending.ack).filter(is_new).count() + self.unreleased.len()
     }
 
     pub(super) fn uncommitted(&self) -> usize {
@@ -291,8 +304,7 @@ impl Session {
                 // Neither this one nor what follows is acknowledged: the client sends all of it again, in order.
                 self.refuse_for_now(&refusal);
                 self.inbound.pending.retain(|pending| matches!(pending.stage, Stage::InLine { .. }));
-                self.inbound.held = Held::default();
-                self.inbound.pending.iter().for_each(|pending| self.inbound.held.add(pending.packet));
+                self.inbound.count_held();
                 return;
             }
             outcome => self.acknowledge(&pending, outcome.err().as_ref()),

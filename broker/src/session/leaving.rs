@@ -68,6 +68,9 @@ impl Session {
             (delay, Box::new(Message::new(head, payload, (self.id, self.who.id), Instant::now())))
         });
         let outbound = std::mem::replace(&mut self.outbound, Outbound::new(1, 0, Unsent::default()));
+        if self.is_kept() {
+            self.inbound.forget_held();
+        }
         let kept = Kept {
             subscriptions: self.subscriptions.list().to_vec(),
             unreleased: self.inbound.received(),

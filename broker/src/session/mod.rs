@@ -14,15 +14,19 @@
 #[cfg(test)]
 mod any_order;
 mod app;
+mod effect;
 mod inbound;
 mod leaving;
 mod outbound;
 mod receipts;
+#[cfg(test)]
+mod resumption;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use self::app::check_will;
+pub(crate) use self::effect::{Effect, End, Question};
 pub(crate) use self::leaving::{Kept, expiry_of};
 
 use std::collections::VecDeque;
@@ -31,15 +35,14 @@ use std::time::{Duration, Instant};
 
 use millpond_protocol::{Principal, Refusal, limits, topic};
 
-use crate::backend::{Incoming, MemberMessage, ReceiptRow, RefusedPublish, StateMessage, Subscription};
+use crate::backend::{MemberMessage, ReceiptRow, StateMessage};
 use crate::budget::Held;
-use crate::codec::packet::{Connect, Details, Head, Packet, Replay, Will};
+use crate::codec::packet::{Connect, Details, Head, Packet, Will};
 use crate::codec::write::{Kind, Out, clipped};
 use crate::codec::{Bad, Version, reason};
 use crate::config::GateConfig;
 use crate::hub::mailbox::Wants;
 use crate::hub::message::Message;
-use crate::hub::trie::Options;
 use crate::registry::EndReason;
 
 /// Bytes that may wait to be written before nothing more is encoded or read.
@@ -50,47 +53,6 @@ const SHORT_MAX: usize = 1 << 20;
 const SUBACKS_MAX: usize = 8;
 /// Bytes of a reason string.
 const REASON_MAX: usize = 512;
-
-/// Something that the owner does for the session.
-#[derive(Debug)]
-pub(crate) enum Effect {
-    /// Hand the message to the backend. Outcomes come back by [`Session::outcome`] in the order of these.
-    Take(Incoming),
-    /// Hand the message to the hub. Outcomes come back in one order with those of [`Effect::Take`].
-    Publish(Box<Message>),
-    /// Tell the hub of a subscription.
-    Subscribe { filter: String, options: Options, replay: Replay },
-    /// Tell the hub that one has ended.
-    Unsubscribe(String),
-    /// Tell the backend that the gate refused a PUBLISH.
-    Refused(RefusedPublish),
-    /// Find something out.
-    Ask(Question),
-    /// The client has every receipt up to here.
-    ReceiptsAcknowledged(i64),
-}
-
-/// Something that the session wants to know. Of each kind one is asked at a time.
-#[derive(Debug)]
-pub(crate) enum Question {
-    /// Keep these subscriptions for as long as the session lives; answered by [`Session::kept`].
-    Keep(Vec<Subscription>),
-    /// Ask for the current messages of state topics; answered by [`Session::states`].
-    States(Vec<String>),
-    /// Ask where the receipts begin; answered by [`Session::cursor`].
-    Cursor,
-    /// Ask for a page of receipts; answered by [`Session::receipts`].
-    Receipts { after: i64, max: usize },
-}
-
-/// How a session ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
-    /// The client said goodbye: what it sent before counts.
-    Client,
-    /// The gate ended it; over MQTT 5 a DISCONNECT is in the output.
-    Gate(u8),
-}
 
 /// The state of one connection.
 #[derive(Debug)]

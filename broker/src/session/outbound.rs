@@ -288,7 +288,7 @@ impl Session {
         self.outbound.states = states;
     }
 
-    /// Sends again what the connection before had sent.
+    /// Sends again what the connection before had sent, be it expired: the client may have received half of an exchange.
     pub(super) fn send_again(&mut self) {
         while !self.outbound.is_window_full()
             && self.out.remaining() < OUT_HIGH
@@ -317,6 +317,9 @@ impl Session {
             return;
         }
         while let Some(copy) = self.outbound.copies.pop_front() {
+            if copy.message.is_expired(self.now) {
+                continue;
+            }
             let message = copy.message.clone();
             let details = remaining(&message, self.now);
             let parcel = parcel_of(&copy, details.as_ref().unwrap_or(&message.details));

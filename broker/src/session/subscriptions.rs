@@ -164,6 +164,12 @@ impl Session {
         for filter in &unsubscribe.filters {
             let removed = self.subscriptions.remove(filter);
             if removed {
+                // It must not follow with its acknowledgement, or nothing would ever end it.
+                for ack in &mut self.subscriptions.acks {
+                    ack.then.retain(
+                        |then| !matches!(then, Effect::Subscribe { filter: held, .. } if held == filter),
+                    );
+                }
                 self.effects.push_back(Effect::Unsubscribe(filter.clone()));
             }
             is_change |= removed;
@@ -236,6 +242,11 @@ impl Session {
         self.subscriptions.news.extend(news);
         self.ask_for_states();
         self.follow_receipts();
+        // As one that has a connection: after a restart, its time runs from then on.
+        if self.is_kept() {
+            self.subscriptions.changes += 1;
+            self.keep();
+        }
     }
 
     fn ask_for_states(&mut self) {
@@ -279,7 +290,8 @@ impl Session {
         if !may(&self.who, Action::Subscribe(filter, &self.config.app_topics)) {
             return Err(reason::NOT_AUTHORIZED);
         }
-        if !filter.starts_with("mp/") && !app_topics::is_within_limits(filter) {
+        // Of the server's own topics, too: each level is a node, and a step of a match.
+        if !app_topics::is_within_limits(filter) {
             return Err(reason::FILTER_INVALID);
         }
         let held = &self.subscriptions.list;

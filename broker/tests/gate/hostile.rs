@@ -241,3 +241,19 @@ async fn subscriptions_beyond_the_limit_are_refused_and_those_held_can_be_renewe
         assert_eq!(raw.subscribe("mp/p/d/publisher/x0", 0).await, 0);
     }
 }
+
+#[tokio::test]
+async fn a_filter_of_very_many_levels_is_refused_whatever_it_is_of() {
+    let server = server().await;
+    for (level, refused) in [(4, 0x80), (5, 0x8F)] {
+        let mut raw = server.client(level, "operator").await;
+        for front in ["mp/p/result", "mp/p/event", "mp/p/d/operator"] {
+            let filter = format!("{front}{}#", "/".repeat(65_000));
+            assert_eq!(raw.subscribe(&filter, 1).await, refused, "{front}");
+            let props: &[u8] = if level == 5 { &[0] } else { &[] };
+            raw.send(&packet(0xA2, &[&[0, 3], props, &text(&filter)].concat())).await;
+            assert_eq!(raw.packet().await.0, 0xB0);
+        }
+        raw.ping().await;
+    }
+}

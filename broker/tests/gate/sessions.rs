@@ -1,8 +1,10 @@
 //! What of a session outlives its connection, and wills.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use millpond_broker::EndReason;
+use millpond_broker::{Backend, EndReason, KeptSession};
+use millpond_protocol::{Principal, Role};
 
 use crate::support::{
     LEVELS, Memory, Message, Raw, SOON, Server, app_config, app_server, connect_with, packet, publish,
@@ -69,6 +71,33 @@ async fn what_came_while_its_client_was_away_waits_for_it_in_order() {
         to.ping().await;
         server.backend.until(|backend| backend.sessions.lock().unwrap().is_empty()).await;
     }
+}
+
+#[tokio::test]
+async fn what_waits_for_a_client_outlasts_a_connack_that_does_not_reach_it() {
+    let server = app_server().await;
+    let mut from = server.client(4, "publisher").await;
+    let (mut to, _) = connect(&server, 5, "listener", false, HOUR).await;
+    to.subscribe("app/p/#", 1).await;
+    leave(to).await;
+    put(&mut from, 1, "one").await;
+    let login = [text("p/listener"), text("secret")].concat();
+    // Longer than the client accepts.
+    let mut raw = server.raw().await;
+    raw.send(&connect_with(5, 0xC0, 0, "same", &[HOUR, &[39, 0, 0, 0, 4]].concat(), &login)).await;
+    assert_eq!(raw.packet_or_end().await, None, "nothing may come that is longer");
+    // Reset before the answer is written.
+    let (reached, go_on) = server.backend.hold_sign_in();
+    let mut raw = server.raw().await;
+    raw.send(&connect_with(5, 0xC0, 0, "same", HOUR, &login)).await;
+    reached.await.unwrap();
+    raw.io.set_zero_linger().unwrap();
+    drop(raw);
+    go_on.send(()).unwrap();
+    let (mut to, present) = connect(&server, 5, "listener", false, HOUR).await;
+    assert!(present);
+    assert_eq!(to.message().await.text(), "one");
+    assert_eq!(server.backend.sessions.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -183,6 +212,38 @@ async fn state_comes_again_at_resume_only_where_it_is_newer_than_what_was_acknow
     let (mut to, _) = connect(&server, 5, "listener", false, HOUR).await;
     let message = to.message().await;
     assert_eq!((message.text(), message.retain), ("five", true));
+}
+
+#[tokio::test]
+async fn a_session_of_the_run_before_ends_with_its_time_though_nothing_else_happens() {
+    let backend = Arc::new(Memory::default());
+    let who = Principal {
+        pool: "p".parse().unwrap(),
+        name: "listener".parse().unwrap(),
+        role: Role::Listener,
+        id: 1,
+    };
+    let session =
+        KeptSession { client_id: "same".into(), expiry: Duration::from_millis(100), subscriptions: vec![] };
+    backend.keep_session(&who, session).await.unwrap();
+    let _server = server_over(app_config(), backend.clone()).await;
+    backend.until(|backend| backend.sessions.lock().unwrap().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_client_id_that_the_server_gave_is_given_to_nobody_else_after_a_restart() {
+    let mut given = Vec::new();
+    for _ in 0..2 {
+        let server = app_server().await;
+        let login = [text("p/listener"), text("secret")].concat();
+        let mut raw = server.raw().await;
+        raw.send(&connect_with(5, 0xC0, 0, "", HOUR, &login)).await;
+        let (_, body) = raw.packet().await;
+        let at = body.windows(9).position(|part| part == b"assigned-").unwrap();
+        let len = usize::from(u16::from_be_bytes([body[at - 2], body[at - 1]]));
+        given.push(body[at..at + len].to_vec());
+    }
+    assert_ne!(given[0], given[1]);
 }
 
 #[tokio::test]

@@ -1,0 +1,67 @@
+//! Who holds a session, and who no longer may.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use millpond_protocol::{Principal, Role};
+
+use super::{EndReason, Leaving, Registered, Registry, Wish, lock};
+use crate::hub::message::Message;
+use crate::session::Kept;
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn who(role: Role) -> Principal {
+    Principal { pool: "p".parse().unwrap(), name: "m".parse().unwrap(), role, id: 1 }
+}
+
+fn register(registry: &Arc<Registry>, who: &Principal) -> Registered {
+    let endings = registry.endings();
+    let wish = Wish { client_id: "x", clean: false, connections_max: 4, endings, force: false };
+    registry.register(who, wish).unwrap()
+}
+
+/// For an hour, with a will in half of one.
+fn leaving() -> Leaving {
+    let will = Message::event("app/p/will".into(), Bytes::from_static(b"gone"));
+    Leaving { expiry: HOUR, kept: Kept::default(), will: Some((HOUR / 2, Box::new(will))) }
+}
+
+#[test]
+fn of_a_session_that_was_taken_up_again_nothing_is_due() {
+    let (registry, who) = (Arc::new(Registry::default()), who(Role::Publisher));
+    for _ in 0..3 {
+        let registered = register(&registry, &who);
+        assert_eq!(lock(&registry.members).due.len(), 0);
+        assert_eq!(registered.registration.leave(leaving()), Some(true));
+        assert_eq!(lock(&registry.members).due.len(), 2);
+    }
+    registry.end(&who.pool, &who.name, EndReason::Revoked);
+    assert_eq!(lock(&registry.members).due.len(), 0);
+}
+
+#[test]
+fn a_session_does_not_outlive_a_revocation_that_its_connection_does_not_hear_of() {
+    for before in [None, Some(EndReason::TakenOver), Some(EndReason::QueueFull), Some(EndReason::Behind)] {
+        let (registry, who) = (Arc::new(Registry::default()), who(Role::Publisher));
+        let registered = register(&registry, &who);
+        if let Some(reason) = before {
+            registered.registration.mailbox.end(reason);
+        }
+        registry.end(&who.pool, &who.name, EndReason::Revoked);
+        assert_eq!(registered.registration.leave(leaving()), Some(false), "{before:?}");
+        assert_eq!(registry.hub.outbox().len(), 0, "no will of who was revoked");
+        assert!(register(&registry, &who).kept.is_none(), "{before:?}");
+    }
+}
+
+#[test]
+fn a_session_is_not_taken_up_in_another_role() {
+    let registry = Arc::new(Registry::default());
+    register(&registry, &who(Role::Publisher)).registration.leave(leaving());
+    registry.end_all(EndReason::Behind);
+    let registered = register(&registry, &who(Role::Listener));
+    assert!(registered.kept.is_none());
+    assert_eq!(registered.discarded, Some(who(Role::Publisher)));
+}
