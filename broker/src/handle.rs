@@ -76,6 +76,11 @@ impl GateHandle {
         self.shared.registry.end_all(EndReason::Behind);
     }
 
+    /// Forgets the retained messages of a pool: it was removed, or another has its name.
+    pub fn forget_retained(&self, pool: &PoolName) {
+        self.shared.hub.forget_retained(pool);
+    }
+
     /// How many connections have signed in.
     pub fn connections(&self) -> usize {
         self.shared.registry.count()

@@ -204,7 +204,7 @@ impl Registry {
         }
         let (mailbox, kept) = match resumed {
             Some((mailbox, kept)) => (mailbox, Some(kept)),
-            None => (self.hub.mailbox(), None),
+            None => (self.hub.mailbox(&key.0), None),
         };
         mailbox.go_online();
         let id = self.next.fetch_add(1, Ordering::Relaxed);

@@ -64,6 +64,7 @@ async fn crowded(ledger: &Ledger) -> Vec<Principal> {
 async fn a_pool_with_many_members_goes_in_small_steps_that_a_crash_does_not_end() {
     let dir = tempfile::tempdir().unwrap();
     let (ledger, _) = Ledger::open(dir.path()).unwrap();
+    let mut commits = ledger.commits();
     let members = crowded(&ledger).await;
     ledger
         .write(|tx| {
@@ -72,6 +73,14 @@ async fn a_pool_with_many_members_goes_in_small_steps_that_a_crash_does_not_end(
         })
         .await
         .unwrap();
+    // Whoever keeps something by the name of a pool hears when it is another's.
+    let (mut renewed, mut ended) = (Vec::new(), 0);
+    while ended == 0 {
+        let commit = commits.recv().await.unwrap();
+        renewed.extend(commit.renewed.iter().map(|name| name.to_string()));
+        ended += commit.ended.len();
+    }
+    assert_eq!((renewed, ended), (vec!["p".to_owned(); 2], MEMBERS), "made, and removed");
     // That was all in one job: nobody signs in, the name is free, and no batch is sealed by members who go.
     let gone = ledger.read(|sql| find_token(sql, &token(3), millpond::ledger::now())).await.unwrap();
     assert!(gone.is_none());

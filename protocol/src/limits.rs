@@ -84,6 +84,9 @@ pub const SESSIONS_PER_MEMBER: usize = 16;
 pub const SESSION_QUEUE_MAX: usize = 10_000;
 /// Bytes of those messages. Sessions share the bytes of a message that waits for several.
 pub const SESSION_QUEUE_BYTES: usize = 16 << 20;
+/// Bytes of the messages on app topics that wait for all sessions of a pool that have no connection, each copy counted for
+/// itself. What comes beyond that is dropped for them.
+pub const AWAY_BYTES_PER_POOL: usize = 256 << 20;
 /// Topic aliases of one connection in each direction: each keeps a topic.
 pub const TOPIC_ALIASES: u16 = 16;
 /// Bytes of one pack.

@@ -135,7 +135,7 @@ proptest! {
         let alias = alias.filter(|alias| *alias > 0);
         let delivery = Delivery {
             topic: &topic, payload: &payload, qos, id, again: again && qos > 0, retain, alias, details: &details,
-            tags: &[],
+            expiry, tags: &[],
         };
         let mut out = Out::default();
         out.publish(version, &delivery);

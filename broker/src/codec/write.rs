@@ -36,6 +36,8 @@ pub(crate) struct Delivery<'a> {
     /// What follows is written over MQTT 5 only.
     pub(crate) alias: Option<u16>,
     pub(crate) details: &'a Details,
+    /// Seconds until it expires, in place of what `details` say.
+    pub(crate) expiry: Option<u32>,
     pub(crate) tags: &'a [u32],
 }
 
@@ -226,7 +228,7 @@ impl Delivery<'_> {
         let of = |text: &Option<String>| text.as_ref().map_or(0, |text| 3 + text.len());
         let details = self.details;
         let properties = if details.is_text { 2 } else { 0 }
-            + details.expiry.map_or(0, |_| 5)
+            + self.expiry.map_or(0, |_| 5)
             + self.alias.map_or(0, |_| 3)
             + of(&details.content_type)
             + of(&details.response_topic)
@@ -241,7 +243,7 @@ impl Delivery<'_> {
         if details.is_text {
             body.put_slice(&[1, 1]);
         }
-        if let Some(seconds) = details.expiry {
+        if let Some(seconds) = self.expiry {
             body.put_u8(2);
             body.put_u32(seconds);
         }

@@ -1,8 +1,8 @@
 //! What waits for one session, whether it has a connection or not.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use millpond_protocol::limits;
@@ -17,6 +17,10 @@ use crate::registry::EndReason;
 /// Events that may wait for one connection; older ones are dropped, for the feed over HTTP to bring.
 const EVENTS_MAX: usize = 1_000;
 
+/// What waits for the sessions of a pool that have no connection.
+#[derive(Debug, Default)]
+pub(crate) struct AwayBytes(AtomicUsize);
+
 /// The one place where others leave something for a session. Bounded: by bytes, by number, or to the newest of its kind.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
@@ -27,6 +31,8 @@ pub(crate) struct Mailbox {
     given_up: AtomicU64,
     inner: Mutex<Waiting>,
     notify: Notify,
+    /// Of its pool.
+    away: Arc<AwayBytes>,
 }
 
 #[derive(Debug)]
@@ -39,6 +45,8 @@ struct Waiting {
     states: HashMap<String, Mail>,
     events: VecDeque<Mail>,
     queue: Queue,
+    /// How much of it stands in [`AwayBytes`]: nothing while there is a connection.
+    counted: usize,
     /// Filters that the hub knows this session by.
     filters: HashSet<String>,
     /// What the connection wanted when it last looked.
@@ -69,7 +77,7 @@ pub(crate) struct Taken {
 }
 
 impl Mailbox {
-    pub(crate) fn new(id: u64) -> Self {
+    pub(crate) fn new(id: u64, away: Arc<AwayBytes>) -> Self {
         let inner = Waiting {
             messages: VecDeque::new(),
             bytes: 0,
@@ -78,6 +86,7 @@ impl Mailbox {
             states: HashMap::new(),
             events: VecDeque::new(),
             queue: Queue::new(limits::SESSION_QUEUE_MAX, limits::SESSION_QUEUE_BYTES),
+            counted: 0,
             filters: HashSet::new(),
             wants: Wants { live: true, copies: 0 },
             is_told: false,
@@ -89,7 +98,16 @@ impl Mailbox {
             given_up: AtomicU64::new(u64::MAX),
             inner: Mutex::new(inner),
             notify: Notify::new(),
+            away,
         }
+    }
+
+    /// Brings what stands in [`AwayBytes`] up to date.
+    fn count(&self, waiting: &mut Waiting) {
+        let weight = if self.is_online() { 0 } else { waiting.queue.weight() };
+        let before = std::mem::replace(&mut waiting.counted, weight);
+        // Wraps where it became less, and so does the sum.
+        self.away.0.fetch_add(weight.wrapping_sub(before), Ordering::Relaxed);
     }
 
     /// Waits until there is something that is wanted, and takes it. Safe to cancel.
@@ -142,8 +160,8 @@ impl Mailbox {
 
     /// Leaves a copy. Tells whether the connection is to be woken: [`Mailbox::wake`] then, once a batch.
     pub(super) fn put(&self, copy: Mail) -> (Put, bool) {
-        let is_online = self.is_online();
         let mut waiting = self.lock();
+        let is_online = self.is_online();
         let mut is_wanted = waiting.wants.live;
         let put = if copy.message.is_pool_wide() {
             if is_online {
@@ -151,7 +169,16 @@ impl Mailbox {
             }
             Put::Kept
         } else {
-            let put = waiting.queue.put(copy, is_online);
+            let weight = copy.message.bytes() + size_of::<Mail>();
+            let put =
+                if is_online || self.away.0.load(Ordering::Relaxed) + weight <= limits::AWAY_BYTES_PER_POOL {
+                    waiting.queue.put(copy, is_online)
+                } else {
+                    Put::Dropped
+                };
+            if !is_online {
+                self.count(&mut waiting);
+            }
             is_wanted = waiting.wants.copies > 0 || put == Put::Full;
             let put = if put == Put::Behind && self.is_given_up() { Put::Kept } else { put };
             if put == Put::Full {
@@ -212,6 +239,7 @@ impl Mailbox {
         let mut waiting = self.lock();
         (waiting.end, waiting.receipts, waiting.is_told) = (None, false, false);
         self.is_online.store(true, Ordering::SeqCst);
+        self.count(&mut waiting);
     }
 
     /// Its connection has gone. What is not queued for who is away goes with it.
@@ -223,11 +251,18 @@ impl Mailbox {
         waiting.states.clear();
         waiting.events.clear();
         waiting.queue.leave();
+        self.count(&mut waiting);
     }
 
     /// Nothing panics under this lock, so a poisoned one still holds a consistent value.
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        self.go_online();
     }
 }
 
@@ -293,5 +328,39 @@ impl Waiting {
                 self.states.insert(copy.message.topic.clone(), copy);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::message::Message;
+    use super::*;
+
+    #[test]
+    fn what_waits_for_all_who_are_away_is_bounded_and_who_comes_back_makes_room() {
+        let away = Arc::<AwayBytes>::default();
+        let large = Message::event("app/p/x".into(), Bytes::from(vec![0; limits::AWAY_BYTES_PER_POOL / 20]));
+        let copy = Mail { message: Arc::new(large), qos: 1, retain: false, replay: false, tags: vec![] };
+        let mut sessions: Vec<Mailbox> = (0..19).map(|id| Mailbox::new(id, away.clone())).collect();
+        for mailbox in &sessions {
+            // What came before it left counts too.
+            assert_eq!(mailbox.put(copy.clone()).0, Put::Behind);
+            mailbox.go_offline();
+        }
+        let (last, here) = (Mailbox::new(20, away.clone()), Mailbox::new(21, away.clone()));
+        last.go_offline();
+        assert_eq!(last.put(copy.clone()).0, Put::Dropped);
+        assert_eq!(here.put(copy.clone()).0, Put::Behind, "who has a connection is not concerned");
+        sessions[0].go_online();
+        assert_eq!(last.put(copy.clone()).0, Put::Behind);
+        let more = Mailbox::new(22, away.clone());
+        more.go_offline();
+        assert_eq!(more.put(copy.clone()).0, Put::Dropped);
+        drop(sessions.pop());
+        assert_eq!(more.put(copy).0, Put::Behind);
+        drop((sessions, last, here, more));
+        assert_eq!(away.0.load(Ordering::Relaxed), 0);
     }
 }

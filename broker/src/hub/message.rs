@@ -131,6 +131,7 @@ pub(crate) fn to_bus(message: &Message, seq: u64, epoch: Instant) -> Bytes {
         retain: message.retain,
         alias: None,
         details: &message.details,
+        expiry: message.details.expiry,
         tags: &[],
     };
     let mut into = BytesMut::with_capacity(48 + publish.packet_len(Version::V5));

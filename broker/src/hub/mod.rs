@@ -40,7 +40,7 @@ use std::time::{Duration, Instant};
 use millpond_protocol::{PoolName, Refusal, app_topics};
 use tokio::sync::oneshot;
 
-use self::mailbox::Mailbox;
+use self::mailbox::{AwayBytes, Mailbox};
 use self::message::{Mail, Message};
 use self::queue::Put;
 use self::retained::Retained;
@@ -60,6 +60,8 @@ const PACE_SAMPLE: usize = 16;
 pub(crate) struct Hub {
     pools: Mutex<HashMap<String, Arc<Mutex<Pool>>>>,
     ids: AtomicU64,
+    /// Of every pool that had a session. Pools are made by who runs the server, so they are few.
+    away: Mutex<HashMap<PoolName, Arc<AwayBytes>>>,
     outbox: Outbox,
 }
 
@@ -78,8 +80,9 @@ pub(crate) struct Fanned {
 
 impl Hub {
     /// A mailbox for a new session.
-    pub(crate) fn mailbox(&self) -> Arc<Mailbox> {
-        Arc::new(Mailbox::new(self.ids.fetch_add(1, Ordering::Relaxed) + 1))
+    pub(crate) fn mailbox(&self, pool: &PoolName) -> Arc<Mailbox> {
+        let away = lock(&self.away).entry(pool.clone()).or_default().clone();
+        Arc::new(Mailbox::new(self.ids.fetch_add(1, Ordering::Relaxed) + 1, away))
     }
 
     pub(crate) fn outbox(&self) -> &Outbox {
@@ -143,6 +146,17 @@ impl Hub {
             held.trie.remove(group, inner, mailbox);
         }
         if held.trie.is_empty() && held.retained.is_empty() {
+            pools.remove(pool.as_str());
+        }
+    }
+
+    /// Forgets what a pool retains.
+    pub(crate) fn forget_retained(&self, pool: &PoolName) {
+        let mut pools = lock(&self.pools);
+        let Some(held) = pools.get(pool.as_str()).cloned() else { return };
+        let mut held = lock(&held);
+        held.retained = Retained::default();
+        if held.trie.is_empty() {
             pools.remove(pool.as_str());
         }
     }

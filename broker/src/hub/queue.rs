@@ -107,6 +107,11 @@ impl Queue {
         }
     }
 
+    /// Bytes that it keeps in memory, were each message only here.
+    pub(crate) fn weight(&self) -> usize {
+        self.bytes + self.replay_bytes + self.copies.len() * size_of::<Mail>()
+    }
+
     pub(crate) fn is_behind(&self) -> bool {
         self.copies.len() - self.replays > BEHIND_MESSAGES.min(self.messages_max / BEHIND)
             || self.bytes > self.bytes_max / BEHIND

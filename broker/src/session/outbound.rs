@@ -100,6 +100,8 @@ pub(super) struct Parcel<'a> {
     pub(super) topic: &'a str,
     pub(super) payload: &'a Bytes,
     pub(super) details: &'a Details,
+    /// Seconds until it expires.
+    pub(super) expiry: Option<u32>,
     pub(super) qos: u8,
     pub(super) retain: bool,
     pub(super) tags: &'a [u32],
@@ -236,6 +238,7 @@ impl Session {
             retain: parcel.retain,
             alias: known.or(next).filter(|_| self.version == Version::V5),
             details: parcel.details,
+            expiry: parcel.expiry,
             tags: parcel.tags,
         }
     }
@@ -256,6 +259,7 @@ impl Session {
             topic: &message.topic,
             payload: &message.payload,
             details: &message.details,
+            expiry: None,
             qos: found.qos,
             retain,
             tags: &found.tags,
@@ -296,9 +300,7 @@ impl Session {
         {
             match &flight.what {
                 What::App(copy) => {
-                    let message = copy.message.clone();
-                    let details = remaining(&message, self.now);
-                    let parcel = parcel_of(copy, details.as_ref().unwrap_or(&message.details));
+                    let parcel = parcel_of(copy, self.now);
                     let delivery = self.delivery(parcel, id, true);
                     if delivery.packet_len(self.version) > self.packet_max {
                         continue;
@@ -320,10 +322,7 @@ impl Session {
             if copy.message.is_expired(self.now) {
                 continue;
             }
-            let message = copy.message.clone();
-            let details = remaining(&message, self.now);
-            let parcel = parcel_of(&copy, details.as_ref().unwrap_or(&message.details));
-            if self.send(parcel, || What::App(copy.clone())) == Sent::Later {
+            if self.send(parcel_of(&copy, self.now), || What::App(copy.clone())) == Sent::Later {
                 self.outbound.copies.push_front(copy);
                 return;
             }
@@ -364,20 +363,17 @@ impl Session {
     }
 }
 
-fn parcel_of<'a>(copy: &'a Mail, details: &'a Details) -> Parcel<'a> {
+/// A copy, with the time that is left of it.
+fn parcel_of(copy: &Mail, now: Instant) -> Parcel<'_> {
     let message = &copy.message;
+    let left = message.expires.map(|at| at.saturating_duration_since(now));
     Parcel {
         topic: &message.topic,
         payload: &message.payload,
-        details,
+        details: &message.details,
+        expiry: left.map(|left| left.as_millis().div_ceil(1_000) as u32),
         qos: copy.qos,
         retain: copy.retain,
         tags: &copy.tags,
     }
-}
-
-/// The details of a message that expires, with the time that is left.
-fn remaining(message: &Message, now: Instant) -> Option<Details> {
-    let left = message.expires?.saturating_duration_since(now);
-    Some(Details { expiry: Some(left.as_millis().div_ceil(1_000) as u32), ..message.details.clone() })
 }

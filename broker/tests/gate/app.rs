@@ -88,6 +88,21 @@ async fn nothing_of_one_pool_is_seen_from_another() {
 }
 
 #[tokio::test]
+async fn of_a_pool_that_was_removed_nothing_is_retained_for_another_of_its_name() {
+    let server = app_server().await;
+    let (mut from, mut to) = pair(&server, 5).await;
+    put(&mut from, 1, "app/p/old", b"old", true, &[]).await;
+    server.handle.forget_retained(&"q".parse().unwrap());
+    assert_eq!(to.subscribe("app/p/#", 1).await, 1);
+    assert_eq!(to.message().await.text(), "old", "that was another pool");
+    server.handle.forget_retained(&"p".parse().unwrap());
+    put(&mut from, 1, "app/p/new", b"new", false, &[]).await;
+    assert_eq!(to.message().await.text(), "new", "subscriptions stay");
+    to.subscribe("app/p/#", 1).await;
+    to.ping().await;
+}
+
+#[tokio::test]
 async fn overlapping_subscriptions_bring_one_copy_with_the_highest_qos_and_every_identifier() {
     let server = app_server().await;
     let (mut from, mut to) = pair(&server, 5).await;

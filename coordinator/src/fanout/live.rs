@@ -1,6 +1,6 @@
 //! The live half of fan-out: turns commits into messages to whoever is connected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,6 +65,10 @@ impl Live {
             tracing::info!(%pool, %member, why, "sessions end");
             self.gate.disconnect_member(pool, member, EndReason::Revoked);
         }
+        // Behind the end of those who could retain more.
+        for pool in &commit.renewed {
+            self.gate.forget_retained(pool);
+        }
         for (id, change) in &commit.pools {
             self.tell_pool(*id, change).await;
         }
@@ -112,10 +116,22 @@ impl Live {
         tracing::warn!("fan-out fell behind: every session ends and comes back");
         self.gate.disconnect_all();
         let Ok(pools) = self.ledger.look(pools).await else { return };
+        self.forget_retained(&pools);
         for (id, (name, _)) in pools {
             let mut change = PoolChange::of(name);
             change.events = true;
             self.left.entry(id).or_insert_with(|| PoolChange::of(change.name.clone())).add(&change);
+        }
+    }
+
+    /// Of the pools that came or went meanwhile.
+    fn forget_retained(&self, pools: &BTreeMap<PoolId, (PoolName, u64)>) {
+        let Some(told) = &self.told else { return };
+        let names: BTreeSet<&PoolName> = pools.values().map(|(name, _)| name).collect();
+        let gone = told.values().filter(|(name, _)| !names.contains(name));
+        let new = pools.iter().filter(|(id, _)| !told.contains_key(id)).map(|(_, pool)| pool);
+        for (name, _) in gone.chain(new) {
+            self.gate.forget_retained(name);
         }
     }
 

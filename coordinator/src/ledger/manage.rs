@@ -59,6 +59,7 @@ impl Tx<'_> {
         let id = self.sql.last_insert_rowid();
         self.touch(id);
         self.effects.moved = true;
+        self.effects.commit.renewed.push(name.clone());
         self.reload(id)?;
         self.event(id, "policy", &json!(policy))?;
         self.change(id)?.card = true;
@@ -225,6 +226,7 @@ impl Tx<'_> {
             self.effects.revoked.push(id);
             self.effects.commit.ended.push((pool_name.clone(), name.parse()?, "pool removed"));
         }
+        self.effects.commit.renewed.push(pool_name);
         // Nobody flushes the counters of a pool that is not in memory any more.
         let seq = self.entry(pool)?.counters.seq;
         self.sql

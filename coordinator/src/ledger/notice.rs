@@ -15,6 +15,8 @@ pub struct Commit {
     pub pools: BTreeMap<PoolId, PoolChange>,
     /// Members whose sessions must end, and why.
     pub ended: Vec<(PoolName, MemberName, &'static str)>,
+    /// Names of pools that were removed or made: what is kept by that name alone is nobody's.
+    pub renewed: Vec<PoolName>,
 }
 
 /// What changed in a pool.
@@ -81,9 +83,10 @@ impl Commit {
             self.pool(pool, &change.name).add(&change);
         }
         self.ended.extend(other.ended);
+        self.renewed.extend(other.renewed);
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.receipts.is_empty() && self.pools.is_empty() && self.ended.is_empty()
+        self.receipts.is_empty() && self.pools.is_empty() && self.ended.is_empty() && self.renewed.is_empty()
     }
 }
