@@ -1,7 +1,7 @@
 //! The ledger's promises: one transaction, failures alone, a core that is never ahead of the rows.
 #![allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 
-use millpond::ledger::tokens::find_token;
+use millpond::ledger::tokens::{find_token, is_any_expired};
 use millpond::ledger::uploads::{NewUpload, Stored};
 use millpond::ledger::{Ledger, OpenError, Tx};
 use millpond::rounds::policy::Grouping;
@@ -382,6 +382,31 @@ async fn an_expired_token_signs_nobody_in() {
         })
         .await;
     assert_eq!(found.unwrap(), (true, false));
+}
+
+#[tokio::test]
+async fn a_token_that_a_wrong_clock_ended_holds_again_and_one_that_has_ended_is_deleted_by_retention_alone() {
+    let f = Fixture::new(by_count(3)).await;
+    let expire = |at: i64| {
+        f.ledger.write(move |tx| {
+            tx.sql().execute("UPDATE tokens SET expires = ?1", [at])?;
+            let due = is_any_expired(tx.sql(), tx.now())?;
+            tx.expire_tokens()?;
+            assert!(!is_any_expired(tx.sql(), tx.now())?);
+            Ok((due, find_token(tx.sql(), &Sha256::of(b"token"), tx.now())?.is_some()))
+        })
+    };
+    let ended = "SELECT count(*) FROM events WHERE type = 'token-expired'";
+    assert_eq!(expire(10).await.unwrap(), (true, false));
+    assert_eq!(f.count(ended).await, 1);
+    // As if the clock went back.
+    assert_eq!(expire(i64::MAX / 2).await.unwrap(), (true, true));
+    assert_eq!(expire(10).await.unwrap(), (true, false));
+    assert_eq!(f.count(ended).await, 2);
+    for (now, left) in [(9, 1), (10, 0)] {
+        f.ledger.write(move |tx| tx.forget_tokens(Timestamp::clamped(now))).await.unwrap();
+        assert_eq!(f.count("SELECT count(*) FROM tokens").await, left);
+    }
 }
 
 #[tokio::test]

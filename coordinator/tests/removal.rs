@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use millpond::ledger::grants::{NewGrant, Target};
+use millpond::ledger::grants::{self, NewGrant, Target};
 use millpond::ledger::tokens::find_token;
 use millpond::ledger::uploads::NewUpload;
 use millpond::ledger::{Ledger, OpenError};
@@ -118,4 +118,28 @@ async fn a_pool_with_many_members_goes_in_small_steps_that_a_crash_does_not_end(
     ] {
         assert_eq!(number(&ledger, query).await, 0, "{query}");
     }
+}
+
+#[tokio::test]
+async fn grants_of_a_removed_pool_are_in_nobodys_way_until_they_are_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ledger, _) = Ledger::open(dir.path()).unwrap();
+    crowded(&ledger).await;
+    let far = millpond::ledger::now().after(Duration::from_secs(3_600));
+    let left = ledger
+        .write(move |tx| {
+            let mut found = grants::ended(tx.sql(), far, 2)?;
+            assert_eq!(found.len(), 2);
+            tx.verify_grants(&found[..1])?;
+            assert_eq!(grants::sets(tx.sql())?.len(), 1);
+            found.clear();
+            let pool = tx.pool(&"p".parse()?)?;
+            tx.remove_pool(pool, true)?;
+            let left = grants::ended(tx.sql(), far, 2)?.len() + grants::sets(tx.sql())?.len();
+            Ok((left, grants::next_end(tx.sql())?))
+        })
+        .await
+        .unwrap();
+    assert_eq!(left, (0, None));
+    assert!(number(&ledger, "SELECT count(*) FROM grants").await > 0);
 }

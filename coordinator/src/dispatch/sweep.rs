@@ -27,7 +27,7 @@ const URL_SETTLED: Duration = limits::URL_VALIDITY;
 /// Sweeps for ever.
 pub(super) async fn run(ledger: Ledger, storage: Storage) {
     loop {
-        if let Err(error) = sweep(&ledger, &storage, ledger::now()).await {
+        if let Err(error) = sweep(&ledger, &storage, ledger::now(), None).await {
             tracing::warn!(%error, "sweep: doomed objects are not deleted yet");
         }
         tokio::time::sleep(EVERY).await;
@@ -35,11 +35,16 @@ pub(super) async fn run(ledger: Ledger, storage: Storage) {
 }
 
 /// Deletes every doomed object that counted once or was made a minute or more before `now`, and that nobody can be writing
-/// any more by a URL; says how many.
+/// any more by a URL; says how many. It ends after the first page that `until` has passed at.
 ///
 /// # Errors
 /// The ledger cannot be used, or storage did not delete all: what it deleted is `gone`, the rest stays `doomed`.
-pub async fn sweep(ledger: &Ledger, storage: &Storage, now: Timestamp) -> Result<usize, Refusal> {
+pub async fn sweep(
+    ledger: &Ledger,
+    storage: &Storage,
+    now: Timestamp,
+    until: Option<Instant>,
+) -> Result<usize, Refusal> {
     let before = now.before(SETTLED).as_millis();
     let urls_before = now.before(URL_SETTLED).as_millis();
     let (mut swept, mut after) = (0, 0);
@@ -70,6 +75,9 @@ pub async fn sweep(ledger: &Ledger, storage: &Storage, now: Timestamp) -> Result
                 Ok(())
             })
             .await?;
+        if until.is_some_and(|until| Instant::now() >= until) {
+            break;
+        }
     }
     said(&failures).map(|()| swept)
 }

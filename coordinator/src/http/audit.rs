@@ -31,7 +31,14 @@ pub(super) async fn list(
     if let Some(pool) = &pool {
         caller.check(pool, Action::Inspect)?;
     }
-    let pool = caller.scope()?.or(pool);
+    let own = caller.scope()?;
+    // A name outlives its pool: what was about an earlier one of that name is nothing to this one's operators.
+    let since = if own.is_some() {
+        "AND at >= (SELECT created FROM pools WHERE name = ?1 AND removed IS NULL)"
+    } else {
+        ""
+    };
+    let pool = own.or(pool);
     let page = Page::new(limit, cursor);
     let (limit, before) = (page.limit()?, page.before()?);
     let entries: Vec<AuditEntry> = api
@@ -42,7 +49,7 @@ pub(super) async fn list(
             let which = if pool.is_some() { "pool = ?1" } else { "?1 IS NULL" };
             let mut statement = sql.prepare_cached(&format!(
                 "SELECT id, at, pool, who, source, action, detail FROM audit \
-                 WHERE {which} AND id < ?2 ORDER BY id DESC LIMIT ?3"
+                 WHERE {which} AND id < ?2 {since} ORDER BY id DESC LIMIT ?3"
             ))?;
             let before = before.and_then(|before| i64::try_from(before).ok()).unwrap_or(i64::MAX);
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);

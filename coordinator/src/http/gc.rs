@@ -14,7 +14,7 @@ use super::api::{Collected, Gc};
 use super::auth::Caller;
 use super::error::{Answer, Asked};
 use super::page::Page;
-use crate::ledger::{manage, now};
+use crate::ledger::{Tx, manage, now};
 use crate::retention::{clock, explain};
 
 /// Longest run that a request waits for: less than any time-out on the way. What is left over is said.
@@ -77,20 +77,26 @@ pub(super) async fn run(
     if let Some(pool) = pool.clone() {
         api.0.ledger.read(move |sql| manage::find_pool(sql, &pool)).await?;
     }
-    let now = if which.trust_clock {
-        caller.check_admin()?;
-        api.0.collector.confirm().await?
-    } else {
-        api.0.collector.believe().await?
-    };
-    let collected = api.0.collector.collect(now, pool.as_ref(), LONGEST).await?;
-    let mut detail = json!(collected);
+    let collector = &api.0.collector;
     if which.trust_clock {
-        detail["trusted_clock"] = json!(now);
+        caller.check_admin()?;
+    } else {
+        collector.believe().await?;
     }
-    let job = move |tx: &mut crate::ledger::Tx<'_>| {
-        tx.audit(pool.as_ref(), &caller.name(), &caller.source, "gc", &detail)
+    let turn = collector.try_turn()?;
+    let begun = if which.trust_clock { json!({"trusted_clock": now()}) } else { json!({}) };
+    // Before anything is deleted, or believed: whoever asked may hang up in the middle.
+    let (about, by) = (pool.clone(), caller.clone());
+    let job = move |tx: &mut Tx<'_>| {
+        by.still(tx)?;
+        tx.audit(about.as_ref(), &by.name(), &by.source, "gc", &begun)
     };
+    api.0.ledger.write(job).await?;
+    let now = if which.trust_clock { collector.confirm().await? } else { collector.believe().await? };
+    let collected = collector.collect_in(turn, now, pool.as_ref(), LONGEST).await?;
+    let detail = json!(collected);
+    let job =
+        move |tx: &mut Tx<'_>| tx.audit(pool.as_ref(), &caller.name(), &caller.source, "gc-done", &detail);
     api.0.ledger.write(job).await?;
     Ok(Json(collected))
 }

@@ -13,7 +13,7 @@ use super::api::{Enrol, HandOut, JoinInfo, Joins, NewJoin};
 use super::auth::{Bearer, Caller};
 use super::error::{Answer, Body, Params};
 use super::members::{hand_out, mint};
-use crate::ledger::tokens::{Join, joins};
+use crate::ledger::joins::{Join, joins};
 use crate::ledger::{Tx, manage, now};
 
 pub(super) async fn list(
@@ -48,17 +48,20 @@ pub(super) async fn add(
     let expires = now().after(Duration::from_secs(new.expires_s));
     let join = Join { name: new.name, role: new.role, uses: new.uses, expires };
     let job = {
-        let (pool, join) = (pool.clone(), join.clone());
+        let pool = pool.clone();
         move |tx: &mut Tx<'_>| {
             caller.still(tx)?;
             let id = tx.pool(&pool)?;
-            tx.add_join(id, &join, &hash)?;
-            let detail =
-                json!({"join": join.name, "role": join.role, "uses": join.uses, "expires": join.expires});
-            tx.audit(Some(&pool), &caller.name(), &caller.source, "join-add", &detail)
+            let (join, new) = tx.add_join(id, &join, &hash)?;
+            if new {
+                let detail =
+                    json!({"join": join.name, "role": join.role, "uses": join.uses, "expires": join.expires});
+                tx.audit(Some(&pool), &caller.name(), &caller.source, "join-add", &detail)?;
+            }
+            Ok(join)
         }
     };
-    api.0.ledger.write(job).await?;
+    let join = api.0.ledger.write(job).await?;
     Ok(Json(info(&pool, join, token)))
 }
 
@@ -91,9 +94,9 @@ pub(super) async fn enrol(
         let (pool, member) = (pool.clone(), new.member.clone());
         let job = move |tx: &mut Tx<'_>| {
             let enrolled = tx.enrol(&join, &pool, &member, &new.token_sha256)?;
-            if !enrolled.repeated {
+            if let Some(by) = enrolled.by {
                 let detail = json!({"member": member, "role": enrolled.role});
-                let by = format!("join token {}", enrolled.by);
+                let by = format!("join token {by}");
                 tx.audit(Some(&pool), &by, &from.to_string(), "member-add", &detail)?;
             }
             Ok(enrolled.role)

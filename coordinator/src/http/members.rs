@@ -16,7 +16,7 @@ use super::error::{Answer, Asked, Body, Params};
 use super::page::Page;
 use super::{Api, Reached};
 use crate::ledger::tokens::{Others, find_token};
-use crate::ledger::{Tx, manage};
+use crate::ledger::{Tx, manage, now};
 use crate::secrets;
 
 /// The query of a list.
@@ -49,13 +49,13 @@ pub(super) async fn list(
             )?;
             let mut statement = sql.prepare_cached(
                 "SELECT m.id, m.name, m.role, m.created, m.revoked, \
-                 (SELECT count(*) FROM tokens t WHERE t.member_id = m.id), \
+                 (SELECT count(*) FROM tokens t WHERE t.member_id = m.id AND coalesce(t.expires > ?6, 1)), \
                  (SELECT received FROM uploads u WHERE u.member_id = m.id ORDER BY u.seq DESC LIMIT 1) \
                  FROM members m WHERE m.pool_id = ?1 AND (m.name, m.id) > (?2, ?3) AND (?4 OR m.revoked IS NULL) \
                  ORDER BY m.name, m.id LIMIT ?5",
             )?;
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let rows = statement.query_and_then(params![pool, name, id, all, limit], |row| {
+            let (limit, at) = (i64::try_from(limit).unwrap_or(i64::MAX), now().as_millis());
+            let rows = statement.query_and_then(params![pool, name, id, all, limit, at], |row| {
                 let delivery: Option<(String, u64)> = newest_delivery
                     .query_row(params![pool, row.get::<_, i64>(0)?], |row| Ok((row.get(0)?, row.get(1)?)))
                     .optional()?;

@@ -100,14 +100,15 @@ impl Identity {
         lock(&self.0.refusals).note(now(), user, from, why);
     }
 
-    /// Writes what was refused into the audit trail every few seconds, until `shutdown` and once then.
+    /// Writes what was refused into the audit trail: what is new within seconds, what goes on once an hour, and all of it at
+    /// `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         loop {
             let last = tokio::select! {
                 () = shutdown.cancelled() => true,
                 () = tokio::time::sleep(AUDIT_EVERY) => false,
             };
-            let refused = lock(&self.0.refusals).take();
+            let refused = lock(&self.0.refusals).take(Instant::now(), last);
             if !refused.is_empty() {
                 // A trail that cannot be written is in the log at least.
                 let _ = self.0.ledger.write(move |tx| audit(tx, &refused)).await;

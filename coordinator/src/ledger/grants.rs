@@ -9,7 +9,7 @@ use millpond_protocol::{
     limits,
 };
 use millpond_storage::MultipartId;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::objects::Object;
 use super::tx::Tx;
@@ -275,11 +275,12 @@ pub struct Set {
     pub reads: bool,
 }
 
-/// Every set that is to be verified, oldest first.
+/// Every set that is to be verified, oldest first. Those of removed pools only wait to be deleted.
 pub fn sets(sql: &Connection) -> Result<Vec<Set>> {
     let mut statement = sql.prepare_cached(
-        "SELECT verifying, member_id, max(round IS NOT NULL), max(part_size IS NOT NULL AND NOT verified) \
-         FROM grants WHERE verifying IS NOT NULL GROUP BY verifying ORDER BY verifying",
+        "SELECT g.verifying, g.member_id, max(g.round IS NOT NULL), max(g.part_size IS NOT NULL AND NOT g.verified) \
+         FROM grants g JOIN pools p ON p.id = g.pool_id WHERE g.verifying IS NOT NULL AND p.removed IS NULL \
+         GROUP BY g.verifying ORDER BY g.verifying",
     )?;
     let rows = statement.query_map([], |row| {
         Ok(Set { id: row.get(0)?, member: row.get(1)?, result: row.get(2)?, reads: row.get(3)? })
@@ -289,14 +290,22 @@ pub fn sets(sql: &Connection) -> Result<Vec<Set>> {
 
 /// At most `max` open grants that have ended by `now`.
 pub fn ended(sql: &Connection, now: Timestamp, max: usize) -> Result<Vec<Grant>> {
-    select(sql, "g.verifying IS NULL AND g.expires <= ?1 LIMIT ?2", params![now.as_millis(), max])
+    select(
+        sql,
+        "g.verifying IS NULL AND g.expires <= ?1 AND p.removed IS NULL LIMIT ?2",
+        params![now.as_millis(), max],
+    )
 }
 
 /// When the next open grant ends.
 pub fn next_end(sql: &Connection) -> Result<Option<Timestamp>> {
     let next: Option<i64> = sql
-        .prepare_cached("SELECT min(expires) FROM grants WHERE verifying IS NULL")?
-        .query_row([], |row| row.get(0))?;
+        .prepare_cached(
+            "SELECT g.expires FROM grants g CROSS JOIN pools p ON p.id = g.pool_id \
+             WHERE g.verifying IS NULL AND p.removed IS NULL ORDER BY g.expires LIMIT 1",
+        )?
+        .query_row([], |row| row.get(0))
+        .optional()?;
     Ok(next.map(Timestamp::clamped))
 }
 

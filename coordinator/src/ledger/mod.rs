@@ -11,6 +11,7 @@ pub(crate) mod error;
 mod facts;
 pub mod grants;
 pub mod history;
+pub mod joins;
 mod load;
 mod log;
 pub mod manage;

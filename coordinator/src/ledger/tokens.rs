@@ -1,5 +1,4 @@
-//! Credentials: tokens of members, certificates that name them, and the join tokens by which devices become members. Of
-//! each token there is only the SHA-256.
+//! Credentials of members: tokens, of which there is only the SHA-256, and certificates that name them.
 
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use super::manage::find_member;
 use super::tx::Tx;
 use super::{PoolId, Result};
 
-/// Tokens that end in one job.
+/// Tokens that end, or are deleted, in one job.
 const PAGE: i64 = 1_000;
 
 /// What happens to the tokens that a member has when it gets one more.
@@ -22,17 +21,6 @@ pub enum Others {
     Stay,
     /// They end after that time; at once if it is none. The member's sessions end with them.
     EndAfter(Duration),
-}
-
-/// What a device that knows a join token may become.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Join {
-    /// What operators call it, once in a pool.
-    pub name: MemberName,
-    pub role: Role,
-    /// Devices that may still use it.
-    pub uses: u32,
-    pub expires: Timestamp,
 }
 
 impl Tx<'_> {
@@ -155,7 +143,9 @@ impl Tx<'_> {
             .execute(params![member, kept.0.as_slice(), end])?)
     }
 
-    /// Deletes a page of what has expired, and ends the sessions of the members: who has another token comes back with it.
+    /// Ends the sessions of members whose token has expired, a page of them: who has another token comes back with it. The
+    /// token itself is deleted by retention, which does not believe every clock; one that a clock ended that was wrong holds
+    /// again.
     pub fn expire_tokens(&mut self) -> Result<()> {
         let now = self.now.as_millis();
         let ended: Vec<(PoolId, i64, String)> = self
@@ -163,154 +153,45 @@ impl Tx<'_> {
             .prepare_cached(
                 "SELECT DISTINCT m.pool_id, m.id, m.name FROM tokens t JOIN members m ON m.id = t.member_id \
                  JOIN pools p ON p.id = m.pool_id \
-                 WHERE t.expires <= ?1 AND m.revoked IS NULL AND p.removed IS NULL LIMIT ?2",
+                 WHERE t.expires <= ?1 AND t.ended IS NULL AND m.revoked IS NULL AND p.removed IS NULL LIMIT ?2",
             )?
             .query_map([now, PAGE], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
             .collect::<rusqlite::Result<_>>()?;
         for (pool, id, name) in ended {
             let name: MemberName = name.parse()?;
             self.sql
-                .prepare_cached("DELETE FROM tokens WHERE expires <= ?2 AND member_id = ?1")?
+                .prepare_cached(
+                    "UPDATE tokens SET ended = ?2 WHERE expires <= ?2 AND ended IS NULL AND member_id = ?1",
+                )?
                 .execute([id, now])?;
             self.event(pool, "token-expired", &json!({"member": name}))?;
             self.end_sessions(pool, id, &name, "token expired")?;
         }
-        self.sql.prepare_cached("DELETE FROM joins WHERE expires <= ?1")?.execute([now])?;
-        Ok(())
-    }
-
-    /// Lets devices that know the token join the pool. The same again changes nothing.
-    ///
-    /// # Errors
-    /// `conflict` if the pool has another of that name, or the token is in use.
-    pub fn add_join(&mut self, pool: PoolId, join: &Join, token: &Sha256) -> Result<()> {
-        let found: Option<Vec<u8>> = self
-            .sql
-            .prepare_cached("SELECT hash FROM joins WHERE pool_id = ?1 AND name = ?2")?
-            .query_row(params![pool, join.name.as_str()], |row| row.get(0))
-            .optional()?;
-        match found {
-            Some(hash) if hash == token.0 => return Ok(()),
-            Some(_) => {
-                let message = format!("there is a join token {} already", join.name);
-                return Err(Refusal::new(Code::Conflict, message)
-                    .hint("remove it, or use another name")
-                    .into());
-            }
-            None => {}
-        }
-        let inserted = self
-            .sql
-            .prepare_cached(
-                "INSERT INTO joins (hash, pool_id, name, role, uses, expires, created) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
-            )?
-            .execute(params![
-                token.0.as_slice(),
-                pool,
-                join.name.as_str(),
-                join.role.as_str(),
-                join.uses,
-                join.expires.as_millis(),
-                self.now.as_millis()
-            ])?;
-        if inserted == 0 {
-            return Err(token_in_use().into());
-        }
-        let body = json!({"join": join.name, "role": join.role, "uses": join.uses, "expires": join.expires});
-        self.event(pool, "join-added", &body)?;
-        Ok(())
-    }
-
-    /// Takes a join token back; members that used it stay.
-    ///
-    /// # Errors
-    /// `not_found`.
-    pub fn remove_join(&mut self, pool: PoolId, name: &MemberName) -> Result<()> {
-        let removed = self
-            .sql
-            .prepare_cached("DELETE FROM joins WHERE pool_id = ?1 AND name = ?2")?
-            .execute(params![pool, name.as_str()])?;
-        if removed == 0 {
-            return Err(not_found(format!("join token {name}")));
-        }
-        self.event(pool, "join-removed", &json!({"join": name}))?;
-        Ok(())
-    }
-
-    /// Makes the device that knows a join token a member of that name with a token of its own; its role. A repeat changes
-    /// nothing.
-    ///
-    /// # Errors
-    /// `unauthorized` if the join token holds no more or was never one of that pool; `conflict` as in
-    /// [`Tx::add_member`].
-    pub fn enrol(
-        &mut self,
-        join: &Sha256,
-        pool: &PoolName,
-        name: &MemberName,
-        token: &Sha256,
-    ) -> Result<Enrolled> {
-        let of_none = || Refusal::new(Code::Unauthorized, "the join token is not valid");
-        // A pool that does not exist is no news to whoever has no token of it.
-        let id = self.pool(pool).map_err(|_| of_none())?;
-        let found: Option<(String, String, u32, i64)> = self
-            .sql
-            .prepare_cached("SELECT name, role, uses, expires FROM joins WHERE hash = ?1 AND pool_id = ?2")?
-            .query_row(params![join.0.as_slice(), id], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-            })
-            .optional()?;
-        let (by, role, uses, expires) = found.ok_or_else(of_none)?;
-        let role: Role = role.parse().map_err(|error: String| Refusal::new(Code::Malformed, error))?;
-        if let Some(known) = find_token(self.sql, token, self.now)?
-            && (&known.pool, &known.name, known.role) == (pool, name, role)
-        {
-            return Ok(Enrolled { role, by, repeated: true });
-        }
-        if uses == 0 || expires <= self.now.as_millis() {
-            let hint = "ask the operator of the pool for a new one";
-            return Err(Refusal::new(Code::Unauthorized, "the join token is used up or has expired")
-                .hint(hint)
-                .into());
-        }
-        self.add_member(id, name, role, token)?;
         self.sql
-            .prepare_cached("UPDATE joins SET uses = uses - 1 WHERE hash = ?1")?
-            .execute([join.0.as_slice()])?;
-        Ok(Enrolled { role, by, repeated: false })
+            .prepare_cached("UPDATE tokens SET ended = NULL WHERE ended IS NOT NULL AND expires > ?1")?
+            .execute([now])?;
+        Ok(())
+    }
+
+    /// Deletes a page of the tokens and join tokens that had ended by `now`.
+    pub fn forget_tokens(&mut self, now: Timestamp) -> Result<()> {
+        for statement in [
+            "DELETE FROM tokens WHERE hash IN \
+             (SELECT hash FROM tokens WHERE ended IS NOT NULL AND expires <= ?1 LIMIT ?2)",
+            "DELETE FROM joins WHERE hash IN (SELECT hash FROM joins WHERE expires <= ?1 LIMIT ?2)",
+        ] {
+            self.sql.prepare_cached(statement)?.execute(params![now.as_millis(), PAGE])?;
+        }
+        Ok(())
     }
 }
 
-/// What became of an enrolment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Enrolled {
-    pub role: Role,
-    /// The join token's name.
-    pub by: String,
-    pub repeated: bool,
-}
-
-/// The join tokens of a pool, by name.
-pub fn joins(sql: &Connection, pool: PoolId) -> Result<Vec<Join>> {
-    let mut statement =
-        sql.prepare_cached("SELECT name, role, uses, expires FROM joins WHERE pool_id = ?1 ORDER BY name")?;
-    let rows = statement.query_and_then([pool], |row| {
-        Ok(Join {
-            name: row.get::<_, String>(0)?.parse()?,
-            role: row.get::<_, String>(1)?.parse().map_err(|e: String| Refusal::new(Code::Malformed, e))?,
-            uses: row.get(2)?,
-            expires: Timestamp::clamped(row.get(3)?),
-        })
-    })?;
-    rows.collect()
-}
-
-/// Whether a token or a join token has expired and is still there.
+/// Whether [`Tx::expire_tokens`] has anything to do.
 pub fn is_any_expired(sql: &Connection, now: Timestamp) -> Result<bool> {
     Ok(sql
         .prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM tokens WHERE expires <= ?1) OR EXISTS (SELECT 1 FROM joins WHERE expires <= ?1)",
+            "SELECT EXISTS (SELECT 1 FROM tokens WHERE expires <= ?1 AND ended IS NULL) \
+             OR EXISTS (SELECT 1 FROM tokens WHERE ended IS NOT NULL AND expires > ?1)",
         )?
         .query_row([now.as_millis()], |row| row.get(0))?)
 }
@@ -364,6 +245,6 @@ pub fn find_token(sql: &Connection, token: &Sha256, now: Timestamp) -> Result<Op
     }))
 }
 
-fn token_in_use() -> Refusal {
+pub(super) fn token_in_use() -> Refusal {
     Refusal::new(Code::Conflict, "the token is in use").hint("make a new random one")
 }

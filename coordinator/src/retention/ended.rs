@@ -112,9 +112,9 @@ impl Hands<'_> {
     /// Events that are older than the policy keeps them.
     pub(super) async fn events(&mut self, rows: &PoolRows) -> Done<()> {
         let keeps = Duration::from_secs(rows.policy.keep_events_s);
-        let (pool, before) = (self.pool, self.now.before(keeps));
+        let (pool, before, now) = (self.pool, self.now.before(keeps), self.now);
         loop {
-            let found = self.ledger.read(move |sql| rows::old_events(sql, pool, before)).await?;
+            let found = self.ledger.read(move |sql| rows::old_events(sql, pool, before, now)).await?;
             let Some((last, count)) = found else { return Ok(()) };
             self.done.events += count as u64;
             self.write(count, move |tx| {

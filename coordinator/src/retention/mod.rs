@@ -24,7 +24,7 @@ use millpond_protocol::{Code, PoolName, Refusal, Timestamp};
 use millpond_storage::Storage;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use crate::dispatch::sweep;
@@ -66,6 +66,10 @@ pub struct Collected {
     /// More is due: run again.
     pub more: bool,
 }
+
+/// The right to run; others wait until it is dropped.
+#[derive(Debug)]
+pub struct Turn(#[expect(dead_code, reason = "it is held, not read")] OwnedMutexGuard<()>);
 
 /// Runs retention, one run at a time. Clones share it.
 #[derive(Clone)]
@@ -164,18 +168,41 @@ impl Collector {
         Ok((now, trust))
     }
 
-    /// Deletes what is due at `now`, in one pool or in all, for at most about `longest`, and sweeps. What is left over is
-    /// said in `more`.
+    /// The turn to run, if nobody else has it.
     ///
     /// # Errors
-    /// The ledger or storage cannot be used now: what was done until then stays done.
+    /// `unavailable` while retention runs.
+    pub fn try_turn(&self) -> Result<Turn, Refusal> {
+        let turn = self.turn.clone().try_lock_owned();
+        turn.map(Turn).map_err(|_| Refusal::unavailable("retention runs now").hint("ask again in a while"))
+    }
+
+    /// [`collect`](Self::collect_in), once it is its turn.
+    ///
+    /// # Errors
+    /// As there.
     pub async fn collect(
         &self,
         now: Timestamp,
         only: Option<&PoolName>,
         longest: Duration,
     ) -> Result<Collected, Refusal> {
-        let _turn = self.turn.lock().await;
+        let turn = Turn(self.turn.clone().lock_owned().await);
+        self.collect_in(turn, now, only, longest).await
+    }
+
+    /// Deletes what is due at `now`, in one pool or in all, for at most about `longest`, and sweeps. What is left over is
+    /// said in `more`.
+    ///
+    /// # Errors
+    /// The ledger or storage cannot be used now: what was done until then stays done.
+    pub async fn collect_in(
+        &self,
+        turn: Turn,
+        now: Timestamp,
+        only: Option<&PoolName>,
+        longest: Duration,
+    ) -> Result<Collected, Refusal> {
         let until = Instant::now() + longest;
         let mut done = Collected::default();
         let ran = self.pools(now, only, until, &mut done).await;
@@ -184,7 +211,11 @@ impl Collector {
             tracing::info!(?done, "retention: deleted");
         }
         ran?;
-        done.deleted = sweep::sweep(&self.ledger, &self.storage, now).await? as u64;
+        done.deleted = sweep::sweep(&self.ledger, &self.storage, now, Some(until)).await? as u64;
+        if only.is_none() {
+            self.ledger.write(move |tx| tx.forget_tokens(now)).await?;
+        }
+        drop(turn);
         Ok(done)
     }
 

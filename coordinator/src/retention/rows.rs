@@ -1,5 +1,7 @@
 //! What the plan decides on, read from the ledger, and the work that is due.
 
+use std::time::Duration;
+
 use millpond_protocol::{PoolName, Refusal, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
@@ -10,6 +12,9 @@ use crate::ledger::{PoolId, Result, Tx, row_id};
 pub(super) const FIND: usize = 1_000;
 /// Rows that one job deletes: what waits behind it waits some milliseconds.
 pub(super) const ROWS: usize = 1_000;
+/// What is further in the future was written while the clock was ahead. It does not keep what came after it: it goes with
+/// that.
+const AHEAD: Duration = Duration::from_secs(86_400);
 /// Uploads that one look at a batch reads.
 const SCAN: usize = 4_000;
 
@@ -172,9 +177,11 @@ pub(super) fn due(sql: &Connection, id: PoolId, pool: &PoolRows, now: Timestamp)
         }
     }
     let mut statement = sql.prepare_cached(&format!(
-        "SELECT seq, received FROM uploads WHERE batch_id IS NULL AND seq > ?1 AND seq < ?2 ORDER BY seq LIMIT {FIND}"
+        "SELECT seq, received FROM uploads WHERE batch_id IS NULL AND seq > ?1 AND seq < ?2 AND received <= ?3 \
+         ORDER BY seq LIMIT {FIND}"
     ))?;
-    let mut rows = statement.query(params![row_id(id, 0), row_id(id + 1, 0)])?;
+    let mut rows =
+        statement.query(params![row_id(id, 0), row_id(id + 1, 0), now.after(AHEAD).as_millis()])?;
     let mut last = None;
     while let Some(row) = rows.next()? {
         let verdict = plan::rejected(pool, Timestamp::clamped(row.get(1)?), now);
@@ -198,7 +205,7 @@ fn batches(
 ) -> Result<()> {
     // `sealed` is before every end that counts, so this leaves out nothing that is due. A batch that is open is looked
     // at only where its pool is gone.
-    let keeps = std::time::Duration::from_secs(rows.policy.keep_uploads_s);
+    let keeps = Duration::from_secs(rows.policy.keep_uploads_s);
     let before = now.before(keeps).as_millis();
     let which =
         if rows.removed.is_some() { "(b.sealed IS NULL OR b.sealed <= ?2)" } else { "b.sealed <= ?2" };
@@ -310,14 +317,22 @@ pub(super) fn packs_and_manifest(sql: &Connection, pool: PoolId, id: i64) -> Res
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// The last of a page of old events, and how many they are.
-pub(super) fn old_events(sql: &Connection, pool: PoolId, before: Timestamp) -> Result<Option<(u64, usize)>> {
+/// The last of a page of old events and of those before them, and how many they are.
+pub(super) fn old_events(
+    sql: &Connection,
+    pool: PoolId,
+    before: Timestamp,
+    now: Timestamp,
+) -> Result<Option<(u64, usize)>> {
     let mut statement = sql.prepare_cached(&format!(
-        "SELECT max(seq), count(*) FROM (SELECT seq, at FROM events WHERE pool_id = ?1 ORDER BY seq LIMIT {ROWS}) \
-         WHERE at <= ?2"
+        "SELECT max(seq), count(*) FROM (SELECT seq FROM events WHERE pool_id = ?1 AND seq <= \
+         (SELECT max(seq) FROM (SELECT seq, at FROM events WHERE pool_id = ?1 AND at <= ?3 ORDER BY seq LIMIT {ROWS}) \
+         WHERE at <= ?2) ORDER BY seq LIMIT {ROWS})"
     ))?;
     let found = statement
-        .query_row(params![pool, before.as_millis()], |row| Ok((row.get::<_, Option<u64>>(0)?, row.get(1)?)))
+        .query_row(params![pool, before.as_millis(), now.after(AHEAD).as_millis()], |row| {
+            Ok((row.get::<_, Option<u64>>(0)?, row.get(1)?))
+        })
         .optional()?;
     Ok(found.and_then(|(last, count)| Some((last?, count))))
 }

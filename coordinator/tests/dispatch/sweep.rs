@@ -75,9 +75,9 @@ fn later() -> millpond_protocol::Timestamp {
 async fn an_object_that_cannot_be_deleted_now_does_not_keep_the_others() {
     let (address, asked) = endpoint(|n| n == 3).await;
     let (world, storage) = world(address).await;
-    assert!(sweep(&world.ledger, &storage, later()).await.is_err());
+    assert!(sweep(&world.ledger, &storage, later(), None).await.is_err());
     assert_eq!(world.number(GONE).await, OBJECTS - 1);
-    assert_eq!(sweep(&world.ledger, &storage, later()).await, Ok(1));
+    assert_eq!(sweep(&world.ledger, &storage, later(), None).await, Ok(1));
     let asked = asked.lock().unwrap();
     assert_eq!(asked.len() as u64, OBJECTS + 1);
     assert_eq!(asked.iter().collect::<BTreeSet<_>>().len() as u64, OBJECTS);
@@ -87,7 +87,7 @@ async fn an_object_that_cannot_be_deleted_now_does_not_keep_the_others() {
 async fn storage_that_is_away_is_asked_a_few_times_and_no_more() {
     let (address, asked) = endpoint(|_| true).await;
     let (world, storage) = world(address).await;
-    assert!(sweep(&world.ledger, &storage, later()).await.is_err());
+    assert!(sweep(&world.ledger, &storage, later(), None).await.is_err());
     assert_eq!(world.number(GONE).await, 0);
     let asked = asked.lock().unwrap().len();
     assert!(asked < 40, "{asked} calls");

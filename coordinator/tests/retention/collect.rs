@@ -382,3 +382,22 @@ async fn every_object_is_explained_and_the_dry_run_says_what_the_run_does() {
     let done = stage.collect(later(HOUR)).await;
     assert_eq!(done.objects, 3);
 }
+
+#[tokio::test]
+async fn events_from_a_time_when_the_clock_was_ahead_do_not_keep_those_after_them() {
+    let stage = Stage::new(json!({ "keep_events_s": 86_400 })).await;
+    let pool = stage.world.pool;
+    let ahead = move |tx: &mut millpond::ledger::Tx<'_>| {
+        tx.sql().execute("DELETE FROM events", [])?;
+        for n in 0..2_000 {
+            tx.event(pool, "policy", &json!(n))?;
+        }
+        tx.sql().execute("UPDATE events SET at = at + 1000000000000", [])?;
+        tx.event(pool, "policy", &json!("after"))
+    };
+    stage.world.ledger.write(ahead).await.unwrap();
+    // Nothing is due to a clock that stands before all of them.
+    assert_eq!(stage.collect(Timestamp::EPOCH).await.events, 0);
+    assert_eq!(stage.collect(later(2 * DAY)).await.events, 2_001);
+    assert_eq!(stage.world.number("SELECT count(*) FROM events").await, 0);
+}

@@ -48,5 +48,7 @@ async fn a_rollback_that_is_repeated_publishes_one_version() {
         let done: RolledBack = server.admin(Method::POST, path, Value::Null).await;
         assert_eq!((done.version, done.of), (3, 1));
     }
+    let trail: Audit = server.get("/v1/audit?pool=p&limit=1000").await;
+    assert_eq!(trail.entries.iter().filter(|entry| entry.action == "result-rollback").count(), 1);
     server.stop().await;
 }

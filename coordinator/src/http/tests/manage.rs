@@ -218,6 +218,67 @@ async fn a_device_has_few_tokens_at_once_and_a_request_that_changes_nothing_is_n
 }
 
 #[tokio::test]
+async fn a_join_token_that_is_asked_for_again_is_answered_as_it_stands_and_another_is_a_conflict() {
+    let server = Server::start().await;
+    server.pool("p", &[("m", "listener")]).await;
+    let hash = Sha256::of(b"join");
+    let new = |role: &str, uses: u32, expires: u32| json!({"name": "j", "role": role, "uses": uses, "expires_s": expires, "token_sha256": hash});
+    let path = "/v1/pools/p/joins";
+    let first: JoinInfo = server.admin(Method::POST, path, new("publisher", 5, 600)).await;
+    let device = json!({"member": "d", "token_sha256": Sha256::of(b"device")});
+    for _ in 0..2 {
+        let (status, _) = server.send("join", Method::POST, "/v1/pools/p/enrol", device.clone()).await;
+        assert_eq!(status, StatusCode::OK);
+    }
+    let again: JoinInfo = server.admin(Method::POST, path, new("publisher", 5, 60)).await;
+    assert_eq!((again.uses, again.expires), (4, first.expires));
+    for other in [new("processor", 5, 600), new("publisher", 3, 600)] {
+        assert_eq!(server.refused(ADMIN, Method::POST, path, other).await, (409, "conflict".to_owned()));
+    }
+    for _ in 0..2 {
+        let member = "/v1/pools/p/members/m";
+        let _: Value = server.admin(Method::PATCH, member, json!({"role": "publisher"})).await;
+    }
+    let trail: Audit = server.get("/v1/audit?pool=p&limit=1000").await;
+    for action in ["join-add", "member-role"] {
+        assert_eq!(trail.entries.iter().filter(|entry| entry.action == action).count(), 1, "{action}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_operator_does_not_see_what_was_done_in_an_earlier_pool_of_the_same_name() {
+    let server = Server::start().await;
+    server.pool("p", &[("former", "operator")]).await;
+    let _: Value = server.admin(Method::DELETE, "/v1/pools/p", Value::Null).await;
+    let token = &server.pool("p", &[("op", "operator")]).await[0];
+    for path in ["/v1/audit", "/v1/audit?pool=p"] {
+        let (_, trail) = server.send(token, Method::GET, path, Value::Null).await;
+        let actions: Vec<_> =
+            trail["entries"].as_array().unwrap().iter().map(|entry| entry["action"].as_str()).collect();
+        assert_eq!(actions, [Some("member-add"), Some("pool-apply")], "{path}: {trail}");
+    }
+    let all: Audit = server.get("/v1/audit?pool=p").await;
+    assert_eq!(all.entries.len(), 5);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_of_retention_is_in_the_audit_trail_before_it_begins_and_two_do_not_wait_for_each_other() {
+    let server = Server::start().await;
+    let turn = server.api.0.collector.try_turn().unwrap();
+    let refused = server.refused(ADMIN, Method::POST, "/v1/gc", Value::Null).await;
+    assert_eq!(refused, (503, "unavailable".to_owned()));
+    drop(turn);
+    let _: Collected = server.admin(Method::POST, "/v1/gc?trust_clock=true", Value::Null).await;
+    let trail: Audit = server.get("/v1/audit").await;
+    let actions: Vec<_> = trail.entries.iter().map(|entry| entry.action.as_str()).collect();
+    assert_eq!(actions, ["gc-done", "gc"]);
+    assert!(trail.entries[1].detail["trusted_clock"].is_string());
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_token_that_is_in_use_is_a_conflict_and_stays_its_holders() {
     let server = Server::start().await;
     server.pool("p", &[]).await;

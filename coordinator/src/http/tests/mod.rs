@@ -64,8 +64,9 @@ impl Server {
         let states = States::new(ledger.clone(), storage.clone(), shown);
         let shutdown = CancellationToken::new();
         let (tell, troubles) = watch::channel(Troubles::new());
+        let collector = Collector::new(ledger.clone(), storage.clone());
         let parts = || Parts {
-            collector: Collector::new(ledger.clone(), storage.clone()),
+            collector: collector.clone(),
             asks: Asks {
                 ledger: ledger.clone(),
                 storage: storage.clone(),

@@ -37,12 +37,14 @@ CREATE TABLE tokens (
     hash BLOB PRIMARY KEY,                -- SHA-256 of the token
     member_id INTEGER NOT NULL REFERENCES members (id),
     created INTEGER NOT NULL,
-    expires INTEGER
+    expires INTEGER,
+    ended INTEGER                         -- when its end was noticed, by a clock that may have been wrong
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tokens_member ON tokens (member_id);
-CREATE INDEX tokens_expires ON tokens (expires) WHERE expires IS NOT NULL;
+CREATE INDEX tokens_expires ON tokens (expires) WHERE expires IS NOT NULL AND ended IS NULL;
+CREATE INDEX tokens_ended ON tokens (expires) WHERE ended IS NOT NULL;
 
--- By which devices become members; deleted when they expire.
+-- By which devices become members; deleted some time after they expired.
 CREATE TABLE joins (
     hash BLOB PRIMARY KEY,                -- SHA-256 of the join token
     pool_id INTEGER NOT NULL REFERENCES pools (id),
