@@ -2,6 +2,7 @@
 
 pub mod asks;
 pub mod authority;
+pub mod backup;
 pub mod check;
 pub mod cli;
 pub mod config;
@@ -19,5 +20,7 @@ pub mod retention;
 pub mod rounds;
 pub mod secrets;
 pub mod server;
+mod store;
+mod ustar;
 
 pub use doors::Authority;

@@ -3,7 +3,7 @@
 //! Nothing listens to the outside before the ledger has recovered and storage has answered a test object. Stop means:
 //! no new connections, what was begun is finished within the grace, then the process ends.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,6 @@ use anyhow::{Context, bail};
 use millpond_broker::{Gate, GateConfig, GateHandle};
 use millpond_net::Listener;
 use millpond_protocol::{AppTopics, Sha256, limits};
-use millpond_storage::{Storage, embedded};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -19,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::asks::Asks;
-use crate::config::{Config, StorageMode};
+use crate::config::Config;
 use crate::dispatch::Dispatch;
 use crate::doors::Doors;
 use crate::fanout::live;
@@ -31,9 +30,7 @@ use crate::ingest::Ingest;
 use crate::ledger::{Ledger, prune};
 use crate::retention::Collector;
 use crate::secrets;
-
-/// How long storage may take to answer at the start.
-const STORAGE_START: Duration = Duration::from_secs(30);
+use crate::store::{self, listen};
 
 /// Where a running server listens.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -70,7 +67,7 @@ pub async fn run(
     // The parts stop from the outside inwards: storage serves until the last of the others has ended.
     let (front, inner) = (shutdown.child_token(), CancellationToken::new());
 
-    let (storage, storage_address) = storage(&config, &doors, &mut tasks, &inner).await?;
+    let (storage, storage_address) = store::open(&config, &doors, &mut tasks, &inner).await?;
     let mqtt = listen("mqtt.listen", config.mqtt.listen).await?;
     let mqtts = match config.mqtt_tls() {
         Some(address) => Some(listen("mqtt.tls_listen", address).await?),
@@ -191,85 +188,6 @@ async fn drain(mut tasks: JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
     outcome
 }
 
-async fn listen(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}: change {key}, or stop what uses that port"))
-}
-
-/// Storage as the rest of the server sees it.
-struct Opened {
-    handle: Storage,
-    public_url: Url,
-    /// Host and port of the URLs that clients get.
-    host: String,
-}
-
-/// Where URLs point: with the bucket in front, unless it stands in the path.
-fn host_of(public_url: &Url, bucket: &str, path_style: bool) -> String {
-    let text = public_url.as_str();
-    let host = text.split("://").nth(1).unwrap_or(text).trim_end_matches('/');
-    if path_style { host.to_owned() } else { format!("{bucket}.{host}") }
-}
-
-/// Opens storage, starting the embedded server where it is configured, and asks it to keep a test object.
-async fn storage(
-    config: &Config,
-    doors: &Doors,
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-    stop: &CancellationToken,
-) -> anyhow::Result<(Opened, Option<SocketAddr>)> {
-    let settings = &config.storage;
-    let mut secret = settings.secret_key.expose().to_owned();
-    let mut access_key = settings.access_key.clone();
-    let (mut address, mut embedded) = (None, None);
-    let endpoint = match settings.mode {
-        StorageMode::Embedded => {
-            if secret.is_empty() {
-                secret = secrets::load_or_create(&config.server.data_dir.join("storage.secret"), "")?;
-            }
-            if access_key.is_empty() {
-                "millpond".clone_into(&mut access_key);
-            }
-            let mut server = settings.embedded(&access_key, &secret);
-            server.grace = Duration::from_secs(config.server.shutdown_grace_s);
-            let dir = config.server.data_dir.join("objects");
-            let opened = tokio::task::spawn_blocking(move || embedded::open(&dir, server)).await??;
-            // The server's own calls have a listener to themselves: clients cannot use up its connections.
-            let own = listen("a port of 127.0.0.1", (Ipv4Addr::LOCALHOST, 0).into()).await?;
-            let endpoint = url_of("http", own.local_addr()?)?;
-            let public = listen("storage.listen", settings.listen).await?;
-            address = Some(public.local_addr()?);
-            let (server, own_stop) = (opened.clone(), stop.clone());
-            tasks.spawn(async move { server.serve(own, own_stop).await.context("embedded storage") });
-            embedded = Some((opened, public));
-            endpoint
-        }
-        StorageMode::External => settings.endpoint.clone().context("storage.endpoint is missing")?,
-    };
-    let public_url = match (&settings.public_url, address) {
-        (Some(url), _) => url.clone(),
-        (None, Some(address)) => url_of(if config.storage_tls() { "https" } else { "http" }, address)?,
-        (None, None) => endpoint.clone(),
-    };
-    let mut client = settings.client(endpoint, public_url.clone(), &access_key, &secret)?;
-    if let Some(authority) = doors.authority().filter(|_| config.storage_tls()) {
-        // For the look at what clients reach.
-        client.ca = Some(authority.pem.clone().into_bytes());
-    }
-    let handle = Storage::new(&client)?;
-    tokio::time::timeout(STORAGE_START, handle.probe())
-        .await
-        .context("storage does not answer: check storage.endpoint")?
-        .context("storage at storage.endpoint does not keep a test object: `millpond serve --check-config` says more")?;
-    if let Some((server, public)) = embedded {
-        let (stop, public) = (stop.clone(), Listener::new(public, doors.storage()));
-        tasks.spawn(async move { server.serve(public, stop).await.context("embedded storage") });
-    }
-    let host = host_of(&public_url, &client.bucket, client.path_style);
-    Ok((Opened { handle, public_url, host }, address))
-}
-
 /// What clients are told to connect to over MQTT: with TLS, if there is any.
 fn reached(config: &Config, addresses: &Addresses, doors: &Doors, storage: &Url) -> http::Reached {
     let listens = addresses.mqtts.unwrap_or(addresses.mqtt);
@@ -280,16 +198,6 @@ fn reached(config: &Config, addresses: &Addresses, doors: &Doors, storage: &Url)
     };
     let tls = addresses.mqtts.is_some();
     http::Reached { host, port: listens.port(), tls, authority: doors.authority().cloned() }
-}
-
-/// How programs on this machine reach an address that listens.
-fn url_of(scheme: &str, mut address: SocketAddr) -> anyhow::Result<Url> {
-    match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-        IpAddr::V4(_) | IpAddr::V6(_) => {}
-    }
-    Ok(Url::parse(&format!("{scheme}://{address}"))?)
 }
 
 fn gate_config(config: &Config) -> anyhow::Result<GateConfig> {
@@ -314,16 +222,4 @@ fn write_ports(dir: &std::path::Path, addresses: &Addresses) -> anyhow::Result<(
     std::fs::write(&new, serde_json::to_vec(addresses)?)?;
     std::fs::rename(&new, dir.join("ports.json"))?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_card_names_the_host_that_urls_have() {
-        let url = "https://s3.example.org:8333/".parse().unwrap();
-        assert_eq!(host_of(&url, "mill", true), "s3.example.org:8333");
-        assert_eq!(host_of(&url, "mill", false), "mill.s3.example.org:8333");
-    }
 }

@@ -1,15 +1,10 @@
 //! `millpond check`
 
-use std::io::{IsTerminal as _, Write as _};
-use std::time::{Duration, Instant};
-
 use super::client::Client;
 use super::failure::{FAILED, Failure, RETRY};
 use super::output::{Out, bytes, printable};
-use crate::http::api::{End, Line, Progress};
-
-/// Between two lines of progress where standard error is no terminal.
-const WORD: Duration = Duration::from_secs(10);
+use super::shown::Shown;
+use crate::http::api::{End, Line};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -37,7 +32,10 @@ pub(super) async fn run(args: &Args, client: &Client, out: &Out) -> Result<(), F
                 out.line(serde_json::to_string(&line).unwrap_or_default());
             }
             match line {
-                Line::Progress(progress) => shown.progress(&progress),
+                Line::Progress(progress) => {
+                    let of = progress.of.map(|of| format!(" of {of}")).unwrap_or_default();
+                    shown.progress(&progress.step, format!("{}{of}", progress.done));
+                }
                 Line::Difference(difference) => {
                     shown.clear();
                     if !out.is_json() {
@@ -77,40 +75,4 @@ fn ended(end: &End, out: &Out) -> Result<(), Failure> {
         out.line("no difference");
     }
     Ok(())
-}
-
-/// Progress on standard error: one line that changes on a terminal, now and then a line elsewhere.
-struct Shown {
-    terminal: bool,
-    step: String,
-    at: Instant,
-}
-
-impl Shown {
-    fn new() -> Self {
-        Self { terminal: std::io::stderr().is_terminal(), step: String::new(), at: Instant::now() }
-    }
-
-    fn progress(&mut self, progress: &Progress) {
-        let of = progress.of.map(|of| format!(" of {of}")).unwrap_or_default();
-        let line = format!("{} {}{of}", progress.step, progress.done);
-        let mut stderr = std::io::stderr().lock();
-        // Nobody is left to tell if it is closed.
-        if self.terminal {
-            let _ = write!(stderr, "\r\u{1b}[2K{line}");
-            let _ = stderr.flush();
-        } else if self.step != progress.step || self.at.elapsed() >= WORD {
-            let _ = writeln!(stderr, "{line}");
-            self.at = Instant::now();
-        }
-        self.step.clone_from(&progress.step);
-    }
-
-    fn clear(&self) {
-        if self.terminal {
-            let mut stderr = std::io::stderr().lock();
-            let _ = write!(stderr, "\r\u{1b}[2K");
-            let _ = stderr.flush();
-        }
-    }
 }

@@ -18,6 +18,9 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest silence of a server: whatever it streams, it sends something every 15 s.
 const SILENCE: Duration = Duration::from_secs(60);
 
+/// The same while it copies its ledger, however large, before it can say anything.
+const PATIENCE: Duration = Duration::from_secs(3_600);
+
 /// Which server, and who asks.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Server")]
@@ -105,17 +108,35 @@ pub(super) struct Client {
 impl Client {
     /// A client for the server that the command line names.
     pub(super) fn new(target: &Target) -> Result<Self, Failure> {
+        Self::of(target, SILENCE)
+    }
+
+    /// The same for what takes long to begin.
+    pub(super) fn patient(target: &Target) -> Result<Self, Failure> {
+        Self::of(target, PATIENCE)
+    }
+
+    fn of(target: &Target, silence: Duration) -> Result<Self, Failure> {
         let ca = target.ca_file.as_deref().map(authorities).transpose()?;
-        Self::with_token(target.server.clone(), target.token()?, ca.unwrap_or_default())
+        Self::build(target.server.clone(), target.token()?, ca.unwrap_or_default(), silence)
     }
 
     /// A client for this server, with this token, that trusts these authorities too.
     pub(super) fn with_token(server: Url, token: String, trusted: Vec<Certificate>) -> Result<Self, Failure> {
+        Self::build(server, token, trusted, SILENCE)
+    }
+
+    fn build(
+        server: Url,
+        token: String,
+        trusted: Vec<Certificate>,
+        silence: Duration,
+    ) -> Result<Self, Failure> {
         if !matches!(server.scheme(), "http" | "https") || server.cannot_be_a_base() {
             return Err(Failure::new(USAGE, format!("{server} is no http:// or https:// URL")));
         }
         let mut builder =
-            reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).read_timeout(SILENCE);
+            reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).read_timeout(silence);
         for authority in trusted {
             builder = builder.add_root_certificate(authority);
         }

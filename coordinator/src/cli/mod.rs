@@ -1,10 +1,11 @@
-//! The command line. `serve`, `dev` and `demo` run a server, `tls` makes files; everything else speaks HTTP `/v1` to a running one, never to
-//! its files.
+//! The command line. `serve`, `dev` and `demo` run a server, `tls` and `restore` make files; everything else speaks HTTP `/v1` to a
+//! running one, never to its files.
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage or configuration, 75 retry later. What was asked for goes to standard output,
 //! errors with what to do about them to standard error.
 
 mod audit;
+mod backup;
 mod batch;
 mod check;
 mod client;
@@ -18,9 +19,11 @@ mod join;
 mod member;
 mod output;
 mod pool;
+mod restore;
 mod result;
 mod round;
 mod serve;
+mod shown;
 mod status;
 mod tls;
 mod token;
@@ -96,6 +99,10 @@ enum Command {
     Gc(gc::Args),
     /// Compare ledger and storage with what they should be; exits with 1 if something differs.
     Check(check::Args),
+    /// Copy everything to one file while the server works.
+    Backup(backup::Args),
+    /// Make a data directory, and the objects in storage, from a backup.
+    Restore(restore::Args),
 }
 
 /// Runs the command line that the process was started with.
@@ -130,6 +137,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<(), Failure> {
         Command::Serve(args) => return serve::run(&args, out),
         Command::Dev(args) => return dev::run(&args, out),
         Command::Tls(command) => return tls::run(command, out),
+        Command::Restore(args) => return restore::run(&args, out),
         command => command,
     };
     // One request at a time: one thread is enough.
@@ -141,6 +149,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<(), Failure> {
             | Command::DemoClient(_)
             | Command::Serve(_)
             | Command::Dev(_)
+            | Command::Restore(_)
             | Command::Tls(_) => Ok(()),
             Command::Pool(command) => pool::run(command, &client, out).await,
             Command::Member(command) => member::run(command, &client, out).await,
@@ -155,6 +164,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<(), Failure> {
             Command::Events(args) => events::run(&args, &client, out).await,
             Command::Gc(args) => gc::run(&args, &client, out).await,
             Command::Check(args) => check::run(&args, &client, out).await,
+            Command::Backup(args) => backup::run(&args, &Client::patient(&cli.target)?, out).await,
         }
     })
 }
@@ -206,6 +216,9 @@ mod tests {
             "gc p --dry-run --json",
             "check",
             "check --deep --json",
+            "backup mill.tar",
+            "backup mill.tar --ledger-only --json",
+            "restore mill.tar --data d --config a.toml",
             "--server http://h:1 --token-file t status",
             "status --server http://h:1 --token-file t --json",
         ] {

@@ -12,22 +12,29 @@ use super::output::Out;
 use crate::config::Config;
 use crate::{logging, server};
 
+/// Which configuration.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct Settings {
     /// The configuration; without it the defaults hold, and MILLPOND__SECTION__KEY.
     #[arg(long, value_name = "FILE", env = "MILLPOND_CONFIG")]
     config: Option<PathBuf>,
     /// The data directory, in place of `server.data_dir`.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    settings: Settings,
     /// Only check the configuration, and external storage with test objects: exit 0 if all is good, else 2 with
     /// everything that is wrong.
     #[arg(long)]
     check_config: bool,
 }
 
-impl Args {
-    fn load(&self) -> Result<Config, Failure> {
+impl Settings {
+    pub(super) fn load(&self) -> Result<Config, Failure> {
         let data =
             self.data.iter().map(|dir| ("MILLPOND__SERVER__DATA_DIR".to_owned(), dir.display().to_string()));
         Config::load(self.config.as_deref(), environment().chain(data)).map_err(|bad| {
@@ -43,7 +50,7 @@ pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
 }
 
 pub(super) fn run(args: &Args, out: &Out) -> Result<(), Failure> {
-    let config = args.load()?;
+    let config = args.settings.load()?;
     if args.check_config {
         check_storage(&config)?;
         out.show(&config, |out, _| out.line("the configuration is good"));

@@ -11,6 +11,7 @@ use rusqlite::{Connection, params};
 use super::object::{self, Kind};
 use super::{Context, Trouble, buffer};
 use crate::ledger::{Error, PoolId, Result};
+use crate::ustar;
 
 /// The two blocks of zeros that end a tar file.
 const END: u64 = 1024;
@@ -107,7 +108,8 @@ pub(super) fn build(sql: &Connection, batch: i64, fill: Fill) -> Result<Option<P
             Ok(Some(data)) if data.len() as u64 == size => data,
             _ => return Err(corrupt(format!("the bytes of {member}/{upload} are not in the ledger"))),
         };
-        append(&mut tar, member, upload, data)
+        ustar::header(&format!("{member}/{upload}"), size, 0o644)
+            .and_then(|header| tar.append(&header, data))
             .map_err(|error| corrupt(format!("{member}/{upload}: {error}")))?;
         files += 1;
         packed += limits::packed(size);
@@ -118,19 +120,6 @@ pub(super) fn build(sql: &Connection, batch: i64, fill: Fill) -> Result<Option<P
     let bytes = tar.into_inner().map_err(|error| corrupt(format!("a pack of batch {batch}: {error}")))?;
     let sha256 = Sha256::of(&bytes);
     Ok(Some(Pack { bytes: bytes.into(), sha256, files, after, last, packed }))
-}
-
-fn append(tar: &mut tar::Builder<Vec<u8>>, member: &str, upload: &str, data: &[u8]) -> std::io::Result<()> {
-    let mut header = tar::Header::new_ustar();
-    header.set_path(format!("{member}/{upload}"))?;
-    header.set_size(data.len() as u64);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_entry_type(tar::EntryType::Regular);
-    header.set_cksum();
-    tar.append(&header, data)
 }
 
 /// Deletes from the ledger what is in a pack, in bounded jobs.

@@ -35,7 +35,8 @@ pub(super) async fn run(ledger: Ledger, storage: Storage) {
 }
 
 /// Deletes every doomed object that counted once or was made a minute or more before `now`, and that nobody can be writing
-/// any more by a URL; says how many. It ends after the first page that `until` has passed at.
+/// any more by a URL; says how many. It ends after the first page that `until` has passed at, and deletes nothing while a
+/// snapshot of the ledger needs its objects.
 ///
 /// # Errors
 /// The ledger cannot be used, or storage did not delete all: what it deleted is `gone`, the rest stays `doomed`.
@@ -63,6 +64,10 @@ pub async fn sweep(
             .await?;
         let Some(last) = page.last() else { break };
         after = last.id;
+        // Asked after the page was read: what it lists was doomed before a snapshot that is taken from now on.
+        if ledger.keeps_objects() {
+            break;
+        }
         let gone = delete(storage, page, &mut failures).await;
         swept += gone.len();
         metrics::counter!("millpond_objects_swept_total").increment(gone.len() as u64);

@@ -8,6 +8,7 @@ pub mod api;
 mod asks;
 mod audit;
 mod auth;
+mod backup;
 mod batches;
 mod check;
 mod error;
@@ -115,6 +116,8 @@ struct Shared {
     streams: Arc<Semaphore>,
     /// One check at a time.
     checks: Arc<Semaphore>,
+    /// One backup at a time.
+    backups: Arc<Semaphore>,
     gate: Handover,
     shutdown: CancellationToken,
     started: Timestamp,
@@ -145,6 +148,7 @@ impl Api {
             request_timeout: parts.request_timeout,
             streams: Arc::new(Semaphore::new(parts.event_streams_max)),
             checks: Arc::new(Semaphore::new(1)),
+            backups: Arc::new(Semaphore::new(1)),
             gate: parts.gate,
             shutdown: parts.shutdown,
             started: crate::ledger::now(),
@@ -181,6 +185,7 @@ fn router(api: Api) -> Router {
         .route("/v1/status", get(status::show))
         .route("/v1/audit", get(audit::list))
         .route("/v1/check", get(check::run))
+        .route("/v1/backup", get(backup::run))
         .route("/v1/gc", get(gc::explain).post(gc::run))
         .route("/v1/pools", get(pools::list))
         .nest("/v1/pools/{pool}", pool)

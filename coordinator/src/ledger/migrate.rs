@@ -5,10 +5,14 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
-use super::OpenError;
+use super::{OpenError, snapshot};
 
 /// Migration N brings the schema from N − 1 to N. Never edit one that has shipped.
 const MIGRATIONS: [&str; 1] = [include_str!("schema/0001.sql")];
+
+/// The schema of this program.
+#[allow(clippy::cast_possible_truncation, reason = "there are not that many")]
+pub(super) const KNOWN: u32 = MIGRATIONS.len() as u32;
 
 /// Brings the file up to date.
 pub(super) fn run(sql: &mut Connection, path: &Path) -> Result<(), OpenError> {
@@ -22,7 +26,7 @@ fn migrate(sql: &mut Connection, path: &Path, migrations: &[&str]) -> Result<(),
         return Err(OpenError::Newer { found, known });
     }
     if found > 0 && found < known {
-        copy(sql, &path.with_extension(format!("db.schema-{found}")))?;
+        keep(sql, &path.with_extension(format!("db.schema-{found}")))?;
     }
     for (version, migration) in (1..).zip(migrations).filter(|(version, _)| *version > found) {
         let tx = sql.transaction()?;
@@ -34,14 +38,10 @@ fn migrate(sql: &mut Connection, path: &Path, migrations: &[&str]) -> Result<(),
 }
 
 /// Keeps the file as it is now; a copy that an earlier start left behind, whole or not, is replaced.
-fn copy(sql: &Connection, to: &Path) -> Result<(), OpenError> {
+fn keep(sql: &Connection, to: &Path) -> Result<(), OpenError> {
     let io = |source| OpenError::Io { path: to.display().to_string(), source };
     let new = to.with_extension("new");
-    match std::fs::remove_file(&new) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
-        Ok(()) | Err(_) => {}
-    }
-    sql.execute("VACUUM INTO ?1", [new.display().to_string()])?;
+    snapshot::copy(sql, &new).map_err(|error| io(std::io::Error::other(error)))?;
     // Whole on disk before the file is changed that it is a copy of.
     File::open(&new).and_then(|copy| copy.sync_all()).map_err(io)?;
     std::fs::rename(&new, to).map_err(io)?;

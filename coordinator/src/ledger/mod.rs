@@ -22,6 +22,7 @@ pub mod prune;
 mod readers;
 pub mod results;
 pub mod sessions;
+pub mod snapshot;
 pub mod tokens;
 pub mod transfer;
 mod tx;
@@ -43,6 +44,9 @@ pub use error::{Error, Result};
 pub use notice::{Commit, PoolChange};
 use readers::Readers;
 pub use tx::Tx;
+
+/// The schema of the ledger that this program writes; it opens older ones, and no newer one.
+pub const SCHEMA: u32 = migrate::KNOWN;
 
 /// Internal id of a pool, never used again.
 pub type PoolId = i64;
@@ -87,6 +91,8 @@ struct Inner {
     commits: broadcast::Sender<Arc<Commit>>,
     readers: Readers,
     lookers: Readers,
+    /// Snapshots that need the objects that they name.
+    kept: Arc<AtomicUsize>,
     /// Held for as long as the process uses the data directory.
     _lock: File,
 }
@@ -99,10 +105,8 @@ impl Ledger {
     /// The directory is in use by another process, the file is newer than this program, or the disk fails.
     pub fn open(dir: &Path) -> std::result::Result<(Self, oneshot::Receiver<()>), OpenError> {
         let io = |source| OpenError::Io { path: dir.display().to_string(), source };
-        std::fs::create_dir_all(dir).map_err(io)?;
-        let lock =
-            OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(io)?;
-        lock.try_lock().map_err(|_| OpenError::InUse(dir.display().to_string()))?;
+        let lock = lock(dir)?;
+        snapshot::remove_left_over(dir).map_err(io)?;
 
         let path = dir.join("ledger.db");
         keep_private(&path).map_err(io)?;
@@ -126,6 +130,7 @@ impl Ledger {
             commits,
             readers,
             lookers,
+            kept: Arc::default(),
             _lock: lock,
         };
         Ok((Self(Arc::new(inner)), ended))
@@ -191,6 +196,19 @@ impl Ledger {
     pub fn commits(&self) -> broadcast::Receiver<Arc<Commit>> {
         self.0.commits.subscribe()
     }
+}
+
+/// Makes the data directory if it is missing, and takes it for this process until the file is dropped.
+///
+/// # Errors
+/// Another process has it, or the disk fails.
+pub fn lock(dir: &Path) -> std::result::Result<File, OpenError> {
+    let io = |source| OpenError::Io { path: dir.display().to_string(), source };
+    std::fs::create_dir_all(dir).map_err(io)?;
+    let lock =
+        OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(io)?;
+    lock.try_lock().map_err(|_| OpenError::InUse(dir.display().to_string()))?;
+    Ok(lock)
 }
 
 /// Why the ledger did not open.

@@ -92,3 +92,14 @@ async fn storage_that_is_away_is_asked_a_few_times_and_no_more() {
     let asked = asked.lock().unwrap().len();
     assert!(asked < 40, "{asked} calls");
 }
+
+#[tokio::test]
+async fn nothing_is_deleted_that_a_snapshot_of_the_ledger_may_need() {
+    let (address, asked) = endpoint(|_| false).await;
+    let (world, storage) = world(address).await;
+    let snapshot = world.ledger.snapshot().await.unwrap();
+    assert_eq!(sweep(&world.ledger, &storage, later(), None).await, Ok(0));
+    assert!(asked.lock().unwrap().is_empty());
+    drop(snapshot);
+    assert_eq!(sweep(&world.ledger, &storage, later(), None).await, Ok(OBJECTS as usize));
+}

@@ -3,6 +3,7 @@
 
 mod collect;
 mod planner;
+mod stage;
 #[path = "../dispatch/world.rs"]
 #[allow(dead_code, reason = "shared with the tests of dispatch")]
 mod world;

@@ -1,0 +1,194 @@
+//! The ledger's promises: one transaction, failures alone, a core that is never ahead of the rows.
+#![allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+
+mod credentials;
+mod failures;
+
+use millpond::ledger::tokens::find_token;
+use millpond::ledger::uploads::{NewUpload, Stored};
+use millpond::ledger::{Ledger, OpenError, Tx};
+use millpond::rounds::policy::Grouping;
+use millpond::rounds::{Event, Policy, Target};
+use millpond_protocol::message::Outcome;
+use millpond_protocol::{Code, Principal, Refusal, Role, Sha256, Timestamp};
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    ledger: Ledger,
+    who: Principal,
+}
+
+impl Fixture {
+    async fn new(policy: Policy) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _) = Ledger::open(dir.path()).unwrap();
+        let who = ledger
+            .write(move |tx| {
+                let (pool, _) = tx.apply_pool(&"p".parse().unwrap(), &policy)?;
+                let token = Sha256::of(b"token");
+                tx.add_member(pool, &"m".parse().unwrap(), Role::Publisher, &token)?;
+                Ok(find_token(tx.sql(), &token, tx.now())?.unwrap())
+            })
+            .await
+            .unwrap();
+        Self { dir, ledger, who }
+    }
+
+    async fn upload(&self, id: &str, bytes: &[u8]) -> Result<Stored, Refusal> {
+        let (who, new) = (self.who.clone(), upload(id, bytes));
+        self.ledger.write(move |tx| store(tx, &who, new)).await
+    }
+
+    async fn count(&self, query: &'static str) -> i64 {
+        self.ledger.read(move |sql| Ok(sql.query_row(query, [], |row| row.get(0))?)).await.unwrap()
+    }
+
+    /// The same directory, as a process sees it that starts after this one ended.
+    async fn restart(self) -> Self {
+        let Self { dir, ledger, who } = self;
+        drop(ledger);
+        // The writer lets the lock go once its queue is empty.
+        let ledger = loop {
+            match Ledger::open(dir.path()) {
+                Ok((ledger, _)) => break ledger,
+                Err(OpenError::InUse(_)) => tokio::task::yield_now().await,
+                Err(e) => panic!("{e}"),
+            }
+        };
+        Self { dir, ledger, who }
+    }
+}
+
+fn store(tx: &mut Tx<'_>, who: &Principal, new: NewUpload) -> millpond::ledger::Result<Stored> {
+    let pool = tx.pool_of(who)?;
+    tx.store_upload(pool, who, new)
+}
+
+fn upload(id: &str, bytes: &[u8]) -> NewUpload {
+    NewUpload::inline(id.parse().unwrap(), bytes::Bytes::copy_from_slice(bytes))
+}
+
+fn by_count(count: u64) -> Policy {
+    Policy { grouping: Grouping::Count, count, ..Policy::default() }
+}
+
+#[tokio::test]
+async fn a_repeat_gets_the_first_receipt_and_other_bytes_are_a_conflict() {
+    let f = Fixture::new(by_count(10)).await;
+    let first = f.upload("u", b"one").await.unwrap();
+    let again = f.upload("u", b"one").await.unwrap();
+    assert_eq!((first.repeated, again.repeated), (false, true));
+    assert_eq!(first.receipt, again.receipt);
+    assert_eq!(f.upload("u", b"two").await.unwrap_err().code, Code::Conflict);
+    assert_eq!(f.count("SELECT count(*) FROM uploads").await, 1);
+    assert_eq!(f.count("SELECT count FROM batches").await, 1);
+}
+
+#[tokio::test]
+async fn what_the_rules_reject_is_a_row_with_the_same_answer_for_a_repeat() {
+    let f = Fixture::new(Policy { max_size: 2, ..by_count(10) }).await;
+    let first = f.upload("u", b"three").await.unwrap();
+    assert_eq!(first.receipt.outcome, Outcome::Rejected);
+    let again = f.upload("u", b"three").await.unwrap();
+    assert!(again.repeated);
+    assert_eq!(again.receipt, first.receipt);
+    assert_eq!(f.count("SELECT count(*) FROM payloads").await, 0);
+}
+
+#[tokio::test]
+async fn a_refusal_at_the_instant_of_a_deadline_leaves_no_gap_in_the_chain() {
+    let f = Fixture::new(Policy { deadline_s: 1, max_age_s: 60, ..by_count(1_000) }).await;
+    f.upload("a", b"a").await.unwrap();
+    let due = f.count("SELECT deadline FROM batches").await;
+    // Triggers that the core refuses, before, at and after the instant at which it seals by itself.
+    loop {
+        let who = f.who.clone();
+        let refused = f.ledger.write(move |tx| {
+            let pool = tx.pool_of(&who)?;
+            let target = Target::Window(Timestamp::EPOCH);
+            tx.apply(pool, Event::Trigger { target, take: None }).map(drop)
+        });
+        assert_eq!(refused.await.unwrap_err().code, Code::NotFound);
+        if millpond::ledger::now().as_millis() > due + 100 {
+            break;
+        }
+    }
+    assert_eq!(f.count("SELECT count(*) FROM batches WHERE state = 'sealed' AND round = 1").await, 1);
+    assert_eq!(f.count("SELECT rounds FROM pools").await, 1);
+}
+
+#[tokio::test]
+async fn a_restart_finds_counts_cores_and_numbers_as_they_were() {
+    let f = Fixture::new(by_count(3)).await;
+    f.upload("a", b"a").await.unwrap();
+    f.upload("b", b"b").await.unwrap();
+    let f = f.restart().await;
+    assert!(f.upload("a", b"a").await.unwrap().repeated);
+    assert_eq!(f.upload("c", b"c").await.unwrap().receipt.batch, Some(1));
+    assert_eq!(f.count("SELECT count(*) FROM batches WHERE state = 'sealed' AND cause = 'full'").await, 1);
+    assert_eq!(f.upload("d", b"d").await.unwrap().receipt.batch, Some(2));
+    let f = f.restart().await;
+    let who = f.who.clone();
+    let rounds = f
+        .ledger
+        .write(move |tx| {
+            let pool = tx.pool_of(&who)?;
+            Ok(tx.core(pool)?.live_rounds().map(|round| round.round).collect::<Vec<_>>())
+        })
+        .await;
+    assert_eq!(rounds.unwrap(), [1]);
+}
+
+#[tokio::test]
+async fn a_second_process_is_refused_while_the_first_one_runs() {
+    let f = Fixture::new(by_count(3)).await;
+    assert!(matches!(Ledger::open(f.dir.path()), Err(OpenError::InUse(_))));
+}
+
+#[tokio::test]
+async fn a_commit_is_told_after_it_is_visible_to_readers() {
+    let f = Fixture::new(by_count(3)).await;
+    let mut commits = f.ledger.commits();
+    f.upload("b", b"b").await.unwrap();
+    let key = (f.who.pool.clone(), f.who.name.clone());
+    // What the fixture committed may still be told first.
+    while !commits.recv().await.unwrap().receipts.contains(&key) {}
+    assert_eq!(f.count("SELECT count(*) FROM uploads").await, 1);
+}
+
+#[tokio::test]
+async fn the_log_begins_anew_although_the_writer_never_pauses() {
+    let f = Fixture::new(Policy::default()).await;
+    let log = f.dir.path().join("ledger.db-wal");
+    let mut in_line = std::collections::VecDeque::new();
+    // With a group in line all the time. Left alone the log is as long as what was written; how soon it begins anew is up
+    // to the disk.
+    for n in 1..8_192_u64 {
+        let (who, new) = (f.who.clone(), upload(&format!("u{n}"), &vec![b'x'; 128 << 10]));
+        in_line.push_back(f.ledger.write(move |tx| store(tx, &who, new)));
+        if in_line.len() == 32 {
+            in_line.pop_front().unwrap().await.unwrap();
+        }
+        let written = n * (128 << 10);
+        if written >= 64 << 20 && std::fs::metadata(&log).unwrap().len() <= written / 2 {
+            return;
+        }
+    }
+    panic!("the log only grew");
+}
+
+#[tokio::test]
+async fn asks_are_forgotten_after_a_day_and_not_before() {
+    let f = Fixture::new(by_count(3)).await;
+    let who = f.who.clone();
+    let left = f.ledger.write(move |tx| {
+        for ask in ["old", "new"] {
+            tx.remember(&who, "trigger", ask, &serde_json::json!({}))?;
+        }
+        tx.sql().execute("UPDATE asks SET at = at - 86400001 WHERE ask = 'old'", [])?;
+        assert_eq!(tx.forget_asks()?, 1);
+        Ok((tx.remembered(&who, "trigger", "old")?, tx.remembered(&who, "trigger", "new")?))
+    });
+    let (old, new) = left.await.unwrap();
+    assert!(old.is_none() && new.is_some());
+}
