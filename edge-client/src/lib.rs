@@ -17,6 +17,7 @@
 //! | [`large`], [`transfer`] | files by presigned URL: grants, parts, ranges, hashes |
 //! | [`listen`] | the newest result in a directory |
 //! | [`process`] | any program as the external processor |
+//! | [`enrol`], [`identity`] | a device that becomes a member by itself, and what it keeps of that |
 //! | [`clock`] | when something happened, on machines whose clock is wrong |
 //!
 //! From a file to its receipt:
@@ -52,7 +53,9 @@
 pub mod backoff;
 pub mod cli;
 pub mod clock;
+pub mod enrol;
 pub mod exec;
+pub mod identity;
 pub mod large;
 pub mod listen;
 pub mod process;

@@ -28,4 +28,4 @@ pub use relay::{Relay, Shape};
 pub use seaweedfs::SeaweedFs;
 pub use server::{Ports, Server};
 pub use tools::{binary, edge_binary, python, recent_hour, repository, skip, tool, until};
-pub use trace::{Trace, may_trace};
+pub use trace::{STEPS, Trace, killed_at, may_trace};

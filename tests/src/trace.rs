@@ -18,6 +18,41 @@ pub fn may_trace() -> bool {
     tool("strace") && (works() || skip("strace may not trace here"))
 }
 
+/// What a program does on disk and network, by the name of its system calls: to die before each of them in turn is to die in
+/// every state that it leaves behind.
+pub const STEPS: &[&str] = &[
+    "mkdir",
+    "write",
+    "writev",
+    "pwrite64",
+    "ftruncate",
+    "fsync",
+    "rename",
+    "unlink",
+    "symlink",
+    "connect",
+    "sendto",
+    "recvfrom",
+];
+
+/// The same command under strace, which kills it by SIGKILL when it comes to that call for the `nth` time, counted from 1 and for
+/// each thread by itself. What it starts is left alone.
+pub fn killed_at(command: &Command, call: &str, nth: u32) -> Command {
+    let mut strace = Command::new("strace");
+    strace.args(["-e", &format!("inject={call}:signal=KILL:when={nth}"), "-e", &format!("trace={call}")]);
+    strace.args(["-o", "/dev/null"]);
+    same(&mut strace, command);
+    strace
+}
+
+fn same(strace: &mut Command, command: &Command) {
+    strace.arg(command.get_program()).args(command.get_args());
+    strace.current_dir(command.get_current_dir().unwrap());
+    for (key, value) in command.get_envs() {
+        strace.env(key, value.unwrap());
+    }
+}
+
 /// The system calls of one run that succeeded, in order of their end.
 pub struct Trace(Vec<Call>);
 
@@ -38,11 +73,7 @@ impl Trace {
     pub fn command(command: &Command, directory: &Path) -> Command {
         let mut strace = Command::new("strace");
         strace.args(["-f", "-y", "-e", &format!("trace={CALLS}"), "-o"]).arg(Self::log(directory));
-        strace.arg(command.get_program()).args(command.get_args());
-        strace.current_dir(command.get_current_dir().unwrap());
-        for (key, value) in command.get_envs() {
-            strace.env(key, value.unwrap());
-        }
+        same(&mut strace, command);
         strace
     }
 

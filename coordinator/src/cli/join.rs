@@ -61,7 +61,9 @@ fn show_join(out: &Out, join: &JoinInfo) {
     let JoinInfo { pool, name, role, uses, expires, token } = join;
     out.line(format!("join token {name} of pool {pool}: {uses} devices may become {role} until {expires}"));
     out.line(format!("  {}", token.as_deref().unwrap_or_default()));
-    out.line("  It is shown this once and kept nowhere. A device sends it as the bearer of");
+    out.line("  It is shown this once and kept nowhere. On a device, with the token in a file:");
+    out.line(format!("  millpond-edge enrol {pool}/NAME --server URL --join-token-file FILE"));
+    out.line("  or send the token as the bearer of");
     out.line(format!(
         "  POST /v1/pools/{pool}/enrol {{\"member\": NAME, \"token_sha256\": SHA-256 of a token that it made itself}}"
     ));

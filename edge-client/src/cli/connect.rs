@@ -1,10 +1,12 @@
-//! Who connects, and where to: the options, named like the variables that `millpond member add --format env` prints.
+//! Who connects, and where to: the options, named like the variables that `millpond member add --format env` prints, or else
+//! what `enrol` left.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::failure::{Failure, USAGE};
+use crate::identity::{Identity, parse_user};
 use crate::session::{Address, Config, Token, Trust};
 
 #[derive(Debug, Args)]
@@ -13,13 +15,13 @@ pub(super) struct Connect {
     /// Where the server is, in place of host and port: mqtt://, mqtts:// (TLS), ws:// or wss:// HOST[:PORT][/PATH].
     #[arg(long, env = "MILLPOND_MQTT_URL", value_name = "URL")]
     url: Option<Address>,
-    /// Host of the MQTT listener without TLS.
-    #[arg(long, env = "MILLPOND_MQTT_HOST", default_value = "127.0.0.1")]
-    host: String,
-    /// Port of the MQTT listener without TLS.
-    #[arg(long, env = "MILLPOND_MQTT_PORT", default_value_t = 1883)]
-    port: u16,
-    /// POOL/MEMBER.
+    /// Host of the MQTT listener without TLS [default: 127.0.0.1].
+    #[arg(long, env = "MILLPOND_MQTT_HOST")]
+    host: Option<String>,
+    /// Port of the MQTT listener without TLS [default: 1883].
+    #[arg(long, env = "MILLPOND_MQTT_PORT")]
+    port: Option<u16>,
+    /// POOL/MEMBER. Without it this is who was enrolled, with its token, and its server where no other one is named.
     #[arg(long, env = "MILLPOND_MQTT_USER")]
     user: Option<String>,
     /// File with the device token. Without it the variable MILLPOND_MQTT_TOKEN counts: a token on the command line would be seen by all.
@@ -27,31 +29,43 @@ pub(super) struct Connect {
     token_file: Option<PathBuf>,
     /// Authorities in PEM that the server's certificate comes from, in place of the public ones; storage's may come from either.
     #[arg(long, env = "MILLPOND_CA_FILE", value_name = "FILE")]
-    ca_file: Option<PathBuf>,
+    pub(super) ca_file: Option<PathBuf>,
     /// The member's certificate in PEM; with it no token is needed.
     #[arg(long, env = "MILLPOND_CERT_FILE", value_name = "FILE", requires = "key_file")]
     cert_file: Option<PathBuf>,
     /// The key of that certificate, in PEM.
     #[arg(long, env = "MILLPOND_KEY_FILE", value_name = "FILE", requires = "cert_file")]
     key_file: Option<PathBuf>,
+    /// The directory in which `enrol` leaves who this is [default: $XDG_CONFIG_HOME or ~/.config, then millpond-edge].
+    #[arg(long, env = "MILLPOND_IDENTITY", value_name = "DIR")]
+    identity: Option<PathBuf>,
 }
 
 impl Connect {
     pub(super) fn config(&self) -> Result<Config, Failure> {
-        let user = self
-            .user
-            .as_deref()
-            .ok_or_else(|| usage("who is this? --user POOL/MEMBER or MILLPOND_MQTT_USER"))?;
-        let (pool, member) =
-            user.split_once('/').ok_or_else(|| usage(format!("the user {user:?} is not POOL/MEMBER")))?;
-        let pool = pool.parse().map_err(|error| usage(format!("{pool:?}: {error}")))?;
-        let member = member.parse().map_err(|error| usage(format!("{member:?}: {error}")))?;
-        let address = self.url.clone().unwrap_or_else(|| Address::plain(&self.host, self.port));
+        let enrolled = self.enrolled()?;
+        let (pool, member) = match (&self.user, &enrolled) {
+            (Some(user), _) => parse_user(user).map_err(|error| usage(format!("the user: {error}")))?,
+            (None, Some(who)) => (who.pool.clone(), who.member.clone()),
+            (None, None) => {
+                let what = "who is this? --user POOL/MEMBER or MILLPOND_MQTT_USER, or `millpond-edge enrol`";
+                return Err(usage(what));
+            }
+        };
+        let address = match (&self.url, &self.host, self.port, &enrolled) {
+            (Some(url), ..) => url.clone(),
+            (None, None, None, Some(who)) => who.address.clone().ok_or_else(|| {
+                usage("the server's answer to the enrolment is not known: repeat `millpond-edge enrol`")
+            })?,
+            (None, host, port, _) => {
+                Address::plain(host.as_deref().unwrap_or("127.0.0.1"), port.unwrap_or(1883))
+            }
+        };
         let mut config = Config::new(&address.host, address.port, pool, member, Token::new(""));
-        config.token = self.token()?.map(Token::new);
+        config.token = self.token(enrolled.as_ref())?;
         let own = self.cert_file.as_deref().zip(self.key_file.as_deref());
         if address.scheme.is_encrypted() {
-            config.trust = Some(Trust::new(self.ca_file.as_deref(), own).map_err(usage)?);
+            config.trust = Some(Trust::new(self.authority(enrolled.as_ref()), own).map_err(usage)?);
         } else if own.is_some() {
             return Err(usage("a certificate is shown over TLS alone: --url mqtts://HOST"));
         } else if self.ca_file.is_some() && self.url.is_none() {
@@ -62,33 +76,61 @@ impl Connect {
         Ok(config)
     }
 
-    /// None: the certificate takes its place.
-    fn token(&self) -> Result<Option<String>, Failure> {
-        let token = match &self.token_file {
-            Some(path) => Some(read(path).map_err(|error| usage(format!("the token file {error}")))?),
-            None => std::env::var("MILLPOND_MQTT_TOKEN").ok().map(String::into_bytes),
-        };
-        match token.map(String::from_utf8) {
-            Some(Ok(token)) => Ok(Some(token.trim().to_owned())),
-            Some(Err(_)) => Err(usage("the token is no text")),
-            None if self.cert_file.is_some() => Ok(None),
-            None => Err(usage("no token: --token-file FILE or MILLPOND_MQTT_TOKEN")),
+    /// Who was enrolled, where no other one is named.
+    fn enrolled(&self) -> Result<Option<Identity>, Failure> {
+        if self.user.is_some() || (self.identity.is_none() && default_identity().is_none()) {
+            return Ok(None);
         }
+        Ok(Identity::read(&self.identity()?)?)
+    }
+
+    /// Where `enrol` leaves who this is.
+    pub(super) fn identity(&self) -> Result<PathBuf, Failure> {
+        self.identity
+            .clone()
+            .or_else(default_identity)
+            .ok_or_else(|| usage("where is it to be kept who this is? --identity DIR"))
+    }
+
+    /// None: the certificate takes its place.
+    fn token(&self, enrolled: Option<&Identity>) -> Result<Option<Token>, Failure> {
+        let stated = secret(self.token_file.as_deref(), "MILLPOND_MQTT_TOKEN", "the token")?;
+        match (stated, enrolled) {
+            (Some(token), _) => Ok(Some(Token::new(token))),
+            (None, _) if self.cert_file.is_some() => Ok(None),
+            (None, Some(who)) => Ok(Some(who.token.clone())),
+            (None, None) => Err(usage("no token: --token-file FILE or MILLPOND_MQTT_TOKEN")),
+        }
+    }
+
+    fn authority<'a>(&'a self, enrolled: Option<&'a Identity>) -> Option<&'a Path> {
+        self.ca_file.as_deref().or_else(|| enrolled?.ca.as_deref())
     }
 
     /// What storage's certificate may come from beside the public authorities.
     pub(super) fn authorities(&self) -> Result<Vec<reqwest::Certificate>, Failure> {
-        let Some(path) = &self.ca_file else { return Ok(Vec::new()) };
-        let pem = read(path).map_err(usage)?;
-        reqwest::Certificate::from_pem_bundle(&pem)
-            .map_err(|error| usage(format!("{}: {error}", path.display())))
+        let enrolled = self.enrolled()?;
+        let Some(path) = self.authority(enrolled.as_ref()) else { return Ok(Vec::new()) };
+        crate::transfer::authorities(path).map_err(usage)
     }
 }
 
-fn usage(what: impl Into<String>) -> Failure {
-    Failure::new(USAGE, what)
+/// A secret from a file, or else from a variable.
+pub(super) fn secret(file: Option<&Path>, variable: &str, what: &str) -> Result<Option<String>, Failure> {
+    let found = match file {
+        Some(path) => {
+            Some(std::fs::read(path).map_err(|error| usage(format!("{what}: {}: {error}", path.display())))?)
+        }
+        None => std::env::var_os(variable).map(std::os::unix::ffi::OsStringExt::into_vec),
+    };
+    let text = found.map(String::from_utf8).transpose().map_err(|_| usage(format!("{what} is no text")))?;
+    Ok(text.map(|text| text.trim().to_owned()))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+fn default_identity() -> Option<PathBuf> {
+    super::home("XDG_CONFIG_HOME", ".config")
+}
+
+pub(super) fn usage(what: impl Into<String>) -> Failure {
+    Failure::new(USAGE, what)
 }

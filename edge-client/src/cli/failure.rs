@@ -1,5 +1,7 @@
 //! Why a command failed, and the exit code that says so: 1 failed, 2 usage or configuration, 75 retry later.
 
+use crate::enrol::EnrolError;
+use crate::identity::IdentityError;
 use crate::sender::SendError;
 use crate::session::{Cause, SessionError};
 use crate::spool::SpoolError;
@@ -68,6 +70,32 @@ impl From<SendError> for Failure {
             SendError::NotAllowed(_) => Self::new(FAILED, error.to_string()),
             SendError::Stuck(_) => Self::new(RETRY, error.to_string()),
         }
+    }
+}
+
+impl From<EnrolError> for Failure {
+    fn from(error: EnrolError) -> Self {
+        match error {
+            EnrolError::Taken { .. } | EnrolError::Usage(_) => Self::new(USAGE, error.to_string()),
+            EnrolError::Refused(refusal) => {
+                let hint = refusal.hint.as_ref().map_or_else(String::new, |hint| format!(": {hint}"));
+                Self::new(FAILED, format!("{refusal}{hint}"))
+            }
+            EnrolError::Strange(..) => Self::new(FAILED, error.to_string()),
+            EnrolError::Unanswered(_) => Self::new(RETRY, error.to_string()),
+            EnrolError::Directory(error) => error.into(),
+        }
+    }
+}
+
+impl From<IdentityError> for Failure {
+    fn from(error: IdentityError) -> Self {
+        let exit = match &error {
+            IdentityError::Foreign { .. } => USAGE,
+            IdentityError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => RETRY,
+            IdentityError::Io { .. } => FAILED,
+        };
+        Self::new(exit, error.to_string())
     }
 }
 

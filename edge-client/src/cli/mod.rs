@@ -2,6 +2,7 @@
 
 mod complete;
 mod connect;
+mod enrol;
 mod failure;
 mod listen;
 mod process;
@@ -10,6 +11,7 @@ mod push;
 mod spool;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -40,6 +42,8 @@ impl Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Become a member by a join token, with a token that this device makes itself.
+    Enrol(enrol::Args),
     /// Put files into the spool and send them.
     Push(push::Args),
     /// Say that nothing more comes, once everything that was spooled up to then is sent.
@@ -81,12 +85,20 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 async fn execute(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
+        Command::Enrol(args) => enrol::run(cli, args).await,
         Command::Push(args) => push::run(cli, args).await,
         Command::Complete(args) => complete::run(cli, args).await,
         Command::Listen(args) => listen::run(cli, args).await,
         Command::Process(args) => process::run(cli, args).await,
         Command::Spool(command) => spool::run(cli, command).await,
     }
+}
+
+/// This program's own directory below one of the user's: `$variable`, or else the other name in the home directory.
+fn home(variable: &str, other: &str) -> Option<PathBuf> {
+    let base = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = base.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(other)))?;
+    Some(base.join("millpond-edge"))
 }
 
 /// Returns at SIGTERM or SIGINT.

@@ -68,9 +68,14 @@ impl At {
         Ok(Spool::open(&path, limits)?)
     }
 
+    /// How long to go without a connection.
+    pub(super) fn patience(&self) -> Duration {
+        Duration::from_secs(self.patience)
+    }
+
     pub(super) fn options(&self, progress: &Progress, authorities: Vec<reqwest::Certificate>) -> Options {
         let throttle = self.rate.map_or_else(Throttle::unlimited, Throttle::new);
-        let patience = Duration::from_secs(self.patience);
+        let patience = self.patience();
         let transfer =
             transfer::Options { throttle: Arc::new(throttle), authorities, ..transfer::Options::default() };
         let (transfer, meters) = (Arc::new(Transfer::new(transfer)), progress.meters());
@@ -79,9 +84,7 @@ impl At {
 }
 
 fn default() -> Option<PathBuf> {
-    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = state.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?;
-    Some(state.join("millpond-edge").join("spool"))
+    Some(super::home("XDG_STATE_HOME", ".local/state")?.join("spool"))
 }
 
 #[derive(Debug, Subcommand)]

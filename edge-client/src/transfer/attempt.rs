@@ -96,7 +96,7 @@ pub(super) async fn refusal(mut response: Response, stall: Duration) -> Failure 
 }
 
 /// An error of the HTTP client with its causes, and without the URL, which is a secret while it lasts.
-pub(super) fn told(error: reqwest::Error) -> String {
+pub(crate) fn told(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);

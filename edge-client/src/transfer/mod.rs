@@ -34,6 +34,7 @@ use std::time::Duration;
 
 use millpond_protocol::Sha256;
 
+pub(crate) use attempt::told;
 pub(crate) use download::{parent, sync_directory};
 
 pub use digest::{Digests, Hasher, digest, digest_of};
@@ -148,28 +149,45 @@ impl Transfer {
 
     /// The client for that address.
     fn client(&self, url: &reqwest::Url) -> Result<&reqwest::Client, TransferError> {
-        let here = match url.host_str() {
-            Some("localhost") => true,
-            Some(host) => {
-                let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-                ip.is_ok_and(|ip| ip.is_loopback())
-            }
-            None => false,
-        };
-        let slot = if here { &self.loopback } else { &self.network };
+        let slot = if is_loopback(url) { &self.loopback } else { &self.network };
         if let Some(client) = slot.get() {
             return Ok(client);
         }
-        let authorities = self.options.authorities.iter().cloned();
-        let builder = authorities
-            .fold(reqwest::Client::builder(), reqwest::ClientBuilder::add_root_certificate)
-            .connect_timeout(self.options.connect)
-            // A presigned request is for one address only.
-            .redirect(reqwest::redirect::Policy::none())
-            .pool_max_idle_per_host(self.options.parallel);
-        let client = if here { builder.no_proxy() } else { builder }
-            .build()
+        let client = http_client(url, &self.options.authorities, self.options.connect)
             .map_err(|error| TransferError::Stuck { attempts: 0, last: error.to_string() })?;
         Ok(slot.get_or_init(|| client))
+    }
+}
+
+/// The authorities in a PEM file. The error names the file.
+pub(crate) fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, String> {
+    let wrong = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let pem = std::fs::read(path).map_err(|error| wrong(&error))?;
+    reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| wrong(&error))
+}
+
+/// A client for that address, which goes to no other one. It trusts the authorities beside the public ones.
+pub(crate) fn http_client(
+    url: &reqwest::Url,
+    authorities: &[reqwest::Certificate],
+    connect: Duration,
+) -> reqwest::Result<reqwest::Client> {
+    let builder = authorities
+        .iter()
+        .cloned()
+        .fold(reqwest::Client::builder(), reqwest::ClientBuilder::add_root_certificate)
+        .connect_timeout(connect)
+        .redirect(reqwest::redirect::Policy::none());
+    if is_loopback(url) { builder.no_proxy() } else { builder }.build()
+}
+
+fn is_loopback(url: &reqwest::Url) -> bool {
+    match url.host_str() {
+        Some("localhost") => true,
+        Some(host) => {
+            let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+            ip.is_ok_and(|ip| ip.is_loopback())
+        }
+        None => false,
     }
 }

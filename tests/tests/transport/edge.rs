@@ -1,10 +1,13 @@
 //! `millpond-edge` on every way in.
 
+use std::path::Path;
 use std::process::{Command, Output};
 
 use millpond_protocol::Role;
-use millpond_tests::{Credentials, Server, edge_binary};
+use millpond_tests::{Credentials, Server, edge_binary, tool};
 use serde_json::json;
+
+use super::identity::{authority, certificate};
 
 fn push(server: &Server, who: &Credentials, url: &str, name: &str, bytes: &[u8], trusts: bool) -> Output {
     let file = server.directory().join(name);
@@ -70,4 +73,59 @@ async fn a_server_of_an_unknown_authority_gets_no_token_and_no_file() {
         "{metrics}"
     );
     assert!(server.uploads("p").await.is_empty());
+}
+
+/// A member's client that has a certificate and no token.
+fn certified(server: &Server, user: &str, certificate: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(edge_binary());
+    command.args(arguments).current_dir(server.directory());
+    command.env("MILLPOND_MQTT_URL", format!("mqtts://{}", server.mqtts()));
+    command.env("MILLPOND_MQTT_USER", user).env("MILLPOND_CA_FILE", server.ca());
+    command.env("MILLPOND_CERT_FILE", certificate.with_extension("crt"));
+    command.env("MILLPOND_KEY_FILE", certificate.with_extension("key"));
+    command.env("MILLPOND_SPOOL", server.directory().join("spool"));
+    command
+}
+
+#[tokio::test]
+async fn with_a_certificate_and_no_token_files_are_pushed_results_are_kept_and_rounds_are_processed() {
+    if !tool("openssl") {
+        return;
+    }
+    let files = tempfile::tempdir().unwrap();
+    let dir = files.path();
+    std::fs::create_dir(dir.join("clients")).unwrap();
+    authority(dir, "p");
+    authority(dir, "q");
+    let clients = dir.join("clients").display().to_string();
+    let server = Server::secure(&[("MILLPOND__TLS__CLIENTS_DIR", clients.as_str())]).await;
+    server.pool("p", json!({ "grouping": "count", "count": 2, "spread_s": 0 })).await;
+    for (name, role) in [("dev", Role::Publisher), ("screen", Role::Listener), ("mill", Role::Processor)] {
+        server.member("p", name, role).await;
+    }
+    let of = |name: &str| certificate(dir, "p", &format!("millpond://p/{name}"), name);
+    let (dev, screen, mill) = (of("dev"), of("screen"), of("mill"));
+    std::fs::write(server.directory().join("small"), b"small").unwrap();
+    std::fs::write(server.directory().join("large"), vec![5; 3 << 20]).unwrap();
+    accepted(&certified(&server, "p/dev", &dev, &["push", "small", "large"]).output().unwrap());
+    let uploads = server.uploads("p").await;
+    assert_eq!(uploads.iter().map(|upload| upload["member"].as_str()).collect::<Vec<_>>(), [Some("dev"); 2]);
+
+    let count = r#"cat "$MILLPOND_INPUT"/dev/* | wc -c > "$MILLPOND_OUTPUT""#;
+    accepted(&certified(&server, "p/mill", &mill, &["process", "--once", "--exec", count]).output().unwrap());
+    accepted(&certified(&server, "p/screen", &screen, &["listen", "--once"]).output().unwrap());
+    let shown = std::fs::read_to_string(server.directory().join("results/current")).unwrap();
+    assert_eq!(shown.trim(), (5 + (3 << 20)).to_string());
+
+    // Another member's certificate, and another pool's authority: the file stays where it is.
+    let foreign = certificate(dir, "q", "millpond://p/dev", "foreign");
+    std::fs::write(server.directory().join("more"), b"more").unwrap();
+    for (patience, stranger) in [("60", &screen), ("3", &foreign)] {
+        let arguments = ["--patience", patience, "push", "more"];
+        let said = certified(&server, "p/dev", stranger, &arguments).output().unwrap();
+        let told = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(!String::from_utf8_lossy(&said.stdout).contains("stored"), "{told}");
+    }
+    assert_eq!(server.uploads("p").await.len(), 2);
+    accepted(&certified(&server, "p/dev", &dev, &["push", "more"]).output().unwrap());
 }

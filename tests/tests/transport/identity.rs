@@ -9,14 +9,14 @@ use serde_json::json;
 
 /// An authority for the pool: its key beside the directory that the server reads. All have the same name, as those of two
 /// owners may.
-fn authority(dir: &Path, pool: &str) {
+pub(super) fn authority(dir: &Path, pool: &str) {
     let script = r#"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 \
         -subj "/CN=Fleet CA" -keyout "$1-ca.key" -out "clients/$1.crt""#;
     sh(dir, script, &[pool]);
 }
 
 /// A certificate that names this member, by that pool's authority.
-fn certificate(dir: &Path, by: &str, uri: &str, name: &str) -> PathBuf {
+pub(super) fn certificate(dir: &Path, by: &str, uri: &str, name: &str) -> PathBuf {
     let script = r#"openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$3" \
             -keyout "$3.key" -out "$3.csr"
         printf 'subjectAltName=URI:%s' "$2" > "$3.ext"

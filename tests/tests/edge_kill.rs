@@ -1,0 +1,210 @@
+//! SIGKILL at every step of `push`, `flush`, `listen` and `enrol`: before each of the system calls by which they change anything, in
+//! turn. Whatever was left behind, the same command goes on from there to the same end.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use millpond_protocol::{Role, Sha256};
+use millpond_tests::{Edge, Link, Mill, STEPS, Server, killed_at, may_trace};
+use serde_json::{Value, json};
+
+/// Runs the command once for each step, killed there. `prepare` answers the command, and `after` looks at what was left and goes
+/// on. Answers how often it ran, and how often it was killed.
+async fn at_every_step(
+    mut prepare: impl AsyncFnMut(u32) -> Command,
+    mut after: impl AsyncFnMut(&str, u32),
+) -> (u32, u32) {
+    let (mut runs, mut killed) = (0, 0);
+    for call in STEPS {
+        for nth in 1..=1_000 {
+            let mut run = killed_at(&prepare(runs).await, call, nth);
+            let output = tokio::task::spawn_blocking(move || run.output().unwrap()).await.unwrap();
+            let ended = output.status;
+            assert!(ended.success() || ended.signal() == Some(9), "{call} {nth}: {output:?}");
+            after(&format!("{call} {nth}"), runs).await;
+            runs += 1;
+            if ended.success() {
+                break;
+            }
+            killed += 1;
+        }
+    }
+    (runs, killed)
+}
+
+/// The client alone, in a directory of its own.
+fn edge(directory: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(millpond_tests::edge_binary());
+    command.args(arguments).current_dir(directory);
+    command
+}
+
+fn done(mut command: Command, at: &str) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{at}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_push_that_is_killed_at_any_step_leaves_a_whole_file_or_none_and_can_be_repeated() {
+    if !may_trace() {
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let bytes = [7; 300_000];
+    std::fs::write(home.path().join("whole"), bytes).unwrap();
+    std::fs::write(home.path().join("other"), b"other").unwrap();
+    let spool = home.path().join("spool");
+    let push = |name| {
+        let mut push = edge(home.path(), &["push", "--offline", name]);
+        push.env("MILLPOND_SPOOL", &spool);
+        push
+    };
+    let list = |at: &str| {
+        let mut list = edge(home.path(), &["--json", "spool", "list"]);
+        list.env("MILLPOND_SPOOL", &spool);
+        done(list, at)
+    };
+    // Into a spool that is made, and into one that holds something.
+    for begun in [false, true] {
+        let prepare = async |_| {
+            let _ = std::fs::remove_dir_all(&spool);
+            if begun {
+                done(push("other"), "before");
+            }
+            push("whole")
+        };
+        let after = async |at: &str, _| {
+            let left = list(at);
+            assert!(left.lines().count() <= 1 + usize::from(begun), "{at}: {left}");
+            assert!(!begun || left.contains("other-"), "{at}: {left}");
+            done(push("whole"), at);
+            assert_eq!(list(at).lines().count(), 1 + usize::from(begun), "{at}");
+            assert_eq!(std::fs::read_dir(spool.join("staging")).unwrap().count(), 0, "{at}");
+            for entry in std::fs::read_dir(spool.join("ready")).unwrap() {
+                let entry = entry.unwrap();
+                if entry.file_name().to_string_lossy().contains("whole-") {
+                    assert!(std::fs::read(entry.path()).unwrap().starts_with(&bytes), "{at}");
+                }
+            }
+        };
+        let (_, killed) = at_every_step(prepare, after).await;
+        assert!(killed >= 8, "{killed}");
+    }
+}
+
+#[tokio::test]
+async fn a_flush_that_is_killed_at_any_step_loses_nothing_and_nothing_is_stored_twice() {
+    if !may_trace() {
+        return;
+    }
+    let server = Server::with(&[("MILLPOND__MQTT__PUBLISH_MAX", "131072")]).await;
+    server.pool("demo", json!({ "grouping": "count", "count": 100_000 })).await;
+    let device = Edge::new(&server, server.member("demo", "edge-1", Role::Publisher).await).await;
+    // Two for a bundle, and one that goes by URL; no two files in all of it are the same.
+    let content = |n: u32, size: usize| n.to_le_bytes().into_iter().cycle().take(size).collect::<Vec<_>>();
+    let sizes = [("a", 10), ("b", 2_000), ("c", 150_000)];
+    let prepare = async |n| {
+        for (name, size) in sizes {
+            device.file(name, &content(n, size));
+        }
+        done(device.command(&["push", "--offline", "a", "b", "c"]), "before");
+        device.command(&["spool", "flush"])
+    };
+    let after = async |at: &str, _| {
+        let summary = device.run(&["--json", "spool", "flush"]).await;
+        let left: Value = serde_json::from_slice(&summary.stdout).unwrap();
+        assert_eq!((summary.status.code(), left["left"].as_u64()), (Some(0), Some(0)), "{at}: {summary:?}");
+    };
+    let (runs, killed) = at_every_step(prepare, after).await;
+    assert!(killed >= 30, "{killed}");
+    assert_eq!(device.done(&["--json", "spool", "list"]).await, "");
+    let uploads = server.uploads("demo").await;
+    let mut stored: Vec<_> =
+        uploads.iter().map(|upload| upload["sha256"].as_str().unwrap().to_owned()).collect();
+    let all = (0..runs).flat_map(|n| sizes.map(|(_, size)| Sha256::of(&content(n, size)).to_string()));
+    let mut expected: Vec<_> = all.collect();
+    stored.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(stored, expected);
+}
+
+#[tokio::test]
+async fn a_listener_that_is_killed_at_any_step_shows_a_whole_result_and_ends_with_the_newest() {
+    if !may_trace() {
+        return;
+    }
+    let server = Server::start().await;
+    server.pool("demo", json!({ "grouping": "count", "count": 1_000, "spread_s": 0 })).await;
+    let edge = Edge::new(&server, server.member("demo", "listener", Role::Listener).await).await;
+    let mill = Mill::join(server.member("demo", "mill", Role::Processor).await, server.api()).await;
+    let publisher = server.member("demo", "edge-1", Role::Publisher).await;
+    let result = async |n: usize, bytes: Vec<u8>| {
+        let link = Link::open(publisher.clone()).await.unwrap();
+        link.publish(&format!("mp/demo/c/edge-1/up/u{n}"), vec![1], Default::default()).await.unwrap();
+        let lease = mill.trigger(&json!({ "which": "oldest" })).await.unwrap();
+        mill.answer(&lease, bytes).await.unwrap();
+        link.close().await;
+    };
+    let listen = ["listen", "--once", "--exec", r#"cp "$MILLPOND_FILE" applied"#];
+    let (results, before) = (edge.directory().join("results"), edge.directory().join("before"));
+    // One that came over MQTT is there; the next comes by URL.
+    let (old, new) = (vec![1; 1_000], vec![2; 300_000]);
+    result(1, old.clone()).await;
+    edge.done(&listen).await;
+    std::fs::rename(&results, &before).unwrap();
+    result(2, new.clone()).await;
+    let prepare = async |_| {
+        let _ = std::fs::remove_dir_all(&results);
+        let copied = Command::new("cp").arg("-a").args([&before, &results]).status().unwrap();
+        assert!(copied.success());
+        std::fs::write(edge.directory().join("applied"), b"").unwrap();
+        edge.command(&listen)
+    };
+    let after = async |at: &str, _| {
+        let shown = std::fs::read(results.join("current")).unwrap();
+        assert!(shown == old || shown == new, "{at}: {} bytes are shown", shown.len());
+        edge.done(&listen).await;
+        assert!(std::fs::read(results.join("current")).unwrap() == new, "{at}");
+        assert!(std::fs::read(edge.directory().join("applied")).unwrap() == new, "{at}");
+        let partial = std::fs::read_dir(results.join(".millpond")).unwrap();
+        let partial = partial
+            .filter(|item| item.as_ref().unwrap().file_name().to_string_lossy().starts_with("partial-"));
+        assert_eq!(partial.count(), 0, "{at}");
+    };
+    let (_, killed) = at_every_step(prepare, after).await;
+    assert!(killed >= 30, "{killed}");
+}
+
+#[tokio::test]
+async fn an_enrolment_that_is_killed_at_any_step_makes_one_member_when_it_is_repeated() {
+    if !may_trace() {
+        return;
+    }
+    let server = Server::start().await;
+    server.pool("p", json!({})).await;
+    let new = json!({ "name": "j", "role": Role::Publisher, "uses": 1_000, "expires_s": 600 });
+    let join = server.api().post("/v1/pools/p/joins", &new).await["token"].as_str().unwrap().to_owned();
+    let home = tempfile::tempdir().unwrap();
+    let enrol = |n: u32| {
+        let mut command = edge(home.path(), &["enrol", &format!("p/dev-{n}")]);
+        command.env("MILLPOND_SERVER", format!("http://{}", server.ports().http));
+        command.env("MILLPOND_JOIN_TOKEN", &join);
+        command.env("MILLPOND_IDENTITY", home.path().join(format!("identity-{n}")));
+        command
+    };
+    let prepare = async |n| enrol(n);
+    let after = async |at: &str, n| {
+        done(enrol(n), at);
+        let kept = std::fs::read(home.path().join(format!("identity-{n}/identity.json"))).unwrap();
+        let kept: Value = serde_json::from_slice(&kept).unwrap();
+        assert!(kept["url"].as_str().is_some_and(|url| url.starts_with("mqtt://")), "{at}: {kept}");
+    };
+    let (runs, killed) = at_every_step(prepare, after).await;
+    assert!(killed >= 8, "{killed}");
+    let joins = server.api().get("/v1/pools/p/joins").await;
+    assert_eq!(joins["joins"][0]["uses"], 1_000 - runs, "one use each");
+}
