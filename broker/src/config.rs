@@ -7,6 +7,7 @@ use millpond_protocol::{AppTopics, limits};
 
 use crate::codec::Version;
 use crate::codec::packet::Connect;
+use crate::rate::Rate;
 
 /// Limits and time-outs of the gate.
 #[derive(Debug, Clone)]
@@ -29,8 +30,16 @@ pub struct GateConfig {
     pub connect_timeout: Duration,
     /// How long its sign-in may take after that, while it holds a place of `strangers_max`.
     pub sign_in_timeout: Duration,
-    /// Connections that have not signed in yet; more are closed at once.
+    /// Connections that have not signed in yet. More wait, [`limits::WAITING_PER_STRANGER`] for each of these places, and
+    /// what comes beyond that is closed at once.
     pub strangers_max: usize,
+    /// The same from one address (an IPv6 network of /64 is one). Raising it helps fleets behind one address, and lets one
+    /// address keep more others waiting.
+    pub strangers_per_address: usize,
+    /// Connections that have signed in; one more is refused.
+    pub connections_max: usize,
+    /// The same from one address.
+    pub connections_per_address: usize,
     /// Connections of one member.
     pub connections_per_member: usize,
     /// Bytes read but not committed, over all connections; then the gate reads no further. A quarter is for packets of
@@ -38,6 +47,10 @@ pub struct GateConfig {
     pub uncommitted_bytes_max: usize,
     /// Messages of one connection that are not committed; then the gate does not read from it.
     pub uncommitted_per_connection: usize,
+    /// What one member may send, over all its connections; over its rate none of them is read for a while.
+    pub member_rate: Rate,
+    /// The same of a pool: over its rate, those members are not read who are over their share of it.
+    pub pool_rate: Rate,
     /// Messages to one connection that are not acknowledged; an MQTT 5 client may lower it.
     pub in_flight_out: usize,
     /// Bytes queued to one connection; one more message ends it, and it asks again.
@@ -64,11 +77,16 @@ impl Default for GateConfig {
             connect_timeout: limits::CONNECT_TIMEOUT,
             sign_in_timeout: limits::STORAGE_TIMEOUT,
             strangers_max: limits::STRANGERS_MAX,
+            strangers_per_address: limits::STRANGERS_PER_ADDRESS,
+            connections_max: limits::CONNECTIONS_MAX,
+            connections_per_address: limits::CONNECTIONS_PER_ADDRESS,
             connections_per_member: limits::CONNECTIONS_PER_MEMBER,
             app_topics: AppTopics::default(),
             keep_alive_max: 0,
             uncommitted_bytes_max: limits::UNCOMMITTED_BYTES_MAX,
             uncommitted_per_connection: limits::UNCOMMITTED_PER_CONNECTION,
+            member_rate: Rate { messages: limits::MESSAGES_PER_MEMBER, bytes: limits::BYTES_PER_MEMBER },
+            pool_rate: Rate::default(),
             in_flight_out: limits::IN_FLIGHT_OUT,
             out_queue_max: limits::OUT_QUEUE_MAX,
             subscriptions_max: limits::SUBSCRIPTIONS_MAX,

@@ -44,10 +44,10 @@ where
     let Welcome { session, from, registration, version, rest } = welcome;
     let was_kept = session.is_kept() || session.is_resumed();
     let mut connection = Connection {
-        session,
         from,
         was_kept,
-        intake: Intake::new(version, rest, &gate),
+        intake: Intake::new(version, rest, session.who(), &gate),
+        session,
         takes: FuturesOrdered::new(),
         lookups: FuturesUnordered::new(),
         mailbox: registration.mailbox.clone(),

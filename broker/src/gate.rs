@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use millpond_net::{Arrival, Entered, Listener, Stream};
-use millpond_protocol::{Principal, Refusal};
-use tokio::sync::Semaphore;
+use millpond_net::{Arrival, Entered, Entrance, Listener, Places, Stream};
+use millpond_protocol::{Principal, Refusal, limits};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -15,6 +14,7 @@ use crate::budget::Budget;
 use crate::config::GateConfig;
 use crate::handle::GateHandle;
 use crate::handshake::Welcome;
+use crate::rate::Rates;
 use crate::{bus, connection, handshake};
 
 /// Pause after an accept that failed for want of descriptors or memory.
@@ -52,15 +52,19 @@ pub(crate) struct Shared {
     pub(crate) bytes_out: metrics::Counter,
     pub(crate) publishes: metrics::Counter,
     pub(crate) ack_seconds: metrics::Histogram,
-    strangers: Arc<Semaphore>,
+    pub(crate) rates: Rates,
+    /// Connections that have not signed in yet.
+    entrance: Entrance,
+    /// Places for those that have.
+    pub(crate) connections: Places,
     client_ids: AtomicU64,
 }
 
 impl Shared {
     fn measure(&self) {
         metrics::gauge!("millpond_gate_uncommitted_bytes").set(self.budget.used() as f64);
-        let strangers = self.config.strangers_max.saturating_sub(self.strangers.available_permits());
-        metrics::gauge!("millpond_gate_strangers").set(strangers as f64);
+        metrics::gauge!("millpond_gate_strangers").set(self.entrance.taken() as f64);
+        metrics::gauge!("millpond_gate_waiting").set(self.entrance.waiting() as f64);
         metrics::gauge!("millpond_gate_router_queue").set(self.handle.hub().outbox().len() as f64);
     }
 
@@ -88,7 +92,9 @@ impl Gate {
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_micros() as u64);
         let shared = Shared {
             budget: Arc::new(Budget::new(config.uncommitted_bytes_max, config.packet_max())),
-            strangers: Arc::new(Semaphore::new(config.strangers_max)),
+            rates: Rates::new(config.member_rate, config.pool_rate),
+            entrance: entrance(&config),
+            connections: Places::new(config.connections_max, config.connections_per_address),
             config: Arc::new(config),
             handle,
             backend,
@@ -174,17 +180,17 @@ impl Gate {
         stop: &CancellationToken,
         abort: &CancellationToken,
     ) {
-        let Ok(stranger) = self.shared.strangers.clone().try_acquire_owned() else {
-            metrics::counter!("millpond_gate_strangers_turned_away_total").increment(1);
-            return;
-        };
+        let Some(place) = self.shared.entrance.arrive(arrival.from().ip()) else { return };
         let (gate, stop, abort) = (self.shared.clone(), stop.clone(), abort.clone());
         tasks.spawn(async move {
+            let welcomed = async {
+                let _stranger = place.await?;
+                welcome(arrival, &gate).await
+            };
             let welcomed = tokio::select! {
-                welcomed = welcome(arrival, &gate) => welcomed,
+                welcomed = welcomed => welcomed,
                 () = stop.cancelled() => None,
             };
-            drop(stranger);
             if let Some((io, welcome)) = welcomed {
                 tokio::select! {
                     () = Box::pin(connection::run(io, welcome, gate, stop)) => {}
@@ -193,6 +199,14 @@ impl Gate {
             }
         });
     }
+}
+
+/// The way in of all listeners together.
+fn entrance(config: &GateConfig) -> Entrance {
+    let waiting = |places: usize| places.saturating_mul(limits::WAITING_PER_STRANGER);
+    let (max, per_address) = (config.strangers_max, config.strangers_per_address);
+    let room = Places::new(waiting(max), waiting(max) / 2);
+    Entrance::new("mqtt", Places::new(max, per_address), room, config.connect_timeout)
 }
 
 /// From a connection that was accepted to a session; none: it has been told why, where that is possible.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
-use millpond_net::Certified;
+use millpond_net::{Certified, Full};
 use millpond_protocol::{MemberName, PoolName, Principal, limits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -207,7 +207,8 @@ async fn sign_in(
             return Err(Refused { v4: 5, v5: reason::TOPIC_INVALID, why });
         }
         let connections_max = gate.config.connections_per_member;
-        let wish = Wish { client_id, clean: connect.clean, connections_max, endings, force };
+        let (places, from, clean) = (&gate.connections, from.ip(), connect.clean);
+        let wish = Wish { client_id, clean, connections_max, places, from, endings, force };
         match gate.handle.registry().register(&who, wish) {
             Ok(Registered { registration, kept, discarded }) => {
                 if let Some(who) = discarded {
@@ -218,7 +219,16 @@ async fn sign_in(
             // Members were ended meanwhile, this one perhaps.
             Err(NotRegistered::CheckAgain) => {}
             Err(NotRegistered::TooMany) => {
+                count_refused("member");
                 let why = "the member has too many connections or sessions";
+                return Err(Refused { v4: 3, v5: reason::QUOTA, why });
+            }
+            Err(NotRegistered::Full(full)) => {
+                count_refused(full.as_str());
+                let why = match full {
+                    Full::All => "the server has as many connections as it may have",
+                    Full::Address => "too many connections from your address",
+                };
                 return Err(Refused { v4: 3, v5: reason::QUOTA, why });
             }
             Err(NotRegistered::Held(left)) => {
@@ -226,6 +236,10 @@ async fn sign_in(
             }
         }
     }
+}
+
+fn count_refused(limit: &'static str) {
+    metrics::counter!("millpond_gate_connections_refused_total", "limit" => limit).increment(1);
 }
 
 /// Who the client says it is, and what is to prove it: a password where there is one, else its certificate. Where it has

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use futures_util::future::BoxFuture;
+use millpond_protocol::Principal;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::budget::Share;
@@ -12,6 +13,7 @@ use crate::codec::frame::{Framer, LONG, Next};
 use crate::codec::{Version, read};
 use crate::config::GateConfig;
 use crate::gate::Shared;
+use crate::rate::{Load, Meter};
 use crate::session::Session;
 use crate::socket::Due;
 
@@ -27,6 +29,12 @@ pub(crate) struct Intake {
     pub(crate) charging: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
     framer: Framer,
     share: Share,
+    /// Of its member's rate and its pool's, where there are some.
+    meter: Option<Meter>,
+    /// Bytes that were read and not charged yet.
+    unpaid: usize,
+    /// Nothing is read before then: the member, or the pool, is over its rate.
+    paused: Option<Instant>,
     config: Arc<GateConfig>,
     read_size: usize,
     /// Bytes of the packet that is being read, once they were asked for.
@@ -40,16 +48,19 @@ pub(crate) struct Intake {
 }
 
 impl Intake {
-    /// `rest`: what came behind CONNECT.
-    pub(crate) fn new(version: Version, rest: BytesMut, gate: &Shared) -> Self {
+    /// Of a connection of `who`. `rest`: what came behind CONNECT.
+    pub(crate) fn new(version: Version, rest: BytesMut, who: &Principal, gate: &Shared) -> Self {
         let config = gate.config.clone();
         // What is announced to clients is accepted, whatever is read past.
         let framer = Framer::new(version, config.read_past_max.max(config.packet_max()));
         Self {
+            unpaid: rest.len(),
             stream: rest,
             charging: None,
             framer,
             share: Share::new(gate.budget.clone()),
+            meter: gate.rates.meter(who),
+            paused: None,
             config,
             read_size: READ_MIN,
             packet: 0,
@@ -62,7 +73,7 @@ impl Intake {
 
     /// Whether the gate reads from this connection: if not, it cannot blame the client for its silence.
     pub(crate) fn listens(&self, session: &Session) -> bool {
-        !self.stopped && self.charging.is_none() && session.has_room()
+        !self.stopped && self.charging.is_none() && self.paused.is_none() && session.has_room()
     }
 
     /// Reads nothing more: what is half read, or waits for the budget, is given up.
@@ -81,17 +92,20 @@ impl Intake {
 
     /// Feeds the session every whole packet that it has room for.
     pub(crate) fn feed(&mut self, session: &mut Session) {
+        self.go_on(session);
         let now = self.read_at;
         while self.listens(session) {
             match self.framer.next(&mut self.stream, |head, payload| session.judge(head, payload)) {
                 Ok(Next::Packet(first, body)) => {
                     (self.packet, self.whole_by) = (0, None);
+                    self.pay(u64::from(is_message(first)));
                     match read::packet(self.framer.version(), first, body) {
                         Ok(packet) => session.packet(packet, now),
                         Err(bad) => session.fail(bad),
                     }
                 }
                 Ok(Next::ReadPast(refused)) => {
+                    self.pay(1);
                     let (head, refusal) = *refused;
                     session.read_past(head, refusal, now);
                 }
@@ -104,6 +118,28 @@ impl Intake {
         self.give_back(session);
         if self.stream.is_empty() && self.stream.capacity() > READ_MIN && self.read_size <= READ_MIN {
             self.stream = BytesMut::new();
+        }
+    }
+
+    /// Charges what was read to the rates; over one of them, the connection is not read for a while.
+    fn pay(&mut self, messages: u64) {
+        let Some(meter) = &self.meter else { return };
+        let bytes = std::mem::take(&mut self.unpaid) as u64;
+        let pause = meter.charge(Instant::now(), Load { messages, bytes });
+        if let Some(pause) = pause {
+            metrics::counter!("millpond_gate_throttled_total", "limit" => pause.limit).increment(1);
+        }
+        self.paused = pause.map(|pause| pause.until);
+    }
+
+    /// Ends a pause whose time has come, unless others have used up what there was meanwhile.
+    fn go_on(&mut self, session: &mut Session) {
+        let now = Instant::now();
+        if self.paused.is_some_and(|until| until <= now) {
+            let again = self.meter.as_ref().and_then(|meter| meter.charge(now, Load::default()));
+            self.paused = again.map(|pause| pause.until);
+            // What it says now it may have said long ago.
+            session.heard(now);
         }
     }
 
@@ -151,6 +187,7 @@ impl Intake {
     /// The socket gave `n` bytes.
     pub(crate) fn was_read(&mut self, n: usize) -> Instant {
         self.read_at = Instant::now();
+        self.unpaid += n;
         self.byte_by.moved();
         // Grow with a busy client, shrink with an idle one.
         self.read_size =
@@ -162,7 +199,7 @@ impl Intake {
     pub(crate) fn deadline(&mut self, session: &Session) -> Option<Instant> {
         let is_due = self.listens(session) && self.framer.is_inside(&self.stream);
         let byte_by = self.byte_by.follow(is_due, self.config.stall_timeout);
-        [byte_by, self.whole_by].into_iter().flatten().min()
+        [byte_by, self.whole_by, self.paused].into_iter().flatten().min()
     }
 
     /// Whether the client has stalled inside a packet.
@@ -175,4 +212,13 @@ impl Intake {
         }
         self.byte_by.is_over(now)
     }
+}
+
+/// Whether a packet counts for the rates by number: those that acknowledge what the gate sent only do by bytes.
+fn is_message(first: u8) -> bool {
+    const PUBLISH: u8 = 3;
+    const SUBSCRIBE: u8 = 8;
+    const UNSUBSCRIBE: u8 = 10;
+    const PINGREQ: u8 = 12;
+    matches!(first >> 4, PUBLISH | SUBSCRIBE | UNSUBSCRIBE | PINGREQ)
 }

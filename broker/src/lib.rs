@@ -10,6 +10,7 @@
 //! | `connection` | the task of one connection: all its I/O |
 //! | `intake` | its incoming half: what is read, held, and due |
 //! | `budget` | the bytes that all connections may hold |
+//! | `rate` | how fast members and pools may send |
 //! | `lookup` | a session's questions to the backend |
 //! | `socket` | waiting for a socket in both directions |
 //! | `session` | the protocol itself, without I/O |
@@ -19,10 +20,10 @@
 //! | `bus` | one order for the live messages of everybody, by `rumqttd` |
 //! | `handle` | the coordinator's way in |
 //!
-//! Metrics, all with the prefix `millpond_gate_`: gauges `connections`, `strangers`, `uncommitted_bytes`,
+//! Metrics, all with the prefix `millpond_gate_`: gauges `connections`, `strangers`, `waiting`, `uncommitted_bytes`,
 //! `router_queue`; counters `publishes_total`, `refusals_total{code}`, `bytes_in_total`, `bytes_out_total`,
-//! `sign_ins_refused_total`, `strangers_turned_away_total`, `stalled_total`, `events_dropped_total`,
-//! `copies_dropped_total`, `wills_total`, `bus_lost_total`; histogram
+//! `sign_ins_refused_total`, `connections_refused_total{limit}`, `throttled_total{limit}`, `stalled_total`,
+//! `events_dropped_total`, `copies_dropped_total{limit}`, `wills_total`, `bus_lost_total`; histogram
 //! `ack_seconds`, from receipt of a PUBLISH to its PUBACK or PUBREC.
 
 pub mod backend;
@@ -37,6 +38,7 @@ mod handshake;
 mod hub;
 mod intake;
 mod lookup;
+mod rate;
 mod registry;
 mod session;
 mod socket;
@@ -48,4 +50,5 @@ pub use backend::{
 pub use config::GateConfig;
 pub use gate::{Gate, GateError};
 pub use handle::GateHandle;
+pub use rate::Rate;
 pub use registry::EndReason;

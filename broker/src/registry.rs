@@ -16,10 +16,12 @@ mod away;
 mod tests;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use millpond_net::{Full, Place, Places};
 use millpond_protocol::{MemberName, PoolName, Principal, limits};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -90,6 +92,9 @@ pub(crate) struct Wish<'a> {
     pub(crate) clean: bool,
     /// Connections that the member may have.
     pub(crate) connections_max: usize,
+    /// Those that all may have, and where this one comes from.
+    pub(crate) places: &'a Places,
+    pub(crate) from: IpAddr,
     /// What [`Registry::endings`] said before its credentials were checked.
     pub(crate) endings: u64,
     /// The connection that held it did not leave in time: do without what it holds.
@@ -101,6 +106,8 @@ pub(crate) struct Wish<'a> {
 pub(crate) enum NotRegistered {
     /// The member has as many connections, or sessions, as it may have.
     TooMany,
+    /// All, or those of its address, have as many connections as they may have.
+    Full(Full),
     /// Members were ended since the credentials were checked: check them again.
     CheckAgain,
     /// Another connection holds the session, and was ended: try again when it has left.
@@ -136,6 +143,8 @@ pub(crate) struct Registration {
     left: CancellationToken,
     pub(crate) client_id: String,
     pub(crate) mailbox: Arc<Mailbox>,
+    /// Given up before others hear that it has left: one of them may need it.
+    place: Option<Place>,
 }
 
 impl Registry {
@@ -181,6 +190,7 @@ impl Registry {
         {
             return Err(NotRegistered::TooMany);
         }
+        let place = wish.places.try_take(wish.from).map_err(NotRegistered::Full)?;
         let (mut resumed, mut discarded) = (None, None);
         if let Some(at) = held {
             let entry = entries.swap_remove(at);
@@ -204,7 +214,10 @@ impl Registry {
         }
         let (mailbox, kept) = match resumed {
             Some((mailbox, kept)) => (mailbox, Some(kept)),
-            None => (self.hub.mailbox(&key.0), None),
+            None => {
+                let other = entries.first().map(|entry| &*entry.mailbox);
+                (self.hub.mailbox(&key.0, other), None)
+            }
         };
         mailbox.go_online();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -219,7 +232,8 @@ impl Registry {
         drop(members);
         self.count.fetch_add(1, Ordering::Relaxed);
         metrics::gauge!("millpond_gate_connections").increment(1);
-        let registration = Registration { registry: self.clone(), key, id, left, client_id, mailbox };
+        let registration =
+            Registration { registry: self.clone(), key, id, left, client_id, mailbox, place: Some(place) };
         Ok(Registered { registration, kept, discarded })
     }
 
@@ -334,6 +348,7 @@ impl Drop for Registration {
             }
         }
         drop(members);
+        self.place = None;
         self.left.cancel();
         self.registry.count.fetch_sub(1, Ordering::Relaxed);
         metrics::gauge!("millpond_gate_connections").decrement(1);

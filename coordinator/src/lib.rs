@@ -7,6 +7,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod descriptors;
 pub mod dispatch;
 mod doors;
 pub mod fanout;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use millpond_broker::{Gate, GateConfig, GateHandle};
+use millpond_broker::{Gate, GateConfig, GateHandle, Rate};
 use millpond_net::Listener;
 use millpond_protocol::{AppTopics, Sha256, limits};
 use tokio::net::TcpListener;
@@ -19,6 +19,7 @@ use url::Url;
 
 use crate::asks::Asks;
 use crate::config::Config;
+use crate::descriptors;
 use crate::dispatch::Dispatch;
 use crate::doors::Doors;
 use crate::fanout::live;
@@ -56,6 +57,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     // First of all: what counts before it is lost.
     http::install_metrics();
+    descriptors::prepare(&config);
     let dir = config.server.data_dir.clone();
     secrets::private_dir(&dir)
         .with_context(|| format!("{} cannot be made: change server.data_dir", dir.display()))?;
@@ -138,6 +140,10 @@ pub async fn run(
         storage_url: storage.public_url.to_string(),
         request_timeout: Duration::from_secs(config.http.request_timeout_s),
         event_streams_max: config.http.event_streams_max,
+        room: http::Room {
+            max: config.http.connections_max,
+            per_address: config.http.connections_per_address,
+        },
         grace: Duration::from_secs(config.server.shutdown_grace_s),
         gate: visitors,
         shutdown: front.clone(),
@@ -208,7 +214,18 @@ fn gate_config(config: &Config) -> anyhow::Result<GateConfig> {
         bundle_max: config.mqtt.bundle_max,
         connect_timeout: Duration::from_secs(config.limits.connect_timeout_s),
         strangers_max: config.limits.strangers_max,
+        strangers_per_address: config.limits.strangers_per_address,
+        connections_max: config.limits.connections_max,
+        connections_per_address: config.limits.connections_per_address,
         connections_per_member: config.limits.connections_per_member,
+        member_rate: Rate {
+            messages: config.limits.messages_per_member_s,
+            bytes: config.limits.bytes_per_member_s,
+        },
+        pool_rate: Rate {
+            messages: config.limits.messages_per_pool_s,
+            bytes: config.limits.bytes_per_pool_s,
+        },
         uncommitted_bytes_max: config.limits.uncommitted_bytes_max,
         uncommitted_per_connection: config.limits.uncommitted_per_connection,
         shutdown_grace: Duration::from_secs(config.server.shutdown_grace_s),

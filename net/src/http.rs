@@ -1,9 +1,7 @@
 //! Connections of an HTTP server: how many, how long, and how they end.
 
 use std::error::Error;
-use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
@@ -11,11 +9,10 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Arrival, Entered, Listener};
+use crate::{Arrival, Entered, Entrance, Listener, Places};
 
 /// Bytes of one request's head: a presigned URL is under 2 KiB.
 const HEAD: usize = 32 << 10;
@@ -27,8 +24,12 @@ const HEADERS: usize = 64;
 pub struct Connections {
     /// Whose they are, in log lines.
     pub of: &'static str,
+    /// The listener's name in metrics.
+    pub name: &'static str,
     /// How many at once; who comes later waits in the listener's backlog.
     pub max: usize,
+    /// How many of them from one address; of that address as many as `max` wait beside those, for `idle`.
+    pub per_address: usize,
     /// How long a request's head may take, and a connection stay idle.
     pub idle: Duration,
     /// How long an answer may stand still because its client takes no byte of it.
@@ -55,23 +56,30 @@ impl Connections {
     {
         let Self { of, grace, .. } = self;
         let mut listener = listener.into();
-        let places = Arc::new(Semaphore::new(self.max));
+        let places = Places::new(self.max, self.per_address);
+        let entrance = Entrance::new(self.name, places, Places::new(self.max, self.max), self.idle);
         let mut connections = JoinSet::new();
         loop {
             let accepted = async {
-                let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
-                listener.accept().await.map(|arrival| (arrival, place))
+                entrance.vacancy().await;
+                listener.accept().await
             };
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Some(_) = connections.join_next() => {}
                 accepted = accepted => match accepted {
-                    Ok((arrival, place)) => {
-                        let service = service(arrival.from());
+                    Ok(arrival) => {
+                        let Some(place) = entrance.arrive(arrival.from().ip()) else { continue };
+                        let (service, stop) = (service(arrival.from()), shutdown.clone());
                         let connection = self.clone().connection(arrival, service, shutdown.clone());
                         connections.spawn(async move {
-                            connection.await;
-                            drop(place);
+                            let place = tokio::select! {
+                                place = place => place,
+                                () = stop.cancelled() => None,
+                            };
+                            if place.is_some() {
+                                connection.await;
+                            }
                         });
                     }
                     Err(error) => {
@@ -132,10 +140,18 @@ mod tests {
     use bytes::Bytes;
     use http_body_util::Full;
     use hyper::service::service_fn;
-    use tokio::io::AsyncWriteExt as _;
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
     use super::*;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    const LONG: Duration = Duration::from_secs(30);
+
+    fn connections(max: usize, per_address: usize, stall: Duration) -> Connections {
+        let (of, name, idle, grace) = ("the test", "test", LONG, Duration::ZERO);
+        Connections { of, name, max, per_address, idle, stall, grace }
+    }
 
     #[tokio::test]
     async fn an_answer_that_nobody_reads_ends_its_connection() {
@@ -146,11 +162,47 @@ mod tests {
         let service = service_fn(async |_| {
             Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![0; 64 << 20]))))
         });
-        let (idle, stall, grace) = (Duration::from_secs(30), Duration::from_millis(50), Duration::ZERO);
-        let connections = Connections { of: "the test", max: 1, idle, stall, grace };
+        let connections = connections(1, 1, Duration::from_millis(50));
         let connection = connections.connection(arrival, service, CancellationToken::new());
-        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        client.write_all(REQUEST).await.unwrap();
         tokio::time::timeout(Duration::from_secs(5), connection).await.expect("it stands still for ever");
         drop(client);
+    }
+
+    /// A connection from an address of this machine.
+    async fn from(source: &str, to: SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{source}:0").parse().unwrap()).unwrap();
+        socket.connect(to).await.unwrap()
+    }
+
+    async fn is_answered(io: &mut TcpStream) -> bool {
+        io.write_all(REQUEST).await.unwrap();
+        let read = tokio::time::timeout(LONG, io.read(&mut [0; 64])).await;
+        matches!(read.expect("nothing comes"), Ok(1..))
+    }
+
+    #[tokio::test]
+    async fn silent_connections_of_one_address_take_its_share_and_others_are_answered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (at, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let service = |_| service_fn(async |_| Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())));
+        let served = tokio::spawn(connections(4, 2, LONG).serve(listener, stop.clone(), service));
+        let mut silent = Vec::new();
+        // Two have places, four wait, and the seventh is closed.
+        for _ in 0..6 {
+            silent.push(from("127.0.0.1", at).await);
+        }
+        let mut over = from("127.0.0.1", at).await;
+        assert!(matches!(over.read(&mut [0; 1]).await, Ok(0) | Err(_)), "it is not closed");
+        for _ in 0..10 {
+            assert!(is_answered(&mut from("127.0.0.2", at).await).await);
+        }
+        // Those who have waited get the places of those who go, in order.
+        let waited = &mut silent.split_off(2)[0];
+        silent.clear();
+        assert!(is_answered(waited).await);
+        stop.cancel();
+        served.await.unwrap();
     }
 }

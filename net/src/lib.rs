@@ -5,6 +5,7 @@
 //!
 //! | module | does |
 //! |---|---|
+//! | `places` | how many connections may come, in all and from one address, and who waits for a place |
 //! | `listener` | accepts, and makes a stream of what arrived: plain, or TLS after a handshake within its time |
 //! | `moving` | ends a connection whose peer takes no byte for too long, below TLS |
 //! | `stream` | plain or TLS, as one type |
@@ -13,16 +14,19 @@
 //! | `http` | connections of an HTTP server: how many, how long, how they end |
 //!
 //! Metrics, with the prefix `millpond_tls_`: counters `handshakes_total{listener,outcome}` (`done`, `failed`, `late`) and
-//! `reloads_total{outcome}` (`done`, `refused`); gauge `certificate_expires_seconds`, when the certificate in use ends.
+//! `reloads_total{outcome}` (`done`, `refused`); gauge `certificate_expires_seconds`, when the certificate in use ends. And
+//! the counter `millpond_turned_away_total{listener,limit}` (`all`, `address`).
 
 mod http;
 mod listener;
 mod moving;
+mod places;
 mod stream;
 pub mod tls;
 pub mod websocket;
 
 pub use http::Connections;
 pub use listener::{Arrival, Door, Entered, Handover, Listener};
+pub use places::{Entrance, Full, Place, Places, network};
 pub use stream::Stream;
 pub use tls::{Certified, Tls};

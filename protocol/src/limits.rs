@@ -37,6 +37,20 @@ pub const READ_PAST_MAX: usize = 32 << 20;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that have not signed in yet.
 pub const STRANGERS_MAX: usize = 1_000;
+/// The same from one address (an IPv6 network of /64 is one): three others that do their worst still leave a quarter free. A
+/// sign-in takes some round trips, so this lets a fleet behind one address in at hundreds a second.
+pub const STRANGERS_PER_ADDRESS: usize = 250;
+/// Connections that wait for a place among those, for each such place: a fleet of thousands that comes back at once. Half
+/// of them for one address.
+pub const WAITING_PER_STRANGER: usize = 4;
+/// Connections that have signed in: with [`SESSION_QUEUE_BYTES`] and the rest, what SECURITY.md adds up.
+pub const CONNECTIONS_MAX: usize = 20_000;
+/// The same from one address: a fleet behind a NAT has thousands.
+pub const CONNECTIONS_PER_ADDRESS: usize = 10_000;
+/// Connections of the HTTP API, strangers and all: each may hold a handshake, a request's head, or an answer.
+pub const HTTP_CONNECTIONS: usize = 1_024;
+/// The same from one address: a proxy may stand in front of all.
+pub const HTTP_CONNECTIONS_PER_ADDRESS: usize = 512;
 /// Sign-ins with wrong credentials that one name may have from one address at once, and how fast they are forgiven: a
 /// person who mistypes, or a device that was rotated and is about to get its new token.
 pub const SIGN_IN_FAILURES_PER_NAME: u32 = 10;
@@ -57,6 +71,11 @@ pub const CONNECTIONS_PER_MEMBER: usize = 8;
 pub const UNCOMMITTED_BYTES_MAX: usize = 256 << 20;
 /// Messages of one connection that are not committed; then the gate stops reading.
 pub const UNCOMMITTED_PER_CONNECTION: usize = 64;
+/// Packets a second that one member may send, acknowledgements aside: far more than a device that sends files, and a small
+/// part of what a server takes. A pool has no rate of its own by default, for one pool may be all that a server is for.
+pub const MESSAGES_PER_MEMBER: u64 = 5_000;
+/// Bytes a second that one member may send: more than most links carry.
+pub const BYTES_PER_MEMBER: u64 = 64 << 20;
 /// Messages to one connection that are not acknowledged (Receive Maximum may lower it).
 pub const IN_FLIGHT_OUT: usize = 100;
 /// Bytes queued to one connection, after which the gate ends it and it must ask again. Asks are refused from a third of it
@@ -87,6 +106,8 @@ pub const SESSION_QUEUE_BYTES: usize = 16 << 20;
 /// Bytes of the messages on app topics that wait for all sessions of a pool that have no connection, each copy counted for
 /// itself. What comes beyond that is dropped for them.
 pub const AWAY_BYTES_PER_POOL: usize = 256 << 20;
+/// The same for the sessions of one member: two of them may be full, and eight members leave nothing to the others.
+pub const AWAY_BYTES_PER_MEMBER: usize = 32 << 20;
 /// Topic aliases of one connection in each direction: each keeps a topic.
 pub const TOPIC_ALIASES: u16 = 16;
 /// Bytes of one pack.

@@ -66,6 +66,10 @@ pub mod embedded {
     /// Connections at once; who comes later waits in the listener's backlog. Each may hold two chunks of [`CHUNK`].
     pub const CONNECTIONS: usize = 1024;
 
+    /// Connections of one address at once, of those: half is left to the others, and behind a proxy or a NAT half is enough
+    /// to keep disk and network busy.
+    pub const CONNECTIONS_PER_ADDRESS: usize = 512;
+
     /// Uploads at once; who comes later waits up to [`UPLOAD_WAIT`]. Each may hold two batches of [`CHUNK`].
     pub const UPLOADS: usize = 256;
 

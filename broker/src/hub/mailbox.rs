@@ -1,13 +1,14 @@
 //! What waits for one session, whether it has a connection or not.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use millpond_protocol::limits;
 use tokio::sync::Notify;
 
+use super::away::{Away, AwayBytes};
 use super::message::Mail;
 use super::queue::{Put, Queue};
 use super::trie::Subscriber;
@@ -16,10 +17,6 @@ use crate::registry::EndReason;
 
 /// Events that may wait for one connection; older ones are dropped, for the feed over HTTP to bring.
 const EVENTS_MAX: usize = 1_000;
-
-/// What waits for the sessions of a pool that have no connection.
-#[derive(Debug, Default)]
-pub(crate) struct AwayBytes(AtomicUsize);
 
 /// The one place where others leave something for a session. Bounded: by bytes, by number, or to the newest of its kind.
 #[derive(Debug)]
@@ -31,8 +28,7 @@ pub(crate) struct Mailbox {
     given_up: AtomicU64,
     inner: Mutex<Waiting>,
     notify: Notify,
-    /// Of its pool.
-    away: Arc<AwayBytes>,
+    away: Away,
 }
 
 #[derive(Debug)]
@@ -77,7 +73,7 @@ pub(crate) struct Taken {
 }
 
 impl Mailbox {
-    pub(crate) fn new(id: u64, away: Arc<AwayBytes>) -> Self {
+    pub(crate) fn new(id: u64, away: Away) -> Self {
         let inner = Waiting {
             messages: VecDeque::new(),
             bytes: 0,
@@ -106,8 +102,12 @@ impl Mailbox {
     fn count(&self, waiting: &mut Waiting) {
         let weight = if self.is_online() { 0 } else { waiting.queue.weight() };
         let before = std::mem::replace(&mut waiting.counted, weight);
-        // Wraps where it became less, and so does the sum.
-        self.away.0.fetch_add(weight.wrapping_sub(before), Ordering::Relaxed);
+        self.away.change(before, weight);
+    }
+
+    /// What its member's sessions that are away count for.
+    pub(crate) fn away_of_member(&self) -> Arc<AwayBytes> {
+        self.away.member.clone()
     }
 
     /// Waits until there is something that is wanted, and takes it. Safe to cancel.
@@ -170,12 +170,12 @@ impl Mailbox {
             Put::Kept
         } else {
             let weight = copy.message.bytes() + size_of::<Mail>();
-            let put =
-                if is_online || self.away.0.load(Ordering::Relaxed) + weight <= limits::AWAY_BYTES_PER_POOL {
-                    waiting.queue.put(copy, is_online)
-                } else {
-                    Put::Dropped
-                };
+            let (room, limit) = if is_online { (weight, "session") } else { self.away.room() };
+            let (put, limit) = if weight <= room {
+                (waiting.queue.put(copy, is_online), "session")
+            } else {
+                (Put::Dropped, limit)
+            };
             if !is_online {
                 self.count(&mut waiting);
             }
@@ -186,7 +186,7 @@ impl Mailbox {
             }
             // Whoever is ended loses this one as well.
             if matches!(put, Put::Full | Put::Dropped) {
-                metrics::counter!("millpond_gate_copies_dropped_total").increment(1);
+                count_dropped(limit, 1);
             }
             put
         };
@@ -251,12 +251,20 @@ impl Mailbox {
         waiting.states.clear();
         waiting.events.clear();
         waiting.queue.leave();
+        let (room, limit) = self.away.room();
+        count_dropped(limit, waiting.queue.shorten(room));
         self.count(&mut waiting);
     }
 
     /// Nothing panics under this lock, so a poisoned one still holds a consistent value.
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn count_dropped(limit: &'static str, copies: u64) {
+    if copies > 0 {
+        metrics::counter!("millpond_gate_copies_dropped_total", "limit" => limit).increment(copies);
     }
 }
 
@@ -328,39 +336,5 @@ impl Waiting {
                 self.states.insert(copy.message.topic.clone(), copy);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-
-    use super::super::message::Message;
-    use super::*;
-
-    #[test]
-    fn what_waits_for_all_who_are_away_is_bounded_and_who_comes_back_makes_room() {
-        let away = Arc::<AwayBytes>::default();
-        let large = Message::event("app/p/x".into(), Bytes::from(vec![0; limits::AWAY_BYTES_PER_POOL / 20]));
-        let copy = Mail { message: Arc::new(large), qos: 1, retain: false, replay: false, tags: vec![] };
-        let mut sessions: Vec<Mailbox> = (0..19).map(|id| Mailbox::new(id, away.clone())).collect();
-        for mailbox in &sessions {
-            // What came before it left counts too.
-            assert_eq!(mailbox.put(copy.clone()).0, Put::Behind);
-            mailbox.go_offline();
-        }
-        let (last, here) = (Mailbox::new(20, away.clone()), Mailbox::new(21, away.clone()));
-        last.go_offline();
-        assert_eq!(last.put(copy.clone()).0, Put::Dropped);
-        assert_eq!(here.put(copy.clone()).0, Put::Behind, "who has a connection is not concerned");
-        sessions[0].go_online();
-        assert_eq!(last.put(copy.clone()).0, Put::Behind);
-        let more = Mailbox::new(22, away.clone());
-        more.go_offline();
-        assert_eq!(more.put(copy.clone()).0, Put::Dropped);
-        drop(sessions.pop());
-        assert_eq!(more.put(copy).0, Put::Behind);
-        drop((sessions, last, here, more));
-        assert_eq!(away.0.load(Ordering::Relaxed), 0);
     }
 }

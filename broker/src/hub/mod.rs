@@ -26,6 +26,7 @@
 //! **Memory.** A message is in memory once, its payload shared by all who wait for it. A copy is 48 bytes in a queue of at
 //! most `SESSION_QUEUE_MAX`. Nothing is kept of a topic or a filter that nobody holds.
 
+mod away;
 pub(crate) mod mailbox;
 pub(crate) mod message;
 mod queue;
@@ -40,7 +41,8 @@ use std::time::{Duration, Instant};
 use millpond_protocol::{PoolName, Refusal, app_topics};
 use tokio::sync::oneshot;
 
-use self::mailbox::{AwayBytes, Mailbox};
+use self::away::{Away, AwayBytes};
+use self::mailbox::Mailbox;
 use self::message::{Mail, Message};
 use self::queue::Put;
 use self::retained::Retained;
@@ -79,10 +81,12 @@ pub(crate) struct Fanned {
 }
 
 impl Hub {
-    /// A mailbox for a new session.
-    pub(crate) fn mailbox(&self, pool: &PoolName) -> Arc<Mailbox> {
-        let away = lock(&self.away).entry(pool.clone()).or_default().clone();
-        Arc::new(Mailbox::new(self.ids.fetch_add(1, Ordering::Relaxed) + 1, away))
+    /// A mailbox for a new session; `other` is one of another session of its member, if it has any.
+    pub(crate) fn mailbox(&self, pool: &PoolName, other: Option<&Mailbox>) -> Arc<Mailbox> {
+        let pool = lock(&self.away).entry(pool.clone()).or_default().clone();
+        let member = other.map(Mailbox::away_of_member).unwrap_or_default();
+        let id = self.ids.fetch_add(1, Ordering::Relaxed) + 1;
+        Arc::new(Mailbox::new(id, Away { pool, member }))
     }
 
     pub(crate) fn outbox(&self) -> &Outbox {

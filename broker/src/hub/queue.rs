@@ -76,12 +76,7 @@ impl Queue {
     pub(crate) fn take(&mut self, now: Instant) -> Option<Mail> {
         loop {
             let copy = self.copies.pop_front()?;
-            if copy.replay {
-                self.replays -= 1;
-                self.replay_bytes -= copy.message.bytes();
-            } else {
-                self.bytes -= copy.message.bytes();
-            }
+            self.discount(&copy);
             if !copy.message.is_expired(now) {
                 return Some(copy);
             }
@@ -98,12 +93,33 @@ impl Queue {
         }
     }
 
+    /// Drops what came last until it weighs no more than that; how many.
+    pub(crate) fn shorten(&mut self, weight_max: usize) -> u64 {
+        let mut dropped = 0;
+        while self.weight() > weight_max
+            && let Some(copy) = self.copies.pop_back()
+        {
+            self.discount(&copy);
+            dropped += 1;
+        }
+        dropped
+    }
+
     fn count(&mut self, copy: &Mail) {
         if copy.replay {
             self.replays += 1;
             self.replay_bytes += copy.message.bytes();
         } else {
             self.bytes += copy.message.bytes();
+        }
+    }
+
+    fn discount(&mut self, copy: &Mail) {
+        if copy.replay {
+            self.replays -= 1;
+            self.replay_bytes -= copy.message.bytes();
+        } else {
+            self.bytes -= copy.message.bytes();
         }
     }
 

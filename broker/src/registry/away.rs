@@ -38,7 +38,10 @@ impl Registry {
     pub(crate) fn restore(&self, who: &Principal, session: KeptSession) {
         let key = (who.pool.clone(), who.name.clone());
         let KeptSession { client_id, expiry, subscriptions } = session;
-        let mailbox = self.hub.mailbox(&key.0);
+        let members = lock(&self.members);
+        let other = members.entries.get(&key).and_then(|entries| entries.first());
+        let mailbox = self.hub.mailbox(&key.0, other.map(|entry| &*entry.mailbox));
+        drop(members);
         mailbox.go_offline();
         for held in &subscriptions {
             self.hub.subscribe(&key.0, &mailbox, &held.filter, Options::of(held), Replay::Never);

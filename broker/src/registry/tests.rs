@@ -1,9 +1,11 @@
 //! Who holds a session, and who no longer may.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use millpond_net::Places;
 use millpond_protocol::{Principal, Role};
 
 use super::{EndReason, Leaving, Registered, Registry, Wish, lock};
@@ -18,7 +20,8 @@ fn who(role: Role) -> Principal {
 
 fn register(registry: &Arc<Registry>, who: &Principal) -> Registered {
     let endings = registry.endings();
-    let wish = Wish { client_id: "x", clean: false, connections_max: 4, endings, force: false };
+    let (places, from) = (&Places::new(9, 9), IpAddr::from([127, 0, 0, 1]));
+    let wish = Wish { client_id: "x", clean: false, connections_max: 4, places, from, endings, force: false };
     registry.register(who, wish).unwrap()
 }
 

@@ -243,20 +243,6 @@ async fn a_packet_before_connect_closes() {
 }
 
 #[tokio::test]
-async fn more_strangers_than_may_be_are_turned_away() {
-    let config = GateConfig { strangers_max: 2, ..GateConfig::default() };
-    let server = server_with(config).await;
-    let (mut first, _second) = (server.raw().await, server.raw().await);
-    let mut third = server.raw().await;
-    assert_eq!(third.packet_or_end().await, None);
-    first.level = 4;
-    first.send(&connect(4, "x", "p/publisher", &[])).await;
-    assert_eq!(first.packet().await.1, [0, 0], "those inside go on");
-    first.ping().await;
-    server.client(4, "listener").await.ping().await;
-}
-
-#[tokio::test]
 async fn a_client_that_is_silent_beyond_its_keep_alive_is_closed() {
     let login = [text("p/publisher"), text("secret")].concat();
     for (level, code) in [(4, 0), (5, 0x8D)] {

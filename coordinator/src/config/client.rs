@@ -56,6 +56,8 @@ impl Storage {
         let mut server = EmbeddedConfig::new(&self.bucket, access_key, Secret::new(secret_key));
         server.region.clone_from(&self.region);
         server.cors_origins.clone_from(&self.cors_origins);
+        server.max_connections = self.connections_max;
+        server.max_connections_per_address = self.connections_per_address;
         if self.quota_bytes > 0 {
             server.quota = self.quota_bytes;
         }

@@ -83,6 +83,11 @@ pub struct Http {
     /// Event streams at once; one more is told `quota`. Each holds a connection and reads the
     /// ledger up to five times a second while something happens.
     pub event_streams_max: usize,
+    /// Connections at once; later ones wait. Raising it costs some 100 KiB each.
+    pub connections_max: usize,
+    /// The same from one address; what comes beyond that waits alone. Raising it helps proxies, and lets one address keep
+    /// more others waiting.
+    pub connections_per_address: usize,
 }
 
 /// Where files live.
@@ -125,6 +130,11 @@ pub struct Storage {
     pub call_timeout_s: u64,
     /// Bytes of all objects of the embedded server; 0: as many as the disk holds. Raising it leaves less to the ledger.
     pub quota_bytes: u64,
+    /// Connections at once to the embedded server; later ones wait. Raising it costs up to 1 MiB each.
+    pub connections_max: usize,
+    /// The same from one address; what comes beyond that waits alone. Raising it helps proxies, and lets one address keep
+    /// more others waiting.
+    pub connections_per_address: usize,
     /// Origins whose pages may use URLs of the embedded server; `*`: all. More: more pages may.
     pub cors_origins: Vec<String>,
 }
@@ -166,8 +176,14 @@ pub enum LogFormat {
 pub struct Limits {
     /// Connections of one member. Raising it lets one credential hold more of the server.
     pub connections_per_member: usize,
-    /// Connections that have not signed in yet. Raising it helps reconnect storms, at 16 KiB each.
+    /// Connections in all that have signed in. Raising it needs more memory and descriptors.
+    pub connections_max: usize,
+    /// The same from one address (an IPv6 network of /64 is one). Raising it helps large fleets behind one address.
+    pub connections_per_address: usize,
+    /// Connections that have not signed in yet; four times as many wait. Raising it helps reconnect storms, at 16 KiB each.
     pub strangers_max: usize,
+    /// The same from one address. Raising it helps fleets behind one address, and lets one address keep more others waiting.
+    pub strangers_per_address: usize,
     /// Sign-ins with wrong credentials that one name may have from one address at once; later one in 30 s. Raising it lets
     /// badly configured devices take more of the server.
     pub sign_in_failures_per_name: u32,
@@ -180,6 +196,16 @@ pub struct Limits {
     pub uncommitted_bytes_max: usize,
     /// Messages of one connection that are not committed. Raising it helps single fast clients.
     pub uncommitted_per_connection: usize,
+    /// Packets a second of one member, acknowledgements aside; 0: any. Over its rate its connections are not read for a
+    /// while. Raising it lets single clients take more of the server.
+    pub messages_per_member_s: u64,
+    /// Bytes a second of one member; 0: any.
+    pub bytes_per_member_s: u64,
+    /// Packets a second of one pool; 0: any. Over its rate, those members wait that send more than their share. Raising it
+    /// leaves less to other pools.
+    pub messages_per_pool_s: u64,
+    /// Bytes a second of one pool; 0: any.
+    pub bytes_per_pool_s: u64,
     /// Seconds that a grant of `put` holds from the ask that named it last. Raising it lets slow clients resume later, and
     /// keeps what never becomes whole longer.
     pub grant_s: u64,
@@ -211,7 +237,14 @@ impl Default for Mqtt {
 
 impl Default for Http {
     fn default() -> Self {
-        Self { listen: loopback(8080), tls: true, request_timeout_s: 30, event_streams_max: 100 }
+        Self {
+            listen: loopback(8080),
+            tls: true,
+            request_timeout_s: 30,
+            event_streams_max: 100,
+            connections_max: limits::HTTP_CONNECTIONS,
+            connections_per_address: limits::HTTP_CONNECTIONS_PER_ADDRESS,
+        }
     }
 }
 
@@ -234,6 +267,8 @@ impl Default for Storage {
             proxy: None,
             call_timeout_s: limits::STORAGE_TIMEOUT.as_secs(),
             quota_bytes: 0,
+            connections_max: millpond_storage::limits::embedded::CONNECTIONS,
+            connections_per_address: millpond_storage::limits::embedded::CONNECTIONS_PER_ADDRESS,
             cors_origins: Vec::new(),
         }
     }
@@ -249,12 +284,19 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_per_member: limits::CONNECTIONS_PER_MEMBER,
+            connections_max: limits::CONNECTIONS_MAX,
+            connections_per_address: limits::CONNECTIONS_PER_ADDRESS,
             strangers_max: limits::STRANGERS_MAX,
+            strangers_per_address: limits::STRANGERS_PER_ADDRESS,
             sign_in_failures_per_name: limits::SIGN_IN_FAILURES_PER_NAME,
             sign_in_failures_per_address: limits::SIGN_IN_FAILURES_PER_ADDRESS,
             connect_timeout_s: limits::CONNECT_TIMEOUT.as_secs(),
             uncommitted_bytes_max: limits::UNCOMMITTED_BYTES_MAX,
             uncommitted_per_connection: limits::UNCOMMITTED_PER_CONNECTION,
+            messages_per_member_s: limits::MESSAGES_PER_MEMBER,
+            bytes_per_member_s: limits::BYTES_PER_MEMBER,
+            messages_per_pool_s: 0,
+            bytes_per_pool_s: 0,
             grant_s: limits::GRANT.as_secs(),
         }
     }

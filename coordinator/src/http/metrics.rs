@@ -199,7 +199,7 @@ fn describe() {
     }
 }
 
-pub(super) const COUNTERS: [(&str, &str); 34] = [
+pub(super) const COUNTERS: [(&str, &str); 36] = [
     ("millpond_uploads_total", "Uploads with a row, by outcome"),
     ("millpond_upload_bytes_total", "Bytes of uploads with a row"),
     ("millpond_results_total", "Results that were committed"),
@@ -217,12 +217,20 @@ pub(super) const COUNTERS: [(&str, &str); 34] = [
     ("millpond_gate_publishes_total", "PUBLISH packets taken"),
     ("millpond_gate_refusals_total", "PUBLISH packets refused by the gate, by code"),
     ("millpond_gate_sign_ins_refused_total", "CONNECTs with wrong credentials or over a limit"),
+    (
+        "millpond_gate_throttled_total",
+        "Times that a connection was not read for a while because its member or its pool was over its rate, by limit",
+    ),
     ("millpond_gate_stalled_total", "Connections ended because they took no byte for too long"),
-    ("millpond_gate_strangers_turned_away_total", "Connections closed because too many had not signed in"),
+    (
+        "millpond_turned_away_total",
+        "Connections closed unheard because there was no place to listen to them, by listener and limit",
+    ),
+    ("millpond_gate_connections_refused_total", "CONNECTs over a number of connections, by limit"),
     ("millpond_gate_events_dropped_total", "Live events that there was no room for"),
     (
         "millpond_gate_copies_dropped_total",
-        "Messages on app topics that a session had no room for, or did not get while it was away",
+        "Messages on app topics that a session had no room for, or did not get while it was away, by limit",
     ),
     ("millpond_gate_wills_total", "Wills that were published"),
     (
@@ -248,7 +256,7 @@ pub(super) const COUNTERS: [(&str, &str); 34] = [
     ("millpond_http_sign_in_failures_total", "HTTP requests with a token that is not valid"),
 ];
 
-pub(super) const GAUGES: [(&str, &str); 14] = [
+pub(super) const GAUGES: [(&str, &str); 15] = [
     ("millpond_batches", "Batches, by state"),
     ("millpond_rounds", "Rounds, by state"),
     ("millpond_members", "Members that are not revoked, by role"),
@@ -264,6 +272,7 @@ pub(super) const GAUGES: [(&str, &str); 14] = [
     ("millpond_tls_certificate_expires_seconds", "When the certificate in use ends, in Unix time"),
     ("millpond_gate_connections", "MQTT connections"),
     ("millpond_gate_strangers", "Connections that have not signed in yet"),
+    ("millpond_gate_waiting", "Connections that wait for a place to sign in"),
     ("millpond_gate_uncommitted_bytes", "Bytes that were read from MQTT clients and are not committed"),
     ("millpond_gate_router_queue", "Live messages that wait for the router"),
 ];

@@ -49,6 +49,7 @@ use crate::retention::Collector;
 use error::Failed;
 
 pub use metrics::install as install_metrics;
+pub use serve::Room;
 
 /// Bytes of a request's body: what the longest ask has.
 const BODY_MAX: usize = limits::ASK_MAX;
@@ -73,6 +74,8 @@ pub struct Parts {
     pub request_timeout: Duration,
     /// Event streams at once.
     pub event_streams_max: usize,
+    /// Connections at once.
+    pub room: Room,
     /// How long requests may go on after the shutdown began.
     pub grace: Duration,
     /// Where MQTT over WebSocket goes on.
@@ -127,10 +130,10 @@ struct Shared {
 
 /// Answers on `listener` until the shutdown, then drains.
 pub async fn run(listener: Listener, parts: Parts) {
-    let (shutdown, grace) = (parts.shutdown.clone(), parts.grace);
+    let (shutdown, room, grace) = (parts.shutdown.clone(), parts.room, parts.grace);
     metrics::install();
     let upkeep = tokio::spawn(metrics::upkeep(shutdown.clone()));
-    serve::serve(listener, router(Api::new(parts)), shutdown, grace).await;
+    serve::serve(listener, router(Api::new(parts)), shutdown, room, grace).await;
     upkeep.abort();
 }
 

@@ -11,8 +11,6 @@ use hyper_util::service::TowerToHyperService;
 use millpond_net::{Connections, Listener};
 use tokio_util::sync::CancellationToken;
 
-/// Connections at once; who comes later waits in the listener's backlog.
-const CONNECTIONS: usize = 1_024;
 /// How long a request's head may take, and a connection stay idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an answer may stand still because its client takes no byte of it.
@@ -22,10 +20,24 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer(pub SocketAddr);
 
+/// Connections at once; who comes later waits.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    pub max: usize,
+    /// Of one address.
+    pub per_address: usize,
+}
+
 /// Answers on `listener` until `shutdown`, then lets what is under way go on for `grace`.
-pub(super) async fn serve(listener: Listener, router: Router, shutdown: CancellationToken, grace: Duration) {
-    let connections =
-        Connections { of: "the HTTP API", max: CONNECTIONS, idle: HEAD_TIMEOUT, stall: STALL_TIMEOUT, grace };
+pub(super) async fn serve(
+    listener: Listener,
+    router: Router,
+    shutdown: CancellationToken,
+    Room { max, per_address }: Room,
+    grace: Duration,
+) {
+    let (of, name, idle, stall) = ("the HTTP API", "http", HEAD_TIMEOUT, STALL_TIMEOUT);
+    let connections = Connections { of, name, max, per_address, idle, stall, grace };
     let service = |peer| {
         let router = TowerToHyperService::new(router.clone());
         service_fn(move |mut request: Request<Incoming>| {

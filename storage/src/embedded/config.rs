@@ -29,6 +29,9 @@ pub struct EmbeddedConfig {
     pub min_free: u64,
     /// Connections at once; later ones wait. Each costs up to 1 MiB of memory while it moves a body.
     pub max_connections: usize,
+    /// Connections of one address at once (an IPv6 network of /64 is one); later ones wait, which keeps no other address
+    /// waiting.
+    pub max_connections_per_address: usize,
     /// Uploads at once; later ones wait a while, then are told to slow down.
     pub max_uploads: usize,
     /// How long a connection may take to send a request's head, or stay idle.
@@ -57,6 +60,7 @@ impl EmbeddedConfig {
             quota: limits::QUOTA,
             min_free: limits::MIN_FREE,
             max_connections: limits::CONNECTIONS,
+            max_connections_per_address: limits::CONNECTIONS_PER_ADDRESS,
             max_uploads: limits::UPLOADS,
             idle_timeout: limits::IDLE,
             stall_timeout: limits::STALL,
@@ -84,6 +88,7 @@ impl EmbeddedConfig {
         rule(self.secret_key.expose().len() >= 16, "secret_key has at least 16 characters");
         rule(self.max_object > 0, "max_object is more than zero");
         rule(self.max_connections > 0, "max_connections is at least 1");
+        rule(self.max_connections_per_address > 0, "max_connections_per_address is at least 1");
         rule(self.max_uploads > 0, "max_uploads is at least 1");
         rule(!self.idle_timeout.is_zero(), "idle_timeout is more than zero");
         rule(!self.stall_timeout.is_zero(), "stall_timeout is more than zero");

@@ -37,7 +37,9 @@ impl Embedded {
         let service = self.service();
         let connections = Connections {
             of: "the embedded storage",
+            name: "storage",
             max: self.config.max_connections,
+            per_address: self.config.max_connections_per_address,
             idle: self.config.idle_timeout,
             stall: self.config.stall_timeout,
             grace: self.config.grace,

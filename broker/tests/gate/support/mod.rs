@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use millpond_broker::{Gate, GateConfig, GateError, GateHandle};
 use millpond_protocol::AppTopics;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 pub use memory::*;
@@ -65,14 +65,16 @@ impl Server {
         Raw { io: TcpStream::connect(self.addr).await.unwrap(), level: 0 }
     }
 
+    /// The same from another address of this machine, such as 127.0.0.2.
+    pub async fn raw_from(&self, source: &str) -> Raw {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{source}:0").parse().unwrap()).unwrap();
+        Raw { io: socket.connect(self.addr).await.unwrap(), level: 0 }
+    }
+
     /// A raw connection of `member` in pool `p`, signed in, with that client id.
     pub async fn client_as(&self, level: u8, member: &str, client_id: &str) -> Raw {
-        let mut raw = self.raw().await;
-        raw.level = level;
-        raw.send(&connect(level, client_id, &format!("p/{member}"), &[])).await;
-        let (first, body) = raw.packet().await;
-        assert_eq!((first, body[0], body[1]), (0x20, 0, 0), "CONNACK {body:?}");
-        raw
+        self.raw().await.sign_in(level, member, client_id).await
     }
 
     pub async fn client(&self, level: u8, member: &str) -> Raw {

@@ -12,6 +12,15 @@ pub struct Raw {
 }
 
 impl Raw {
+    /// Signs in as that member of pool `p`.
+    pub async fn sign_in(mut self, level: u8, member: &str, client_id: &str) -> Self {
+        self.level = level;
+        self.send(&connect(level, client_id, &format!("p/{member}"), &[])).await;
+        let (first, body) = self.packet().await;
+        assert_eq!((first, body[0], body[1]), (0x20, 0, 0), "CONNACK {body:?}");
+        self
+    }
+
     pub async fn send(&mut self, bytes: &[u8]) {
         self.io.write_all(bytes).await.unwrap();
     }

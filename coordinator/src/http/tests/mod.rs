@@ -80,6 +80,7 @@ impl Server {
             storage_url: "http://files.example".to_owned(),
             request_timeout,
             event_streams_max: 1,
+            room: super::Room { max: 64, per_address: 64 },
             grace: Duration::from_secs(5),
             gate: Listener::handed(1).0,
             shutdown: shutdown.clone(),
