@@ -1,8 +1,6 @@
 //! App topics: one publisher to many subscribers, beside mosquitto under the same load.
 
-use std::io::Write as _;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Child, Command, Stdio};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +11,7 @@ use millpond::rounds::Policy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::server::{Server, prepare};
-use super::wire;
+use super::{brokers, wire};
 
 const SUBSCRIBERS: usize = 500;
 const WINDOW: usize = 20;
@@ -36,7 +34,7 @@ pub async fn run() -> Result<()> {
         let peak = server.memory()?.1;
         drop(server);
         println!("  {:>4} KiB  {ours:>9.0} deliveries/s, memory at its peak {peak:.0} MiB", bytes >> 10);
-        match Mosquitto::start(dir.path())? {
+        match brokers::mosquitto("")? {
             None => println!("            (no mosquitto here to compare with)"),
             Some(mosquitto) => {
                 let theirs = fan_out(mosquitto.address, bytes, messages).await?;
@@ -116,39 +114,4 @@ fn head(bytes: &[u8]) -> Option<(u16, usize)> {
     }
     let id = at + 2 + TOPIC.len();
     Some((u16::from_be_bytes([*bytes.get(id)?, *bytes.get(id + 1)?]), at + length))
-}
-
-/// The reference, on a port of its own; dropped, it is killed.
-struct Mosquitto {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Mosquitto {
-    fn start(dir: &std::path::Path) -> Result<Option<Self>> {
-        let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let file = dir.join("mosquitto.conf");
-        // It drops what does not fit its queue: a run that lost messages would be no reference.
-        let settings =
-            "allow_anonymous true\nmax_inflight_messages 100\nmax_queued_messages 0\nset_tcp_nodelay true\n";
-        write!(std::fs::File::create(&file)?, "listener {port} 127.0.0.1\n{settings}")?;
-        let started = Command::new("mosquitto").arg("-c").arg(&file).stderr(Stdio::null()).spawn();
-        let Ok(child) = started else { return Ok(None) };
-        let mosquitto = Self { child, address: (Ipv4Addr::LOCALHOST, port).into() };
-        for _ in 0..100 {
-            if std::net::TcpStream::connect(mosquitto.address).is_ok() {
-                return Ok(Some(mosquitto));
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(None)
-    }
-}
-
-impl Drop for Mosquitto {
-    fn drop(&mut self) {
-        // It is our own child, and nothing of it is needed any more.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

@@ -23,52 +23,76 @@ const FOR: Duration = Duration::from_secs(8);
 pub async fn run() -> Result<()> {
     println!("durable uploads of {SIZE} B, {CONNECTIONS} connections, window {WINDOW}, {} s", FOR.as_secs());
     let reference = ledger_alone().await?;
-    let (rate, mut latencies) = over_mqtt().await?;
-    latencies.sort_by(f64::total_cmp);
+    let Load { rate, p50, p99 } = over_mqtt().await?;
     println!("  ledger alone      {reference:>9.0} rows/s");
     println!(
         "  over MQTT         {rate:>9.0} acks/s   p50 {:.1} ms, p99 {:.1} ms   {:.2} of the ledger alone (aim 0.5)",
-        percentile(&latencies, 0.5) * 1e3,
-        percentile(&latencies, 0.99) * 1e3,
+        p50 * 1e3,
+        p99 * 1e3,
         rate / reference
     );
     Ok(())
 }
 
-async fn over_mqtt() -> Result<(f64, Vec<f64>)> {
+async fn over_mqtt() -> Result<Load> {
     let dir = tempfile::tempdir()?;
     let (ledger, ended) = Ledger::open(dir.path())?;
     prepare(&ledger, Policy::default(), CONNECTIONS, 0).await?;
     drop(ledger);
     let _ = ended.await;
     let server = Server::start(dir.path()).await?;
-    let mut load = JoinSet::new();
+    let mut connections = Vec::new();
     for n in 0..CONNECTIONS {
-        let connection = wire::Connection::open(server.addresses.mqtt, &format!("pub{n}")).await?;
-        load.spawn(publish(connection, n));
+        connections.push(wire::Connection::open(server.addresses.mqtt, &format!("pub{n}")).await?);
     }
-    let (mut acks, mut latencies) = (0, Vec::new());
-    while let Some(done) = load.join_next().await {
-        let done = done??;
-        acks += done.len();
-        latencies.extend(done);
-    }
-    Ok((acks as f64 / FOR.as_secs_f64(), latencies))
+    load(connections, |n| format!("mp/p/c/pub{n}/up/u"), SIZE, FOR).await
 }
 
-/// Keeps `WINDOW` uploads under way; the seconds that each acknowledgement took.
-async fn publish(mut connection: wire::Connection, n: usize) -> Result<Vec<f64>> {
-    let mut payload = vec![b'x'; SIZE];
+/// What a load of acknowledged publishes came to: a second, and the seconds that one took.
+pub struct Load {
+    pub rate: f64,
+    pub p50: f64,
+    pub p99: f64,
+}
+
+/// Publishes over all connections at once, `WINDOW` under way on each, to topics that begin as `topic` says of each.
+pub async fn load(
+    connections: Vec<wire::Connection>,
+    topic: impl Fn(usize) -> String,
+    size: usize,
+    time: Duration,
+) -> Result<Load> {
+    let mut publishers = JoinSet::new();
+    for (n, connection) in connections.into_iter().enumerate() {
+        publishers.spawn(publish(connection, topic(n), size, time));
+    }
+    let mut latencies = Vec::new();
+    while let Some(done) = publishers.join_next().await {
+        latencies.extend(done??);
+    }
+    latencies.sort_by(f64::total_cmp);
+    let rate = latencies.len() as f64 / time.as_secs_f64();
+    Ok(Load { rate, p50: percentile(&latencies, 0.5), p99: percentile(&latencies, 0.99) })
+}
+
+/// Keeps `WINDOW` publishes under way; the seconds that each acknowledgement took.
+async fn publish(
+    mut connection: wire::Connection,
+    topic: String,
+    size: usize,
+    time: Duration,
+) -> Result<Vec<f64>> {
+    let mut payload = vec![b'x'; size];
     let start = Instant::now();
     let (mut sent, mut latencies) = (0_usize, Vec::new());
     let mut under_way = VecDeque::new();
     let mut acks = [0; 4 * WINDOW];
     loop {
         let mut burst = Vec::new();
-        while under_way.len() < WINDOW && start.elapsed() < FOR {
+        while under_way.len() < WINDOW && start.elapsed() < time {
             payload[..8].copy_from_slice(&sent.to_be_bytes());
             let id = (sent % 60_000 + 1) as u16;
-            burst.extend(wire::publish(id, &format!("mp/p/c/pub{n}/up/u{sent}"), &payload));
+            burst.extend(wire::publish(id, &format!("{topic}{sent}"), &payload));
             under_way.push_back(Instant::now());
             sent += 1;
         }

@@ -2,14 +2,17 @@
 //!
 //!     cargo run --release -p millpond-tests --bin bench            all of them
 //!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, seal, fanout, app, round, idle, storage, retention
+//!     cargo run --release -p millpond-tests --bin bench -- peers   RabbitMQ, nats-server and mosquitto, as far as they are installed
 //!
 //! The server is a child process, so that its memory can be told from the load's.
 
 mod app;
+mod brokers;
 mod fanout;
 mod flush;
 mod idle;
 mod ingest;
+mod peers;
 mod retention;
 mod round;
 mod seal;
@@ -46,9 +49,10 @@ async fn main() -> Result<()> {
         (Some("idle"), None) => idle::run().await,
         (Some("storage"), None) => storage::run().await,
         (Some("retention"), None) => retention::run().await,
+        (Some("peers"), None) => peers::run().await,
         (Some(other), _) => {
             bail!(
-                "there is no benchmark {other}: ingest, flush, seal, fanout, app, round, idle, storage, retention, or none for all"
+                "there is no benchmark {other}: ingest, flush, seal, fanout, app, round, idle, storage, retention, peers, or none for all but peers"
             )
         }
     }

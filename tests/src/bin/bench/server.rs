@@ -22,7 +22,14 @@ pub struct Server {
 impl Server {
     /// Starts one over `dir` and waits until it serves.
     pub async fn start(dir: &Path) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?).arg("serve").arg(dir).spawn()?;
+        Self::start_with(dir, |_| {}).await
+    }
+
+    /// The same, with its command changed.
+    pub async fn start_with(dir: &Path, change: impl FnOnce(&mut Command)) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        change(command.arg("serve").arg(dir));
+        let mut child = command.spawn()?;
         let ports = dir.join("ports.json");
         for _ in 0..600 {
             if let Ok(text) = std::fs::read(&ports)

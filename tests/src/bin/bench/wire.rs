@@ -1,9 +1,14 @@
 //! The least of an MQTT 3.1.1 client: packets written by hand, so that the load costs little beside the server.
 
+use std::net::SocketAddr;
+
 use anyhow::{Result, bail, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+/// The flag of CONNECT.
+const CLEAN_SESSION: u8 = 0b10;
 
 /// One signed-in connection.
 pub struct Connection {
@@ -13,15 +18,29 @@ pub struct Connection {
 
 impl Connection {
     /// Signs `member` of pool `p` in; its token is its name.
-    pub async fn open(address: std::net::SocketAddr, member: &str) -> Result<Self> {
+    pub async fn open(address: SocketAddr, member: &str) -> Result<Self> {
+        Self::sign_in(address, member, [&format!("p/{member}"), member]).await
+    }
+
+    /// Signs somebody in with a user name and a password.
+    pub async fn sign_in(address: SocketAddr, client_id: &str, who: [&str; 2]) -> Result<Self> {
+        Self::connect(address, client_id, who, CLEAN_SESSION).await
+    }
+
+    /// The same with a session that outlives the connection.
+    pub async fn sign_in_for_long(address: SocketAddr, client_id: &str, who: [&str; 2]) -> Result<Self> {
+        Self::connect(address, client_id, who, 0).await
+    }
+
+    async fn connect(address: SocketAddr, client_id: &str, who: [&str; 2], clean: u8) -> Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let (read, mut write) = stream.into_split();
         let mut body = Vec::new();
         text(&mut body, "MQTT");
-        // Protocol level 4; user name, password, clean session; no keepalive.
-        body.extend([4, 0b1100_0010, 0, 0]);
-        for field in [member, &format!("p/{member}"), member] {
+        // Protocol level 4; user name, password; no keepalive.
+        body.extend([4, 0b1100_0000 | clean, 0, 0]);
+        for field in [client_id, who[0], who[1]] {
             text(&mut body, field);
         }
         write.write_all(&packet(0x10, &body)).await?;

@@ -1,0 +1,141 @@
+//! Acknowledged publishes beside the brokers that people use, under the same load in the same run.
+//!
+//! Only RabbitMQ promises what Millpond does: an acknowledged message is on disk. nats-server has it in a file that is
+//! synced later, mosquitto in memory.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use millpond::ledger::Ledger;
+use millpond::rounds::Policy;
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt as _;
+
+use super::brokers::{self, Broker};
+use super::ingest::{Load, load};
+use super::percentile;
+use super::server::{Server, prepare};
+use super::wire::Connection;
+
+const RUNS: usize = 5;
+const FOR: Duration = Duration::from_secs(2);
+const KIB: usize = 1 << 10;
+/// Bytes of a message, and connections.
+const LOADS: [(usize, usize); 6] =
+    [(KIB, 1), (KIB, 50), (KIB, 500), (64 * KIB, 1), (64 * KIB, 50), (64 * KIB, 500)];
+
+pub async fn run() -> Result<()> {
+    println!("acknowledged publishes, window 20, {} s, median of {RUNS} runs in turn", FOR.as_secs());
+    for (size, connections) in LOADS {
+        compare(size, connections, None).await?;
+    }
+    let directory = tempfile::tempdir()?;
+    match brokers::slow_syncs(directory.path())? {
+        None => println!("  (no C compiler here: slower syncs are left out)"),
+        Some(shim) => {
+            println!("the same with syncs that take 2 ms more");
+            for connections in [1, 50, 500] {
+                compare(KIB, connections, Some(&shim)).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whoever is there.
+enum Peer {
+    Millpond { server: Box<Server>, _directory: TempDir },
+    Other(&'static str, Broker),
+}
+
+impl Peer {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Millpond { .. } => "Millpond",
+            Self::Other(name, _) => name,
+        }
+    }
+
+    async fn connections(&self, connections: usize) -> Result<Vec<Connection>> {
+        let mut open = Vec::new();
+        for n in 0..connections {
+            let name = format!("pub{n}");
+            open.push(match self {
+                Self::Millpond { server, .. } => Connection::open(server.addresses.mqtt, &name).await?,
+                Self::Other(_, broker) => Connection::sign_in(broker.address, &name, ["guest"; 2]).await?,
+            });
+        }
+        Ok(open)
+    }
+
+    async fn run(&self, run: usize, size: usize, connections: usize) -> Result<Load> {
+        let open = self.connections(connections).await?;
+        load(open, |n| format!("mp/p/c/pub{n}/up/r{run}-"), size, FOR).await
+    }
+}
+
+async fn compare(size: usize, connections: usize, shim: Option<&Path>) -> Result<()> {
+    let mut peers = vec![millpond(connections, shim).await?];
+    if let Some(rabbitmq) = brokers::rabbitmq(shim)? {
+        keep(&rabbitmq).await?;
+        peers.push(Peer::Other("RabbitMQ", rabbitmq));
+    }
+    if shim.is_none() {
+        // Neither syncs before it acknowledges.
+        peers.extend(brokers::nats()?.map(|nats| Peer::Other("nats", nats)));
+        for peer in &peers {
+            if let Peer::Other("nats", nats) = peer {
+                keep(nats).await?;
+            }
+        }
+        peers.extend(brokers::mosquitto("")?.map(|mosquitto| Peer::Other("mosquitto", mosquitto)));
+    }
+    let mut loads: Vec<Vec<Load>> = peers.iter().map(|_| Vec::new()).collect();
+    for run in 0..RUNS {
+        for (peer, loads) in peers.iter().zip(&mut loads) {
+            loads.push(peer.run(run, size, connections).await?);
+        }
+    }
+    println!("  {} KiB, {connections} connections", size / KIB);
+    let median = |loads: &[Load], value: fn(&Load) -> f64| {
+        let mut values: Vec<f64> = loads.iter().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        percentile(&values, 0.5)
+    };
+    let ours = loads.first().map(|loads| median(loads, |load| load.rate)).unwrap_or_default();
+    for (peer, loads) in peers.iter().zip(&loads) {
+        let rate = median(loads, |load| load.rate);
+        let (p50, p99) = (median(loads, |load| load.p50) * 1e3, median(loads, |load| load.p99) * 1e3);
+        let beside = match peer {
+            Peer::Millpond { .. } => String::new(),
+            Peer::Other(..) => format!("   Millpond does {:.2} of it", ours / rate),
+        };
+        println!("    {:<10} {rate:>9.0} acks/s   p50 {p50:>7.2} ms, p99 {p99:>7.2} ms{beside}", peer.name());
+    }
+    Ok(())
+}
+
+async fn millpond(publishers: usize, shim: Option<&Path>) -> Result<Peer> {
+    let directory = tempfile::tempdir()?;
+    let (ledger, ended) = Ledger::open(directory.path())?;
+    prepare(&ledger, Policy::default(), publishers, 0).await?;
+    drop(ledger);
+    let _ = ended.await;
+    let server = Server::start_with(directory.path(), |command| {
+        if let Some(shim) = shim {
+            command.env("LD_PRELOAD", shim);
+        }
+    });
+    Ok(Peer::Millpond { server: Box::new(server.await?), _directory: directory })
+}
+
+/// Has the broker keep what comes: a session of somebody who is away.
+async fn keep(broker: &Broker) -> Result<()> {
+    let mut sink = Connection::sign_in_for_long(broker.address, "sink", ["guest"; 2]).await?;
+    sink.subscribe("mp/#").await?;
+    // DISCONNECT.
+    sink.write.write_all(&[0xe0, 0]).await?;
+    ensure!(sink.receive().await.is_err(), "the broker did not end the connection");
+    Ok(())
+}
