@@ -1,6 +1,6 @@
 //! One pointer to many listening members: from the result's acknowledgement to the last of them.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -11,26 +11,42 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use super::server::{Server, prepare};
-use super::{percentile, wire};
+use super::{brokers, percentile, wire};
 
-const LISTENERS: usize = 1_000;
 const ROUNDS: usize = 5;
 const PUBACK: u8 = 0x40;
 /// Bytes of a pointer with its URL.
 const POINTER: usize = 700;
 
 pub async fn run() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let (ledger, ended) = Ledger::open(dir.path())?;
-    prepare(&ledger, Policy::default(), 1, LISTENERS).await?;
-    drop(ledger);
-    let _ = ended.await;
-    let server = Server::start(dir.path()).await?;
+    for listeners in [1_000, 5_000] {
+        println!(
+            "one pointer to {listeners} listening members, from the result's PUBACK, median of {ROUNDS}"
+        );
+        let (bare, ours) = (bare_sockets(listeners).await?, millpond(listeners).await?);
+        println!("  bare sockets      {:>9.1} ms (one task writes the same bytes to as many)", bare * 1e3);
+        println!("  the last has it   {:>9.1} ms   {:.1} of bare sockets", ours * 1e3, ours / bare);
+        match brokers::mosquitto("")? {
+            None => println!("  (no mosquitto here to compare with)"),
+            Some(mosquitto) => {
+                let theirs = retained(mosquitto.address, listeners).await?;
+                let beside = ours / theirs;
+                println!(
+                    "  mosquitto         {:>9.1} ms, from its PUBLISH   {beside:.1} of it",
+                    theirs * 1e3
+                );
+            }
+        }
+    }
+    Ok(())
+}
 
-    let (heard, mut hearing) = mpsc::channel(LISTENERS);
-    for n in 0..LISTENERS {
-        let mut listener = wire::Connection::open(server.addresses.mqtt, &format!("lis{n}")).await?;
-        listener.subscribe("mp/p/result").await?;
+/// Opens as many connections that subscribe, and say when a message came.
+async fn listen(address: SocketAddr, filter: &str, listeners: usize) -> Result<mpsc::Receiver<Instant>> {
+    let (heard, hearing) = mpsc::channel(listeners);
+    for n in 0..listeners {
+        let mut listener = wire::Connection::open(address, &format!("lis{n}")).await?;
+        listener.subscribe(filter).await?;
         let heard = heard.clone();
         tokio::spawn(async move {
             while let Ok((kind, body)) = listener.receive().await {
@@ -44,6 +60,32 @@ pub async fn run() -> Result<()> {
             }
         });
     }
+    Ok(hearing)
+}
+
+/// Seconds until every one of them has heard.
+async fn all(hearing: &mut mpsc::Receiver<Instant>, listeners: usize, since: Instant) -> Result<f64> {
+    let mut latest = since;
+    for _ in 0..listeners {
+        let at = tokio::time::timeout(Duration::from_secs(30), hearing.recv()).await?;
+        latest = latest.max(at.context("the listeners ended")?);
+    }
+    Ok(latest.duration_since(since).as_secs_f64())
+}
+
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    percentile(&seconds, 0.5)
+}
+
+async fn millpond(listeners: usize) -> Result<f64> {
+    let dir = tempfile::tempdir()?;
+    let (ledger, ended) = Ledger::open(dir.path())?;
+    prepare(&ledger, Policy::default(), 1, listeners).await?;
+    drop(ledger);
+    let _ = ended.await;
+    let server = Server::start(dir.path()).await?;
+    let mut hearing = listen(server.addresses.mqtt, "mp/p/result", listeners).await?;
     let mut publisher = wire::Connection::open(server.addresses.mqtt, "pub0").await?;
     let mut processor = wire::Connection::open(server.addresses.mqtt, "proc").await?;
     processor.subscribe("mp/p/d/proc/#").await?;
@@ -58,28 +100,31 @@ pub async fn run() -> Result<()> {
         let topic = format!("mp/p/c/proc/result/{round}/1");
         processor.write.write_all(&wire::publish(2, &topic, b"result")).await?;
         until(&mut processor, |kind, _| kind == PUBACK).await?;
-        let committed = Instant::now();
-        let mut latest = committed;
-        for _ in 0..LISTENERS {
-            let at = tokio::time::timeout(Duration::from_secs(30), hearing.recv()).await?;
-            latest = latest.max(at.context("the listeners ended")?);
-        }
-        last.push(latest.duration_since(committed).as_secs_f64());
+        last.push(all(&mut hearing, listeners, Instant::now()).await?);
     }
-    last.sort_by(f64::total_cmp);
-    println!("one pointer to {LISTENERS} listening members, from the result's PUBACK, median of {ROUNDS}");
-    let (reference, last) = (bare_sockets().await?, percentile(&last, 0.5));
-    println!("  bare sockets      {:>9.1} ms (one task writes the same bytes to as many)", reference * 1e3);
-    println!("  the last has it   {:>9.1} ms   {:.1} of bare sockets", last * 1e3, last / reference);
-    Ok(())
+    Ok(median(last))
+}
+
+/// A message of a pointer's size through a broker that has nothing to keep.
+async fn retained(address: SocketAddr, listeners: usize) -> Result<f64> {
+    let mut hearing = listen(address, "pointer", listeners).await?;
+    let mut publisher = wire::Connection::open(address, "pub0").await?;
+    let mut last = Vec::new();
+    for _ in 0..ROUNDS {
+        let since = Instant::now();
+        publisher.write.write_all(&wire::publish(1, "pointer", &[b'x'; POINTER])).await?;
+        last.push(all(&mut hearing, listeners, since).await?);
+        publisher.receive().await?;
+    }
+    Ok(median(last))
 }
 
 /// The reference: one task that writes a pointer's worth to as many sockets, one after the other.
-async fn bare_sockets() -> Result<f64> {
+async fn bare_sockets(listeners: usize) -> Result<f64> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    let (heard, mut hearing) = mpsc::channel(LISTENERS);
+    let (heard, mut hearing) = mpsc::channel(listeners);
     let mut sockets = Vec::new();
-    for _ in 0..LISTENERS {
+    for _ in 0..listeners {
         let mut stream = TcpStream::connect(listener.local_addr()?).await?;
         sockets.push(listener.accept().await?.0);
         let heard = heard.clone();
@@ -87,7 +132,7 @@ async fn bare_sockets() -> Result<f64> {
             let mut message = [0; POINTER];
             while stream.read_exact(&mut message).await.is_ok() {
                 // Whoever measures has gone at the end.
-                let _ = heard.send(()).await;
+                let _ = heard.send(Instant::now()).await;
             }
         });
     }
@@ -97,13 +142,9 @@ async fn bare_sockets() -> Result<f64> {
         for socket in &mut sockets {
             socket.write_all(&[0; POINTER]).await?;
         }
-        for _ in 0..LISTENERS {
-            hearing.recv().await;
-        }
-        last.push(start.elapsed().as_secs_f64());
+        last.push(all(&mut hearing, listeners, start).await?);
     }
-    last.sort_by(f64::total_cmp);
-    Ok(percentile(&last, 0.5))
+    Ok(median(last))
 }
 
 /// Reads until a wanted packet comes, by its first byte and, of a PUBLISH, its topic; messages are acknowledged.

@@ -1,7 +1,7 @@
 //! The benchmarks: each prints its figure beside a reference measured in the same run.
 //!
 //!     cargo run --release -p millpond-tests --bin bench            all of them
-//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, seal, fanout, app, round, idle, storage, retention
+//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, seal, fanout, app, round, idle, tls, storage, retention
 //!     cargo run --release -p millpond-tests --bin bench -- peers   RabbitMQ, nats-server and mosquitto, as far as they are installed
 //!
 //! The server is a child process, so that its memory can be told from the load's.
@@ -18,6 +18,7 @@ mod round;
 mod seal;
 mod server;
 mod storage;
+mod tls;
 mod wire;
 
 use std::path::Path;
@@ -37,6 +38,7 @@ async fn main() -> Result<()> {
             app::run().await?;
             round::run().await?;
             idle::run().await?;
+            tls::run().await?;
             storage::run().await?;
             retention::run().await
         }
@@ -47,12 +49,13 @@ async fn main() -> Result<()> {
         (Some("app"), None) => app::run().await,
         (Some("round"), None) => round::run().await,
         (Some("idle"), None) => idle::run().await,
+        (Some("tls"), None) => tls::run().await,
         (Some("storage"), None) => storage::run().await,
         (Some("retention"), None) => retention::run().await,
         (Some("peers"), None) => peers::run().await,
         (Some(other), _) => {
             bail!(
-                "there is no benchmark {other}: ingest, flush, seal, fanout, app, round, idle, storage, retention, peers, or none for all but peers"
+                "there is no benchmark {other}: ingest, flush, seal, fanout, app, round, idle, tls, storage, retention, peers, or none for all but peers"
             )
         }
     }

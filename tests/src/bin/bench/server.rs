@@ -29,8 +29,10 @@ impl Server {
     pub async fn start_with(dir: &Path, change: impl FnOnce(&mut Command)) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         change(command.arg("serve").arg(dir));
-        let mut child = command.spawn()?;
         let ports = dir.join("ports.json");
+        // Of one that was killed; there may be none.
+        let _ = std::fs::remove_file(&ports);
+        let mut child = command.spawn()?;
         for _ in 0..600 {
             if let Ok(text) = std::fs::read(&ports)
                 && let Ok(addresses) = serde_json::from_slice(&text)
@@ -60,6 +62,16 @@ impl Server {
         Ok((kib("VmRSS:")?, kib("VmHWM:")?))
     }
 
+    /// Seconds of processor time so far.
+    pub fn cpu(&self) -> Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let (_, rest) = stat.rsplit_once(')').context("no name in /proc")?;
+        let mut fields = rest.split_whitespace().skip(11);
+        let mut ticks = || -> Result<f64> { Ok(fields.next().context("no times")?.parse()?) };
+        // Linux counts hundredths there.
+        Ok((ticks()? + ticks()?) / 100.0)
+    }
+
     /// Lets the peak begin anew.
     pub fn reset_peak(&self) -> Result<()> {
         Ok(std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5")?)
@@ -82,6 +94,11 @@ pub async fn serve(dir: &Path) -> Result<()> {
     for listen in [&mut config.mqtt.listen, &mut config.http.listen, &mut config.storage.listen] {
         listen.set_port(0);
     }
+    // The benchmark of TLS has put a certificate there.
+    let file = |name: &str| Some(dir.join("tls").join(name)).filter(|path| path.is_file());
+    let text = |path: Option<std::path::PathBuf>| path.map(|path| path.display().to_string());
+    (config.tls.cert_file, config.tls.key_file) = (text(file("server.crt")), text(file("server.key")));
+    config.mqtt.tls_listen = Some(([127, 0, 0, 1], 0).into());
     let (ready, _addresses) = oneshot::channel();
     run(config, CancellationToken::new(), ready).await
 }

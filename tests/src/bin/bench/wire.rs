@@ -36,14 +36,7 @@ impl Connection {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let (read, mut write) = stream.into_split();
-        let mut body = Vec::new();
-        text(&mut body, "MQTT");
-        // Protocol level 4; user name, password; no keepalive.
-        body.extend([4, 0b1100_0000 | clean, 0, 0]);
-        for field in [client_id, who[0], who[1]] {
-            text(&mut body, field);
-        }
-        write.write_all(&packet(0x10, &body)).await?;
+        write.write_all(&connect(client_id, who, clean)).await?;
         let mut connection = Self { read: BufReader::with_capacity(64 << 10, read), write };
         let (kind, answer) = connection.receive().await?;
         ensure!(kind == 0x20 && answer == [0, 0], "CONNACK {kind:#x} {answer:?}");
@@ -86,6 +79,22 @@ impl Connection {
             }
         }
     }
+}
+
+/// The CONNECT of `member` of pool `p`; its token is its name.
+pub fn connect_member(member: &str) -> Vec<u8> {
+    connect(member, [&format!("p/{member}"), member], CLEAN_SESSION)
+}
+
+fn connect(client_id: &str, who: [&str; 2], clean: u8) -> Vec<u8> {
+    let mut body = Vec::new();
+    text(&mut body, "MQTT");
+    // Protocol level 4; user name, password; no keepalive.
+    body.extend([4, 0b1100_0000 | clean, 0, 0]);
+    for field in [client_id, who[0], who[1]] {
+        text(&mut body, field);
+    }
+    packet(0x10, &body)
 }
 
 /// A QoS 1 PUBLISH.
