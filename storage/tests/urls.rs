@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::{MINUTE, Server, bytes, http, now, object, refusal};
 use millpond_protocol::Sha256;
-use millpond_storage::PresignedPut;
+use millpond_storage::{PresignedPut, Secret, Storage};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -226,4 +226,25 @@ async fn a_client_that_asks_before_it_sends_nothing_gets_a_connection_of_its_own
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_session_token_is_part_of_what_is_signed() {
+    let server = Server::start().await;
+    let mut config = server.config.clone();
+    config.session_token = Some(Secret::new("a/token+of=tests"));
+    let storage = Storage::new(&config).unwrap();
+    // Calls of the server's own, and URLs for others: whoever verifies the signature finds the token in it.
+    let (key, body) = (object("with-token"), Bytes::from(vec![7; 1_000]));
+    storage.put(&key, body.clone(), Sha256::of(&body)).await.unwrap();
+    assert_eq!(storage.get(&key, 1_000).await, Ok(body));
+    let signed = storage.presign_get(&key, MINUTE, now()).url;
+    for (url, status) in [
+        (signed.clone(), 200),
+        (signed.replace("%2Bof", "%2Bon"), 403),
+        (signed.replace("X-Amz-Security-Token=a%2Ftoken%2Bof%3Dtests&", ""), 403),
+    ] {
+        assert_eq!(url == signed, status == 200, "{url}");
+        assert_eq!(http().get(&url).send().await.unwrap().status(), status, "{url}");
+    }
 }
