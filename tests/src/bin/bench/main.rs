@@ -3,6 +3,7 @@
 //!     cargo run --release -p millpond-tests --bin bench            all of them
 //!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, seal, fanout, app, round, idle, tls, storage, retention
 //!     cargo run --release -p millpond-tests --bin bench -- peers   RabbitMQ, nats-server and mosquitto, as far as they are installed
+//!     cargo run --release -p millpond-tests --bin bench -- growth  how figures grow, as CSV
 //!
 //! The server is a child process, so that its memory can be told from the load's.
 
@@ -10,6 +11,7 @@ mod app;
 mod brokers;
 mod fanout;
 mod flush;
+mod growth;
 mod idle;
 mod ingest;
 mod peers;
@@ -53,9 +55,10 @@ async fn main() -> Result<()> {
         (Some("storage"), None) => storage::run().await,
         (Some("retention"), None) => retention::run().await,
         (Some("peers"), None) => peers::run().await,
+        (Some("growth"), rows) => growth::run(rows.as_deref()).await,
         (Some(other), _) => {
             bail!(
-                "there is no benchmark {other}: ingest, flush, seal, fanout, app, round, idle, tls, storage, retention, peers, or none for all but peers"
+                "there is no benchmark {other}: ingest, flush, seal, fanout, app, round, idle, tls, storage, retention, peers, growth, or none for all but the last two"
             )
         }
     }

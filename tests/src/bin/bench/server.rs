@@ -33,7 +33,7 @@ impl Server {
         // Of one that was killed; there may be none.
         let _ = std::fs::remove_file(&ports);
         let mut child = command.spawn()?;
-        for _ in 0..600 {
+        for _ in 0..12_000 {
             if let Ok(text) = std::fs::read(&ports)
                 && let Ok(addresses) = serde_json::from_slice(&text)
             {
@@ -42,7 +42,7 @@ impl Server {
             if let Some(status) = child.try_wait()? {
                 bail!("the server ended: {status}");
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         bail!("the server does not start within a minute")
     }
