@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use millpond_protocol::Role;
 use millpond_protocol::access::Op;
-use millpond_protocol::message::Pointer;
+use millpond_protocol::message::{Pointer, answer};
+use millpond_protocol::{Role, Sha256};
 use millpond_tests::{Beside, Link, Mill, SeaweedFs, Server, binary, recent_hour};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -153,9 +153,13 @@ async fn the_ledger_alone_is_restored_beside_its_objects() {
     let file = server.directory().join("mill.tar");
     assert_eq!(done(&backup(&server, &file, &["--ledger-only"]))["objects"], Value::Null);
     assert!(server.terminate().await.success());
-    for name in ["ledger.db", "ledger.db-wal", "ledger.db-shm"] {
-        let _ = std::fs::remove_file(server.data().join(name));
-    }
+    // A log that is left of the old ledger would be laid over the new one.
+    let log = server.data().join("ledger.db-wal");
+    std::fs::rename(server.data().join("ledger.db"), server.directory().join("old.db")).unwrap();
+    std::fs::write(&log, "of the old one").unwrap();
+    let refused = failed(&restore(&server, &file, &[]));
+    assert!(refused.contains("ledger.db-wal"), "{refused}");
+    std::fs::remove_file(log).unwrap();
     done(&restore(&server, &file, &[]));
     server.launch().await;
     goes_on(&server, &edge, &mill, &BTreeSet::new()).await;
@@ -213,4 +217,31 @@ async fn a_backup_that_cannot_have_every_object_says_which_and_is_not_kept() {
     let left = std::fs::read_dir(server.directory()).unwrap().map(|entry| entry.unwrap().file_name());
     let left: Vec<_> = left.filter(|name| name.to_string_lossy().contains("mill.tar")).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn files_on_their_way_are_asked_for_again_after_a_restore() {
+    let server = Server::start().await;
+    let (edge, _) = lived(&server).await;
+    let bytes = vec![b'w'; LARGE];
+    let put = json!({ "id": "p", "upload": "way", "size": LARGE, "sha256": Sha256::of(&bytes) });
+    let granted: answer::Put = edge.ask(Op::Put, &put).await.unwrap();
+    assert_eq!(server.api().send(&granted.to.unwrap(), bytes.clone()).await, 200);
+    let ledger = rusqlite::Connection::open(server.data().join("ledger.db")).unwrap();
+    // As while another file of the same commit is still read.
+    assert_eq!(ledger.execute("UPDATE grants SET verified = 1", []).unwrap(), 1);
+    let file = server.directory().join("mill.tar");
+    done(&backup(&server, &file, &[]));
+
+    let mut elsewhere = Server::prepare(&[]);
+    done(&restore(&elsewhere, &file, &[]));
+    elsewhere.launch().await;
+    let edge = Link::open(elsewhere.here(&edge.who)).await.unwrap();
+    let commit = json!({ "id": "c", "upload": "way" });
+    let refused = format!("{:#}", edge.ask::<Value>(Op::Commit, &commit).await.unwrap_err());
+    assert!(refused.contains("nothing has been PUT yet"), "{refused}");
+    let again: answer::Put = edge.ask(Op::Put, &put).await.unwrap();
+    assert_eq!(elsewhere.api().send(&again.to.unwrap(), bytes).await, 200);
+    let counted: Value = edge.ask(Op::Commit, &json!({ "id": "d", "upload": "way" })).await.unwrap();
+    assert!(counted.to_string().contains("stored"), "{counted}");
 }

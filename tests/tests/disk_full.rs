@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use millpond_protocol::Role;
@@ -14,6 +15,15 @@ fn may_mount() -> bool {
     allowed || skip("unshare -m needs root")
 }
 
+/// Leaves little room, until the file is removed.
+fn fill(inside: &Path) -> PathBuf {
+    let ballast = inside.join("ballast");
+    let mut fill = Command::new("sh");
+    fill.args(["-c", r#"cat /dev/zero > "$1" 2>/dev/null; truncate -s -1500K "$1""#, "sh"]).arg(&ballast);
+    fill.status().unwrap();
+    ballast
+}
+
 #[tokio::test]
 async fn a_full_disk_acknowledges_nothing_that_it_cannot_keep_and_recovers() {
     if !may_mount() {
@@ -23,11 +33,7 @@ async fn a_full_disk_acknowledges_nothing_that_it_cannot_keep_and_recovers() {
     let inside = server.launch_on_small_disk(96).await;
     server.pool("demo", json!({ "window_s": 3_600 })).await;
     let edge = server.member("demo", "edge", Role::Publisher).await;
-    // Leave little room.
-    let ballast = inside.join("ballast");
-    let mut fill = Command::new("sh");
-    fill.args(["-c", r#"cat /dev/zero > "$1" 2>/dev/null; truncate -s -1500K "$1""#, "sh"]).arg(&ballast);
-    fill.status().unwrap();
+    let ballast = fill(&inside);
 
     let topic = |n: usize| format!("mp/demo/c/edge/up/u{n}/{}", recent_hour());
     let mut acknowledged = 0;
@@ -47,4 +53,18 @@ async fn a_full_disk_acknowledges_nothing_that_it_cannot_keep_and_recovers() {
     let link = Link::connect(edge).await.unwrap();
     link.publish(&topic(acknowledged), vec![b'x'; 60_000], Beside::default()).await.unwrap();
     assert_eq!(server.uploads("demo").await.len(), acknowledged + 1);
+}
+
+#[tokio::test]
+async fn a_backup_does_not_fill_the_disk_under_the_ledger() {
+    if !may_mount() {
+        return;
+    }
+    let mut server = Server::prepare(&[]);
+    fill(&server.launch_on_small_disk(96).await);
+    let archive = server.directory().join("mill.tar");
+    let backup = server.cli().arg("backup").arg(&archive).output().unwrap();
+    let said = String::from_utf8_lossy(&backup.stderr);
+    assert!(!backup.status.success() && said.contains("MiB free in the data directory"), "{said}");
+    assert!(!archive.exists());
 }

@@ -1,7 +1,7 @@
 //! Writes a backup, piece by piece, as fast as it is taken.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -20,8 +20,10 @@ use crate::ustar;
 
 /// Bytes read of the ledger at a time.
 const READ: usize = 256 << 10;
-/// Longest time for the client to take a piece: while it does not, nothing is deleted from storage.
+/// Longest time for the client to take a piece, and bytes a second that it takes at the least, once it has had this time:
+/// meanwhile nothing is deleted from storage.
 const STALL: Duration = Duration::from_secs(60);
+const SLOWEST: u64 = 64 << 10;
 /// Times that the rest of an object is asked for without a byte of it coming.
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
@@ -47,8 +49,14 @@ type Done<T = ()> = Result<T, Stopped>;
 
 /// Writes a backup to `out`, with the objects or of the ledger alone. One at a time: the caller sees to that.
 pub(crate) async fn make(ledger: Ledger, storage: Storage, objects: bool, out: Out) {
-    let mut archive = Archive { out, left: 0, size: 0 };
-    let end = match whole(&ledger, &storage, objects, &mut archive).await {
+    let client = out.clone();
+    let mut archive = Archive { out, left: 0, size: 0, begun: None };
+    let made = tokio::select! {
+        made = whole(&ledger, &storage, objects, &mut archive) => made,
+        // Also while there is nothing to take yet.
+        () = client.closed() => Err(Stopped::Gone),
+    };
+    let end = match made {
         Ok(()) => End::Whole,
         Err(Stopped::Gone) => return tracing::warn!("backup: the client went, or stopped reading"),
         Err(Stopped::Refused(refusal)) => {
@@ -102,13 +110,18 @@ struct Archive {
     out: Out,
     /// Bytes of the entry that are still to come.
     left: u64,
-    /// Bytes so far.
+    /// Bytes so far, and since when they are taken.
     size: u64,
+    begun: Option<Instant>,
 }
 
 impl Archive {
     async fn send(&mut self, bytes: Bytes) -> Done {
+        let begun = *self.begun.get_or_insert_with(Instant::now);
         self.size += bytes.len() as u64;
+        if begun.elapsed() > STALL + Duration::from_secs(self.size / SLOWEST) {
+            return Err(Stopped::Gone);
+        }
         match tokio::time::timeout(STALL, self.out.send(Ok(bytes))).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(Stopped::Gone),

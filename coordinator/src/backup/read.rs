@@ -35,6 +35,10 @@ pub fn read_through(path: &Path) -> anyhow::Result<Header> {
 pub(super) fn header<R: Read>(first: Option<std::io::Result<tar::Entry<'_, R>>>) -> anyhow::Result<Header> {
     let no_backup = || format!("it is no backup of Millpond: {HEADER} is not its first entry");
     let mut entry = first.and_then(Result::ok).with_context(no_backup)?;
+    if entry.path_bytes().as_ref() == END.as_bytes() {
+        // It could not even be begun.
+        end(&mut entry)?;
+    }
     ensure!(entry.path_bytes().as_ref() == HEADER.as_bytes(), no_backup());
     let header: Header = json(&mut entry)?;
     ensure!(

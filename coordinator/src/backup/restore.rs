@@ -50,8 +50,15 @@ pub async fn restore(
     let dir = config.server.data_dir.clone();
     secrets::private_dir(&dir).with_context(|| format!("{} cannot be made", dir.display()))?;
     let _lock = ledger::lock(&dir)?;
-    let ledger = dir.join("ledger.db");
-    ensure!(!ledger.exists(), "{} has a ledger: name a directory without one", dir.display());
+    for name in ["ledger.db", "ledger.db-wal", "ledger.db-journal"] {
+        // SQLite would lay the log of another ledger over this one.
+        let there = dir.join(name).exists();
+        ensure!(
+            !there,
+            "{} has a ledger ({name}): name a directory without one, or move it away",
+            dir.display()
+        );
+    }
 
     let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
     let storage = store::open_alone(config, &mut tasks, &stop).await?;
@@ -71,7 +78,7 @@ pub async fn restore(
     while let Some(ended) = tasks.join_next().await {
         ended??;
     }
-    std::fs::rename(dir.join(RESTORING), &ledger)?;
+    std::fs::rename(dir.join(RESTORING), dir.join("ledger.db"))?;
     File::open(&dir)?.sync_all()?;
     Ok(restored)
 }
@@ -104,6 +111,8 @@ impl<T: Fn(u64)> Unpack<T> {
                 let (count, bytes) = snapshot::sum(&sql)?;
                 let all = objects.is_none() || found == Count { count, bytes };
                 ensure!(all, "it has {} objects, and its ledger needs {count}", found.count);
+                drop(sql);
+                snapshot::forget_transfers(&self.restoring)?;
                 return Ok(Restored { made, ledger: sum, objects });
             }
             let key = path.strip_prefix(OBJECTS).with_context(|| format!("{path} belongs to no backup"))?;

@@ -51,9 +51,11 @@ pub(super) async fn run(args: &Args, client: &Client, out: &Out) -> Result<(), F
 
 async fn fetch(args: &Args, client: &Client, part: &Path) -> Result<backup::Header, Failure> {
     let written = |error: std::io::Error| Failure::new(FAILED, format!("{}: {error}", part.display()));
+    // That of a command which was killed; there may be none.
+    let _ = std::fs::remove_file(part);
     // It holds what clients sent.
     let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(part).map_err(written)?;
+    let mut file = options.write(true).create_new(true).mode(0o600).open(part).map_err(written)?;
     let mut answer = client.stream("backup", &[("objects", (!args.ledger_only).to_string())]).await?;
     let (mut shown, mut size) = (Shown::new(), 0);
     let broken = |error: reqwest::Error| {

@@ -16,6 +16,8 @@ use super::{Error, Ledger, Result, connect};
 /// The file's name in the data directory. One that a killed process left behind is replaced by the next, or removed at
 /// the start.
 const NAME: &str = "ledger.snapshot";
+/// Bytes of the disk that a copy leaves to the ledger, its log and the embedded storage.
+const MIN_FREE: u64 = 64 << 20;
 /// Objects read in one go.
 const PAGE: usize = 1_000;
 /// Instructions of SQLite's machine between two looks at whether anybody still waits.
@@ -78,6 +80,7 @@ impl Ledger {
             let mut snapshot = Snapshot { path, size: 0, sha256: Sha256::of(&[]), _kept: kept };
             let mut sql = connect(&from, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
             sql.progress_handler(LOOK_EVERY, Some(move || gone.load(Ordering::Relaxed)))?;
+            check_room(&sql, &snapshot.path)?;
             copy(&sql, &snapshot.path)?;
             (snapshot.size, snapshot.sha256) = hash(&snapshot.path).map_err(unreadable)?;
             Ok(snapshot)
@@ -163,6 +166,20 @@ pub fn open(path: &Path) -> rusqlite::Result<Connection> {
     Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
 }
 
+/// Takes back what a copy knows of files on their way, of which no backup has the bytes: their clients are told to send
+/// them again.
+///
+/// # Errors
+/// It cannot be written.
+pub fn forget_transfers(path: &Path) -> rusqlite::Result<()> {
+    let sql = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    sql.pragma_update(None, "synchronous", "FULL")?;
+    sql.execute_batch(
+        "BEGIN; UPDATE grants SET verified = 0, verifying = NULL; \
+         UPDATE objects SET multipart = NULL WHERE state = 'granted'; COMMIT",
+    )
+}
+
 /// How many objects a copy needs, and their bytes.
 ///
 /// # Errors
@@ -186,6 +203,25 @@ fn read(row: &Row<'_>) -> Result<Object> {
     let parsed = key.parse();
     let key = parsed.map_err(|_| Refusal::unavailable(format!("{key} is no key of ours")))?;
     Ok(Object { id: row.get(0)?, key, size: row.get(2)?, sha256: Sha256(row.get(3)?) })
+}
+
+/// Refuses a copy that would fill the disk under the ledger itself.
+fn check_room(sql: &Connection, path: &Path) -> Result<()> {
+    let number = |pragma: &str| sql.pragma_query_value(None, pragma, |row| row.get::<_, u64>(0));
+    let used = number("page_count")?.saturating_sub(number("freelist_count")?);
+    let needed = used * number("page_size")? + MIN_FREE;
+    let disk = rustix::fs::statvfs(path.parent().unwrap_or(Path::new(".")))
+        .map_err(|error| unreadable(error.into()))?;
+    let free = disk.f_bavail * disk.f_frsize;
+    if free >= needed {
+        return Ok(());
+    }
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    Err(Error::Refused(Refusal::unavailable(format!(
+        "a copy of the ledger needs {} MiB free in the data directory, and there are {}",
+        mib(needed),
+        mib(free)
+    ))))
 }
 
 fn hash(path: &Path) -> io::Result<(u64, Sha256)> {
