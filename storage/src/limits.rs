@@ -23,7 +23,7 @@ pub const MULTIPART_ID_MAX: usize = 1024;
 pub const PARTS_MAX: u16 = 10_000;
 
 /// Bytes of each part of an object that is written piece by piece, of which two are in memory at a time. At least the
-/// 5 MiB that S3 asks of a part; objects then reach 78 GiB.
+/// 5 MiB that S3 asks of a part; objects then reach 78 GiB, and larger ones have larger parts.
 pub const WRITER_PART: usize = 8 << 20;
 
 /// Bytes of an answer of storage other than an object: a page of 1,000 parts has some 300 KiB.

@@ -13,12 +13,15 @@ use crate::multipart::{MultipartId, Part};
 
 /// An object that is written piece by piece; there is none before [`Writer::finish`].
 ///
-/// What fits one part is a plain PUT; more goes up in parts of [`limits::WRITER_PART`] while the next one fills, so that
-/// two of them are in memory at most. Storage compares each with its SHA-256. After an error the writer is good for
+/// What fits one part is a plain PUT; more goes up in parts of [`limits::WRITER_PART`] (or larger ones, where
+/// [`Storage::writer_of`] was told that they would be too many) while the next one fills, so that two of them are in memory at
+/// most. Storage compares each with its SHA-256. After an error the writer is good for
 /// [`Writer::abort`] alone. Dropped unfinished, it leaves its parts to the sweep of storage.
 pub struct Writer {
     storage: Storage,
     key: ObjectKey,
+    /// Bytes of each part but the last.
+    step: usize,
     /// Of everything, and of the part that is being filled. Hashing as the bytes come keeps each step short.
     whole: Hasher,
     part: Hasher,
@@ -30,11 +33,18 @@ pub struct Writer {
 }
 
 impl Storage {
-    /// Begins an object that is written piece by piece. Nothing is sent yet.
+    /// Begins an object that is written piece by piece, of a size that is not known yet: up to 78 GiB. Nothing is sent yet.
     pub fn writer(&self, key: &ObjectKey) -> Writer {
+        self.writer_of(key, 0)
+    }
+
+    /// Begins an object that is written piece by piece and will have `size` bytes, more or less: its parts are as large as
+    /// that asks for. Nothing is sent yet.
+    pub fn writer_of(&self, key: &ObjectKey, size: u64) -> Writer {
         Writer {
             storage: self.clone(),
             key: key.clone(),
+            step: step(size),
             whole: Hasher::new(),
             part: Hasher::new(),
             size: 0,
@@ -54,13 +64,13 @@ impl Writer {
     /// Those of the calls that it comes to; [`Error::Mismatch`] beyond 10,000 parts.
     pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), Error> {
         while !bytes.is_empty() {
-            if self.buffer.len() == limits::WRITER_PART {
+            if self.buffer.len() == self.step {
                 self.send().await?;
             }
             if self.buffer.is_empty() && self.upload.is_some() {
-                self.buffer.reserve(limits::WRITER_PART);
+                self.buffer.reserve(self.step);
             }
-            let piece = bytes.split_to(bytes.len().min(limits::WRITER_PART - self.buffer.len()));
+            let piece = bytes.split_to(bytes.len().min(self.step - self.buffer.len()));
             self.whole.update(&piece);
             self.part.update(&piece);
             self.size += piece.len() as u64;
@@ -136,5 +146,30 @@ impl Writer {
             self.parts.push(part?);
         }
         Ok(())
+    }
+}
+
+/// Bytes of each part of an object of `size` bytes: whole MiB, and no more parts than S3 allows.
+fn step(size: u64) -> usize {
+    let least = size.div_ceil(u64::from(limits::PARTS_MAX)).next_multiple_of(1 << 20);
+    usize::try_from(least).unwrap_or(usize::MAX).max(limits::WRITER_PART)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_grow_with_an_object_that_would_have_too_many() {
+        let parts = u64::from(limits::PARTS_MAX);
+        let usual = limits::WRITER_PART as u64 * parts;
+        for size in [0, 1, usual] {
+            assert_eq!(step(size), limits::WRITER_PART);
+        }
+        assert_eq!(step(usual + 1), 9 << 20);
+        for size in [100 << 30, 1 << 40, 5 << 40, (5 << 40) - 1] {
+            let step = step(size) as u64;
+            assert!(step * parts >= size && (step - (1 << 20)) * parts < size, "{size}: {step}");
+        }
     }
 }
