@@ -85,7 +85,7 @@ impl Default for GateConfig {
             keep_alive_max: 0,
             uncommitted_bytes_max: limits::UNCOMMITTED_BYTES_MAX,
             uncommitted_per_connection: limits::UNCOMMITTED_PER_CONNECTION,
-            member_rate: Rate { messages: limits::MESSAGES_PER_MEMBER, bytes: limits::BYTES_PER_MEMBER },
+            member_rate: Rate::default(),
             pool_rate: Rate::default(),
             in_flight_out: limits::IN_FLIGHT_OUT,
             out_queue_max: limits::OUT_QUEUE_MAX,

@@ -71,13 +71,10 @@ pub const CONNECTIONS_PER_MEMBER: usize = 8;
 pub const UNCOMMITTED_BYTES_MAX: usize = 256 << 20;
 /// Messages of one connection that are not committed; then the gate stops reading.
 pub const UNCOMMITTED_PER_CONNECTION: usize = 64;
-/// Packets a second that one member may send, acknowledgements aside: far more than a device that sends files, and a small
-/// part of what a server takes. A pool has no rate of its own by default, for one pool may be all that a server is for.
-pub const MESSAGES_PER_MEMBER: u64 = 5_000;
-/// Bytes a second that one member may send: more than most links carry.
-pub const BYTES_PER_MEMBER: u64 = 64 << 20;
 /// Messages to one connection that are not acknowledged (Receive Maximum may lower it).
 pub const IN_FLIGHT_OUT: usize = 100;
+/// Bytes of messages on app topics that one connection has not acknowledged; the others wait. A larger one goes alone.
+pub const IN_FLIGHT_BYTES: usize = 4 << 20;
 /// Bytes queued to one connection, after which the gate ends it and it must ask again. Asks are refused from a third of it
 /// on, so that it holds the answers of all that can be under way by then (16 of `ANSWER_MAX` for a member).
 pub const OUT_QUEUE_MAX: usize = 8 << 20;

@@ -10,6 +10,7 @@ mod api;
 mod edge;
 mod external;
 mod mill;
+pub mod overload;
 mod plain;
 mod process;
 mod relay;
@@ -17,6 +18,7 @@ mod seaweedfs;
 mod server;
 mod tools;
 mod trace;
+pub mod wire;
 
 pub use api::Api;
 pub use edge::Edge;

@@ -17,6 +17,8 @@ use crate::registry::EndReason;
 
 /// Events that may wait for one connection; older ones are dropped, for the feed over HTTP to bring.
 const EVENTS_MAX: usize = 1_000;
+/// Bytes of messages on app topics that a connection takes at once, and one message more.
+const TAKEN_BYTES: usize = 1 << 20;
 
 /// The one place where others leave something for a session. Bounded: by bytes, by number, or to the newest of its kind.
 #[derive(Debug)]
@@ -315,7 +317,14 @@ impl Waiting {
         }
         if has_copies {
             let now = Instant::now();
-            taken.copies.extend(std::iter::from_fn(|| self.queue.take(now)).take(wants.copies));
+            let mut bytes = 0;
+            while taken.copies.len() < wants.copies
+                && bytes < TAKEN_BYTES
+                && let Some(copy) = self.queue.take(now)
+            {
+                bytes += copy.message.bytes();
+                taken.copies.push(copy);
+            }
         }
         Some(taken)
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Buf, Bytes};
+use millpond_protocol::limits;
 
 use super::{OUT_HIGH, Session};
 use crate::codec::packet::{Details, Version};
@@ -23,6 +24,8 @@ pub(super) struct Outbound {
     window: usize,
     /// By packet id.
     in_flight: HashMap<u16, Flight>,
+    /// Bytes of those of app topics.
+    in_flight_bytes: usize,
     /// Sent by the connection before, and to be sent again, in order.
     again: VecDeque<(u16, Flight)>,
     last_id: u16,
@@ -113,6 +116,7 @@ impl Outbound {
         Self {
             window,
             in_flight: HashMap::new(),
+            in_flight_bytes: 0,
             again: unsent.again,
             last_id: unsent.last_id,
             sent: 0,
@@ -132,7 +136,8 @@ impl Outbound {
 
     /// Messages on app topics that there is room for.
     pub(super) fn room(&self) -> usize {
-        if !self.again.is_empty() {
+        let waiting: usize = self.copies.iter().map(|copy| copy.message.bytes()).sum();
+        if !self.again.is_empty() || self.in_flight_bytes + waiting >= limits::IN_FLIGHT_BYTES {
             return 0;
         }
         let taken = self.in_flight.len() + self.copies.len();
@@ -195,7 +200,15 @@ impl Outbound {
 
     fn depart(&mut self, id: u16, qos: u8, what: What) {
         self.sent += 1;
+        self.in_flight_bytes += what.bytes();
         self.in_flight.insert(id, Flight { qos, order: self.sent, what });
+    }
+
+    /// The client has it.
+    fn land(&mut self, id: u16) -> Option<What> {
+        let flight = self.in_flight.remove(&id)?;
+        self.in_flight_bytes -= flight.what.bytes();
+        Some(flight.what)
     }
 }
 
@@ -334,7 +347,7 @@ impl Session {
         if self.outbound.in_flight.get(&id).is_none_or(|flight| flight.qos != 1) {
             return;
         }
-        match self.outbound.in_flight.remove(&id).map(|flight| flight.what) {
+        match self.outbound.land(id) {
             Some(What::Receipt(seq)) => self.receipts.acknowledged(seq),
             Some(What::State(topic, rank)) => {
                 let state = self.outbound.states.entry(topic).or_default();
@@ -346,9 +359,10 @@ impl Session {
 
     pub(super) fn on_pubrec(&mut self, id: u16, code: u8) {
         match self.outbound.in_flight.get_mut(&id).filter(|flight| flight.qos == 2) {
-            Some(_) if code >= 0x80 => drop(self.outbound.in_flight.remove(&id)),
+            Some(_) if code >= 0x80 => drop(self.outbound.land(id)),
             Some(flight) => {
-                flight.what = What::Released;
+                let sent = std::mem::replace(&mut flight.what, What::Released);
+                self.outbound.in_flight_bytes -= sent.bytes();
                 self.out.ack(self.version, Kind::Rel, id, reason::SUCCESS, None);
             }
             // Of a session that is over, perhaps: the client is to forget it.
@@ -358,8 +372,14 @@ impl Session {
 
     pub(super) fn on_pubcomp(&mut self, id: u16) {
         if matches!(self.outbound.in_flight.get(&id), Some(Flight { what: What::Released, .. })) {
-            self.outbound.in_flight.remove(&id);
+            self.outbound.land(id);
         }
+    }
+}
+
+impl What {
+    fn bytes(&self) -> usize {
+        if let Self::App(copy) = self { copy.message.bytes() } else { 0 }
     }
 }
 

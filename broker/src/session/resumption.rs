@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
-use millpond_protocol::{AppTopics, Principal, Refusal, Role};
+use millpond_protocol::{AppTopics, Principal, Refusal, Role, limits};
 
 use super::tests::connect;
 use super::{Effect, End, Kept, Question, Session};
@@ -127,4 +127,22 @@ fn a_message_that_is_sent_again_before_its_release_counts_once() {
     session.packet(publish(3, "mp/p/c/m/up/c", 3), now);
     assert_eq!(session.end(), Some(End::Gate(0x93)));
     session.outcome(Err(Refusal::unavailable("over")));
+}
+
+#[test]
+fn a_client_that_acknowledges_nothing_has_a_few_large_messages_under_way_and_no_more() {
+    let now = Instant::now();
+    let mut session = kept(GateConfig::default(), None, now);
+    let message = Message::event("app/p/x".into(), Bytes::from(vec![0; 200 << 10]));
+    let (each, message) = (message.bytes(), Arc::new(message));
+    let mut sent = 0;
+    while session.wants().copies > 0 {
+        let copy = Mail { message: message.clone(), qos: 1, retain: false, replay: false, tags: vec![] };
+        session.copies(vec![copy], now);
+        written(&mut session);
+        sent += 1;
+    }
+    assert_eq!(sent, limits::IN_FLIGHT_BYTES.div_ceil(each));
+    session.packet(Packet::PubAck(1), now);
+    assert!(session.wants().copies > 0, "an acknowledgement makes room");
 }

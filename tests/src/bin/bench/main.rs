@@ -1,7 +1,8 @@
 //! The benchmarks: each prints its figure beside a reference measured in the same run.
 //!
 //!     cargo run --release -p millpond-tests --bin bench            all of them
-//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, seal, fanout, app, round, idle, tls, storage, retention
+//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, seal, fanout, app, round, idle, tls, storage,
+//!                                                                 retention, overload, reconnect
 //!     cargo run --release -p millpond-tests --bin bench -- peers   RabbitMQ, nats-server and mosquitto, as far as they are installed
 //!     cargo run --release -p millpond-tests --bin bench -- growth  how figures grow, as CSV
 //!
@@ -14,18 +15,20 @@ mod flush;
 mod growth;
 mod idle;
 mod ingest;
+mod overload;
 mod peers;
+mod reconnect;
 mod retention;
 mod round;
 mod seal;
 mod server;
 mod storage;
 mod tls;
-mod wire;
 
 use std::path::Path;
 
 use anyhow::{Result, bail};
+use millpond_tests::wire;
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -42,7 +45,9 @@ async fn main() -> Result<()> {
             idle::run().await?;
             tls::run().await?;
             storage::run().await?;
-            retention::run().await
+            retention::run().await?;
+            overload::run().await?;
+            reconnect::run().await
         }
         (Some("ingest"), None) => ingest::run().await,
         (Some("flush"), None) => flush::run().await,
@@ -54,11 +59,13 @@ async fn main() -> Result<()> {
         (Some("tls"), None) => tls::run().await,
         (Some("storage"), None) => storage::run().await,
         (Some("retention"), None) => retention::run().await,
+        (Some("overload"), None) => overload::run().await,
+        (Some("reconnect"), None) => reconnect::run().await,
         (Some("peers"), None) => peers::run().await,
         (Some("growth"), rows) => growth::run(rows.as_deref()).await,
         (Some(other), _) => {
             bail!(
-                "there is no benchmark {other}: ingest, flush, seal, fanout, app, round, idle, tls, storage, retention, peers, growth, or none for all but the last two"
+                "there is no benchmark {other}: ingest, flush, seal, fanout, app, round, idle, tls, storage, retention, overload, reconnect, peers, growth, or none for all but the last two"
             )
         }
     }

@@ -7,6 +7,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
+/// Whom a connection signs in as.
+#[derive(Debug, Clone)]
+pub struct Who {
+    pub pool: String,
+    pub member: String,
+    pub token: String,
+}
+
 /// The flag of CONNECT.
 const CLEAN_SESSION: u8 = 0b10;
 
@@ -33,10 +41,19 @@ impl Connection {
     }
 
     async fn connect(address: SocketAddr, client_id: &str, who: [&str; 2], clean: u8) -> Result<Self> {
-        let stream = TcpStream::connect(address).await?;
+        Self::over(TcpStream::connect(address).await?, &connect(client_id, who, clean)).await
+    }
+
+    /// Signs in with a clean session, on a connection that is there.
+    pub async fn open_as(stream: TcpStream, who: &Who, client_id: &str) -> Result<Self> {
+        let user = format!("{}/{}", who.pool, who.member);
+        Self::over(stream, &connect(client_id, [&user, &who.token], CLEAN_SESSION)).await
+    }
+
+    async fn over(stream: TcpStream, connect: &[u8]) -> Result<Self> {
         stream.set_nodelay(true)?;
         let (read, mut write) = stream.into_split();
-        write.write_all(&connect(client_id, who, clean)).await?;
+        write.write_all(connect).await?;
         let mut connection = Self { read: BufReader::with_capacity(64 << 10, read), write };
         let (kind, answer) = connection.receive().await?;
         ensure!(kind == 0x20 && answer == [0, 0], "CONNACK {kind:#x} {answer:?}");

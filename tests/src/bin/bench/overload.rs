@@ -1,0 +1,104 @@
+//! Others beside each attack: the 99th percentile of what they do, with and without it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use millpond::ledger::Ledger;
+use millpond::rounds::Policy;
+use millpond_tests::overload::{Attack, Fared, Field, others};
+use millpond_tests::wire::Who;
+
+use super::percentile;
+use super::server::{Server, prepare};
+
+const RUNS: usize = 5;
+const FOR: Duration = Duration::from_secs(3);
+/// From an attack's begin to the measurement, and from its end to the next.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Things that each of the others does at least in a run.
+const LEAST: usize = 20;
+const GOOD: usize = 4;
+const BAD: usize = 12;
+/// Connections of the half-open attack: more than one address may have waiting.
+const HALF_OPEN: usize = 4_000;
+
+pub async fn run() -> Result<()> {
+    millpond::descriptors::raise();
+    println!("others' p99 in ms beside an attack, median of {RUNS} runs with and as many without, in turns");
+    println!("  {:<15} {:<9} {:>9} {:>9} {:>6}", "attack", "others'", "without", "with", "ratio");
+    let attacks = [
+        Attack::SlowReaders,
+        Attack::SlowWriters,
+        Attack::HalfOpen(HALF_OPEN),
+        Attack::Flood,
+        Attack::NeverAcknowledge,
+        Attack::UnreadAnswers,
+    ];
+    for attack in attacks {
+        beside(attack).await?;
+    }
+    Ok(())
+}
+
+/// The pool `p` in which everybody publishes; a member's token is its name.
+pub async fn field(publishers: usize, listeners: usize) -> Result<(tempfile::TempDir, Server, Arc<Field>)> {
+    let dir = tempfile::tempdir()?;
+    let (ledger, ended) = Ledger::open(dir.path())?;
+    prepare(&ledger, Policy::default(), publishers, listeners).await?;
+    drop(ledger);
+    let _ = ended.await;
+    let server = Server::start(dir.path()).await?;
+    let who = |n| {
+        let name = format!("pub{n}");
+        Who { pool: "p".into(), member: name.clone(), token: name }
+    };
+    let field = Field {
+        mqtt: server.addresses.mqtt,
+        http: server.addresses.http,
+        good: (0..GOOD).map(who).collect(),
+        bad: (GOOD..publishers).map(who).collect(),
+    };
+    Ok((dir, server, Arc::new(field)))
+}
+
+/// One kind of what the others did.
+type Of = fn(&Fared) -> &[f64];
+
+async fn beside(attack: Attack) -> Result<()> {
+    let (_dir, server, field) = field(GOOD + BAD, 0).await?;
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for run in 0..RUNS {
+        without.push(others(&field, &format!("a{run}"), FOR, LEAST).await?);
+        let attackers = attack.begin(&field);
+        tokio::time::sleep(SETTLE).await;
+        with.push(others(&field, &format!("b{run}"), FOR, LEAST).await?);
+        drop(attackers);
+        tokio::time::sleep(SETTLE).await;
+    }
+    let kinds: [(&str, Of); 3] = [
+        ("uploads", |fared| &fared.uploads),
+        ("messages", |fared| &fared.messages),
+        ("sign-ins", |fared| &fared.sign_ins),
+    ];
+    for (kind, of) in kinds {
+        let (without, with) = (median(&without, of), median(&with, of));
+        let kept = if with <= (2.0 * without).max(50.0) { "" } else { "   over max(2 ×, 50 ms)" };
+        let name = attack.name();
+        println!("  {name:<15} {kind:<9} {without:>9.2} {with:>9.2} {:>6.2}{kept}", with / without);
+    }
+    println!("  {:<15} the server's memory at its peak: {:.0} MiB", "", server.memory()?.1);
+    Ok(())
+}
+
+/// Of the 99th percentiles of the runs.
+fn median(runs: &[Fared], of: Of) -> f64 {
+    let p99 = |fared| {
+        let mut sorted = of(fared).to_vec();
+        sorted.sort_by(f64::total_cmp);
+        percentile(&sorted, 0.99)
+    };
+    let mut all: Vec<f64> = runs.iter().map(p99).collect();
+    all.sort_by(f64::total_cmp);
+    percentile(&all, 0.5)
+}

@@ -1,0 +1,181 @@
+//! The attacks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy, sink};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::{Field, from};
+use crate::wire::{Connection, publish};
+
+/// Between two attempts of one attacker.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Connections of one member.
+const CONNECTIONS: usize = 8;
+/// Messages in one go.
+const WINDOW: u16 = 60;
+
+/// What somebody does who is broken, or means harm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attack {
+    /// Fifty subscribers take no byte of the messages of 200 KiB that a publisher sends.
+    SlowReaders,
+    /// Sixty bundles of 4 MiB come in at 5 KiB a second.
+    SlowWriters,
+    /// So many connections say nothing, or half of a CONNECT, two thirds of them to MQTT, the others to HTTP.
+    HalfOpen(usize),
+    /// One member sends uploads of 1 KiB on all its connections as fast as it can.
+    Flood,
+    /// Fifty subscribers read messages of 64 KiB and acknowledge none.
+    NeverAcknowledge,
+    /// Members ask as fast as they can, and read no answer.
+    UnreadAnswers,
+}
+
+impl Attack {
+    /// In a few words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SlowReaders => "slow readers",
+            Self::SlowWriters => "slow writers",
+            Self::HalfOpen(_) => "half-open",
+            Self::Flood => "a flood",
+            Self::NeverAcknowledge => "no acks",
+            Self::UnreadAnswers => "unread answers",
+        }
+    }
+
+    /// Begins it; it goes on, whatever the server does about it, until the set is dropped.
+    pub fn begin(self, field: &Arc<Field>) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        match self {
+            Self::SlowReaders => {
+                feed(&mut tasks, field, 200 << 10);
+                again(&mut tasks, field, 1..51, async |field, n| {
+                    let mut connection = field.bad(n).await?;
+                    connection.subscribe(&feed_topic(&field)).await?;
+                    // What it may still say is how it learns that it was thrown out.
+                    loop {
+                        connection.write.write_all(&[0xC0, 0]).await?;
+                        sleep(PAUSE).await;
+                    }
+                });
+            }
+            Self::SlowWriters => again(&mut tasks, field, 0..60, async |field, n| {
+                let mut connection = field.bad(n).await?;
+                let member = &field.bad[n % field.bad.len()].member;
+                let topic = format!("mp/{}/c/{member}/bundle/slow-{n}", field.pool());
+                let bytes = publish(1, &topic, &vec![0; 4 << 20]);
+                for piece in bytes.chunks(512) {
+                    connection.write.write_all(piece).await?;
+                    sleep(PAUSE).await;
+                }
+                Ok(())
+            }),
+            Self::HalfOpen(count) => again(&mut tasks, field, 0..count, async |field, n| {
+                let to = if n % 3 == 0 { field.http } else { field.mqtt };
+                let mut io = from("127.0.0.2", to).await?;
+                if n % 2 == 0 {
+                    io.write_all(b"\x10\x40\x00\x04MQ").await?;
+                }
+                while io.read(&mut [0; 64]).await.is_ok_and(|n| n > 0) {}
+                // What it is about is to hold on, not to come often.
+                sleep(10 * PAUSE).await;
+                Ok(())
+            }),
+            Self::Flood => again(&mut tasks, field, 0..CONNECTIONS, async |field, n| {
+                let member = &field.bad[0].member;
+                let topic = format!("mp/{}/c/{member}/up/flood-{n}", field.pool());
+                flood(open_first(&field, n).await?, &topic, 1 << 10).await
+            }),
+            Self::NeverAcknowledge => {
+                feed(&mut tasks, field, 64 << 10);
+                again(&mut tasks, field, 1..51, async |field, n| {
+                    let mut connection = field.bad(n).await?;
+                    connection.subscribe(&feed_topic(&field)).await?;
+                    copy(&mut connection.read, &mut sink()).await?;
+                    Ok(())
+                });
+            }
+            Self::UnreadAnswers => again(&mut tasks, field, 0..16, async |field, n| {
+                let mut connection = field.bad(n).await?;
+                let member = &field.bad[n % field.bad.len()].member;
+                connection.subscribe(&format!("mp/{}/d/{member}/#", field.pool())).await?;
+                let topic = format!("mp/{}/c/{member}/ask/history", field.pool());
+                let asks: Vec<u8> =
+                    (1..=WINDOW).flat_map(|id| publish(id, &topic, br#"{"max_answer": 262144}"#)).collect();
+                loop {
+                    connection.write.write_all(&asks).await?;
+                }
+            }),
+        }
+        tasks
+    }
+}
+
+fn feed_topic(field: &Field) -> String {
+    format!("app/{}/feed", field.pool())
+}
+
+/// Has each of the attackers begin again when it was thrown out, or is done.
+fn again<F>(
+    tasks: &mut JoinSet<()>,
+    field: &Arc<Field>,
+    attackers: std::ops::Range<usize>,
+    attack: impl Fn(Arc<Field>, usize) -> F + Clone + Send + 'static,
+) where
+    F: Future<Output = Result<()>> + Send,
+{
+    for n in attackers {
+        let (field, attack) = (field.clone(), attack.clone());
+        tasks.spawn(async move {
+            loop {
+                // Whatever ended it, it comes again.
+                let _ = attack(field.clone(), n).await;
+                sleep(PAUSE).await;
+            }
+        });
+    }
+}
+
+/// A publisher that sends to the topic of the subscribers.
+fn feed(tasks: &mut JoinSet<()>, field: &Arc<Field>, bytes: usize) {
+    again(tasks, field, 0..1, move |field, _| async move {
+        let mut connection = open_first(&field, 0).await?;
+        let message = publish(1, &feed_topic(&field), &vec![0; bytes]);
+        loop {
+            connection.write.write_all(&message).await?;
+            connection.receive().await?;
+        }
+    });
+}
+
+/// A connection of the first of the members.
+async fn open_first(field: &Field, n: usize) -> Result<Connection> {
+    let stream = from("127.0.0.2", field.mqtt).await?;
+    Connection::open_as(stream, &field.bad[0], &format!("first-{n}")).await
+}
+
+/// Publishes a window at a time, each upload a new one.
+async fn flood(mut connection: Connection, topic: &str, bytes: usize) -> Result<()> {
+    let payload = vec![0; bytes];
+    for round in 0_u64.. {
+        let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_micros();
+        let one = |id| publish(id, &format!("{topic}-{stamp}-{round}-{id}"), &payload);
+        let window: Vec<u8> = (1..=WINDOW).flat_map(one).collect();
+        let sent = async {
+            connection.write.write_all(&window).await?;
+            for _ in 0..WINDOW {
+                // Whoever is held back waits.
+                connection.read.read_u8().await?;
+                connection.read.read_exact(&mut [0; 3]).await?;
+            }
+            anyhow::Ok(())
+        };
+        timeout(Duration::from_secs(60), sent).await??;
+    }
+    Ok(())
+}

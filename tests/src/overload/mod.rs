@@ -1,0 +1,54 @@
+//! What broken and hostile clients do to a server, and how those beside them fare meanwhile: for tests and the benchmark.
+//!
+//! Attackers come from an address of their own, 127.0.0.2, and those beside them from 127.0.0.1.
+
+mod attack;
+mod others;
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result};
+use tokio::net::{TcpSocket, TcpStream};
+
+pub use attack::Attack;
+pub use others::{Fared, others};
+
+use crate::wire::{Connection, Who};
+
+/// A server, and publishers of one pool that has the app topics `app/{pool}/#`.
+#[derive(Debug, Clone)]
+pub struct Field {
+    pub mqtt: SocketAddr,
+    pub http: SocketAddr,
+    /// Eight at least.
+    pub bad: Vec<Who>,
+    /// Four at least.
+    pub good: Vec<Who>,
+}
+
+impl Field {
+    fn pool(&self) -> &str {
+        &self.good[0].pool
+    }
+
+    async fn good(&self, n: usize) -> Result<Connection> {
+        let who = self.good.get(n).context("too few members")?;
+        Connection::open_as(TcpStream::connect(self.mqtt).await?, who, &who.member).await
+    }
+
+    async fn bad(&self, n: usize) -> Result<Connection> {
+        let who = &self.bad[n % self.bad.len()];
+        Connection::open_as(from("127.0.0.2", self.mqtt).await?, who, &format!("{n}")).await
+    }
+}
+
+/// Connects from an address of this machine, with a small buffer for what is not read.
+///
+/// # Errors
+/// As any connect.
+pub async fn from(source: &str, to: SocketAddr) -> Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(8 << 10)?;
+    socket.bind(format!("{source}:0").parse()?)?;
+    Ok(socket.connect(to).await?)
+}
