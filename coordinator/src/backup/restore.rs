@@ -150,7 +150,7 @@ impl<T: Fn(u64)> Unpack<T> {
     ) -> anyhow::Result<i64> {
         let object = snapshot::object(sql, key).context("the backup's ledger needs no such object")?;
         let key: ObjectKey = key.parse()?;
-        let mut writer = self.storage.writer(&key);
+        let mut writer = self.storage.writer_of(&key, object.size);
         match self.fill(&mut writer, entry) {
             Ok(()) if writer.written() == (object.size, object.sha256) => {
                 self.runtime.block_on(writer.finish())?;
