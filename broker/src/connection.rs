@@ -89,7 +89,7 @@ impl Connection {
         tokio::pin!(timer);
         let mut outcomes = Vec::new();
         loop {
-            self.intake.feed(&mut self.session);
+            let has_more = self.intake.feed(&mut self.session);
             let is_draining = self.intake.is_stopped();
             if is_draining && self.session.uncommitted() == 0 && self.session.end().is_none() {
                 self.session.fail(Bad { code: reason::SHUTTING_DOWN, what: "the server is shutting down" });
@@ -97,6 +97,10 @@ impl Connection {
             self.apply();
             if self.session.end().is_some() {
                 return;
+            }
+            if has_more {
+                tokio::task::yield_now().await;
+                continue;
             }
             let deadline = self.deadline().into();
             if deadline < timer.deadline() {

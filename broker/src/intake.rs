@@ -20,6 +20,8 @@ use crate::socket::Due;
 /// Bytes of the read buffer of an idle connection, and the most that it grows to for small packets.
 const READ_MIN: usize = 2 << 10;
 const READ_MAX: usize = 64 << 10;
+/// Packets of one connection in one go, after which it is others' turn: what was read at once may be thousands.
+const TURN: usize = 64;
 
 /// The incoming half of a connection.
 pub(crate) struct Intake {
@@ -90,11 +92,13 @@ impl Intake {
         self.stopped
     }
 
-    /// Feeds the session every whole packet that it has room for.
-    pub(crate) fn feed(&mut self, session: &mut Session) {
+    /// Feeds the session whole packets that it has room for, at most [`TURN`]; whether there may be more.
+    pub(crate) fn feed(&mut self, session: &mut Session) -> bool {
         self.go_on(session);
         let now = self.read_at;
-        while self.listens(session) {
+        let mut fed = 0;
+        while self.listens(session) && fed < TURN {
+            fed += 1;
             match self.framer.next(&mut self.stream, |head, payload| session.judge(head, payload)) {
                 Ok(Next::Packet(first, body)) => {
                     (self.packet, self.whole_by) = (0, None);
@@ -119,6 +123,7 @@ impl Intake {
         if self.stream.is_empty() && self.stream.capacity() > READ_MIN && self.read_size <= READ_MIN {
             self.stream = BytesMut::new();
         }
+        fed == TURN && self.listens(session)
     }
 
     /// Charges what was read to the rates; over one of them, the connection is not read for a while.

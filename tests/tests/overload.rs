@@ -121,7 +121,7 @@ async fn a_fleet_behind_one_address_that_comes_back_at_once_is_let_in_little_by_
     }
     let all =
         tokio::time::timeout(Duration::from_secs(120), tasks.join_all()).await.expect("not all come in");
-    assert_eq!(stage.metric("millpond_gate_connections", " ").await, all.len() as f64);
+    assert_eq!(stage.metric("millpond_gate_connections ", "").await, all.len() as f64);
 }
 
 /// Bytes of the server's memory at its peak.

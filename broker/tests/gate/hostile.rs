@@ -125,6 +125,7 @@ async fn refused(raw: &mut Raw, topic: &str) -> u8 {
 #[tokio::test]
 async fn what_ends_a_stock_rumqttd_is_only_refused() {
     let server = server().await;
+    // All of these connect with a keep-alive of 0, which its listeners refuse.
     // A topic that begins outside ASCII panics its router.
     let mut raw = server.client(5, "publisher").await;
     assert_eq!(refused(&mut raw, "é/x").await, 0x87);

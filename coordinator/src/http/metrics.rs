@@ -199,7 +199,7 @@ fn describe() {
     }
 }
 
-pub(super) const COUNTERS: [(&str, &str); 36] = [
+pub(super) const COUNTERS: [(&str, &str); 37] = [
     ("millpond_uploads_total", "Uploads with a row, by outcome"),
     ("millpond_upload_bytes_total", "Bytes of uploads with a row"),
     ("millpond_results_total", "Results that were committed"),
@@ -209,6 +209,7 @@ pub(super) const COUNTERS: [(&str, &str); 36] = [
     ),
     ("millpond_deliveries_total", "What members said of results, by state"),
     ("millpond_refusals_total", "Messages refused behind the gate, by code"),
+    ("millpond_quota_refusals_total", "Uploads and grants over a quota of their member or pool, by limit"),
     ("millpond_ask_errors_total", "Asks over MQTT answered with an error, by code"),
     ("millpond_tls_handshakes_total", "TLS handshakes, by listener and outcome"),
     ("millpond_tls_reloads_total", "Renewed certificates, by outcome"),

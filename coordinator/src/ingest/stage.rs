@@ -83,7 +83,11 @@ pub(super) async fn worthwhile(ctx: &Ctx, who: &Principal, asked: Vec<Asked>) ->
             let pool = tx.pool_of(&who)?;
             let worth = |asked: &Asked| {
                 let known = find_receipt(tx.sql(), who.id, asked.upload.as_str())?.is_some();
-                Ok(!known && accept(tx.core(pool)?.policy(), &asked.candidate).is_ok())
+                let is_worth = !known && accept(tx.core(pool)?.policy(), &asked.candidate).is_ok();
+                if is_worth {
+                    tx.check_kept(pool, asked.candidate.size)?;
+                }
+                Ok(is_worth)
             };
             asked.iter().map(worth).collect()
         })

@@ -19,6 +19,7 @@ mod migrate;
 mod notice;
 pub mod objects;
 pub mod prune;
+mod quota;
 mod readers;
 pub mod results;
 pub mod sessions;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millpond_protocol::message::Receipt;
-use millpond_protocol::{Code, Principal, Refusal, limits};
+use millpond_protocol::{Code, Principal, Refusal};
 use rusqlite::{OptionalExtension as _, params};
 use serde_json::json;
 
@@ -93,36 +93,13 @@ impl Tx<'_> {
             let candidate =
                 Candidate { size: new.size, declares_sha256: true, has_label: new.label.is_some() };
             accept(self.core(pool)?.policy(), &candidate).map_err(Refusal::from)?;
+            self.check_kept(pool, new.size)?;
         }
-        self.check_quotas(pool, who, new.size)?;
+        self.check_grants(pool, who, new.size)?;
+        let size = new.size;
         let grant = self.insert_grant(pool, who, new, expires)?;
+        self.count_kept(pool, size);
         Ok(Granted::Open { grant: Box::new(grant), new: true })
-    }
-
-    fn check_quotas(&self, pool: PoolId, who: &Principal, size: u64) -> Result<()> {
-        let open: u64 = self
-            .sql
-            .prepare_cached("SELECT count(*) FROM grants WHERE member_id = ?1")?
-            .query_row([who.id], |row| row.get(0))?;
-        if open >= limits::GRANTS_PER_MEMBER {
-            return Err(Refusal::new(Code::Quota, format!("{open} grants of {} are open", who.name))
-                .limit(limits::GRANTS_PER_MEMBER)
-                .hint("commit or abort some first")
-                .retry_after_ms(1_000)
-                .into());
-        }
-        let bytes: u64 = self
-            .sql
-            .prepare_cached("SELECT granted_bytes FROM pools WHERE id = ?1")?
-            .query_row([pool], |row| row.get(0))?;
-        if bytes.saturating_add(size) > limits::GRANTED_BYTES_PER_POOL {
-            return Err(Refusal::new(Code::Quota, format!("{bytes} bytes are granted in the pool already"))
-                .limit(limits::GRANTED_BYTES_PER_POOL)
-                .hint("commit or abort some first")
-                .retry_after_ms(60_000)
-                .into());
-        }
-        Ok(())
     }
 
     /// The member's open grant for an upload that now comes by PUBLISH, with the same bytes.

@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::not_found;
 use super::notice::Commit;
+use super::quota::Kept;
 use super::{PoolId, Result, load};
 use crate::rounds::{Event, Fact, MemberId, Pool, Reply};
 
@@ -20,6 +21,8 @@ pub(super) struct State {
     pub due: BTreeSet<(Timestamp, PoolId)>,
     /// The time of the last job, and when that was.
     last: Option<(Timestamp, Instant)>,
+    /// What pools with a quota keep.
+    pub kept: HashMap<PoolId, Kept>,
     /// Members revoked since the start: what they had in the queue is refused.
     pub revoked: HashSet<MemberId>,
     /// The role of each member that was given another one since the start: what it had in the queue by the old one is

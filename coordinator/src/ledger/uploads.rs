@@ -101,7 +101,13 @@ impl Tx<'_> {
                     Refusal::unavailable("the pool's rules changed just now: send the upload again").into()
                 );
             }
-            Ok(()) => self.place(pool, who, &new)?,
+            Ok(()) => {
+                // A file that was granted counts since then.
+                if granted.is_none() && new.received.is_none() {
+                    self.check_kept(pool, new.size)?;
+                }
+                self.place(pool, who, &new)?
+            }
         };
         match (granted, &placed) {
             // A rejection would be a row and take the id from the file that was granted.
@@ -196,6 +202,9 @@ impl Tx<'_> {
                 object
             ])?;
         if let Some(batch_id) = batch_id {
+            if new.received.is_none() {
+                self.count_kept(pool, new.size);
+            }
             self.count(batch_id, who, &new, seq, first)?;
         }
         self.change(pool)?.uploads = true;

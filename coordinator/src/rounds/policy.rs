@@ -43,6 +43,9 @@ pub struct Policy {
     pub below_minimum: BelowMinimum,
     /// Largest file in bytes; 0: no limit of the pool's own.
     pub max_size: u64,
+    /// Bytes of uploads and results that the pool may keep, those granted included; what would be more is told `quota` and
+    /// waits with its member. 0: as many as storage holds. Results are never refused.
+    pub quota_bytes: u64,
     /// Takes files of 0 bytes, which are rejected otherwise.
     pub allow_empty: bool,
     /// Uploads must declare their SHA-256.
@@ -122,6 +125,7 @@ impl Default for Policy {
             min_members: 0,
             below_minimum: BelowMinimum::Run,
             max_size: 0,
+            quota_bytes: 0,
             allow_empty: false,
             require_sha256: false,
             lease_term_s: limits::LEASE_TERM.as_secs(),

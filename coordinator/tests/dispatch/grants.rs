@@ -272,3 +272,29 @@ async fn a_grant_that_is_renewed_again_and_again_holds_for_its_life_and_no_longe
     assert_eq!(world.ledger.write(age).await, Ok(1));
     assert_eq!(renew(HOUR).await.expires, made.after(limits::GRANT_LIFE));
 }
+
+#[tokio::test]
+async fn a_pool_keeps_as_much_as_its_quota_says_and_what_is_granted_counts() {
+    let world = World::new(json!({"quota_bytes": 100})).await;
+    let (edge, other) =
+        (world.member("edge", Role::Publisher).await, world.member("other", Role::Publisher).await);
+    let upload = async |who: &Principal, id: &str, bytes: usize| {
+        let (who, new) = (who.clone(), NewUpload::inline(id.parse().unwrap(), vec![0; bytes].into()));
+        let stored = world.ledger.write(move |tx| {
+            let pool = tx.pool_of(&who)?;
+            tx.store_upload(pool, &who, new)
+        });
+        stored.await.map(drop).map_err(|refusal| refusal.code)
+    };
+    upload(&edge, "u1", 40).await.unwrap();
+    let granted = grant(&world, &edge, new("g1", 50, None)).await.unwrap();
+    assert_eq!(upload(&other, "u2", 11).await, Err(Code::Quota));
+    assert_eq!(grant(&world, &other, new("g2", 11, None)).await.unwrap_err(), Code::Quota);
+    upload(&other, "u3", 10).await.unwrap();
+    // What is there already is no more, and a file that was granted is taken.
+    upload(&edge, "u1", 40).await.unwrap();
+    assert_eq!(count(&world, granted).await["outcome"], "stored");
+    assert_eq!(upload(&other, "u2", 1).await, Err(Code::Quota));
+    world.policy(json!({"quota_bytes": 101})).await;
+    upload(&other, "u2", 1).await.unwrap();
+}

@@ -45,9 +45,7 @@ async fn main() -> Result<()> {
             idle::run().await?;
             tls::run().await?;
             storage::run().await?;
-            retention::run().await?;
-            overload::run().await?;
-            reconnect::run().await
+            retention::run().await
         }
         (Some("ingest"), None) => ingest::run().await,
         (Some("flush"), None) => flush::run().await,
@@ -65,7 +63,7 @@ async fn main() -> Result<()> {
         (Some("growth"), rows) => growth::run(rows.as_deref()).await,
         (Some(other), _) => {
             bail!(
-                "there is no benchmark {other}: ingest, flush, seal, fanout, app, round, idle, tls, storage, retention, overload, reconnect, peers, growth, or none for all but the last two"
+                "there is no benchmark {other}: ingest, flush, seal, fanout, app, round, idle, tls, storage, retention, overload, reconnect, peers, growth, or none for all but the last four"
             )
         }
     }
