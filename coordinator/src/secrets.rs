@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use data_encoding::BASE64URL_NOPAD;
+use millpond_failpoint::{Point, reach};
 
 /// Makes a directory that only its owner can enter, or closes one that is there to everybody else: it holds what clients
 /// sent and the keys to it.
@@ -76,6 +77,7 @@ fn create(path: &Path, prefix: &str) -> io::Result<String> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     writeln!(file, "{secret}")?;
     file.sync_all()?;
+    reach(Point::SecretWritten);
     std::fs::rename(&new, path)?;
     if let Some(dir) = path.parent() {
         File::open(dir)?.sync_all()?;

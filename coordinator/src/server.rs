@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use millpond_broker::{Gate, GateConfig, GateHandle, Rate};
+use millpond_failpoint::{Point, reach};
 use millpond_net::Listener;
 use millpond_protocol::{AppTopics, Sha256, limits};
 use tokio::net::TcpListener;
@@ -63,6 +64,7 @@ pub async fn run(
         .with_context(|| format!("{} cannot be made: change server.data_dir", dir.display()))?;
     let doors = Doors::open(&config)?;
     let (ledger, ledger_ended) = Ledger::open(&dir)?;
+    reach(Point::LedgerOpened);
     // Of a run that was killed.
     let _ = std::fs::remove_file(dir.join("ports.json"));
     let mut tasks = JoinSet::new();
@@ -150,6 +152,7 @@ pub async fn run(
     };
     fronts.spawn(part("HTTP", http::run(Listener::new(http_listener, doors.http()), api)));
 
+    reach(Point::ServerListens);
     write_ports(&dir, &addresses)?;
     tracing::info!(
         mqtt = %addresses.mqtt, mqtts = addresses.mqtts.map(tracing::field::display), http = %addresses.http,

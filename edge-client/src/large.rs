@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Outcome, Receipt, answer, ask};
 use millpond_protocol::{Code, Refusal, UploadId, limits};
@@ -76,8 +77,12 @@ pub async fn upload(
         if let Some(receipt) = there.receipt {
             return Ok(receipt);
         }
+        reach(Point::LargeSent);
         match commit(session, upload).await {
-            Ok(receipt) => return Ok(receipt),
+            Ok(receipt) => {
+                reach(Point::LargeCounted);
+                return Ok(receipt);
+            }
             // The grant ended, or storage lost what it had: once more.
             Err(SessionError::Answer(refusal)) if refusal.code == Code::NotFound => {}
             Err(error) => return Err(error.into()),

@@ -29,14 +29,7 @@ impl Api {
 
     /// Status and body of any request; a body that is no JSON becomes a string.
     pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> (u16, Value) {
-        let mut request = self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token);
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let response = request.send().await.unwrap_or_else(|error| panic!("{path}: {error}"));
-        let status = response.status().as_u16();
-        let text = response.text().await.unwrap();
-        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+        self.try_send(method, path, body).await.unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
     /// The status of a GET, if there is an answer.
@@ -78,16 +71,51 @@ impl Api {
 
     /// PUTs to a presigned URL as anybody would, and answers the status.
     pub async fn send(&self, to: &PutTo, bytes: impl Into<bytes::Bytes>) -> u16 {
+        self.try_put(to, bytes).await.unwrap()
+    }
+
+    /// The same to a server that may be gone.
+    ///
+    /// # Errors
+    /// It is.
+    pub async fn try_put(&self, to: &PutTo, bytes: impl Into<bytes::Bytes>) -> reqwest::Result<u16> {
         let mut request = self.http.put(&to.url).body(bytes.into());
         for (name, value) in &to.headers {
             request = request.header(name, value);
         }
-        request.send().await.unwrap().status().as_u16()
+        Ok(request.send().await?.status().as_u16())
     }
 
     /// The bytes behind a presigned URL, fetched as anybody would.
     pub async fn fetch(&self, url: &str) -> bytes::Bytes {
-        let response = self.http.get(url).send().await.unwrap().error_for_status().unwrap();
-        response.bytes().await.unwrap()
+        self.try_fetch(url).await.unwrap()
+    }
+
+    /// The same from a server that may be gone.
+    ///
+    /// # Errors
+    /// It is, or it refuses.
+    pub async fn try_fetch(&self, url: &str) -> reqwest::Result<bytes::Bytes> {
+        self.http.get(url).send().await?.error_for_status()?.bytes().await
+    }
+
+    /// Status and body of a request to a server that may be gone.
+    ///
+    /// # Errors
+    /// It is.
+    pub async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> reqwest::Result<(u16, Value)> {
+        let mut request = self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await?;
+        let status = response.status().as_u16();
+        let text = response.text().await?;
+        Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
     }
 }

@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use millpond_failpoint::{Point, VARIABLE};
 use tempfile::TempDir;
 
+use crate::process::{arm, disarm};
 use crate::{Credentials, Process, Relay, Server, edge_binary};
 
 /// A device with its own directory.
@@ -52,8 +54,23 @@ impl Edge {
             .env("MILLPOND_MQTT_PORT", address.port().to_string())
             .env("MILLPOND_MQTT_USER", format!("{}/{}", who.pool, who.member))
             .env("MILLPOND_MQTT_TOKEN", &who.token)
-            .env("MILLPOND_SPOOL", self.spool());
+            .env("MILLPOND_SPOOL", self.spool())
+            .env(VARIABLE, self.armed());
         command
+    }
+
+    fn armed(&self) -> PathBuf {
+        self.directory.path().join("failpoint")
+    }
+
+    /// Its processes kill themselves when they come to that point for the `nth` time.
+    pub fn arm(&self, point: Point, nth: u32) {
+        arm(&self.armed(), point, nth);
+    }
+
+    /// They do not any more.
+    pub fn disarm(&self) {
+        disarm(&self.armed());
     }
 
     /// Runs it to its end.

@@ -25,7 +25,7 @@ pub use edge::Edge;
 pub use mill::{Leased, Mill};
 pub use millpond::demo::{Beside, Credentials, Link, Message};
 pub use plain::Plain;
-pub use process::Process;
+pub use process::{Process, was_killed};
 pub use relay::{Relay, Shape};
 pub use seaweedfs::SeaweedFs;
 pub use server::{Ports, Server};

@@ -34,7 +34,12 @@ pub struct Leased {
 impl Mill {
     /// Connects.
     pub async fn join(who: Credentials, api: Api) -> Self {
-        Self { link: Link::open(who).await.unwrap(), api }
+        Self::over(Link::open(who).await.unwrap(), api)
+    }
+
+    /// Over a connection that there is.
+    pub fn over(link: Link, api: Api) -> Self {
+        Self { link, api }
     }
 
     /// An id for an ask that no mill of this test had before: they are remembered by member.
@@ -72,7 +77,7 @@ impl Mill {
     /// What does not match.
     pub async fn fetch(&self, lease: Lease) -> anyhow::Result<Leased> {
         ensure!(lease.ready && lease.cursor.is_none(), "not ready, or more than one page: {lease:?}");
-        let manifest = self.api.fetch(lease.manifest_url.as_deref().unwrap()).await;
+        let manifest = self.api.try_fetch(lease.manifest_url.as_deref().unwrap()).await?;
         ensure!(lease.manifest_sha256 == Some(Sha256::of(&manifest)), "another manifest");
         let mut lines = manifest
             .split(|byte| *byte == b'\n')
@@ -82,7 +87,7 @@ impl Mill {
         let header = lines.remove(0);
         let mut files = BTreeMap::new();
         for file in &lease.files {
-            let bytes = self.api.fetch(&file.url).await;
+            let bytes = self.api.try_fetch(&file.url).await?;
             ensure!(file.size == bytes.len() as u64 && file.sha256 == Sha256::of(&bytes), "another file");
             match file.kind {
                 LeaseFileKind::Large => {

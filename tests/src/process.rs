@@ -1,9 +1,12 @@
 //! A child process whose output is kept, and shown if the test fails.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+use millpond_failpoint::Point;
 
 /// A running program. Dropped, it is killed.
 pub struct Process {
@@ -14,7 +17,7 @@ pub struct Process {
 
 impl Process {
     /// Starts the command; standard output and error go to `NAME.out` and `NAME.err` in the directory.
-    pub fn start(mut command: Command, directory: &std::path::Path, name: &str) -> Self {
+    pub fn start(mut command: Command, directory: &Path, name: &str) -> Self {
         let (stdout, stderr) = (directory.join(format!("{name}.out")), directory.join(format!("{name}.err")));
         let append = |path: &PathBuf| File::options().create(true).append(true).open(path).unwrap();
         let child = command
@@ -70,6 +73,24 @@ impl Process {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+/// Whether it ended by SIGKILL, as a fail-point has it.
+pub fn was_killed(status: ExitStatus) -> bool {
+    status.signal() == Some(9)
+}
+
+/// Has whoever reads a fail-point from that file die at this one.
+pub(crate) fn arm(file: &Path, point: Point, nth: u32) {
+    let new = file.with_extension("new");
+    std::fs::write(&new, format!("{}:{nth}", point.name())).unwrap();
+    std::fs::rename(&new, file).unwrap();
+}
+
+/// Has it live on.
+pub(crate) fn disarm(file: &Path) {
+    // There may be none.
+    let _ = std::fs::remove_file(file);
 }
 
 impl Drop for Process {

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+use millpond_failpoint::{Point, VARIABLE};
 use millpond_protocol::Role;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::process::{arm, disarm};
 use crate::{Api, Credentials, Process, binary};
 
 /// Longest time until the server is ready or gone, on a machine that is busy with other tests.
@@ -119,12 +121,51 @@ impl Server {
         for listener in ["MQTT", "HTTP", "STORAGE"] {
             command.env(format!("MILLPOND__{listener}__LISTEN"), "127.0.0.1:0");
         }
+        command.env(VARIABLE, self.armed());
         command.envs(self.settings.iter().cloned());
     }
 
     /// Starts the process and waits until it is ready.
     pub async fn launch(&mut self) {
-        self.launch_as(self.command(), |_| PathBuf::new()).await;
+        if let Err(status) = self.try_launch().await {
+            panic!("the server ended with {status} before it was ready");
+        }
+    }
+
+    /// Starts the process and waits until it is ready, or has ended.
+    ///
+    /// # Errors
+    /// How it ended.
+    pub async fn try_launch(&mut self) -> Result<(), ExitStatus> {
+        self.launch_as(self.command(), |_| PathBuf::new()).await
+    }
+
+    /// What the process reads a fail-point from.
+    fn armed(&self) -> PathBuf {
+        self.directory.path().join("failpoint")
+    }
+
+    /// The process kills itself when it comes to that point for the `nth` time from now on.
+    pub fn arm(&self, point: Point, nth: u32) {
+        arm(&self.armed(), point, nth);
+    }
+
+    /// It does not any more.
+    pub fn disarm(&self) {
+        disarm(&self.armed());
+    }
+
+    /// Waits for the end of the process; none if it lives on.
+    pub async fn died(&mut self, within: Duration) -> Option<ExitStatus> {
+        let begin = Instant::now();
+        while begin.elapsed() < within {
+            if let Some(status) = self.process().status() {
+                self.process = None;
+                return Some(status);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        None
     }
 
     /// Starts the process with its data on a file system of this many MiB that only the process sees, and answers the
@@ -136,12 +177,12 @@ impl Server {
         command.args(["-m", "sh", "-c", script, "sh"]).arg(self.data()).arg(binary()).arg(mib.to_string());
         self.set(&mut command);
         let inside = |id: u32| PathBuf::from(format!("/proc/{id}/root"));
-        self.launch_as(command, inside).await;
+        assert!(self.launch_as(command, inside).await.is_ok(), "the server ended before it was ready");
         seen(&inside(self.process().id()), &self.data())
     }
 
     /// `root` answers where the root of the process with that id is seen; empty: here.
-    async fn launch_as(&mut self, command: Command, root: impl Fn(u32) -> PathBuf) {
+    async fn launch_as(&mut self, command: Command, root: impl Fn(u32) -> PathBuf) -> Result<(), ExitStatus> {
         assert!(self.process.is_none(), "the server is running");
         // That of an earlier run says nothing; there may be none.
         let _ = std::fs::remove_file(self.data().join("ports.json"));
@@ -158,12 +199,13 @@ impl Server {
                 }
             }
             if let Some(status) = process.status() {
-                panic!("the server ended with {status} before it was ready");
+                return Err(status);
             }
             assert!(begin.elapsed() < PATIENCE, "the server is not ready after {PATIENCE:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.process = Some(process);
+        Ok(())
     }
 
     /// Whether `/readyz` says so.

@@ -1,19 +1,42 @@
-//! The static binary needs nothing of the system: it plays the demo in a root that holds nothing else.
+//! The static binary needs nothing of the system, it plays the demo in a root that holds nothing else; and nothing of the
+//! fail-points is in it.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::Command;
 
+use millpond_failpoint::{Point, VARIABLE};
 use millpond_tests::{skip, tool};
 
-/// `MILLPOND_STATIC_BIN` names the binary (`.ci/run` builds it); without it there is nothing to test.
+/// What `MILLPOND_STATIC_BIN` names (`.ci/run` builds it); without it there is nothing to test.
+fn binary() -> Option<OsString> {
+    let binary = std::env::var_os("MILLPOND_STATIC_BIN");
+    if binary.is_none() {
+        let _ = writeln!(std::io::stderr(), "skipped: MILLPOND_STATIC_BIN names no binary");
+    }
+    binary
+}
+
+/// Built as users build it, the binary has none of the places where programs under test kill themselves.
+#[test]
+fn the_static_binary_has_no_fail_points() {
+    let Some(binary) = binary() else { return };
+    let has = |binary: &[u8], name: &str| binary.windows(name.len()).any(|bytes| bytes == name.as_bytes());
+    let names = || Point::ALL.iter().map(|point| point.name()).chain([VARIABLE]);
+    let users = std::fs::read(binary).unwrap();
+    let found: Vec<_> = names().filter(|name| has(&users, name)).collect();
+    assert_eq!(found, [""; 0]);
+    // The one that tests kill has them, so looking for them means something.
+    let tested = std::fs::read(millpond_tests::binary()).unwrap();
+    let missing: Vec<_> = names().filter(|name| !has(&tested, name)).collect();
+    assert_eq!(missing, [""; 0]);
+}
+
 #[test]
 fn the_static_binary_plays_the_demo_in_an_empty_root() {
-    let Some(binary) = std::env::var_os("MILLPOND_STATIC_BIN") else {
-        let _ = writeln!(std::io::stderr(), "skipped: MILLPOND_STATIC_BIN names no binary");
-        return;
-    };
+    let Some(binary) = binary() else { return };
     if !tool("chroot") {
         return;
     }

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::message::{Outcome, Receipt, answer, ask};
 use millpond_protocol::{Code, Principal, Refusal, UploadId, limits};
 use serde_json::{Value, json};
@@ -49,11 +50,15 @@ pub(super) async fn commit(
     let open = open(found)?;
     if open.iter().all(|grant| grant.verifying.is_none()) {
         match look(asks, &open).await? {
-            Look::Good => match asks.grants.count_uploads(who, open).await {
-                // Another commit was faster: what it came to stands in the rows.
-                Err(refusal) if refusal.code == Code::Conflict => {}
-                counted => drop(counted?),
-            },
+            Look::Good => {
+                reach(Point::CommitLooked);
+                match asks.grants.count_uploads(who, open).await {
+                    // Another commit was faster: what it came to stands in the rows.
+                    Err(refusal) if refusal.code == Code::Conflict => {}
+                    counted => drop(counted?),
+                }
+                reach(Point::CommitCounted);
+            }
             Look::Unread | Look::Missing(_) | Look::Differs(_) => {
                 let (who, grants) = (who.clone(), open);
                 let job = asks.ledger.write(move |tx| {

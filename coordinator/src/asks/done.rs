@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::message::ask;
 use millpond_protocol::{Code, Principal, Refusal, limits};
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -47,6 +48,7 @@ pub(super) async fn done(
             Look::Good => {
                 data = asks.grants.inline(&grant).await.map_err(|error| unavailable(&error))?;
                 whole = Some((*grant, true));
+                reach(Point::DoneLooked);
             }
             Look::Unread => whole = Some((*grant, false)),
             Look::Missing(why) => {

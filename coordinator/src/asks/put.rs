@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::message::{Outcome, answer, ask};
 use millpond_protocol::{Code, Principal, Refusal, Role, Timestamp, limits};
 use millpond_storage::{MultipartId, Part, PresignedPut};
@@ -52,6 +53,7 @@ pub(super) async fn put(
         return Ok(answer);
     }
     let name = ask.curl.then(|| grant.name.as_ref().map_or(grant.target.to_string(), ToString::to_string));
+    reach(Point::GrantCommitted);
     let until = note_urls(asks, &grant).await?;
     let Some(part_size) = grant.part_size else {
         let object = &grant.object;
@@ -193,6 +195,7 @@ async fn multipart(asks: &Asks, known: &Grant, new: bool) -> Result<(MultipartId
     // None was begun, or storage has given it up.
     let key = &known.object.key;
     let begun = asks.storage.create_multipart(key).await.map_err(|error| unavailable(&error))?;
+    reach(Point::MultipartBegun);
     let (id, gone, named) = (known.id, known.multipart.clone(), begun.clone());
     let named = asks.ledger.write(move |tx| match grant(tx.sql(), id)? {
         Some(grant) => tx.name_multipart(grant.object.id, gone.as_ref(), &named).map(Some),

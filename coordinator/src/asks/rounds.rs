@@ -3,6 +3,7 @@
 //! What is remembered of an ask is what was decided: which round, which attempt. A repeat is answered from that, with
 //! the lease as it is now and fresh URLs.
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::message::answer::{FilesPage, Triggered};
 use millpond_protocol::message::{Lease, ask};
 use millpond_protocol::{Code, Principal, Refusal, Role, limits};
@@ -184,17 +185,18 @@ where
 {
     let id = head.id.clone().ok_or_else(|| Refusal::new(Code::Malformed, format!("{op} needs an id")))?;
     let who = who.clone();
-    asks.ledger
-        .write(move |tx| {
-            let pool = tx.pool_of(&who)?;
-            if let Some(first) = tx.remembered(&who, op, id.as_str())? {
-                return Ok((pool, serde_json::from_value(first)?));
-            }
-            let decision = decide(tx, pool, &who)?;
-            tx.remember(&who, op, id.as_str(), &serde_json::to_value(&decision)?)?;
-            Ok((pool, decision))
-        })
-        .await
+    let decided = asks.ledger.write(move |tx| {
+        let pool = tx.pool_of(&who)?;
+        if let Some(first) = tx.remembered(&who, op, id.as_str())? {
+            return Ok((pool, serde_json::from_value(first)?));
+        }
+        let decision = decide(tx, pool, &who)?;
+        tx.remember(&who, op, id.as_str(), &serde_json::to_value(&decision)?)?;
+        Ok((pool, decision))
+    });
+    let decided = decided.await?;
+    reach(Point::AskDecided);
+    Ok(decided)
 }
 
 /// The lease as an answer, after waiting for `ready`.

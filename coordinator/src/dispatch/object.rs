@@ -1,6 +1,7 @@
 //! Objects that dispatch writes: a row before the bytes, the bytes before they count.
 
 use bytes::Bytes;
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::{Refusal, Sha256};
 use tokio::sync::mpsc;
 
@@ -42,6 +43,11 @@ where
 {
     let object = put(context, pool, kind, bytes, sha256).await?;
     let id = object.id;
+    match kind {
+        Kind::Pack => reach(Point::PackWritten),
+        Kind::Story => reach(Point::StoryWritten),
+        Kind::Manifest => {}
+    }
     let counted = context.ledger.write(move |tx| {
         tx.live_object(id)?;
         count(tx, id)

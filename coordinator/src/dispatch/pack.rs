@@ -5,6 +5,7 @@
 //! So where a pack begins and ends and what its bytes are depends on committed rows alone, not on when it was written.
 
 use bytes::Bytes;
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::{Sha256, limits};
 use rusqlite::{Connection, params};
 
@@ -70,6 +71,7 @@ pub(super) async fn write(
         Ok(())
     })
     .await?;
+    reach(Point::PackCounted);
     Ok(true)
 }
 
@@ -130,6 +132,7 @@ pub(super) async fn purge(context: &Context, batch: i64, n: u64) -> std::result:
     for rows in chunks {
         context.ledger.write(move |tx| delete(tx.sql(), &rows)).await?;
     }
+    reach(Point::PurgeBegun);
     let job = context.ledger.write(move |tx| {
         delete(tx.sql(), &last)?;
         tx.sql()
@@ -137,7 +140,9 @@ pub(super) async fn purge(context: &Context, batch: i64, n: u64) -> std::result:
             .execute(params![batch, n])?;
         Ok(())
     });
-    Ok(job.await?)
+    job.await?;
+    reach(Point::PurgeEnded);
+    Ok(())
 }
 
 fn delete(sql: &Connection, rows: &[i64]) -> Result<()> {

@@ -1,5 +1,6 @@
 //! A sealed batch: its last packs, its manifest, and the word to the core that the round is ready.
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::{PoolName, Sha256};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
@@ -85,6 +86,7 @@ pub(super) async fn finish(
     sealed: Sealed,
 ) -> std::result::Result<(), Trouble> {
     let started = std::time::Instant::now();
+    reach(Point::SealBegun);
     select::mark(context, sealed.batches.clone(), sealed.select).await?;
     let (round, batches, runs) = (sealed.round, sealed.batches.clone(), sealed.runs);
     let tails = async {
@@ -97,6 +99,7 @@ pub(super) async fn finish(
     let (packed, written): (std::result::Result<(), Trouble>, _) =
         tokio::join!(tails, write_manifest(context, pool, sealed));
     let (header, object) = written?;
+    reach(Point::ManifestWritten);
     let id = object.id;
     let told = match packed {
         Ok(()) => context.ledger.write(move |tx| {
@@ -114,6 +117,7 @@ pub(super) async fn finish(
         }).await.map_err(Trouble::from),
         Err(trouble) => Err(trouble),
     };
+    reach(Point::ManifestCounted);
     if told.is_err() {
         object::doom(&context.ledger, id).await?;
     }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::{Refusal, Timestamp, limits};
 use millpond_storage::{Error, MultipartId, ObjectKey, Storage};
 use rusqlite::{Row, params};
@@ -68,7 +69,9 @@ pub async fn sweep(
         if ledger.keeps_objects() {
             break;
         }
+        reach(Point::SweepBegun);
         let gone = delete(storage, page, &mut failures).await;
+        reach(Point::SweepDeleted);
         swept += gone.len();
         metrics::counter!("millpond_objects_swept_total").increment(gone.len() as u64);
         ledger

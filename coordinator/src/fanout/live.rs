@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millpond_broker::{EndReason, GateHandle};
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::{Code, PoolName, Refusal, topic};
 use rusqlite::Connection;
 use tokio::sync::broadcast::error::RecvError;
@@ -97,6 +98,7 @@ impl Live {
 
     async fn tell_states(&self, change: &PoolChange) -> Result<(), Refusal> {
         if change.pointer {
+            reach(Point::PointerTelling);
             for message in self.states.result(&change.name).await? {
                 self.gate.publish_state(message);
             }

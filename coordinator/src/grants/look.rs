@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::sync::PoisonError;
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::Sha256;
 use millpond_storage::{Error, Part};
 
@@ -81,6 +82,7 @@ impl Grants {
             }
             let wanted: Vec<Part> = parts.into_iter().filter(|part| is_wanted(grant, part)).collect();
             self.storage.complete_multipart(&grant.object.key, id, &wanted).await?;
+            reach(Point::PartsCompleted);
         }
         let _told = Told { grants: self, id: grant.id };
         let hashed = self.storage.hash(&grant.object.key, |read| self.tell(grant.id, read)).await;

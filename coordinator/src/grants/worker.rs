@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use millpond_broker::GateHandle;
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::{Code, Refusal, limits};
 use millpond_storage::Error as StorageError;
@@ -183,6 +184,7 @@ async fn work(grants: Grants, gate: GateHandle, set: i64) -> Result<(), Refusal>
         match verify(&grants, grant).await {
             Ok(Look::Good) => {
                 let id = grant.id;
+                reach(Point::VerifyRead);
                 grants.ledger.write(move |tx| tx.mark_verified(id)).await?;
             }
             // Cannot be: it was read.
@@ -206,6 +208,7 @@ async fn work(grants: Grants, gate: GateHandle, set: i64) -> Result<(), Refusal>
             }
         }
     }
+    reach(Point::VerifyMarked);
     count(&grants, &gate, members).await
 }
 
@@ -228,6 +231,7 @@ async fn count(grants: &Grants, gate: &GateHandle, members: Vec<Grant>) -> Resul
             }
         }),
     };
+    reach(Point::VerifyCounted);
     match outcome {
         Ok(()) => Ok(()),
         // Its owner was revoked, which ended all.

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use millpond_broker::Incoming;
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::{BundleId, Code, Principal, Refusal, Sha256, Timestamp, bundle, limits};
 
@@ -49,6 +50,7 @@ pub(super) fn take(
         };
         match outcome {
             Ok(entries) => {
+                reach(Point::BundleCommitted);
                 tell_rowless(&ctx, &who, &id, entries);
                 Ok(())
             }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use millpond_broker::Incoming;
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::{Code, Principal, Refusal, Sha256, limits};
 
@@ -80,6 +81,7 @@ async fn commit(
             tx.commit_result(pool, &writer, new)
         })
         .await;
+    reach(Point::ResultCommitted);
     if !matches!(&committed, Ok(committed) if !committed.repeated) {
         stage::doom(ctx, object.id);
     }

@@ -4,6 +4,7 @@
 //! died in between stays `granted` until the sweep at the next start.
 
 use bytes::Bytes;
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::{Principal, Refusal, Sha256, UploadId};
 
 use super::{Ctx, up};
@@ -35,7 +36,9 @@ pub(super) async fn recover(ledger: &Ledger) -> Result<(), Refusal> {
             .into_iter()
             .try_for_each(|kind| tx.doom_left_over(kind.segment()).map(drop))
     };
-    ledger.write(doom).await
+    ledger.write(doom).await?;
+    reach(Point::LeftoversDoomed);
+    Ok(())
 }
 
 /// Stages and stores an upload.
@@ -110,8 +113,12 @@ pub(super) async fn object(
             tx.grant_object(pool, kind.segment(), size, sha256)
         })
         .await?;
+    reach(Point::StageGranted);
     match ctx.storage.put(&object.key, bytes, sha256).await {
-        Ok(()) => Ok(object),
+        Ok(()) => {
+            reach(Point::StageWritten);
+            Ok(object)
+        }
         Err(error) => {
             tracing::error!(%error, key = %object.key, "storage does not take an object");
             doom(ctx, object.id);

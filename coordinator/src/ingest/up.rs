@@ -2,6 +2,7 @@
 
 use futures_util::future::BoxFuture;
 use millpond_broker::Incoming;
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::message::Outcome;
 use millpond_protocol::{Principal, Refusal, Sha256, UploadId, limits};
 
@@ -37,6 +38,7 @@ pub(super) fn take(
                 result
             }
         };
+        reach(Point::UploadCommitted);
         settle(&ctx, &who, upload.as_str(), outcome)
     })
 }

@@ -1,5 +1,6 @@
 //! Facts of the core as rows and events: the only place where a batch's or round's row changes state.
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::Timestamp;
 use rusqlite::params;
 use serde_json::json;
@@ -76,6 +77,7 @@ impl Tx<'_> {
         let body = json!({"batch": batch.batch, "round": batch.round, "cause": cause, "runs": runs,
             "count": batch.count, "bytes": batch.bytes, "group": batch.group});
         self.event(pool, "batch-sealed", &body)?;
+        reach(Point::BatchSealing);
         self.change(pool)?.pack = true;
         Ok(())
     }
@@ -226,6 +228,7 @@ impl Tx<'_> {
                         "INSERT INTO attempts (pool_id, round, attempt, member_id, leased) VALUES (?1, ?2, ?3, ?4, ?5)",
                     )?
                     .execute(params![pool, round.round, round.attempt, lease.member, now])?;
+                reach(Point::LeaseGranting);
                 return Ok(());
             }
             RoundStep::Expired => "expired",
@@ -259,6 +262,7 @@ impl Tx<'_> {
                 .execute(params![pool, old, self.now.as_millis()])?;
         }
         self.event(pool, "pointer", &json!({"version": version}))?;
+        reach(Point::PointerMoving);
         self.change(pool)?.pointer = true;
         Ok(())
     }

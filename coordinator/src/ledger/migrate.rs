@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use millpond_failpoint::{Point, reach};
 use rusqlite::Connection;
 
 use super::{OpenError, snapshot};
@@ -32,7 +33,9 @@ fn migrate(sql: &mut Connection, path: &Path, migrations: &[&str]) -> Result<(),
         let tx = sql.transaction()?;
         tx.execute_batch(migration)?;
         tx.pragma_update(None, "user_version", version)?;
+        reach(Point::LedgerMigrating);
         tx.commit()?;
+        reach(Point::LedgerMigrated);
     }
     Ok(())
 }

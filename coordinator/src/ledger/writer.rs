@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::{Refusal, limits};
 use rusqlite::{Connection, params};
 use tokio::sync::{broadcast, oneshot};
@@ -22,7 +23,6 @@ const GROUP_JOBS: usize = 4_096;
 const GROUP_TIME: Duration = Duration::from_millis(20);
 /// The writer looks at the clock at least this often, so that a clock step is noticed.
 const IDLE: Duration = Duration::from_secs(1);
-
 /// Between a group that was lost and the next one.
 const LOST_PAUSE: Duration = Duration::from_millis(50);
 /// A pool whose tick failed waits that long for the next one.
@@ -60,9 +60,8 @@ where
         };
         let failed = outcome.is_err();
         // Whoever asked may have gone: what was committed stays committed.
-        let finish = Box::new(move |fate: std::result::Result<(), Refusal>| {
-            let _ = answer.send(fate.and(outcome));
-        });
+        let finish =
+            Box::new(move |fate: std::result::Result<(), Refusal>| drop(answer.send(fate.and(outcome))));
         Ran { failed, finish }
     }))
 }
@@ -285,6 +284,7 @@ impl Writer {
 
     fn end(&mut self, mut group: Group, started: Instant) {
         let jobs = group.finish.len();
+        reach(Point::LedgerGrouped);
         let flushed = !group.lost
             && match flush(&self.sql, &self.state, &mut group.effects) {
                 Ok(()) => true,
@@ -308,9 +308,11 @@ impl Writer {
             self.refuse(group);
             return;
         }
+        reach(Point::LedgerCommitted);
         for finish in group.finish {
             finish(Ok(()));
         }
+        reach(Point::LedgerAnswered);
         if !group.effects.commit.is_empty() {
             // No listener is no error.
             let _ = self.commits.send(Arc::new(group.effects.commit));

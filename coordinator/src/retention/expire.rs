@@ -1,5 +1,6 @@
 //! The bytes of a batch: payloads, packs, objects of its uploads and the body of its manifest.
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::Timestamp;
 use rusqlite::params;
 use serde_json::json;
@@ -20,6 +21,7 @@ impl Hands<'_> {
         if !begun {
             return Ok(());
         }
+        reach(Point::ExpireMarked);
         let parts = self.ledger.read(move |sql| rows::parts(sql, id)).await?;
         for part in &parts {
             let (part, mut after) = (*part, 0);
@@ -47,6 +49,7 @@ impl Hands<'_> {
             }
             self.objects(objects).await?;
         }
+        reach(Point::ExpireDoomed);
         self.done.batches += 1;
         self.write(1, move |tx| rows::stage(tx, id, "expiring", "expired")).await
     }

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::message::{Delivery, DeliveryState, Pointer};
 use millpond_protocol::{Sha256, limits};
 use tokio::time::Instant;
@@ -256,6 +257,7 @@ impl Listener<'_> {
                     Err(error) if is_full(&error) => return self.trouble(&pointer, error.to_string()).await,
                     shown => at(shown, &pointer.name)?,
                 }
+                reach(Point::ResultShown);
                 self.wanted = None;
                 if let Some(state) = self.shelf.state() {
                     (self.report)(Report::Shown(state));
@@ -306,6 +308,7 @@ impl Listener<'_> {
 
     /// The command has ended.
     async fn applied(&mut self, failed: Option<String>) -> Result<(), ListenError> {
+        reach(Point::ResultApplied);
         let stage = failed.map_or(Stage::Applied, Stage::Failed);
         let Some(state) = self.shelf.state().cloned() else { return Ok(()) };
         at(self.shelf.note(stage.clone(), false), &state.name)?;
@@ -327,7 +330,10 @@ impl Listener<'_> {
         };
         match self.say(state.version, delivery, state.sha256, reason).await {
             // A server that does not want to know need not be asked again.
-            Ok(()) | Err(SessionError::Refused(_)) => at(self.shelf.note(state.stage, true), &state.name),
+            Ok(()) | Err(SessionError::Refused(_)) => {
+                reach(Point::ResultTold);
+                at(self.shelf.note(state.stage, true), &state.name)
+            }
             // At the next connection.
             Err(_) => Ok(()),
         }

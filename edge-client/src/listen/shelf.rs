@@ -18,6 +18,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::message::Pointer;
 use millpond_protocol::{FileName, Sha256};
 use serde::{Deserialize, Serialize};
@@ -147,8 +148,10 @@ impl Shelf {
             TransferError::Local { source, .. } => source,
             error => io::Error::other(error),
         })?;
+        reach(Point::ResultPlaced);
         // Before the link: after a crash in between, the next start makes the link.
         self.write(state)?;
+        reach(Point::ResultNoted);
         self.link()
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Lease, ask};
 use serde_json::{Value, json};
@@ -114,7 +115,10 @@ async fn work_on(
             Err(_) => break,
         }
     }
-    send(work, lease, &made?, handed_over).await?;
+    let made = made?;
+    reach(Point::ProcessMade);
+    send(work, lease, &made, handed_over).await?;
+    reach(Point::ProcessSent);
     finish(&work.session, lease, log).await
 }
 
@@ -126,6 +130,7 @@ async fn make(work: &Work, lease: &Lease, log: &Log) -> Result<PathBuf, AttemptE
     let root = std::path::absolute(&root)?;
     let paths = Paths::under(&root);
     input::fetch(&work.session, &work.transfer, &work.options, lease, &paths).await?;
+    reach(Point::ProcessFetched);
     run(&work.options.exec, &root, lease, &paths, log).await?;
     Ok(paths.output)
 }
@@ -150,6 +155,7 @@ async fn run(line: &str, root: &Path, lease: &Lease, paths: &Paths, log: &Log) -
             .stdout(output)
             .stderr(writer);
     })?;
+    reach(Point::ProcessRunning);
     let reading = log.clone();
     let read = tokio::task::spawn_blocking(move || reading.read(reader));
     let status = running.wait().await?;

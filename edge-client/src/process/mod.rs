@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::access::Op;
 use millpond_protocol::message::answer::Triggered;
 use millpond_protocol::message::{Lease, ask};
@@ -37,6 +38,7 @@ use tokio::time::Instant;
 
 use self::log::Log;
 use self::traces::{NOTE, Note, clear, forget, give_back};
+use crate::backoff::random;
 use crate::large::LargeError;
 use crate::session::{Cause, Event, Inbox, Session, SessionError, Topic};
 use crate::transfer::{Transfer, TransferError};
@@ -146,6 +148,8 @@ struct Processor<'a> {
     look: Instant,
     /// When to seal the oldest batch.
     trigger: Option<Instant>,
+    /// An ask for a round that was not answered, and its id: the same again hears of the lease that it may have brought.
+    unheard: Option<(Op, String)>,
     job: Option<Job>,
 }
 
@@ -182,6 +186,7 @@ pub async fn process(
         publish_max: limits::PUBLISH_MAX as u64,
         look: Instant::now(),
         trigger: options.trigger_every.map(|_| Instant::now()),
+        unheard: None,
         job: None,
     };
     tokio::pin!(stop);
@@ -255,24 +260,32 @@ impl Processor<'_> {
     async fn begin(&mut self) -> Result<(), ProcessError> {
         let now = Instant::now();
         self.look = now + LOOK;
-        let lease = match (self.trigger, self.options.trigger_every) {
-            (Some(at), Some(every)) if at <= now => {
+        let (op, id) = self.unheard.take().unwrap_or_else(|| {
+            let due = self.trigger.is_some_and(|at| at <= now);
+            (if due { Op::Trigger } else { Op::Claim }, format!("round-{:016x}", random()))
+        });
+        let asked = match (op, self.options.trigger_every) {
+            (Op::Trigger, Some(every)) => {
                 self.trigger = Some(now + every);
                 let trigger = ask::Trigger { take: true, ..ask::Trigger::default() };
-                match self.session.ask::<Triggered>(Op::Trigger, &trigger, ASK).await {
-                    // Without one the round is offered.
-                    Ok(triggered) => triggered.lease,
-                    Err(error) => refused(error)?,
-                }
+                let asked = self.session.ask_as::<Triggered>(&id, op, &trigger, ASK).await;
+                // Without one the round is offered.
+                asked.map(|triggered| triggered.lease)
             }
-            _ => match self.session.ask::<Value>(Op::Claim, &ask::Claim::default(), ASK).await {
-                Ok(answer) if answer["round"].is_null() => None,
-                Ok(answer) => Some(serde_json::from_value(answer).map_err(|error| {
-                    ProcessError::Session(SessionError::Strange(Op::Claim, error.to_string()))
-                })?),
-                Err(error) => refused(error)?,
-            },
+            _ => {
+                let asked = self.session.ask_as::<Value>(&id, op, &ask::Claim::default(), ASK).await;
+                asked.and_then(|answer| match &answer["round"] {
+                    Value::Null => Ok(None),
+                    _ => serde_json::from_value(answer)
+                        .map(Some)
+                        .map_err(|error| SessionError::Strange(op, error.to_string())),
+                })
+            }
         };
+        if let Err(SessionError::Offline(Cause::Lost(_)) | SessionError::Unanswered(_)) = &asked {
+            self.unheard = Some((op, id));
+        }
+        let lease = asked.or_else(refused)?;
         if let Some(lease) = lease {
             self.take(lease)?;
         }
@@ -283,8 +296,10 @@ impl Processor<'_> {
         let root = self.options.directory.clone();
         let at = |source| ProcessError::Directory { path: root.clone(), source };
         clear(&root).map_err(at)?;
+        reach(Point::ProcessLeased);
         let note = Note { round: lease.round, attempt: lease.attempt };
         std::fs::write(root.join(NOTE), serde_json::to_vec(&note).unwrap_or_default()).map_err(at)?;
+        reach(Point::ProcessNoted);
         (self.report)(Report::Leased(&lease));
         let work = job::Work {
             session: self.session.clone(),
@@ -312,6 +327,7 @@ impl Processor<'_> {
         let at = |source| ProcessError::Directory { path: directory.clone(), source };
         match &ended {
             Ok(()) => {
+                reach(Point::ProcessClosed);
                 forget(directory).map_err(at)?;
                 (self.report)(Report::Done { round });
             }

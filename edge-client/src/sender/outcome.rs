@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::message::answer::UploadInfo;
 use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::{Code, Refusal, Sha256, UploadId};
@@ -77,7 +78,9 @@ impl Run<'_> {
         }
         let entries: Vec<Entry> = stored.iter().map(|(entry, _)| entry.clone()).collect();
         if !entries.is_empty() {
+            reach(Point::FlushReceipted);
             self.spool.remove(&entries)?;
+            reach(Point::FlushRemoved);
             self.watch.progress();
         }
         for (entry, receipt) in &stored {
@@ -126,6 +129,7 @@ impl Run<'_> {
                 let until = Instant::now() + RECEIPT;
                 match (result, shipment) {
                     (Ok(()), shipment) => {
+                        reach(Point::FlushShipped);
                         self.watch.progress();
                         self.awaited.push((until, shipment.entries().to_vec(), None));
                     }

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 
+use millpond_failpoint::{Point, reach};
+
 use super::SpoolError;
 use super::disk::{self, at};
 use super::room::Limits;
@@ -63,6 +65,7 @@ impl Spool {
         for name in ["ready", "refused", "refusals", "damaged", "staging"] {
             disk::directory(&self.root.join(name))?;
         }
+        reach(Point::SpoolFounding);
         let mut file = disk::open(version)?;
         file.write_all(VERSION.as_bytes())?;
         file.sync_all()?;

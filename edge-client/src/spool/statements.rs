@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::{AskId, Label, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +115,7 @@ impl Spool {
             file.set_len(0)?;
             file.write_all(lines.as_bytes())?;
             file.sync_all()?;
+            reach(Point::StatementWritten);
             std::fs::rename(&scratch, &path)?;
             sync_directory(&self.root)
         };

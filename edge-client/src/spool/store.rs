@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{File, TryLockError};
 use std::path::PathBuf;
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::{Sha256, UploadId};
 
 use super::disk::{self, at};
@@ -56,7 +57,9 @@ impl Spool {
     /// # Errors
     /// `Full`, `Conflict`, or what the system says.
     pub fn add(&mut self, staged: Vec<Staged>) -> Result<Added, SpoolError> {
+        reach(Point::SpoolStaged);
         stage::sync(&staged)?;
+        reach(Point::SpoolSynced);
         at(&self.root, self.lock.lock())?;
         let added = self.refresh().and_then(|()| self.add_locked(staged));
         if added.is_err() {
@@ -104,10 +107,13 @@ impl Spool {
             let entry = file.document().entry();
             let path = self.path(&entry);
             at(&path, std::fs::rename(file.path(), &path))?;
+            reach(Point::SpoolRenamed);
             self.insert(entry.clone());
             added.new.push(entry);
         }
+        reach(Point::SpoolShown);
         self.sync_ready()?;
+        reach(Point::SpoolAdded);
         Ok(added)
     }
 

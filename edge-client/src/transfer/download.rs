@@ -5,6 +5,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::Sha256;
 use reqwest::{Response, StatusCode, Url, header};
 
@@ -48,6 +49,7 @@ impl Transfer {
                     Err(failure) => patience.after(failure, sink.have).await?,
                 }
             }
+            reach(Point::DownloadWhole);
             match sink.prove().await {
                 Err(TransferError::Mismatch { .. }) if inherited => {
                     // What an earlier process left was not the beginning of this file.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
+use millpond_failpoint::{Point, reach};
 
 use super::checksum::{Hashing, Sums};
 use super::room::Claim;
@@ -63,6 +64,7 @@ impl Blobs {
         }
         sync_dir(&this.blobs)?;
         sync_dir(root)?;
+        reach(Point::StorageFounded);
         Ok(this)
     }
 
@@ -76,17 +78,22 @@ impl Blobs {
         }
         let path = self.incoming.join(claim.blob().name());
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        reach(Point::BlobCreated);
         Ok(Incoming { path, open: Some((file, claim)), hashing })
     }
 
     /// Puts a complete body where it belongs, so that it outlives a power loss. It is still nobody's.
     pub(super) fn settle(&self, mut body: Incoming) -> io::Result<Claim> {
         let (file, claim) = body.open.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        reach(Point::BlobWritten);
         file.sync_data()?;
+        reach(Point::BlobSynced);
         let target = self.path(claim.blob());
         fs::rename(&body.path, &target)?;
         body.path = target;
+        reach(Point::BlobRenamed);
         sync_dir(&self.shard(claim.blob().0[0]))?;
+        reach(Point::BlobSettled);
         // From here on the row decides what becomes of the file.
         body.path = PathBuf::new();
         Ok(claim)

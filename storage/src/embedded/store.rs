@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use millpond_failpoint::{Point, reach};
+
 use super::blobs::{BlobId, Blobs, Incoming, sync_dir};
 use super::catalog::{Catalog, CatalogError, Check, Ended, Finished, Freed, Object, Part, Replaced, Upload};
 use super::checksum::{Algorithm, Hashing, Plan, Sums};
@@ -178,6 +180,7 @@ impl Store {
     pub(super) async fn delete(self: Arc<Self>, keys: Vec<String>) -> Result<(), StoreError> {
         run(async move {
             let freed = self.catalog.delete(keys).await?;
+            reach(Point::ObjectDeleted);
             self.discard(freed);
             Ok(())
         })
@@ -242,6 +245,7 @@ impl Store {
         run(async move {
             let finished = Finished { id: upload, key, wish, check, now_ms: now_ms() };
             let mut ended = self.catalog.complete(finished).await?;
+            reach(Point::UploadCompleted);
             if let Ended::Done(_, freed) = &mut ended {
                 self.discard(std::mem::take(freed));
             }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use millpond_failpoint::{Point, reach};
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
 use tokio::sync::{mpsc, oneshot};
 
@@ -207,5 +208,8 @@ fn commit(connection: &mut Connection, group: &mut [Box<dyn Job>]) -> Result<(),
     for job in group {
         job.apply(&transaction)?;
     }
-    Ok(transaction.commit()?)
+    reach(Point::CatalogGrouped);
+    transaction.commit()?;
+    reach(Point::CatalogCommitted);
+    Ok(())
 }

@@ -1,0 +1,138 @@
+//! kill -9 at any place and at any time: what was acknowledged stays, and what is sent again counts once.
+//!
+//! The server dies at every fail-point of the catalogue once, and then by chance: at a point, the first or a later time
+//! that it comes there, or after so many milliseconds, also while it starts. Meanwhile publishers, listeners and processors
+//! work over MQTT, by URL and with `millpond-edge`, and go on after every restart with what was not acknowledged. The
+//! second test does the same to `millpond-edge` in each of its roles.
+//!
+//! `MILLPOND_KILLS` says how many chances are taken (50; with `MILLPOND_SLOW`, 600), `MILLPOND_SEED` which:
+//!
+//! ```text
+//! MILLPOND_KILLS=5000 cargo test -p millpond-tests --test crash -- --nocapture kill_9
+//! ```
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod book;
+mod dice;
+mod edge;
+mod grinder;
+mod home;
+mod oracle;
+mod publishers;
+mod readers;
+mod world;
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use millpond_failpoint::{Point, Program};
+use millpond_tests::{Server, skip, was_killed};
+
+use dice::Dice;
+use oracle::Depth;
+use world::World;
+
+/// Lives between two thorough looks at everything.
+const THOROUGH: u32 = 20;
+
+fn points(of: &[Program]) -> Vec<Point> {
+    Point::ALL.iter().copied().filter(|point| of.contains(&point.program())).collect()
+}
+
+/// Chances that are taken after the catalogue.
+fn kills() -> u32 {
+    match std::env::var("MILLPOND_KILLS") {
+        Ok(kills) => kills.parse().unwrap(),
+        Err(_) if std::env::var_os("MILLPOND_SLOW").is_some() => 600,
+        Err(_) => 50,
+    }
+}
+
+/// A binary from elsewhere has no fail-points.
+fn has_points(variable: &str) -> bool {
+    std::env::var_os(variable).is_none() || skip("the binary under test has no fail-points")
+}
+
+fn say(what: &str) {
+    let _ = writeln!(std::io::stderr(), "{what}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_at_any_place_and_time_loses_nothing_acknowledged_and_counts_nothing_twice() {
+    if !has_points("MILLPOND_BIN") {
+        return;
+    }
+    let mut dice = Dice::new("kill -9 of the server");
+    let mut world = World::begin().await;
+    let begin = Instant::now();
+    let (mut working, starting) = (points(&[Program::Server]), points(&[Program::Start]));
+    dice.shuffle(&mut working);
+    for point in &working {
+        world.die_at(*point).await;
+        again(&mut world).await;
+    }
+    for point in &starting {
+        world.die_after(Duration::from_millis(dice.below(300))).await;
+        world.die_starting(*point).await;
+        again(&mut world).await;
+    }
+    say(&format!("{} places in {:?}", working.len() + starting.len(), begin.elapsed()));
+    for _ in 0..kills() {
+        by_chance(&mut world, &mut dice, &working, &starting).await;
+        again(&mut world).await;
+    }
+    say(&format!("{} kills in {:?}", world.kills, begin.elapsed()));
+    world.end().await;
+    oracle::nothing_is_lost(&world, Depth::All).await;
+    oracle::everything_counts_once(&world).await;
+    oracle::everybody_converges(&world).await;
+    oracle::check_is_content(&world).await;
+    oracle::nothing_is_left_over(&mut world).await;
+    let facts = world.book.facts();
+    let (uploads, rounds) = (facts.sent.len(), facts.results.len());
+    say(&format!("{uploads} uploads, {rounds} rounds of one processor, in all {:?}", begin.elapsed()));
+}
+
+/// The next life, and what has to hold at its beginning.
+async fn again(world: &mut World) {
+    world.rise().await;
+    oracle::nothing_is_lost(world, Depth::New).await;
+    if world.kills.is_multiple_of(THOROUGH) {
+        oracle::nothing_is_lost(world, Depth::All).await;
+        oracle::check_is_content(world).await;
+    }
+}
+
+async fn by_chance(world: &mut World, dice: &mut Dice, working: &[Point], starting: &[Point]) {
+    let mut pick = |points: &[Point]| points[usize::try_from(dice.below(points.len() as u64)).unwrap()];
+    let (point, start) = (pick(working), pick(starting));
+    let nth = 1 + u32::try_from(dice.below(12)).unwrap();
+    match dice.below(8) {
+        0..=3 => world.die_after(Duration::from_millis(dice.below(400))).await,
+        4..=6 => world.die_near(point, nth, Duration::from_millis(600)).await,
+        _ => {
+            world.die_after(Duration::from_millis(dice.below(100))).await;
+            world.die_starting(start).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_first_start_that_dies_anywhere_is_made_good_by_the_next_one() {
+    if !has_points("MILLPOND_BIN") {
+        return;
+    }
+    let mut deaths: Vec<_> = points(&[Program::First, Program::Start]).into_iter().map(|p| (p, 1)).collect();
+    // There are two secrets.
+    deaths.push((Point::SecretWritten, 2));
+    for (point, nth) in deaths {
+        let mut server = Server::prepare(&[]);
+        server.arm(point, nth);
+        let Err(status) = server.try_launch().await else { panic!("{} is never reached", point.name()) };
+        assert!(was_killed(status), "{}: it ended with {status}", point.name());
+        server.disarm();
+        server.launch().await;
+        server.pool("demo", serde_json::json!({})).await;
+    }
+}
