@@ -12,6 +12,9 @@ use serde_json::Value;
 
 use super::{Asks, commit, done, put, reads, rounds};
 
+/// Bytes of a refusal's message: what it quotes of the ask may be as long as that.
+const MESSAGE_MAX: usize = 1_024;
+
 /// How long an ask may take in all: what it may wait for, and as long as one call to storage may take.
 const TIMEOUT: Duration = limits::ASK_TIMEOUT.saturating_add(limits::STORAGE_TIMEOUT);
 
@@ -27,7 +30,8 @@ impl Asks {
         op: Op,
         payload: &[u8],
     ) -> Result<Value, ErrorBody> {
-        let (value, head) = decode(op, payload).map_err(|error| ErrorBody { id: id_of(payload), error })?;
+        let refused = |id, error| ErrorBody { id, error: clipped(error) };
+        let (value, head) = decode(op, payload).map_err(|error| refused(id_of(payload), error))?;
         let id = head.id.as_ref().map(ToString::to_string);
         let answer = if may(who, Action::Op(op)) {
             let late = |_| Err(Refusal::unavailable(format!("no answer within {TIMEOUT:?}")));
@@ -42,7 +46,7 @@ impl Asks {
                 }
                 Ok(answer)
             }
-            Err(error) => Err(ErrorBody { id, error }),
+            Err(error) => Err(refused(id, error)),
         }
     }
 
@@ -94,6 +98,15 @@ fn decode(op: Op, payload: &[u8]) -> Result<(Value, ask::Head), Refusal> {
             .hint("a repeat with the same id gets the first answer"));
     }
     Ok((value, head))
+}
+
+/// The same with a message that fits any answer.
+fn clipped(mut error: Refusal) -> Refusal {
+    if error.message.len() > MESSAGE_MAX {
+        error.message.truncate(error.message.floor_char_boundary(MESSAGE_MAX));
+        error.message.push('…');
+    }
+    error
 }
 
 /// The `id` of an ask that is otherwise wrong, if it is a text.

@@ -23,8 +23,8 @@ impl Spool {
 
     /// Clock anchors of this and earlier boots.
     pub fn anchors(&self) -> Vec<Anchor> {
-        let text = std::fs::read_to_string(self.root.join("anchors")).unwrap_or_default();
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        let text = std::fs::read(self.root.join("anchors")).unwrap_or_default();
+        text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
     }
 
     /// Notes a measurement of the server's time, in place of an earlier one of the same boot.
@@ -42,8 +42,9 @@ impl Spool {
 
     /// Entries that an earlier process may have sent without learning what became of them.
     pub fn in_flight(&self) -> Vec<Entry> {
-        let text = std::fs::read_to_string(self.root.join("in-flight")).unwrap_or_default();
-        text.lines().filter_map(|line| line.parse().ok()).collect()
+        let text = std::fs::read(self.root.join("in-flight")).unwrap_or_default();
+        let lines = text.split(|byte| *byte == b'\n');
+        lines.filter_map(|line| std::str::from_utf8(line).ok()?.parse().ok()).collect()
     }
 
     /// Notes what is about to be sent, in place of what was noted before.

@@ -40,8 +40,8 @@ impl Spool {
 
     fn prepare(&self) -> Result<(), SpoolError> {
         let version = self.root.join("version");
-        match std::fs::read_to_string(&version) {
-            Ok(text) if text == VERSION => {}
+        match std::fs::read(&version) {
+            Ok(text) if text == VERSION.as_bytes() => {}
             Ok(text) if !text.is_empty() => return Err(SpoolError::Foreign(self.root.clone())),
             // The first opening, or one that died.
             Ok(_) => at(&version, self.found(&version))?,

@@ -87,9 +87,12 @@ impl Spool {
     /// What the system says.
     pub fn statements(&self) -> Result<Vec<Statement>, SpoolError> {
         let path = self.root.join("complete");
-        match std::fs::read_to_string(&path) {
+        match std::fs::read(&path) {
             // A line that is not understood was written by nobody who kept to the format.
-            Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
+            Ok(text) => {
+                let lines = text.split(|byte| *byte == b'\n');
+                Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(SpoolError::io(&path)(error)),
         }

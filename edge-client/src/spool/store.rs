@@ -254,14 +254,15 @@ impl Spool {
         self.ids.insert(entry.upload.clone());
         let size = entry.size;
         if self.ready.insert(entry) {
-            self.bytes += size;
+            // A name is no proof of a size: the sum of what is claimed may be more than there is.
+            self.bytes = self.bytes.saturating_add(size);
         }
     }
 
     pub(super) fn forget(&mut self, entry: &Entry) {
         if self.ready.remove(entry) {
             self.ids.remove(&entry.upload);
-            self.bytes -= entry.size;
+            self.bytes = self.bytes.saturating_sub(entry.size);
         }
     }
 

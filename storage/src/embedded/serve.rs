@@ -18,8 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::Embedded;
 use super::config::EmbeddedConfig;
 use super::cors::Cors;
-use super::drain::Shared;
+use super::drain::{Broken, Shared};
 use super::errors::said;
+use super::receive::Refused;
 use super::service::{KeyPair, Service, Signed};
 use crate::limits::embedded as limits;
 
@@ -115,7 +116,7 @@ async fn answer(
         _ => "other",
     };
     let (head, body) = request.into_parts();
-    let body = Shared::new(body, held_back);
+    let body = Shared::new(body, held_back, config.stall_timeout);
     // `s3s` collects a form in memory before it looks at who sends it.
     let mut kinds = head.headers.get_all(CONTENT_TYPE).iter();
     let is_form = kinds.any(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"multipart/"));
@@ -126,6 +127,15 @@ async fn answer(
     } else {
         service.call(Request::from_parts(head, Body::http_body(body.clone()))).await?
     };
+    // What `s3s` reads by itself and what breaks off would be an error of ours.
+    let broken = body.broken().filter(|_| response.status().is_server_error() || response.status() == 400);
+    match broken {
+        Some(Broken::Stalled) => response = refusal(Refused::Stalled.into())?,
+        Some(Broken::Off) if response.status().is_server_error() => {
+            response = refusal(said(S3ErrorCode::IncompleteBody, "The body breaks off."))?;
+        }
+        Some(Broken::Off) | None => {}
+    }
     cors.allow(response.headers_mut());
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let status = response.status().as_u16().to_string();
