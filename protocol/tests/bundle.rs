@@ -256,3 +256,47 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn fuzz_bundle() {
+    const WORDS: &[&[u8]] =
+        &[b"MPB1", b"\xfb", b"\xfc", b"\xfd", b"\x01\x02u1", b"\x00\x00\x00\x00", b"\xfb\x01\x10"];
+    let target = millpond_fuzz::Target { name: "bundle", words: WORDS, max: 4_096 };
+    millpond_fuzz::run(&target, |message, seen| {
+        let body = message.strip_prefix(bundle::MAGIC);
+        let config = bincode::config::standard().with_limit::<{ 1 << 20 }>();
+        let theirs =
+            body.map(|body| (bincode::serde::decode_from_slice::<Oracle, _>(body, config), body.len()));
+        let bundle = match bundle::decode(message) {
+            Ok(bundle) => bundle,
+            Err(refusal) => {
+                assert!(matches!(refusal.code, Code::Malformed | Code::TooLarge), "{refusal:?}");
+                assert_eq!(refusal.code == Code::TooLarge, refusal.limit.is_some(), "{refusal:?}");
+                if let Some((Ok((_, read)), length)) = theirs {
+                    assert!(read < length || refusal.code == Code::TooLarge, "bincode reads it: {refusal:?}");
+                }
+                return seen.note(refusal.message.replace(|c: char| c.is_ascii_digit(), ""));
+            }
+        };
+        let Some((Ok((theirs, read)), length)) = theirs else { panic!("bincode does not read it") };
+        assert_eq!((read, &theirs.borrowed()), (length, &bundle));
+        assert!(bundle.entries.len() <= limits::BUNDLE_ENTRIES_MAX);
+        let data: usize = bundle.entries.iter().map(|entry| entry.data.len() + entry.name.len()).sum();
+        assert!(data <= message.len(), "more than was sent");
+        let written = bundle::encode(&bundle).unwrap();
+        assert!(written.len() <= message.len(), "what is written is the shortest form");
+        assert_eq!(bundle::decode(&written).unwrap(), bundle);
+        assert!(bundle::decode(&[message, &[0]].concat()).is_err(), "a byte more");
+        assert!(bundle::decode(&message[..message.len() - 1]).is_err(), "a byte less");
+        let optional = bundle
+            .entries
+            .iter()
+            .map(|entry| (entry.label.is_some(), entry.sha256.is_some(), entry.meta.is_some()));
+        seen.note((
+            bundle.entries.len(),
+            bundle.complete_through_ms.is_some(),
+            written.len() == message.len(),
+        ));
+        optional.for_each(|optional| seen.note(optional));
+    });
+}

@@ -1,4 +1,5 @@
-//! The session machine under any sequence of events: what it writes is parsed, and held to what always holds.
+//! The session machine under any sequence of events, drawn by proptest and by the fuzz target: what it writes is parsed, and held to
+//! what always holds.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,9 +19,12 @@ use crate::codec::{Version, read};
 use crate::config::GateConfig;
 use crate::hub::message::{Mail, Message};
 
+/// Bytes that may wait to be written at the most: up to the mark, and the packets that are encoded at once.
+const OUT_MAX: usize = 2 * super::OUT_HIGH;
+
 /// What can happen to a session.
 #[derive(Debug, Clone)]
-enum Event {
+pub(super) enum Event {
     Bytes(Vec<u8>),
     Outcome(Option<usize>),
     Kept,
@@ -94,9 +98,20 @@ struct Client {
     /// Ids that were acknowledged before they arrived, as only a broken client does: nothing is known of those.
     early: HashMap<u16, usize>,
     rank: Option<u64>,
+    kinds: u16,
 }
 
 impl Client {
+    fn sent(&mut self, packet: &Packet) {
+        match packet {
+            Packet::Publish(publish) => self.published(&publish.head),
+            Packet::PubAck(id) => self.acknowledged(*id, 1),
+            Packet::PubComp(id) => self.completed(*id),
+            Packet::PubRec(id, code) => self.received(*id, *code),
+            _ => {}
+        }
+    }
+
     fn published(&mut self, head: &Head) {
         if head.qos > 0 {
             self.due.push_back((3 + head.qos, head.id));
@@ -136,6 +151,7 @@ impl Client {
         {
             self.wire.advance(header);
             let body = self.wire.split_to(body).freeze();
+            self.kinds |= 1 << (first >> 4);
             match first >> 4 {
                 kind @ (4 | 5) => {
                     let id = u16::from_be_bytes([body[0], body[1]]);
@@ -172,6 +188,143 @@ impl Client {
     }
 }
 
+/// What came of a run, in few words.
+#[derive(Debug, Default, Hash)]
+pub(super) struct Came {
+    end: Option<String>,
+    /// Why packets were refused.
+    bad: Vec<&'static str>,
+    /// Kinds of packets that the client got, a bit each.
+    kinds: u16,
+    in_flight: usize,
+    most_in_line: usize,
+}
+
+/// Feeds the events to a session of a client with that window, and holds it to what always holds.
+pub(super) fn run(version: Version, window: Option<u16>, events: impl IntoIterator<Item = Event>) -> Came {
+    let now = Instant::now();
+    let mut session = session(version, now);
+    if let Some(window) = window {
+        let connect = Connect { receive_max: Some(window), ..connect(version) };
+        session =
+            Session::new(session.who().clone(), &connect, Arc::new(GateConfig::default()), now, (1, None));
+    }
+    let (mut framer, mut stream) = (Framer::new(version, 1 << 20), BytesMut::new());
+    let (mut in_line, mut seq) = (0_usize, 0_i64);
+    let mut came = Came::default();
+    let mut client = Client {
+        version,
+        window: window.map_or(100, usize::from),
+        wire: BytesMut::new(),
+        due: VecDeque::new(),
+        in_flight: HashMap::new(),
+        early: HashMap::new(),
+        rank: None,
+        kinds: 0,
+    };
+    for event in events {
+        let had_ended = session.end();
+        match event {
+            Event::Bytes(bytes) => {
+                stream.extend_from_slice(&bytes);
+                while session.has_room() {
+                    let bad = match framer.next(&mut stream, |head, payload| session.judge(head, payload)) {
+                        Ok(Next::Packet(first, body)) => match read::packet(version, first, body) {
+                            Ok(packet) => {
+                                client.sent(&packet);
+                                session.packet(packet, now);
+                                continue;
+                            }
+                            Err(bad) => bad,
+                        },
+                        Ok(Next::ReadPast(refused)) => {
+                            let (head, refusal) = *refused;
+                            client.published(&head);
+                            session.read_past(head, refusal, now);
+                            continue;
+                        }
+                        Ok(Next::Budget(_)) => {
+                            framer.grant();
+                            continue;
+                        }
+                        Ok(Next::Bytes) => break,
+                        Err(bad) => bad,
+                    };
+                    came.bad.push(bad.what);
+                    session.fail(bad);
+                    assert!(session.end().is_some(), "an error closes");
+                }
+            }
+            Event::Outcome(code) if in_line > 0 => {
+                in_line -= 1;
+                session.outcome(code.map_or(Ok(()), |code| Err(Refusal::new(Code::ALL[code], "why"))));
+            }
+            Event::Outcome(_) => {}
+            Event::Kept => session.kept(Ok(())),
+            Event::Copies(qos, n) => {
+                let n = session.wants().copies.min(n.into());
+                let message = Message::event("app/p/x".into(), Bytes::from_static(b"7"));
+                let mail =
+                    Mail { message: Arc::new(message), qos, retain: false, replay: false, tags: vec![] };
+                session.copies(vec![mail; n], now);
+            }
+            Event::State(rank) => {
+                let message = StateMessage {
+                    topic: "mp/p/result".into(),
+                    payload: Bytes::from(rank.to_string()),
+                    rank,
+                    user_properties: vec![],
+                    content_type: None,
+                };
+                session.states(Ok(vec![message]));
+            }
+            Event::Cursor => session.cursor(Ok(seq)),
+            Event::Receipts(n) => {
+                let after = seq;
+                let rows = (0..n).map(|_| {
+                    seq += 1;
+                    ReceiptRow { seq, payload: Bytes::from_static(b"{}") }
+                });
+                session.receipts(after, Ok(rows.collect()));
+            }
+            Event::Ready => session.receipts_ready(),
+            Event::Live(rank) => session.live(live(rank)),
+            Event::Member(bytes) => session.member_message(MemberMessage {
+                topic: "mp/p/d/m/answer/time".into(),
+                payload: Bytes::from(vec![0; bytes]),
+                correlation_data: None,
+            }),
+            Event::Timer(s, listens) => session.timer(now + Duration::from_secs(s), listens),
+            Event::Write(n) => {
+                let n = n.min(session.out.remaining());
+                client.reads(&session.out.copy_to_bytes(n));
+                session.wrote();
+            }
+        }
+        session.pump();
+        in_line += taken(&mut session);
+        assert!(session.uncommitted() <= 64);
+        assert!(in_line <= session.uncommitted() || session.end().is_some());
+        assert!(session.out.remaining() <= OUT_MAX, "{} bytes wait to be written", session.out.remaining());
+        assert!(had_ended.is_none() || session.end() == had_ended, "it ends once");
+        came.most_in_line = came.most_in_line.max(in_line);
+    }
+    came.end = session.end().map(|end| format!("{end:?}"));
+    // Whatever happened, every message that was put in line can still be settled.
+    while in_line > 0 {
+        in_line -= 1;
+        session.outcome(Ok(()));
+        in_line += taken(&mut session);
+    }
+    assert_eq!((session.uncommitted(), session.held()), (0, Held::default()));
+    client.reads(&session.out.copy_to_bytes(session.out.remaining()));
+    assert!(client.wire.is_empty(), "half a packet");
+    assert!(client.due.is_empty() || session.end().is_some(), "{:?} were never acknowledged", client.due);
+    came.kinds = client.kinds;
+    came.in_flight = client.in_flight.len();
+    came
+}
+
 proptest! {
     #![proptest_config(cases(500))]
 
@@ -181,105 +334,6 @@ proptest! {
         window in proptest::option::of(1_u16..5),
         events in proptest::collection::vec(event(), 1..60),
     ) {
-        let now = Instant::now();
-        let version = if v5 { Version::V5 } else { Version::V4 };
-        let mut session = session(version, now);
-        if let Some(window) = window {
-            let connect = Connect { receive_max: Some(window), ..connect(version) };
-            session = Session::new(session.who().clone(), &connect, Arc::new(GateConfig::default()), now, (1, None));
-        }
-        let (mut framer, mut stream) = (Framer::new(version, 1 << 20), BytesMut::new());
-        let (mut in_line, mut seq) = (0_usize, 0_i64);
-        let mut client = Client {
-            version, window: window.map_or(100, usize::from), wire: BytesMut::new(), due: VecDeque::new(),
-            in_flight: HashMap::new(), early: HashMap::new(), rank: None,
-        };
-        for event in events {
-            match event {
-                Event::Bytes(bytes) => {
-                    stream.extend_from_slice(&bytes);
-                    while session.has_room() {
-                        match framer.next(&mut stream, |head, payload| session.judge(head, payload)) {
-                            Ok(Next::Packet(first, body)) => match read::packet(version, first, body) {
-                                Ok(packet) => {
-                                    match &packet {
-                                        Packet::Publish(publish) => client.published(&publish.head),
-                                        Packet::PubAck(id) => client.acknowledged(*id, 1),
-                                        Packet::PubComp(id) => client.completed(*id),
-                                        Packet::PubRec(id, code) => client.received(*id, *code),
-                                        _ => {}
-                                    }
-                                    session.packet(packet, now);
-                                }
-                                Err(bad) => session.fail(bad),
-                            },
-                            Ok(Next::ReadPast(refused)) => {
-                                let (head, refusal) = *refused;
-                                client.published(&head);
-                                session.read_past(head, refusal, now);
-                            }
-                            Ok(Next::Budget(_)) => framer.grant(),
-                            Ok(Next::Bytes) => break,
-                            Err(bad) => session.fail(bad),
-                        }
-                    }
-                }
-                Event::Outcome(code) if in_line > 0 => {
-                    in_line -= 1;
-                    session.outcome(code.map_or(Ok(()), |code| Err(Refusal::new(Code::ALL[code], "why"))));
-                }
-                Event::Outcome(_) => {}
-                Event::Kept => session.kept(Ok(())),
-                Event::Copies(qos, n) => {
-                    let n = session.wants().copies.min(n.into());
-                    let message = Message::event("app/p/x".into(), Bytes::from_static(b"7"));
-                    let mail = Mail {
-                        message: Arc::new(message), qos, retain: false, replay: false, tags: vec![],
-                    };
-                    session.copies(vec![mail; n], now);
-                }
-                Event::State(rank) => {
-                    let message = StateMessage {
-                        topic: "mp/p/result".into(), payload: Bytes::from(rank.to_string()), rank,
-                        user_properties: vec![], content_type: None,
-                    };
-                    session.states(Ok(vec![message]));
-                }
-                Event::Cursor => session.cursor(Ok(seq)),
-                Event::Receipts(n) => {
-                    let after = seq;
-                    let rows = (0..n).map(|_| {
-                        seq += 1;
-                        ReceiptRow { seq, payload: Bytes::from_static(b"{}") }
-                    });
-                    session.receipts(after, Ok(rows.collect()));
-                }
-                Event::Ready => session.receipts_ready(),
-                Event::Live(rank) => session.live(live(rank)),
-                Event::Member(bytes) => session.member_message(MemberMessage {
-                    topic: "mp/p/d/m/answer/time".into(), payload: Bytes::from(vec![0; bytes]), correlation_data: None,
-                }),
-                Event::Timer(s, listens) => session.timer(now + Duration::from_secs(s), listens),
-                Event::Write(n) => {
-                    let n = n.min(session.out.remaining());
-                    client.reads(&session.out.copy_to_bytes(n));
-                    session.wrote();
-                }
-            }
-            session.pump();
-            in_line += taken(&mut session);
-            prop_assert!(session.uncommitted() <= 64);
-            prop_assert!(in_line <= session.uncommitted() || session.end().is_some());
-        }
-        // Whatever happened, every message that was put in line can still be settled.
-        while in_line > 0 {
-            in_line -= 1;
-            session.outcome(Ok(()));
-            in_line += taken(&mut session);
-        }
-        prop_assert_eq!((session.uncommitted(), session.held()), (0, Held::default()));
-        client.reads(&session.out.copy_to_bytes(session.out.remaining()));
-        prop_assert!(client.wire.is_empty(), "half a packet");
-        prop_assert!(client.due.is_empty() || session.end().is_some(), "{:?} were never acknowledged", client.due);
+        run(if v5 { Version::V5 } else { Version::V4 }, window, events);
     }
 }

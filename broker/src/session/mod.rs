@@ -15,6 +15,8 @@
 mod any_order;
 mod app;
 mod effect;
+#[cfg(test)]
+mod fuzz;
 mod inbound;
 mod leaving;
 mod outbound;

@@ -6,6 +6,8 @@
 
 mod check;
 mod client;
+#[cfg(test)]
+mod fuzz;
 mod load;
 mod pool_file;
 mod tls;

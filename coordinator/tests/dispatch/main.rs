@@ -4,6 +4,7 @@
 
 mod asks;
 mod commits;
+mod fuzz;
 mod grants;
 mod manifests;
 mod packs;
