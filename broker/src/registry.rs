@@ -172,8 +172,8 @@ impl Registry {
         if self.endings() != wish.endings {
             return Err(NotRegistered::CheckAgain);
         }
-        let Members { entries, due } = &mut *members;
-        let entries = entries.entry(key.clone()).or_default();
+        let Members { entries: all, due } = &mut *members;
+        let entries = all.entry(key.clone()).or_default();
         let held = entries.iter().position(|entry| entry.client_id == wish.client_id);
         if let Some(at) = held
             && let State::Connected(_, left) = &entries[at].state
@@ -190,7 +190,15 @@ impl Registry {
         {
             return Err(NotRegistered::TooMany);
         }
-        let place = wish.places.try_take(wish.from).map_err(NotRegistered::Full)?;
+        let place = match wish.places.try_take(wish.from) {
+            Ok(place) => place,
+            Err(full) => {
+                if entries.is_empty() {
+                    all.remove(&key);
+                }
+                return Err(NotRegistered::Full(full));
+            }
+        };
         let (mut resumed, mut discarded) = (None, None);
         if let Some(at) = held {
             let entry = entries.swap_remove(at);
@@ -309,7 +317,7 @@ impl Registration {
         let entries = entries.get_mut(&self.key)?;
         let is_own = |entry: &&mut Entry| matches!(entry.state, State::Connected(id, _) if id == self.id);
         let entry = entries.iter_mut().find(is_own)?;
-        let Leaving { mut expiry, kept, mut will } = leaving;
+        let Leaving { mut expiry, mut kept, mut will } = leaving;
         // Said after the connection listened last.
         if self.mailbox.is_revoked() {
             (expiry, will) = (Duration::ZERO, None);
@@ -325,7 +333,7 @@ impl Registration {
         if expiry.is_zero() {
             return Some(false);
         }
-        entry.mailbox.go_offline();
+        entry.mailbox.go_offline(|room| kept.shorten(room));
         entry.state = State::Away { kept: Box::new(kept), expires: now + expiry, will };
         due.extend(entry.due().map(|at| (at, self.key.clone(), self.client_id.clone())));
         drop(members);

@@ -57,7 +57,8 @@ impl Connections {
         let Self { of, grace, .. } = self;
         let mut listener = listener.into();
         let places = Places::new(self.max, self.per_address);
-        let entrance = Entrance::new(self.name, places, Places::new(self.max, self.max), self.idle);
+        let entrance =
+            Entrance::new(self.name, places, Places::new(self.max, (self.max / 2).max(1)), self.idle);
         let mut connections = JoinSet::new();
         loop {
             let accepted = async {

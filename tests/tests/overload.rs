@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 /// Small limits, so that every one is reached soon.
 const SMALL: [(&str, &str); 7] = [
     ("MILLPOND__MQTT__APP_TOPICS", r#"["app/+/#"]"#),
-    ("MILLPOND__LIMITS__MESSAGES_PER_MEMBER_S", "400"),
+    ("MILLPOND__LIMITS__MESSAGES_PER_MEMBER_S", "150"),
     ("MILLPOND__LIMITS__UNCOMMITTED_BYTES_MAX", "16777216"),
     ("MILLPOND__LIMITS__STRANGERS_MAX", "20"),
     ("MILLPOND__LIMITS__STRANGERS_PER_ADDRESS", "5"),

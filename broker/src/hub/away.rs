@@ -46,6 +46,24 @@ mod tests {
         Mail { message: Arc::new(large), qos: 1, retain: false, replay: false, tags: vec![] }
     }
 
+    fn nothing(_room: usize) -> (usize, u64) {
+        (0, 0)
+    }
+
+    #[test]
+    fn what_was_on_its_way_counts_until_the_session_is_back() {
+        let away = Away::default();
+        let leaves = Mailbox::new(1, away.clone());
+        leaves.go_offline(|room| (room, 0));
+        let other = Mailbox::new(2, away.clone());
+        other.go_offline(nothing);
+        assert_eq!(other.put(copy(1_000)).0, Put::Dropped);
+        leaves.go_online();
+        assert_ne!(other.put(copy(1_000)).0, Put::Dropped);
+        drop((leaves, other));
+        assert_eq!(away.member.0.load(Ordering::Relaxed), 0);
+    }
+
     #[test]
     fn what_waits_for_all_who_are_away_is_bounded_and_who_comes_back_makes_room() {
         let pool = Arc::<AwayBytes>::default();
@@ -56,16 +74,16 @@ mod tests {
         for mailbox in &sessions {
             // What came before it left counts too.
             assert_eq!(mailbox.put(copy.clone()).0, Put::Behind);
-            mailbox.go_offline();
+            mailbox.go_offline(nothing);
         }
         let (last, here) = (mailbox(20), mailbox(21));
-        last.go_offline();
+        last.go_offline(nothing);
         assert_eq!(last.put(copy.clone()).0, Put::Dropped);
         assert_eq!(here.put(copy.clone()).0, Put::Behind, "who has a connection is not concerned");
         sessions[0].go_online();
         assert_eq!(last.put(copy.clone()).0, Put::Behind);
         let more = mailbox(22);
-        more.go_offline();
+        more.go_offline(nothing);
         assert_eq!(more.put(copy.clone()).0, Put::Dropped);
         drop(sessions.pop());
         assert_eq!(more.put(copy).0, Put::Behind);
@@ -79,17 +97,17 @@ mod tests {
         let copy = copy(limits::SESSION_QUEUE_BYTES - 1_000);
         let of_one: Vec<Mailbox> =
             (0..limits::SESSIONS_PER_MEMBER as u64).map(|id| Mailbox::new(id, away.clone())).collect();
-        of_one.iter().for_each(Mailbox::go_offline);
+        of_one.iter().for_each(|mailbox| mailbox.go_offline(nothing));
         let kept = of_one.iter().filter(|mailbox| mailbox.put(copy.clone()).0 != Put::Dropped).count();
         assert_eq!(kept, limits::AWAY_BYTES_PER_MEMBER / limits::SESSION_QUEUE_BYTES);
         // What waited for it while it was connected is no way around that.
         let leaves = Mailbox::new(98, away.clone());
         assert_eq!(leaves.put(copy.clone()).0, Put::Behind);
         let before = away.pool.0.load(Ordering::Relaxed);
-        leaves.go_offline();
+        leaves.go_offline(nothing);
         assert_eq!(away.pool.0.load(Ordering::Relaxed), before);
         let other = Mailbox::new(99, Away { pool: away.pool.clone(), ..Away::default() });
-        other.go_offline();
+        other.go_offline(nothing);
         assert_eq!(other.put(copy.clone()).0, Put::Behind);
         drop((of_one, leaves));
         assert_eq!(away.member.0.load(Ordering::Relaxed), 0);

@@ -43,7 +43,9 @@ struct Waiting {
     states: HashMap<String, Mail>,
     events: VecDeque<Mail>,
     queue: Queue,
-    /// How much of it stands in [`AwayBytes`]: nothing while there is a connection.
+    /// Bytes that were on their way to the connection which has gone, and are kept with the session.
+    unsent: usize,
+    /// How much of both stands in [`AwayBytes`]: nothing while there is a connection.
     counted: usize,
     /// Filters that the hub knows this session by.
     filters: HashSet<String>,
@@ -84,6 +86,7 @@ impl Mailbox {
             states: HashMap::new(),
             events: VecDeque::new(),
             queue: Queue::new(limits::SESSION_QUEUE_MAX, limits::SESSION_QUEUE_BYTES),
+            unsent: 0,
             counted: 0,
             filters: HashSet::new(),
             wants: Wants { live: true, copies: 0 },
@@ -102,7 +105,7 @@ impl Mailbox {
 
     /// Brings what stands in [`AwayBytes`] up to date.
     fn count(&self, waiting: &mut Waiting) {
-        let weight = if self.is_online() { 0 } else { waiting.queue.weight() };
+        let weight = if self.is_online() { 0 } else { waiting.unsent + waiting.queue.weight() };
         let before = std::mem::replace(&mut waiting.counted, weight);
         self.away.change(before, weight);
     }
@@ -239,13 +242,14 @@ impl Mailbox {
     /// A connection holds the session from now on.
     pub(crate) fn go_online(&self) {
         let mut waiting = self.lock();
-        (waiting.end, waiting.receipts, waiting.is_told) = (None, false, false);
+        (waiting.end, waiting.receipts, waiting.is_told, waiting.unsent) = (None, false, false, 0);
         self.is_online.store(true, Ordering::SeqCst);
         self.count(&mut waiting);
     }
 
-    /// Its connection has gone. What is not queued for who is away goes with it.
-    pub(crate) fn go_offline(&self) {
+    /// Its connection has gone. What is not queued for who is away goes with it. `unsent` is told for how many bytes there
+    /// is room, and answers how many it keeps of what was on its way, and how many copies it drops.
+    pub(crate) fn go_offline(&self, unsent: impl FnOnce(usize) -> (usize, u64)) {
         let mut waiting = self.lock();
         self.is_online.store(false, Ordering::SeqCst);
         waiting.messages.clear();
@@ -254,7 +258,9 @@ impl Mailbox {
         waiting.events.clear();
         waiting.queue.leave();
         let (room, limit) = self.away.room();
-        count_dropped(limit, waiting.queue.shorten(room));
+        let (kept, dropped) = unsent(room);
+        waiting.unsent = kept;
+        count_dropped(limit, dropped + waiting.queue.shorten(room.saturating_sub(kept)));
         self.count(&mut waiting);
     }
 

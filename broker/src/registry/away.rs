@@ -42,7 +42,7 @@ impl Registry {
         let other = members.entries.get(&key).and_then(|entries| entries.first());
         let mailbox = self.hub.mailbox(&key.0, other.map(|entry| &*entry.mailbox));
         drop(members);
-        mailbox.go_offline();
+        mailbox.go_offline(|_| (0, 0));
         for held in &subscriptions {
             self.hub.subscribe(&key.0, &mailbox, &held.filter, Options::of(held), Replay::Never);
         }

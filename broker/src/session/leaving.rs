@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use millpond_protocol::limits;
 
-use super::outbound::{Outbound, Unsent};
+use super::outbound::Outbound;
+use super::unsent::Unsent;
 use super::{End, Session};
 use crate::backend::Subscription;
 use crate::codec::packet::{Connect, Disconnect, Head, Will};
@@ -26,6 +27,12 @@ impl Kept {
     /// What is known of a session after a restart.
     pub(crate) fn of(subscriptions: Vec<Subscription>) -> Self {
         Self { subscriptions, ..Self::default() }
+    }
+
+    /// Drops the newest of what was on its way until what is left takes no more than `room` bytes; what is left, and how
+    /// many messages were dropped.
+    pub(crate) fn shorten(&mut self, room: usize) -> (usize, u64) {
+        self.unsent.shorten(room)
     }
 }
 

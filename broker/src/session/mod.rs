@@ -26,6 +26,7 @@ mod resumption;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
+mod unsent;
 
 pub(crate) use self::app::check_will;
 pub(crate) use self::effect::{Effect, End, Question};

@@ -8,6 +8,7 @@ use std::time::Instant;
 use bytes::{Buf, Bytes};
 use millpond_protocol::limits;
 
+use super::unsent::Unsent;
 use super::{OUT_HIGH, Session};
 use crate::codec::packet::{Details, Version};
 use crate::codec::reason;
@@ -48,7 +49,7 @@ pub(super) struct Flight {
     qos: u8,
     /// In which order it was sent.
     order: u64,
-    what: What,
+    pub(super) what: What,
 }
 
 /// What was sent, as far as it matters later.
@@ -64,16 +65,6 @@ pub(super) enum What {
     App(Mail),
     /// Of an app topic, at QoS 2: the client has it, and was told to release its id.
     Released,
-}
-
-/// What outlives the connection.
-#[derive(Debug, Default)]
-pub(super) struct Unsent {
-    again: VecDeque<(u16, Flight)>,
-    last_id: u16,
-    copies: VecDeque<Mail>,
-    /// Of each state topic, the rank that the client has acknowledged.
-    ranks: HashMap<String, u64>,
 }
 
 /// A state topic: only its newest message is ever sent.

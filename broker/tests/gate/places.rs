@@ -1,9 +1,14 @@
 //! How many connections there may be, and that one address leaves room for the others.
 
+use std::time::Duration;
+
 use millpond_broker::GateConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{LEVELS, Raw, SOON, Server, connect, server_with};
+
+/// Nobody is closed for its silence meanwhile, on whatever machine.
+const LONG: Duration = Duration::from_secs(300);
 
 async fn silent(server: &Server, source: &str, count: usize) -> Vec<Raw> {
     let mut silent = Vec::new();
@@ -15,7 +20,12 @@ async fn silent(server: &Server, source: &str, count: usize) -> Vec<Raw> {
 
 #[tokio::test]
 async fn silent_strangers_of_one_address_keep_nobody_else_out() {
-    let config = GateConfig { strangers_max: 4, strangers_per_address: 3, ..GateConfig::default() };
+    let config = GateConfig {
+        strangers_max: 4,
+        strangers_per_address: 3,
+        connect_timeout: LONG,
+        ..GateConfig::default()
+    };
     let server = server_with(config).await;
     // Three have places; of sixteen that may wait, half may be of one address.
     let mut held = silent(&server, "127.0.0.2", 3 + 8).await;
@@ -36,7 +46,7 @@ async fn who_waits_for_a_place_for_too_long_is_closed_and_the_places_are_free_ag
     let config = GateConfig {
         strangers_max: 2,
         strangers_per_address: 1,
-        connect_timeout: std::time::Duration::from_millis(100),
+        connect_timeout: Duration::from_millis(100),
         ..GateConfig::default()
     };
     let server = server_with(config).await;

@@ -106,9 +106,9 @@ async fn a_client_that_is_held_back_is_not_blamed_for_its_silence() {
     let login = [crate::support::text("p/publisher"), crate::support::text("secret")].concat();
     let mut raw = server.raw().await;
     raw.level = 5;
-    // A keep-alive of one second.
-    raw.send(&crate::support::connect_with(5, 0xC2, 1, "hasty", &[], &login)).await;
+    // A keep-alive of two seconds; it is held back for five.
+    raw.send(&crate::support::connect_with(5, 0xC2, 2, "hasty", &[], &login)).await;
     assert_eq!(raw.packet().await.1[1], 0);
-    raw.send(&flood(&raw, "publisher", 8)).await;
-    acks(&mut raw, 8).await;
+    raw.send(&flood(&raw, "publisher", 12)).await;
+    acks(&mut raw, 12).await;
 }

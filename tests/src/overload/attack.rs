@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy, sink};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -53,14 +54,18 @@ impl Attack {
         let mut tasks = JoinSet::new();
         match self {
             Self::SlowReaders => {
-                feed(&mut tasks, field, 200 << 10);
-                again(&mut tasks, field, 1..51, async |field, n| {
-                    let mut connection = field.bad(n).await?;
-                    connection.subscribe(&feed_topic(&field)).await?;
-                    // What it may still say is how it learns that it was thrown out.
-                    loop {
-                        connection.write.write_all(&[0xC0, 0]).await?;
-                        sleep(PAUSE).await;
+                let subscribed = feed(&mut tasks, field, 200 << 10);
+                again(&mut tasks, field, 1..51, move |field, n| {
+                    let subscribed = subscribed.clone();
+                    async move {
+                        let mut connection = field.bad(n).await?;
+                        connection.subscribe(&feed_topic(&field)).await?;
+                        subscribed.add_permits(1);
+                        // What it may still say is how it learns that it was thrown out.
+                        loop {
+                            connection.write.write_all(&[0xC0, 0]).await?;
+                            sleep(PAUSE).await;
+                        }
                     }
                 });
             }
@@ -92,12 +97,16 @@ impl Attack {
                 flood(open_first(&field, n).await?, &topic, 1 << 10).await
             }),
             Self::NeverAcknowledge => {
-                feed(&mut tasks, field, 64 << 10);
-                again(&mut tasks, field, 1..51, async |field, n| {
-                    let mut connection = field.bad(n).await?;
-                    connection.subscribe(&feed_topic(&field)).await?;
-                    copy(&mut connection.read, &mut sink()).await?;
-                    Ok(())
+                let subscribed = feed(&mut tasks, field, 64 << 10);
+                again(&mut tasks, field, 1..51, move |field, n| {
+                    let subscribed = subscribed.clone();
+                    async move {
+                        let mut connection = field.bad(n).await?;
+                        connection.subscribe(&feed_topic(&field)).await?;
+                        subscribed.add_permits(1);
+                        copy(&mut connection.read, &mut sink()).await?;
+                        Ok(())
+                    }
                 });
             }
             Self::UnreadAnswers => again(&mut tasks, field, 0..16, async |field, n| {
@@ -141,16 +150,23 @@ fn again<F>(
     }
 }
 
-/// A publisher that sends to the topic of the subscribers.
-fn feed(tasks: &mut JoinSet<()>, field: &Arc<Field>, bytes: usize) {
-    again(tasks, field, 0..1, move |field, _| async move {
-        let mut connection = open_first(&field, 0).await?;
-        let message = publish(1, &feed_topic(&field), &vec![0; bytes]);
-        loop {
-            connection.write.write_all(&message).await?;
-            connection.receive().await?;
+/// A publisher that sends to the topic of the subscribers, once fifty of them have said so to what this answers.
+fn feed(tasks: &mut JoinSet<()>, field: &Arc<Field>, bytes: usize) -> Arc<Semaphore> {
+    let subscribed = Arc::new(Semaphore::new(0));
+    let all = subscribed.clone();
+    again(tasks, field, 0..1, move |field, _| {
+        let all = all.clone();
+        async move {
+            let _all = all.acquire_many(50).await?;
+            let mut connection = open_first(&field, 0).await?;
+            let message = publish(1, &feed_topic(&field), &vec![0; bytes]);
+            loop {
+                connection.write.write_all(&message).await?;
+                connection.receive().await?;
+            }
         }
     });
+    subscribed
 }
 
 /// A connection of the first of the members.
