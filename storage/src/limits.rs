@@ -88,7 +88,9 @@ pub mod embedded {
     /// Bytes that every part but the last has at least: what S3 asks for. Smaller ones would make an object of many files.
     pub const MIN_PART: u64 = 5 << 20;
 
-    /// Uploads in parts that have not ended, at once; who comes later is told to slow down. Each is a row.
+    /// Uploads in parts that have not ended, at once, of keys that are alike up to their last `/`; who comes later is told
+    /// to slow down. Each is a row. Millpond's keys begin with the pool and with what the object is, so that the grants of
+    /// one pool close the way to no other pool and to nothing that the server itself writes.
     pub const OPEN_UPLOADS: usize = 50_000;
 
     /// How long after its last part an upload in parts is ended by the server: as long as a URL can live.
@@ -118,6 +120,20 @@ pub mod embedded {
     /// Bytes that show that a body is moving: a client that sends fewer within [`STALL`] is given up, so that nobody holds
     /// a place for ever with a byte now and then.
     pub const STALL_BYTES: usize = 4 << 10;
+
+    /// What the bytes of a body must come to in the mean, in bytes a second, once [`CRAWL`] has been spent on waiting for
+    /// them, so that nobody holds a turn for a day with a large body. The slowest links that are used (GPRS) carry 3 KiB/s
+    /// or more, and then a part of 5 MiB takes half an hour.
+    pub const CRAWL_RATE: u64 = 2 << 10;
+
+    /// How long a body may come more slowly than that.
+    pub const CRAWL: Duration = Duration::from_secs(600);
+
+    /// Bodies at once for the key of one PUT: a URL is sent by one client, and again where a connection broke.
+    pub const BODIES_OF_PUT: usize = 4;
+
+    /// Bodies at once for one key in parts: tools send up to 10 at a time.
+    pub const BODIES_OF_PARTS: usize = 16;
 
     /// What is read of a refused upload, so that clients which write before they read still see the answer.
     pub const DRAIN_BYTES: u64 = 128 << 20;

@@ -216,6 +216,8 @@ async fn parts_and_uploads_are_listed_in_pages() {
         marker = next;
     }
     assert_eq!(seen, ["2", "5", "7", "9999"]);
+    let nothing = upload.list(&[("max-parts", "0")]).await.unwrap().text().await.unwrap();
+    assert_eq!(tags(&nothing, "IsTruncated"), ["false"], "there is no marker to go on from");
 
     let mut ids = vec![Upload::begin(&server.signer(), "a/1").await.unwrap().id, upload.id.clone()];
     ids.sort();

@@ -118,7 +118,8 @@ impl Frames {
         let kind = match opcode {
             OpCode::Data(Data::Binary) => Kind::Data,
             OpCode::Data(Data::Continue) => Kind::Data,
-            OpCode::Data(_) => return Err(Close::NoBinary),
+            OpCode::Data(Data::Text) => return Err(Close::NoBinary),
+            OpCode::Data(Data::Reserved(_)) => return Err(Close::Protocol),
             OpCode::Control(Control::Ping) => Kind::Ping,
             OpCode::Control(Control::Pong) => Kind::Pong,
             OpCode::Control(Control::Close) => Kind::Close,
@@ -129,7 +130,8 @@ impl Frames {
             // A message goes on, or one begins, and not both.
             (opcode == OpCode::Data(Data::Continue)) == self.fragmented && left >> 63 == 0
         } else {
-            is_final && left <= CONTROL_MAX
+            // A Close says nothing, or a code of two bytes and why.
+            is_final && left <= CONTROL_MAX && (kind != Kind::Close || left != 1)
         };
         if rsv1 || rsv2 || rsv3 || !good {
             return Err(Close::Protocol);

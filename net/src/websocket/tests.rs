@@ -86,6 +86,8 @@ async fn what_the_standard_forbids_ends_the_connection_with_the_code_that_says_s
         (frame(OpCode::Control(Control::Ping), true, &[0; 126]), 1002),
         (vec![0x83, 0x80, 0, 0, 0, 0], 1002),
         (vec![0x8B, 0x80, 0, 0, 0, 0], 1002),
+        (frame(OpCode::Data(Data::Reserved(3)), true, b"what"), 1002),
+        (frame(OpCode::Control(Control::Close), true, b"\x03"), 1002),
         (frame(OpCode::Data(Data::Text), true, b"text"), 1003),
     ] {
         let (got, said) = read(&bytes, 1 << 20).await;

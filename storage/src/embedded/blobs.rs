@@ -108,8 +108,9 @@ impl Blobs {
         remove(&self.path(id)).map(drop)
     }
 
-    /// Removes what no row names. `held` says what must stay all the same, and is asked before `named` tells the bodies
-    /// that rows name, by the first byte of their name.
+    /// Removes what no row names. `held` says what must stay all the same; it is asked before `named` tells the bodies
+    /// that rows name, by the first byte of their name, for a body may get its row in between, and again before one is
+    /// removed, for a row may go in between while somebody reads its body.
     pub(super) fn sweep<E: From<io::Error>>(
         &self,
         held: impl Fn(BlobId) -> bool,
@@ -126,7 +127,7 @@ impl Blobs {
             let free: Vec<_> = there.iter().copied().filter(|id| !held(*id)).collect();
             let mut rows = named(shard)?;
             for id in free {
-                if !rows.contains(&id) && remove(&self.path(id))? {
+                if !rows.contains(&id) && !held(id) && remove(&self.path(id))? {
                     swept.orphans += 1;
                 }
             }

@@ -3,9 +3,10 @@
 use std::ops::Range as Span;
 use std::time::{Duration, SystemTime};
 
-use hyper::header::CONTENT_RANGE;
+use hyper::HeaderMap;
+use hyper::header::{CONTENT_RANGE, ETAG, HeaderValue, LAST_MODIFIED};
 use millpond_protocol::Sha256;
-use s3s::dto::{ETag, ETagCondition, GetObjectInput, HeadObjectInput, Range, Timestamp};
+use s3s::dto::{ETag, ETagCondition, GetObjectInput, HeadObjectInput, Range, Timestamp, TimestampFormat};
 use s3s::{S3Error, S3ErrorCode};
 
 use super::catalog::{Check, Object};
@@ -76,13 +77,28 @@ impl Wanted {
             _ => {}
         }
         match (&self.if_none_match, &self.if_modified_since) {
-            (Some(condition), _) if matches(condition, &tag, ETag::weak_cmp) => {
-                Err(S3Error::new(S3ErrorCode::NotModified))
-            }
-            (None, Some(since)) if modified <= *since => Err(S3Error::new(S3ErrorCode::NotModified)),
+            (Some(condition), _) if matches(condition, &tag, ETag::weak_cmp) => Err(unchanged(object)),
+            (None, Some(since)) if modified <= *since => Err(unchanged(object)),
             _ => Ok(()),
         }
     }
+}
+
+/// The object is what the reader has: its tag and time, for the reader's cache.
+fn unchanged(object: &Object) -> S3Error {
+    let mut error = S3Error::new(S3ErrorCode::NotModified);
+    let mut headers = HeaderMap::new();
+    if let Ok(tag) = etag(object).to_http_header() {
+        headers.insert(ETAG, tag);
+    }
+    let mut time = Vec::new();
+    if modified(object).format(TimestampFormat::HttpDate, &mut time).is_ok()
+        && let Ok(time) = HeaderValue::from_bytes(&time)
+    {
+        headers.insert(LAST_MODIFIED, time);
+    }
+    error.set_headers(headers);
+    error
 }
 
 fn matches(condition: &ETagCondition, tag: &ETag, same: fn(&ETag, &ETag) -> bool) -> bool {
@@ -112,10 +128,12 @@ pub(super) fn before_put(
 ///
 /// # Errors
 ///
-/// A range that begins beyond the end, with the size, so that the client can ask again.
+/// A range that begins beyond the end, with the size, so that the client can ask again. Of nothing there is no last byte
+/// either.
 pub(super) fn span(range: Option<&Range>, size: u64) -> Result<Option<Span<u64>>, S3Error> {
     let Some(range) = range else { return Ok(None) };
-    range.check(size).map(Some).map_err(|_| {
+    let span = range.check(size.max(1)).ok().filter(|span| span.end <= size);
+    span.map(Some).ok_or_else(|| {
         let error = said(S3ErrorCode::InvalidRange, format!("The object has {size} bytes."));
         match format!("bytes */{size}").parse() {
             Ok(value) => with_header(error, CONTENT_RANGE, value),

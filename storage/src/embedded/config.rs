@@ -34,6 +34,8 @@ pub struct EmbeddedConfig {
     pub max_connections_per_address: usize,
     /// Uploads at once; later ones wait a while, then are told to slow down.
     pub max_uploads: usize,
+    /// Uploads in parts that have not ended, at once, of keys that are alike up to their last `/`.
+    pub max_open: usize,
     /// How long a connection may take to send a request's head, or stay idle.
     pub idle_timeout: Duration,
     /// How long a body may stand still, in either direction.
@@ -62,6 +64,7 @@ impl EmbeddedConfig {
             max_connections: limits::CONNECTIONS,
             max_connections_per_address: limits::CONNECTIONS_PER_ADDRESS,
             max_uploads: limits::UPLOADS,
+            max_open: limits::OPEN_UPLOADS,
             idle_timeout: limits::IDLE,
             stall_timeout: limits::STALL,
             abandoned: limits::ABANDONED,

@@ -4,9 +4,9 @@
 //! a client sees a broken connection instead of the reason. So what is left of a refused body is read and dropped, up to
 //! a limit, before the answer goes out.
 //!
-//! And nobody waits for ever for one that stands still. Whoever receives an object looks after that itself; this is for what
-//! `s3s` reads as a whole, of an STS request even before it looks at the signature.
+//! Whoever reads, and whatever the bytes are, a body that stands still or crawls ends here: [`Pace`] says when.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use s3s::StdError;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::limits::embedded as limits;
@@ -24,52 +25,40 @@ pub(super) struct Shared(Arc<Mutex<State>>);
 
 struct State {
     body: Incoming,
+    pace: Pace,
+    /// Since when a reader waits for bytes, and what wakes it when there were none for too long.
+    since: Option<Instant>,
+    patience: Option<Pin<Box<Sleep>>>,
+    stalled: bool,
+    /// The connection, or the encoding of the body, ended before the body did.
+    broken: bool,
     /// Whether the client was waiting to be asked for its body, and has not been.
     held_back: bool,
-    stall: Duration,
-    /// Until when [`limits::STALL_BYTES`] are to come, while somebody waits for them.
-    patience: Option<Pin<Box<Sleep>>>,
-    /// Bytes since patience was last renewed.
-    fresh: usize,
-    /// When somebody last got something; none while somebody waits.
-    got: Option<Instant>,
-    broken: Option<Broken>,
-}
-
-/// How a body came to no end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Broken {
-    Stalled,
-    /// The connection, or the encoding of the body.
-    Off,
-}
-
-/// Why a body does not go on.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum BodyError {
-    #[error(transparent)]
-    Connection(#[from] hyper::Error),
-    #[error("the body stood still for too long")]
-    Stalled,
 }
 
 impl Shared {
     /// `held_back`: the client sends `Expect: 100-continue`, so it sends the body only when somebody begins to read.
-    /// `stall`: how long whoever receives an object waits for the next bytes; twice as long is too long for everybody.
+    /// It may stand still for `stall`.
     pub(super) fn new(body: Incoming, held_back: bool, stall: Duration) -> Self {
+        let (pace, since, patience) = (Pace::new(stall), None, None);
         Self(Arc::new(Mutex::new(State {
             body,
+            pace,
+            since,
+            patience,
+            stalled: false,
+            broken: false,
             held_back,
-            stall,
-            patience: None,
-            fresh: 0,
-            got: None,
-            broken: None,
         })))
     }
 
-    /// How it came to no end, if that is so.
-    pub(super) fn broken(&self) -> Option<Broken> {
+    /// Whether it ended because it came too slowly.
+    pub(super) fn stalled(&self) -> bool {
+        self.with(|state| state.stalled)
+    }
+
+    /// Whether it broke off.
+    pub(super) fn broken(&self) -> bool {
         self.with(|state| state.broken)
     }
 
@@ -94,8 +83,29 @@ impl Shared {
         tokio::time::timeout(limits::DRAIN_TIME, drain).await.unwrap_or(false)
     }
 
-    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.with(|state| state.poll(cx))
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        self.with(|state| {
+            if state.stalled {
+                return Poll::Ready(Some(Err(too_slow())));
+            }
+            if state.body.is_end_stream() {
+                return Poll::Ready(None);
+            }
+            state.held_back = false;
+            match Pin::new(&mut state.body).poll_frame(cx) {
+                Poll::Ready(frame) => {
+                    let waited = state.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+                    let bytes = match &frame {
+                        Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+                        _ => 0,
+                    };
+                    state.pace.came(waited, bytes);
+                    state.broken |= matches!(frame, Some(Err(_)));
+                    Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+                }
+                Poll::Pending => state.wait(cx),
+            }
+        })
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
@@ -104,42 +114,72 @@ impl Shared {
 }
 
 impl State {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.body.is_end_stream() {
-            return Poll::Ready(None);
+    /// Waits for bytes, for as long as there is patience.
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        let left = self.pace.patience();
+        let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(left)));
+        if self.since.is_none() {
+            let now = Instant::now();
+            self.since = Some(now);
+            patience.as_mut().reset(now + left);
         }
-        self.held_back = false;
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            self.got = Some(Instant::now());
-            let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref().map(Bytes::len));
-            self.fresh += bytes.unwrap_or(0);
-            if self.fresh >= limits::STALL_BYTES {
-                (self.fresh, self.patience) = (0, None);
+        match patience.as_mut().poll(cx) {
+            Poll::Ready(()) => {
+                self.stalled = true;
+                Poll::Ready(Some(Err(too_slow())))
             }
-            if matches!(frame, Some(Err(_))) {
-                self.broken = Some(Broken::Off);
-            }
-            return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)));
+            Poll::Pending => Poll::Pending,
         }
-        // The time in which nobody wanted anything is not the client's.
-        if self.got.take().is_some_and(|got| got.elapsed() > self.stall) {
-            self.patience = None;
+    }
+}
+
+fn too_slow() -> StdError {
+    io::Error::from(io::ErrorKind::TimedOut).into()
+}
+
+/// How long a reader waits for more of a body. Only waiting counts, for the disk may take its time.
+#[derive(Debug)]
+struct Pace {
+    stall: Duration,
+    /// Waited since the last [`limits::STALL_BYTES`] came, and the bytes since then.
+    still: Duration,
+    fresh: usize,
+    /// Waited in all, and the bytes in all.
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(stall: Duration) -> Self {
+        Self { stall, still: Duration::ZERO, fresh: 0, waited: Duration::ZERO, bytes: 0 }
+    }
+
+    /// After a wait so many bytes came.
+    fn came(&mut self, waited: Duration, bytes: usize) {
+        self.still += waited;
+        self.waited += waited;
+        self.fresh += bytes;
+        self.bytes += bytes as u64;
+        if self.fresh >= limits::STALL_BYTES {
+            (self.still, self.fresh) = (Duration::ZERO, 0);
         }
-        let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(self.stall * 2)));
-        std::task::ready!(patience.as_mut().poll(cx));
-        self.broken = Some(Broken::Stalled);
-        Poll::Ready(Some(Err(BodyError::Stalled)))
+    }
+
+    /// How long the next wait may take: until nothing has come for too long, or until too little has come in all.
+    fn patience(&self) -> Duration {
+        let earned = limits::CRAWL + Duration::from_secs(self.bytes / limits::CRAWL_RATE);
+        self.stall.saturating_sub(self.still).min(earned.saturating_sub(self.waited))
     }
 }
 
 impl Body for Shared {
     type Data = Bytes;
-    type Error = BodyError;
+    type Error = StdError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
         self.poll(cx)
     }
 
@@ -149,5 +189,37 @@ impl Body for Shared {
 
     fn size_hint(&self) -> SizeHint {
         self.with(|state| state.body.size_hint())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seconds of patience after `bytes` came every `pause` seconds so many times; none if it did not last.
+    fn after(times: usize, pause: u64, bytes: usize) -> Option<u64> {
+        let mut pace = Pace::new(limits::STALL);
+        for _ in 0..times {
+            let pause = Duration::from_secs(pause);
+            if pace.patience() < pause {
+                return None;
+            }
+            pace.came(pause, bytes);
+        }
+        Some(pace.patience().as_secs())
+    }
+
+    #[test]
+    fn a_slow_device_goes_on_and_a_body_that_crawls_ends() {
+        let stall = limits::STALL.as_secs();
+        assert_eq!(after(0, 0, 0), Some(stall));
+        // A byte now and then is no progress.
+        assert_eq!(after(29, 1, 1), Some(1));
+        assert_eq!(after(31, 1, 1), None);
+        // 5 MiB at 3 KiB/s take half an hour; at 1 KiB/s they are given up after a while, though bytes came.
+        assert_eq!(after(1_800, 1, 3 << 10), Some(stall));
+        let crawl = limits::CRAWL.as_secs() as usize;
+        assert!(after(crawl, 1, 1 << 10).is_some());
+        assert_eq!(after(3 * crawl, 1, 1 << 10), None);
     }
 }

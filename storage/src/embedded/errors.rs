@@ -32,6 +32,12 @@ pub(super) fn with_header(mut error: S3Error, name: HeaderName, value: HeaderVal
     error
 }
 
+/// A body came too slowly. The rest of it is not waited for.
+pub(super) fn too_slow() -> S3Error {
+    let error = said(S3ErrorCode::RequestTimeout, "The body stood still for too long, or crawled.");
+    with_header(error, CONNECTION, HeaderValue::from_static("close"))
+}
+
 fn full() -> S3Error {
     custom("InsufficientStorage", 507, "The disk of this storage is full.")
 }
@@ -52,7 +58,9 @@ impl From<StoreError> for S3Error {
         match error {
             StoreError::Disk(error) => disk(error),
             StoreError::Catalog(CatalogError::Full) => full(),
-            StoreError::Catalog(error @ (CatalogError::Newer(_) | CatalogError::Failed(_))) => {
+            StoreError::Catalog(
+                error @ (CatalogError::Newer(_) | CatalogError::Undone(_) | CatalogError::Failed(_)),
+            ) => {
                 tracing::error!(%error, "the catalogue of the embedded storage failed");
                 said(S3ErrorCode::InternalError, "The catalogue of this storage failed.")
             }
@@ -89,11 +97,13 @@ impl From<Refused> for S3Error {
                 S3ErrorCode::InvalidRequest,
                 format!("x-amz-trailer does not name the {} behind the body.", algorithm.name()),
             ),
-            Refused::Stalled => {
-                let error = said(S3ErrorCode::RequestTimeout, "The body stood still for too long.");
-                with_header(error, CONNECTION, HeaderValue::from_static("close"))
-            }
+            Refused::NoTrailer(algorithm) => custom(
+                "MalformedTrailerError",
+                400,
+                format!("The {} that x-amz-trailer names did not come behind the body.", algorithm.name()),
+            ),
             Refused::Busy => said(S3ErrorCode::SlowDown, "Too many uploads at once."),
+            Refused::Crowded => said(S3ErrorCode::SlowDown, "Too many uploads to one key at once."),
             Refused::Body(error) if error.contains("Sha256Mismatch") => custom(
                 "XAmzContentSHA256Mismatch",
                 400,

@@ -3,17 +3,17 @@
 //! The body is gathered into batches of 256 KiB. One batch is hashed and written on a blocking thread while the next is
 //! gathered, so no thread waits for a slow client, and an upload holds two batches of memory at most.
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use s3s::dto::StreamingBlob;
 use s3s::{S3Request, TrailingHeaders};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
 use super::blobs::Incoming;
 use super::checksum::Algorithm;
@@ -41,8 +41,11 @@ pub(super) enum Refused {
     BadChecksum(Algorithm),
     /// A checksum behind the body that was not announced before it.
     Unannounced(Algorithm),
-    Stalled,
+    /// A checksum was announced for behind the body, and none came.
+    NoTrailer(Algorithm),
     Busy,
+    /// Too many bodies for one key.
+    Crowded,
     /// The connection or its encoding failed; the text says how.
     Body(String),
     Store(StoreError),
@@ -74,6 +77,8 @@ pub(super) struct Declared {
     sums: Vec<(Algorithm, Vec<u8>)>,
     /// What the body is hashed by, beside SHA-256.
     algorithms: Vec<Algorithm>,
+    /// Checksums that are to come behind the body.
+    announced: Vec<Algorithm>,
     /// Checksums behind the body, if it has any.
     trailers: Option<TrailingHeaders>,
 }
@@ -98,11 +103,13 @@ impl Declared {
         }
         let announced =
             request.headers.get_all("x-amz-trailer").iter().filter_map(|names| names.to_str().ok());
-        let trailing = announced
+        let announced: Vec<Algorithm> = announced
             .flat_map(|names| names.split(','))
-            .filter_map(|name| Algorithm::of_header(&name.trim().to_ascii_lowercase()));
-        let algorithms = sums.iter().map(|(algorithm, _)| *algorithm).chain(trailing).collect();
-        Ok(Self { size, sums, algorithms, trailers: request.trailing_headers.clone() })
+            .filter_map(|name| Algorithm::of_header(&name.trim().to_ascii_lowercase()))
+            .collect();
+        let algorithms = sums.iter().map(|(algorithm, _)| *algorithm).chain(announced.iter().copied());
+        let (algorithms, trailers) = (algorithms.collect(), request.trailing_headers.clone());
+        Ok(Self { size, sums, algorithms, announced, trailers })
     }
 
     /// Whether the client says a checksum of this algorithm, before or behind the body.
@@ -118,38 +125,89 @@ impl Declared {
 
     /// What the body's checksums must be. To be asked once the body has been read.
     fn expected(mut self) -> Result<Vec<(Algorithm, Vec<u8>)>, Refused> {
-        let Some(trailers) = self.trailers.as_ref().and_then(TrailingHeaders::take) else {
-            return Ok(self.sums);
-        };
+        let trailers = self.trailers.as_ref().and_then(TrailingHeaders::take).unwrap_or_default();
         for (name, value) in &trailers {
             let Some(algorithm) = Algorithm::of_header(name.as_str()) else { continue };
             if !self.algorithms.contains(&algorithm) {
                 return Err(Refused::Unannounced(algorithm));
             }
+            self.announced.retain(|announced| *announced != algorithm);
             let sum = value.to_str().ok().and_then(|value| algorithm.parse(value));
             self.sums.push((algorithm, sum.ok_or(Refused::BadChecksum(algorithm))?));
         }
-        Ok(self.sums)
+        match self.announced.first() {
+            Some(missing) => Err(Refused::NoTrailer(*missing)),
+            None => Ok(self.sums),
+        }
+    }
+}
+
+/// Whose turn it is to send a body.
+pub(super) struct Turns {
+    all: Semaphore,
+    /// Bodies that are on their way or wait for a turn, by key.
+    keys: Mutex<HashMap<String, usize>>,
+}
+
+/// A turn. Dropping it gives it back.
+struct Turn<'a> {
+    turns: &'a Turns,
+    key: &'a str,
+    permit: Option<SemaphorePermit<'a>>,
+}
+
+impl Turns {
+    pub(super) fn new(uploads: usize) -> Self {
+        Self { all: Semaphore::new(uploads), keys: Mutex::default() }
+    }
+
+    /// A turn for a body of `key`, of which there may be `most` at once: whoever has one URL does not get all turns.
+    async fn turn<'a>(&'a self, key: &'a str, most: usize) -> Result<Turn<'a>, Refused> {
+        let mut turn = self.among_its_like(key, most)?;
+        let permit = timeout(limits::UPLOAD_WAIT, self.all.acquire()).await;
+        turn.permit = Some(permit.map_err(|_| Refused::Busy)?.map_err(|_| Refused::Busy)?);
+        Ok(turn)
+    }
+
+    fn among_its_like<'a>(&'a self, key: &'a str, most: usize) -> Result<Turn<'a>, Refused> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = keys.entry(key.to_owned()).or_default();
+        if *count >= most {
+            return Err(Refused::Crowded);
+        }
+        *count += 1;
+        Ok(Turn { turns: self, key, permit: None })
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        drop(self.permit.take());
+        let mut keys = self.turns.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = keys.get_mut(self.key) {
+            *count -= 1;
+            if *count == 0 {
+                keys.remove(self.key);
+            }
+        }
     }
 }
 
 /// Receives a body, compares it with what was declared and puts it on disk for good. If that fails, or whoever waits
-/// for it goes away, nothing of it stays.
+/// for it goes away, nothing of it stays. Of its key there may be `most` bodies at once.
 pub(super) async fn receive(
     store: &Arc<Store>,
-    turns: &Semaphore,
+    (turns, key, most): (&Turns, &str, usize),
     body: Option<StreamingBlob>,
     declared: Declared,
-    stall: Duration,
 ) -> Result<Settled, Refused> {
-    let turn = timeout(limits::UPLOAD_WAIT, turns.acquire());
-    let Ok(Ok(_turn)) = turn.await else { return Err(Refused::Busy) };
+    let _turn = turns.turn(key, most).await?;
     let claim = store
         .claim(declared.size)
         .map_err(Refused::Store)?
         .map_err(|over| Refused::Quota { quota: over.quota })?;
     let mut begin = Some((claim, declared.algorithms.clone()));
-    let mut body = Gather::new(body, stall, declared.size);
+    let mut body = Gather { body, declared: declared.size, received: 0 };
     let mut writing: Option<JoinHandle<io::Result<Incoming>>> = None;
     loop {
         let (batch, last) = body.batch().await?;
@@ -200,37 +258,20 @@ struct Gather {
     body: Option<StreamingBlob>,
     declared: u64,
     received: u64,
-    stall: Duration,
-    /// Until when the next few bytes are to come.
-    patience: Instant,
-    /// Bytes since patience was last renewed.
-    fresh: usize,
 }
 
 impl Gather {
-    fn new(body: Option<StreamingBlob>, stall: Duration, declared: u64) -> Self {
-        Self { body, declared, received: 0, stall, patience: Instant::now() + stall, fresh: 0 }
-    }
-
     /// The next batch, and whether it is the last.
     async fn batch(&mut self) -> Result<(Vec<Bytes>, bool), Refused> {
         let (mut chunks, mut size) = (Vec::new(), 0);
-        // The disk may have taken its time since the last batch.
-        self.patience = Instant::now() + self.stall;
         let Some(body) = &mut self.body else { return Ok((chunks, true)) };
         while size < limits::CHUNK {
-            let chunk = match timeout_at(self.patience, body.next()).await {
-                Err(_) => return Err(Refused::Stalled),
-                Ok(None) => return Ok((chunks, true)),
-                Ok(Some(Err(error))) => return Err(Refused::Body(error.to_string())),
-                Ok(Some(Ok(chunk))) => chunk,
+            let chunk = match body.next().await {
+                None => return Ok((chunks, true)),
+                Some(Err(error)) => return Err(Refused::Body(error.to_string())),
+                Some(Ok(chunk)) => chunk,
             };
             size += chunk.len();
-            self.fresh += chunk.len();
-            if self.fresh >= limits::STALL_BYTES {
-                self.fresh = 0;
-                self.patience = Instant::now() + self.stall;
-            }
             self.received += chunk.len() as u64;
             if self.received > self.declared {
                 return Err(Refused::Length { declared: self.declared, got: self.received });

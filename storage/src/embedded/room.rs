@@ -20,6 +20,8 @@ struct State {
     /// Files that are no row's yet, or whose row's fate is not known.
     claimed: HashSet<BlobId>,
     reading: HashMap<BlobId, Reading>,
+    /// Changes under way after which rows may name fewer files. Until each has said which, nobody knows who reads those.
+    freeing: usize,
 }
 
 /// An object in parts that somebody reads.
@@ -72,7 +74,15 @@ impl Room {
     /// Whether a file must stay although no row names it.
     pub(super) fn holds(&self, blob: BlobId) -> bool {
         let state = self.state();
-        state.claimed.contains(&blob) || state.reading.values().any(|reading| reading.doomed.contains(&blob))
+        state.freeing > 0
+            || state.claimed.contains(&blob)
+            || state.reading.values().any(|reading| reading.doomed.contains(&blob))
+    }
+
+    /// Begins a change after which rows may name fewer files. To be dropped once [`Room::doom`] knows those.
+    pub(super) fn freeing(self: &Arc<Self>) -> Freeing {
+        self.state().freeing += 1;
+        Freeing { room: Arc::clone(self) }
     }
 
     /// Keeps the files of an object in parts while somebody reads it.
@@ -140,6 +150,17 @@ impl Drop for Claim {
     }
 }
 
+/// A change under way after which rows may name fewer files.
+pub(super) struct Freeing {
+    room: Arc<Room>,
+}
+
+impl Drop for Freeing {
+    fn drop(&mut self) {
+        self.room.state().freeing -= 1;
+    }
+}
+
 /// An object in parts that somebody reads. To be released in the end.
 #[must_use]
 pub(super) struct Pin {
@@ -167,6 +188,19 @@ mod tests {
         assert_eq!(room.used(), 40);
         room.free(30);
         assert_eq!(room.used(), 10);
+    }
+
+    #[test]
+    fn nothing_is_swept_while_a_row_goes_whose_reader_is_not_known_yet() {
+        let room = Room::new(100, 0);
+        let pin = room.read(id(1));
+        let freeing = room.freeing();
+        // Here its row goes.
+        assert!(room.holds(id(2)));
+        assert_eq!(room.doom(id(1), vec![id(2)]), []);
+        drop(freeing);
+        assert!(room.holds(id(2)) && !room.holds(id(3)));
+        assert_eq!(room.release(&pin), [id(2)]);
     }
 
     #[test]

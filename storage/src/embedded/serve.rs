@@ -4,11 +4,15 @@ use std::io;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, CONTENT_TYPE, EXPECT, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_TYPE, EXPECT, HeaderValue, RANGE, X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use millpond_net::{Connections, Listener};
 use s3s::config::{S3Config, StaticConfigProvider};
+use s3s::dto::Range;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, HttpError, S3Error, S3ErrorCode};
 use tokio::task::spawn_blocking;
@@ -18,10 +22,9 @@ use tokio_util::sync::CancellationToken;
 use super::Embedded;
 use super::config::EmbeddedConfig;
 use super::cors::Cors;
-use super::drain::{Broken, Shared};
-use super::errors::said;
-use super::receive::Refused;
-use super::service::{KeyPair, Service, Signed};
+use super::drain::Shared;
+use super::errors::{said, too_slow};
+use super::service::{KeyPair, Service, Signed, covers, signed_headers};
 use crate::limits::embedded as limits;
 
 impl Embedded {
@@ -115,26 +118,22 @@ async fn answer(
         Method::OPTIONS => "OPTIONS",
         _ => "other",
     };
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let body = Shared::new(body, held_back, config.stall_timeout);
-    // `s3s` collects a form in memory before it looks at who sends it.
-    let mut kinds = head.headers.get_all(CONTENT_TYPE).iter();
-    let is_form = kinds.any(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"multipart/"));
+    ignore_range(&mut head);
     let mut response = if let Some(answer) = cors.preflight(&head.method, &head.headers) {
         answer.or_else(refusal)?
-    } else if is_form {
-        refusal(said(S3ErrorCode::NotImplemented, "Uploads by form are not offered."))?
+    } else if let Some(error) = unread(&head) {
+        refusal(error)?
     } else {
         service.call(Request::from_parts(head, Body::http_body(body.clone()))).await?
     };
-    // What `s3s` reads by itself and what breaks off would be an error of ours.
-    let broken = body.broken().filter(|_| response.status().is_server_error() || response.status() == 400);
-    match broken {
-        Some(Broken::Stalled) => response = refusal(Refused::Stalled.into())?,
-        Some(Broken::Off) if response.status().is_server_error() => {
-            response = refusal(said(S3ErrorCode::IncompleteBody, "The body breaks off."))?;
-        }
-        Some(Broken::Off) | None => {}
+    if body.stalled() && !response.status().is_success() {
+        // Whatever its reader made of that.
+        response = refusal(too_slow())?;
+    } else if body.broken() && response.status().is_server_error() {
+        // What `s3s` reads by itself and what breaks off would be an error of ours.
+        response = refusal(said(S3ErrorCode::IncompleteBody, "The body breaks off."))?;
     }
     cors.allow(response.headers_mut());
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -145,6 +144,36 @@ async fn answer(
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
+}
+
+/// Why a request is refused before `s3s` sees it, which would read its body before it knows who sends it.
+fn unread(head: &Parts) -> Option<S3Error> {
+    let mut kinds = head.headers.get_all(CONTENT_TYPE).iter();
+    let is_form = kinds.any(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"multipart/"));
+    if head.method == Method::POST && is_form {
+        return Some(said(S3ErrorCode::NotImplemented, "Uploads by form are not offered."));
+    }
+    if head.headers.contains_key(AUTHORIZATION) && !head.headers.contains_key("x-amz-content-sha256") {
+        return Some(match signed_headers(&head.headers, &head.uri) {
+            Some(_) => said(S3ErrorCode::InvalidRequest, "x-amz-content-sha256 is missing."),
+            None => said(S3ErrorCode::AccessDenied, "Requests have one signature, of version 4."),
+        });
+    }
+    None
+}
+
+/// Drops a range that means nothing here, as HTTP has it: several, of other units, or from behind to before. One that is
+/// signed has to stay.
+fn ignore_range(head: &mut Parts) {
+    let ranges: Vec<_> = head.headers.get_all(RANGE).iter().collect();
+    let known = |range: &&HeaderValue| range.to_str().is_ok_and(|range| Range::parse(range).is_ok());
+    if ranges.is_empty() || (ranges.len() == 1 && ranges.iter().all(known)) {
+        return;
+    }
+    let signed = signed_headers(&head.headers, &head.uri);
+    if !signed.is_some_and(|signed| covers(&signed, RANGE.as_str())) {
+        head.headers.remove(RANGE);
+    }
 }
 
 fn refusal(error: S3Error) -> Result<Response<Body>, HttpError> {

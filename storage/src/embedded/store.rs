@@ -13,7 +13,7 @@ use super::blobs::{BlobId, Blobs, Incoming, sync_dir};
 use super::catalog::{Catalog, CatalogError, Check, Ended, Finished, Freed, Object, Part, Replaced, Upload};
 use super::checksum::{Algorithm, Hashing, Plan, Sums};
 use super::config::EmbeddedConfig;
-use super::room::{Claim, OverQuota, Pin, Room};
+use super::room::{Claim, Freeing, OverQuota, Pin, Room};
 use super::send::Body;
 use crate::config::BadConfig;
 use crate::limits::embedded as limits;
@@ -68,8 +68,12 @@ pub(super) struct Store {
 impl Store {
     pub(super) fn open(dir: &Path, config: &EmbeddedConfig) -> Result<Self, OpenError> {
         let disk = |error| OpenError::Disk { path: dir.to_owned(), error };
-        if !dir.is_dir() {
+        let is_new = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.is_dir();
+        let new: Vec<_> = dir.ancestors().take_while(is_new).collect();
+        if !new.is_empty() {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(disk)?;
+        }
+        for dir in new {
             let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
             sync_dir(parent.unwrap_or(Path::new("."))).map_err(disk)?;
         }
@@ -108,7 +112,7 @@ impl Store {
 
     /// Ends uploads in parts to which nothing has come for `idle_ms`.
     pub(super) async fn expire(self: Arc<Self>, idle_ms: i64) -> Result<(), StoreError> {
-        run(async move {
+        run(self.room.freeing(), async move {
             let now = now_ms();
             loop {
                 let freed = self.catalog.expire(now - idle_ms, now - limits::REMEMBER_MS).await?;
@@ -159,7 +163,7 @@ impl Store {
             meta,
             modified_ms: now_ms(),
         };
-        run(async move {
+        run(self.room.freeing(), async move {
             match self.catalog.put(object.clone(), check).await {
                 Ok(Replaced::Done(old)) => {
                     claim.keep();
@@ -178,7 +182,7 @@ impl Store {
 
     /// Removes the objects of some keys, where there are any. Runs to its end like [`Store::publish`].
     pub(super) async fn delete(self: Arc<Self>, keys: Vec<String>) -> Result<(), StoreError> {
-        run(async move {
+        run(self.room.freeing(), async move {
             let freed = self.catalog.delete(keys).await?;
             reach(Point::ObjectDeleted);
             self.discard(freed);
@@ -187,16 +191,17 @@ impl Store {
         .await
     }
 
-    /// Begins an upload in parts. `None`: there are too many.
+    /// Begins an upload in parts. `None`: there are `most` of its like, see [`Catalog::begin`].
     pub(super) async fn begin(
         &self,
         key: String,
         plan: Option<Plan>,
         meta: Option<String>,
+        most: usize,
     ) -> Result<Option<BlobId>, StoreError> {
         let id = BlobId::random()?;
         let upload = Upload { id, key, plan, meta, started_ms: now_ms() };
-        Ok(self.catalog.begin(upload).await?.then_some(id))
+        Ok(self.catalog.begin(upload, most).await?.then_some(id))
     }
 
     /// Makes a settled body a part of an upload. `None`: there is no such upload. Runs to its end like [`Store::publish`].
@@ -217,7 +222,7 @@ impl Store {
             checksum: plan.and_then(|plan| body.sums.get(plan.algorithm)).map(<[u8]>::to_vec),
             modified_ms: now_ms(),
         };
-        run(async move {
+        run(self.room.freeing(), async move {
             match self.catalog.add_part(upload, key, part.clone()).await {
                 Ok(Some(old)) => {
                     claim.keep();
@@ -242,7 +247,7 @@ impl Store {
         wish: super::parts::Wish,
         check: Option<Check>,
     ) -> Result<Ended, StoreError> {
-        run(async move {
+        run(self.room.freeing(), async move {
             let finished = Finished { id: upload, key, wish, check, now_ms: now_ms() };
             let mut ended = self.catalog.complete(finished).await?;
             reach(Point::UploadCompleted);
@@ -256,7 +261,7 @@ impl Store {
 
     /// Ends an upload without an object; says whether there was one. Runs to its end like [`Store::publish`].
     pub(super) async fn abort(self: Arc<Self>, upload: BlobId, key: String) -> Result<bool, StoreError> {
-        run(async move {
+        run(self.room.freeing(), async move {
             let freed = self.catalog.abort(upload, key).await?;
             let there = freed.is_some();
             self.discard(freed.into_iter().collect());
@@ -331,7 +336,7 @@ impl Store {
     /// A row could not be written.
     fn unsettle(self: &Arc<Self>, claim: Claim, error: CatalogError) -> StoreError {
         match error {
-            CatalogError::Full => self.give_up(claim),
+            CatalogError::Full | CatalogError::Undone(_) => self.give_up(claim),
             CatalogError::Newer(_) | CatalogError::Failed(_) => claim.abandon(),
         }
         error.into()
@@ -382,8 +387,13 @@ impl Drop for Settled {
 
 /// Runs `work` in a task of its own, which goes on when the caller is dropped.
 async fn run<T: Send + 'static>(
+    freeing: Freeing,
     work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, StoreError> {
+    let work = async move {
+        let _until_then = freeing;
+        work.await
+    };
     match tokio::spawn(work).await {
         Ok(result) => result,
         Err(error) => Err(io::Error::other(error).into()),

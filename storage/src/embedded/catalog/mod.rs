@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use millpond_failpoint::{Point, reach};
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, Savepoint, Transaction, TransactionBehavior, params};
 use tokio::sync::{mpsc, oneshot};
 
 pub(super) use self::objects::{Check, Object, Replaced};
@@ -37,7 +37,10 @@ pub enum CatalogError {
     /// A newer program wrote the file.
     #[error("the catalogue has format {0}, and this program knows {FORMAT}")]
     Newer(i32),
-    /// Anything else; the text is SQLite's.
+    /// The change was not made; the text is SQLite's.
+    #[error("the catalogue failed, and nothing was changed: {0}")]
+    Undone(String),
+    /// Anything else, and a change may have been made; the text is SQLite's.
     #[error("the catalogue failed: {0}")]
     Failed(String),
 }
@@ -47,6 +50,16 @@ impl From<rusqlite::Error> for CatalogError {
         match error.sqlite_error_code() {
             Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
             _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl CatalogError {
+    /// The same for a change of which is known that it was not made.
+    fn undone(self) -> Self {
+        match self {
+            Self::Failed(text) => Self::Undone(text),
+            other @ (Self::Full | Self::Newer(_) | Self::Undone(_)) => other,
         }
     }
 }
@@ -72,32 +85,49 @@ pub(super) struct Freed {
 
 /// A change in line for the writer.
 trait Job: Send {
-    fn apply(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<()>;
+    /// Does its work, by itself: what failed is rolled back alone.
+    fn apply(&mut self, transaction: &mut Transaction<'_>) -> rusqlite::Result<()>;
+    /// How its work failed, if it did.
+    fn failure(&self) -> Option<CatalogError>;
     fn answer(self: Box<Self>, committed: Result<(), CatalogError>);
 }
 
 struct Pending<W, T> {
     work: Option<W>,
-    done: Option<T>,
+    done: Option<Result<T, CatalogError>>,
     answer: oneshot::Sender<Result<T, CatalogError>>,
 }
 
 impl<T, W> Job for Pending<W, T>
 where
     T: Send,
-    W: FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send,
+    W: FnOnce(&Savepoint<'_>) -> rusqlite::Result<T> + Send,
 {
-    fn apply(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
-        if let Some(work) = self.work.take() {
-            self.done = Some(work(transaction)?);
+    fn apply(&mut self, transaction: &mut Transaction<'_>) -> rusqlite::Result<()> {
+        let Some(work) = self.work.take() else { return Ok(()) };
+        let savepoint = transaction.savepoint()?;
+        let done = work(&savepoint);
+        // Dropped, it rolls back.
+        if done.is_ok() {
+            savepoint.commit()?;
         }
+        self.done = Some(done.map_err(|error| CatalogError::from(error).undone()));
         Ok(())
+    }
+
+    fn failure(&self) -> Option<CatalogError> {
+        self.done.as_ref()?.as_ref().err().cloned()
     }
 
     fn answer(self: Box<Self>, committed: Result<(), CatalogError>) {
         let Self { done, answer, .. } = *self;
         // Whoever asked may have left; the change stands.
-        let _ = answer.send(committed.and_then(|()| done.ok_or_else(gone)));
+        let done = match (committed, done) {
+            (Ok(()), Some(done)) => done,
+            (Ok(()), None) => Err(gone().undone()),
+            (Err(error), _) => Err(error),
+        };
+        let _ = answer.send(done);
     }
 }
 
@@ -132,11 +162,11 @@ impl Catalog {
     /// Runs `work` in the writer's next transaction; returns once that is on disk.
     async fn change<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+        work: impl FnOnce(&Savepoint<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, CatalogError> {
         let (answer, answered) = oneshot::channel();
         let job = Pending { work: Some(work), done: None, answer };
-        self.writer.send(Box::new(job)).await.map_err(|_| gone())?;
+        self.writer.send(Box::new(job)).await.map_err(|_| gone().undone())?;
         answered.await.map_err(|_| gone())?
     }
 
@@ -204,9 +234,16 @@ fn write(mut connection: Connection, mut jobs: mpsc::Receiver<Box<dyn Job>>) {
 }
 
 fn commit(connection: &mut Connection, group: &mut [Box<dyn Job>]) -> Result<(), CatalogError> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let undone = |error| CatalogError::from(error).undone();
+    let mut transaction =
+        connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(undone)?;
     for job in group {
-        job.apply(&transaction)?;
+        job.apply(&mut transaction).map_err(undone)?;
+        if transaction.is_autocommit() {
+            // SQLite has rolled all of it back, as it does where the disk fails.
+            let failure = job.failure();
+            return Err(failure.unwrap_or_else(|| CatalogError::Undone("it was rolled back".into())));
+        }
     }
     reach(Point::CatalogGrouped);
     transaction.commit()?;

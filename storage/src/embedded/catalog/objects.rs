@@ -1,7 +1,7 @@
 //! Rows of objects.
 
 use millpond_protocol::Sha256;
-use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, Savepoint, params};
 
 use super::super::blobs::BlobId;
 use super::super::checksum::Checksum;
@@ -95,7 +95,7 @@ impl Catalog {
 
 /// Puts `object` in the place of the old one.
 pub(super) fn replace(
-    transaction: &Transaction<'_>,
+    transaction: &Savepoint<'_>,
     old: Option<Object>,
     object: &Object,
 ) -> rusqlite::Result<Freed> {
@@ -118,7 +118,7 @@ pub(super) fn replace(
 }
 
 /// The files of an object whose row goes, without the rows of its parts.
-fn free(transaction: &Transaction<'_>, old: &Object) -> rusqlite::Result<Freed> {
+fn free(transaction: &Savepoint<'_>, old: &Object) -> rusqlite::Result<Freed> {
     let files = if old.parts == 0 {
         vec![old.id]
     } else {

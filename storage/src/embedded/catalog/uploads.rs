@@ -1,7 +1,7 @@
 //! Rows of uploads in parts: begun, filled, and ended in one transaction.
 
 use millpond_protocol::Sha256;
-use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, Savepoint, params};
 
 use super::super::blobs::BlobId;
 use super::super::checksum::{Algorithm, Checksum, Cover, Plan};
@@ -68,12 +68,15 @@ const UPLOAD: &str = "id, key, algorithm, full_object, meta, started_ms";
 const PART: &str = "n, file, size, sha256, checksum, modified_ms";
 
 impl Catalog {
-    /// Begins an upload; returns once that is on disk. `false`: there are too many.
-    pub(in super::super) async fn begin(&self, upload: Upload) -> Result<bool, CatalogError> {
+    /// Begins an upload; returns once that is on disk. `false`: there are `most` of keys that begin like this one, up to its
+    /// last `/`.
+    pub(in super::super) async fn begin(&self, upload: Upload, most: usize) -> Result<bool, CatalogError> {
         self.change(move |transaction| {
-            let open: usize =
-                transaction.prepare_cached("SELECT count(*) FROM upload")?.query_row([], |row| row.get(0))?;
-            if open >= limits::OPEN_UPLOADS {
+            let prefix = upload.key.rfind('/').map_or("", |at| &upload.key[..=at]);
+            let open: usize = transaction
+                .prepare_cached("SELECT count(*) FROM upload WHERE key BETWEEN ?1 AND ?2")?
+                .query_row(params![prefix, format!("{prefix}{LAST}")], |row| row.get(0))?;
+            if open >= most {
                 return Ok(false);
             }
             transaction
@@ -202,7 +205,7 @@ impl Catalog {
     }
 }
 
-fn complete(transaction: &Transaction<'_>, finished: Finished) -> rusqlite::Result<Ended> {
+fn complete(transaction: &Savepoint<'_>, finished: Finished) -> rusqlite::Result<Ended> {
     let Finished { id, key, wish, check, now_ms } = finished;
     let Some(upload) = upload(transaction, id, &key)? else {
         return Ok(match completed(transaction, id, &key)? {
@@ -256,7 +259,7 @@ fn complete(transaction: &Transaction<'_>, finished: Finished) -> rusqlite::Resu
     Ok(Ended::Done(completed, freed))
 }
 
-fn drop_upload(transaction: &Transaction<'_>, id: BlobId) -> rusqlite::Result<Freed> {
+fn drop_upload(transaction: &Savepoint<'_>, id: BlobId) -> rusqlite::Result<Freed> {
     transaction.prepare_cached("DELETE FROM upload WHERE id = ?1")?.execute([id.0])?;
     let mut freed = Freed::default();
     let mut query = transaction.prepare_cached("DELETE FROM part WHERE upload = ?1 RETURNING file, size")?;

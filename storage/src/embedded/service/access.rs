@@ -1,5 +1,7 @@
 //! Who may do what.
 
+use hyper::header::AUTHORIZATION;
+use hyper::{HeaderMap, Uri};
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3ErrorCode, S3Result};
@@ -28,6 +30,27 @@ impl S3Auth for KeyPair {
 /// A header that changes what a request means must not be the choice of whoever was given a URL.
 pub(in super::super) struct Signed;
 
+/// The names of the headers that a request's one signature covers, with `;` between them; `None` where it has none, or more.
+pub(in super::super) fn signed_headers(headers: &HeaderMap, uri: &Uri) -> Option<String> {
+    let query = uri.query().unwrap_or_default().as_bytes();
+    let mut in_query = url::form_urlencoded::parse(query).filter(|(name, _)| name == "X-Amz-SignedHeaders");
+    match (headers.get(AUTHORIZATION), in_query.next(), in_query.next()) {
+        (Some(header), None, None) => header
+            .to_str()
+            .ok()
+            .and_then(|header| header.split_once("SignedHeaders="))
+            .map(|(_, rest)| rest.split(',').next().unwrap_or(rest).to_owned()),
+        (None, Some((_, signed)), None) => Some(signed.into_owned()),
+        // Of two signatures it would not be clear whose list of headers holds.
+        _ => None,
+    }
+}
+
+/// Whether such a list has a header.
+pub(in super::super) fn covers(signed: &str, name: &str) -> bool {
+    signed.split(';').any(|signed| signed.trim() == name)
+}
+
 #[async_trait::async_trait]
 impl S3Access for Signed {
     async fn check(&self, request: &mut S3AccessContext<'_>) -> S3Result<()> {
@@ -35,26 +58,13 @@ impl S3Access for Signed {
         if request.credentials().is_none() {
             return denied("Requests are signed.");
         }
-        let header = request.headers().get(hyper::header::AUTHORIZATION);
-        let query = request.uri().query().unwrap_or_default().as_bytes();
-        let mut in_query =
-            url::form_urlencoded::parse(query).filter(|(name, _)| name == "X-Amz-SignedHeaders");
-        let signed = match (header, in_query.next(), in_query.next()) {
-            (Some(header), None, None) => header
-                .to_str()
-                .ok()
-                .and_then(|header| header.split_once("SignedHeaders="))
-                .map(|(_, rest)| rest.split(',').next().unwrap_or(rest).to_owned()),
-            (None, Some((_, signed)), None) => Some(signed.into_owned()),
-            // Of two signatures it would not be clear whose list of headers holds.
-            _ => None,
+        let Some(signed) = signed_headers(request.headers(), request.uri()) else {
+            return denied("Requests have one signature, of version 4.");
         };
-        let Some(signed) = signed else { return denied("Requests have one signature, of version 4.") };
-        let covered = |name: &str| signed.split(';').any(|signed| signed.trim() == name);
         let stray = request
             .headers()
             .keys()
-            .any(|name| name.as_str().starts_with("x-amz-") && !covered(name.as_str()));
+            .any(|name| name.as_str().starts_with("x-amz-") && !covers(&signed, name.as_str()));
         if stray {
             denied("There were headers present in the request which were not signed.")
         } else {

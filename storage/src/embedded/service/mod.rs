@@ -18,17 +18,16 @@ use s3s::dto::{
     PutObjectInput, PutObjectOutput, StreamingBlob, UploadPartInput, UploadPartOutput,
 };
 use s3s::{S3, S3ErrorCode, S3Request, S3Response, S3Result};
-use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-pub(super) use self::access::{KeyPair, Signed};
-use super::catalog::Object;
+pub(super) use self::access::{KeyPair, Signed, covers, signed_headers};
+use super::catalog::{LAST, Object};
 use super::checksum::{Algorithm, Cover};
 use super::conditions::{Wanted, before_put, etag, modified, span};
 use super::config::EmbeddedConfig;
 use super::errors::said;
 use super::list;
-use super::receive::{Declared, receive, said_checksums};
+use super::receive::{Declared, Turns, receive, said_checksums};
 use super::send::Outgoing;
 use super::store::{Store, StoreError};
 use crate::limits::embedded as limits;
@@ -41,12 +40,12 @@ const CONTENT_DISPOSITION: &str = "attachment";
 pub(super) struct Service {
     store: Arc<Store>,
     config: Arc<EmbeddedConfig>,
-    uploads: Semaphore,
+    uploads: Turns,
 }
 
 impl Service {
     pub(super) fn new(store: Arc<Store>, config: Arc<EmbeddedConfig>) -> Self {
-        let uploads = Semaphore::new(config.max_uploads);
+        let uploads = Turns::new(config.max_uploads);
         Self { store, config, uploads }
     }
 
@@ -84,12 +83,12 @@ impl Service {
     }
 }
 
-/// A key that means the same on every server and in every file system that objects may be copied to.
+/// A key that means the same on every server and in every file system that objects may be copied to, and that listings find.
 fn check_key(key: &str) -> S3Result<()> {
     let bad = key.is_empty()
         || key.len() > limits::KEY
         || key.starts_with('/')
-        || key.chars().any(char::is_control)
+        || key.chars().any(|char| char.is_control() || char == LAST)
         || key.split('/').any(|segment| matches!(segment, "." | ".."));
     if bad {
         Err(said(S3ErrorCode::InvalidArgument, "The key is not one that this storage keeps."))
@@ -171,7 +170,8 @@ impl S3 for Service {
         let named: Vec<Algorithm> =
             Algorithm::ALL.into_iter().filter(|algorithm| declared.compares(*algorithm)).collect();
         let body = request.input.body.take();
-        let settled = receive(&self.store, &self.uploads, body, declared, self.config.stall_timeout).await?;
+        let turns = (&self.uploads, request.input.key.as_str(), limits::BODIES_OF_PUT);
+        let settled = receive(&self.store, turns, body, declared).await?;
         let sums = settled.sums.clone();
         let PutObjectInput { key, if_match, if_none_match, .. } = request.input;
         let check = before_put(if_match, if_none_match);
@@ -367,7 +367,7 @@ mod tests {
     #[test]
     fn keys_that_climb_or_hide_are_refused() {
         let long = "x".repeat(1025);
-        for bad in ["", "/a", "..", "a/../b", "a/..", "./a", "a/./b", "a\0", "a\nb", &long] {
+        for bad in ["", "/a", "..", "a/../b", "a/..", "./a", "a/./b", "a\0", "a\nb", "a\u{10ffff}b", &long] {
             assert_eq!(check_key(bad).unwrap_err().code(), &S3ErrorCode::InvalidArgument, "{bad:?}");
         }
         for good in ["a", "a/", "a//b", "..a", "a..", "ä b+%", &long[1..]] {

@@ -30,9 +30,10 @@ impl Service {
         check_key(&input.key)?;
         let plan = plan(input.checksum_algorithm.as_ref(), input.checksum_type.as_ref())?;
         let meta = meta::keep(input.metadata.as_ref())?;
-        let id = self.store.begin(input.key.clone(), plan, meta).await?;
+        let most = self.config.max_open;
+        let id = self.store.begin(input.key.clone(), plan, meta, most).await?;
         let id = id.ok_or_else(|| {
-            let message = format!("{} uploads in parts have not ended.", limits::OPEN_UPLOADS);
+            let message = format!("{most} uploads in parts have not ended whose keys begin like this one.");
             said(S3ErrorCode::SlowDown, message)
         })?;
         Ok(S3Response::new(CreateMultipartUploadOutput {
@@ -66,7 +67,8 @@ impl Service {
             .filter(|known| declared.compares(*known) || algorithm == Some(*known))
             .collect();
         let (body, declared) = (request.input.body.take(), declared.also(algorithm));
-        let settled = receive(&self.store, &self.uploads, body, declared, self.config.stall_timeout).await?;
+        let turns = (&self.uploads, request.input.key.as_str(), limits::BODIES_OF_PARTS);
+        let settled = receive(&self.store, turns, body, declared).await?;
         let sums = settled.sums.clone();
         let part = Arc::clone(&self.store)
             .add_part(upload.id, upload.key, n, upload.plan, settled)
@@ -145,7 +147,8 @@ impl Service {
                 Ok(store.catalog().parts(id, after, most + 1).map_err(StoreError::from)?)
             })
             .await?;
-        let more = parts.len() > most;
+        // A page of nothing has no end to go on from.
+        let more = parts.len() > most && most > 0;
         parts.truncate(most);
         let algorithm = upload.plan.map(|plan| plan.algorithm);
         Ok(S3Response::new(ListPartsOutput {
