@@ -14,8 +14,12 @@ use millpond_failpoint::{Point, reach};
 /// # Errors
 /// It cannot be made.
 pub fn private_dir(dir: &Path) -> io::Result<()> {
-    if !dir.is_dir() {
+    let is_new = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.is_dir();
+    let new: Vec<_> = dir.ancestors().take_while(is_new).collect();
+    if !new.is_empty() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    }
+    for dir in new {
         // Its name too survives a power cut.
         let above = dir.parent().filter(|above| !above.as_os_str().is_empty());
         File::open(above.unwrap_or_else(|| Path::new(".")))?.sync_all()?;

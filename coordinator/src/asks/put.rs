@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::rounds::bounded;
 use super::{Asks, room};
-use crate::grants::{part_len, runs, unavailable};
+use crate::grants::{Look, part_len, runs, unavailable};
 use crate::ledger::grants::{Grant, NewGrant, Target, grant};
 use crate::ledger::now;
 use crate::ledger::transfer::Granted;
@@ -54,8 +54,15 @@ pub(super) async fn put(
     }
     let name = ask.curl.then(|| grant.name.as_ref().map_or(grant.target.to_string(), ToString::to_string));
     reach(Point::GrantCommitted);
-    let until = note_urls(asks, &grant).await?;
+    // Storage has all of it: what was to count with it kept it from counting, or its commit is to come. No URL can write it
+    // any more, for nothing would read it again.
+    let whole =
+        grant.verified && asks.grants.look(&grant).await.map_err(|error| unavailable(&error))? == Look::Good;
     let Some(part_size) = grant.part_size else {
+        if whole {
+            return Ok(answer);
+        }
+        let until = note_urls(asks, &grant).await?;
         let object = &grant.object;
         let to = asks.storage.presign_put(&object.key, object.size, object.sha256, until.since(now()), now());
         answer.to = Some(put_to(to, name.as_deref().map(|name| Slice { name, part: None })));
@@ -63,13 +70,13 @@ pub(super) async fn put(
     };
     answer.part_size = Some(part_size);
     answer.part_count = grant.part_count().and_then(|count| u32::try_from(count).ok());
-    if grant.verified {
-        // All parts are one object already: what was to count with it kept it from counting.
+    if whole {
         answer.there = answer.part_count.map(|count| (1, count)).into_iter().collect();
         let there = |wanted: &ask::WantedPart| answer::PutPart { n: wanted.n, to: None };
         answer.parts = ask.parts.iter().take(limits::PART_URLS_MAX).map(there).collect();
         return Ok(answer);
     }
+    let until = note_urls(asks, &grant).await?;
     let (id, there) = multipart(asks, &grant, new).await?;
     let numbers = there.iter().map(|part| u32::from(part.n));
     answer.there = runs(numbers).into_iter().take(RUNS).map(|run| (*run.start(), *run.end())).collect();

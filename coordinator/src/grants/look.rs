@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 
 use millpond_failpoint::{Point, reach};
 use millpond_protocol::Sha256;
-use millpond_storage::{Error, Part};
+use millpond_storage::{Error, Part, Stat};
 
 use super::Grants;
 use crate::ledger::grants::{Grant, GrantId};
@@ -33,7 +33,14 @@ impl Grants {
     /// Storage cannot be asked.
     pub async fn look(&self, grant: &Grant) -> Result<Look, Error> {
         if grant.verified {
-            return Ok(Look::Good);
+            let found = self.storage.stat(&grant.object.key).await?;
+            if found.is_some_and(|found| is_the_same(grant, &found)) {
+                return Ok(Look::Good);
+            }
+            // It was there, and is not any more: somebody restored a backup, or emptied a bucket.
+            let id = grant.id;
+            let job = self.ledger.write(move |tx| tx.mark_unverified(id));
+            job.await.map_err(|error| Error::Unavailable(error.to_string()))?;
         }
         if grant.part_size.is_some() {
             match self.parts(grant).await? {
@@ -114,6 +121,11 @@ impl Drop for Told<'_> {
     fn drop(&mut self) {
         self.grants.progress.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
     }
+}
+
+/// Whether this can be the object that was verified, by what storage knows of it.
+fn is_the_same(grant: &Grant, found: &Stat) -> bool {
+    found.size == grant.object.size && found.sha256.is_none_or(|sha256| sha256 == grant.object.sha256)
 }
 
 fn differs(found: Sha256, declared: Sha256) -> String {

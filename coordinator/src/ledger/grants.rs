@@ -224,6 +224,12 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// The object that was verified is not in storage any more.
+    pub fn mark_unverified(&mut self, id: GrantId) -> Result<()> {
+        self.sql.prepare_cached("UPDATE grants SET verified = 0 WHERE id = ?1")?.execute([id])?;
+        Ok(())
+    }
+
     /// Opens the grants of a set again, and says why.
     pub fn reopen_grants(&mut self, pool: PoolId, set: i64, why: &str) -> Result<()> {
         self.sql

@@ -108,6 +108,9 @@ pub async fn what_was_to_count_with_a_file_that_is_another_is_open_again(on: &Pl
     let status = edge.status("map").await.unwrap();
     assert_eq!(status.outcome, Outcome::Granted);
     assert!(status.problem.unwrap().contains("film"));
+    // It has been verified, and takes no other bytes any more.
+    let again = edge.put("map", &map).await.unwrap();
+    assert_eq!((again.outcome, again.to), (Outcome::Granted, None));
     assert_eq!(edge.commit(&["map"]).await.unwrap()[0].outcome, Outcome::Stored);
 }
 
