@@ -51,6 +51,15 @@ impl LargeError {
             _ => None,
         }
     }
+
+    /// Whether the same call can succeed later.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Session(error) => error.is_temporary(),
+            Self::Transfer(error) => error.is_temporary(),
+            Self::Changed(_) | Self::Lost(_) => false,
+        }
+    }
 }
 
 /// Bytes of a part of a file of that size; none where it goes as a whole.

@@ -6,9 +6,12 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use millpond_edge::backoff::Backoff;
+use millpond_edge::clock::Stamp;
+use millpond_edge::sender;
 use millpond_edge::session::{
     self, Ack, Cause, Config, Event, Inbox, Properties, Session, SessionError, Token, Topic,
 };
+use millpond_edge::spool::{About, Limits, Spool};
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Outcome, Receipt, answer};
 use millpond_protocol::{Code, Role, Sha256, Timestamp};
@@ -177,4 +180,30 @@ async fn an_upload_that_nobody_waits_for_any_more_takes_no_other_ones_acknowledg
     let wrong = session.upload(&taken, &b"other"[..], Properties::default());
     let wrong = tokio::time::timeout(PATIENCE, wrong).await.unwrap();
     assert!(matches!(wrong, Err(SessionError::Refused(0x83))), "{wrong:?}");
+}
+
+#[tokio::test]
+async fn a_session_that_is_kept_sends_the_spool_as_often_as_it_is_asked() {
+    let (server, who, relay) = publisher().await;
+    let (session, mut inbox) = session::open(config(&who, &relay).topics(sender::TOPICS));
+    let directory = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(directory.path(), Limits::default()).unwrap();
+    for id in ["one", "two"] {
+        let about = |_| About {
+            upload: id.parse().unwrap(),
+            name: id.parse().unwrap(),
+            event_time: None,
+            label: None,
+            content_type: None,
+            meta: None,
+            captured: Stamp::now(),
+        };
+        let staged = spool.stage(id.as_bytes(), about).unwrap();
+        spool.add(vec![staged]).unwrap();
+        let (options, mut quiet) = (sender::Options::default(), |_: sender::Report<'_>| {});
+        let flush = sender::flush(&mut spool, &session, &mut inbox, &options, &mut quiet);
+        let sent = tokio::time::timeout(PATIENCE, flush).await.expect("it sends").unwrap();
+        assert_eq!((sent.stored, sent.left), (1, 0), "{id}");
+    }
+    assert_eq!(server.uploads("demo").await.len(), 2);
 }

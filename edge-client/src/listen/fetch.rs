@@ -47,7 +47,9 @@ pub(super) async fn fetch(
                 let latest: Latest =
                     session.ask(Op::Latest, &json!({}), ASK).await.map_err(|error| error.to_string())?;
                 match latest.result {
-                    Some(latest) if latest.version == pointer.version => url = latest.url,
+                    Some(latest) if (latest.version, latest.sha256) == (pointer.version, pointer.sha256) => {
+                        url = latest.url;
+                    }
                     _ => return Ok(Fetched::Overtaken),
                 }
             }

@@ -39,6 +39,9 @@ pub const TOPICS: [Topic; 2] = [Topic::Result, Topic::ResultData];
 const DATA: Duration = Duration::from_secs(3);
 /// How long a statement may wait for its acknowledgement.
 const TELL: Duration = Duration::from_secs(30);
+/// When to write again what the disk had no room for.
+const SAVE: Duration = Duration::from_secs(10);
+
 /// How results are kept.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -91,6 +94,8 @@ struct Listener<'a> {
     data: Option<(u64, Bytes)>,
     download: Option<(PathBuf, BoxFuture<'static, Result<Fetched, String>>)>,
     command: Option<(Running, Instant)>,
+    /// When to write again what the disk had no room for.
+    save: Option<Instant>,
     backoff: Backoff,
 }
 
@@ -118,6 +123,7 @@ pub async fn listen(
         data: None,
         download: None,
         command: None,
+        save: None,
         backoff: Backoff::new(Duration::from_secs(2), Duration::from_secs(300)),
     };
     // An earlier process showed it and did not live to see the command's end.
@@ -125,7 +131,7 @@ pub async fn listen(
         listener.apply().await?;
     }
     loop {
-        let begin = listener.begin;
+        let (begin, save) = (listener.begin, listener.save);
         let (mut download, mut command) = (listener.download.take(), listener.command.take());
         tokio::select! {
             event = inbox.next() => {
@@ -144,6 +150,10 @@ pub async fn listen(
             () = async { match begin { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } => {
                 (listener.download, listener.command) = (download, command);
                 listener.begin().await?;
+            }
+            () = async { match save { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } => {
+                (listener.download, listener.command) = (download, command);
+                listener.save_again()?;
             }
         }
         if options.once && listener.is_done()? {
@@ -193,11 +203,13 @@ impl Listener<'_> {
 
     fn pointed(&mut self, pointer: Pointer) {
         self.pointed = true;
-        if self.shelf.state().is_some_and(|state| state.version == pointer.version) {
+        // A server that was restored from an older backup gives versions out again: the number alone says nothing.
+        let is = |version: u64, sha256: Sha256| version == pointer.version && sha256 == pointer.sha256;
+        if self.shelf.state().is_some_and(|state| is(state.version, state.sha256)) {
             (self.wanted, self.begin, self.download) = (None, None, None);
             return;
         }
-        if self.wanted.as_ref().is_some_and(|wanted| wanted.version == pointer.version) {
+        if self.wanted.as_ref().is_some_and(|wanted| is(wanted.version, wanted.sha256)) {
             // The same, with a fresh URL.
             self.wanted = Some(pointer);
             return;
@@ -241,12 +253,23 @@ impl Listener<'_> {
             self.data = written.is_err().then_some((pointer.version, bytes));
             return self.fetched(&partial, written).await;
         }
+        if self.is_placed(&pointer, &partial).await {
+            return self.fetched(&partial, Ok(Fetched::Whole)).await;
+        }
         let (session, transfer) = (self.session.clone(), Arc::clone(self.transfer));
         let meter = self.options.meters.meter(pointer.name.as_str(), pointer.size);
         let (path, job) =
             (partial.clone(), async move { fetch(&session, &transfer, pointer, &partial, &meter).await });
         self.download = Some((path, Box::pin(job)));
         Ok(())
+    }
+
+    /// Whether an attempt to show it came so far that only the state is missing.
+    async fn is_placed(&mut self, pointer: &Pointer, partial: &Path) -> bool {
+        let Some(path) = self.shelf.placed(pointer).filter(|_| !partial.exists()) else { return false };
+        let (size, is) = (pointer.size, std::fs::metadata(&path).map_or(0, |file| file.len()));
+        let digested = tokio::task::spawn_blocking(move || crate::transfer::digest(&path, size, None)).await;
+        size == is && digested.is_ok_and(|digests| digests.is_ok_and(|d| d.sha256 == pointer.sha256))
     }
 
     async fn fetched(&mut self, partial: &Path, fetched: Result<Fetched, String>) -> Result<(), ListenError> {
@@ -311,13 +334,35 @@ impl Listener<'_> {
         reach(Point::ResultApplied);
         let stage = failed.map_or(Stage::Applied, Stage::Failed);
         let Some(state) = self.shelf.state().cloned() else { return Ok(()) };
-        at(self.shelf.note(stage.clone(), false), &state.name)?;
+        let noted = self.shelf.note(stage.clone(), false);
+        self.unless_full(noted, &state)?;
         match &stage {
             Stage::Failed(why) => (self.report)(Report::Failed(&state, why)),
             Stage::Applied | Stage::Shown => (self.report)(Report::Applied(&state)),
         }
-        at(self.shelf.prune(self.options.keep), &state.name)?;
+        let pruned = self.shelf.prune(self.options.keep);
+        self.unless_full(pruned, &state)?;
         self.tell().await
+    }
+
+    /// That the disk is full neither ends the listener nor makes the command run again: it is written later.
+    fn unless_full(&mut self, written: io::Result<()>, state: &State) -> Result<(), ListenError> {
+        match written {
+            Err(error) if is_full(&error) => {
+                self.save.get_or_insert(Instant::now() + SAVE);
+                Ok(())
+            }
+            written => at(written, &state.name),
+        }
+    }
+
+    fn save_again(&mut self) -> Result<(), ListenError> {
+        self.save = None;
+        let Some(state) = self.shelf.state().cloned() else { return Ok(()) };
+        let pruned = self.shelf.prune(self.options.keep);
+        self.unless_full(pruned, &state)?;
+        let noted = self.shelf.note(state.stage.clone(), state.told);
+        self.unless_full(noted, &state)
     }
 
     /// Tells the server how far the shown version is, unless it knows.
@@ -332,7 +377,8 @@ impl Listener<'_> {
             // A server that does not want to know need not be asked again.
             Ok(()) | Err(SessionError::Refused(_)) => {
                 reach(Point::ResultTold);
-                at(self.shelf.note(state.stage, true), &state.name)
+                let noted = self.shelf.note(state.stage.clone(), true);
+                self.unless_full(noted, &state)
             }
             // At the next connection.
             Err(_) => Ok(()),

@@ -7,6 +7,7 @@
 //!   .millpond/            mode 0700
 //!     lock                flock, held by the listener of this directory
 //!     state               JSON: the version that `current` names, and how far it is
+//!     versions            the directories that this listener made, one number a line, the one shown last at the end; no others are removed
 //!     partial-SHA256      a download on its way
 //! ```
 //!
@@ -63,6 +64,8 @@ pub struct Shelf {
     root: PathBuf,
     _lock: File,
     state: Option<State>,
+    /// The directories that listeners made here, in the order in which they were shown.
+    own: Vec<u64>,
 }
 
 impl Shelf {
@@ -87,7 +90,9 @@ impl Shelf {
         }
         // A state that cannot be read is as good as none: the result is fetched once more.
         let state = fs::read(own.join("state")).ok().and_then(|json| serde_json::from_slice(&json).ok());
-        let mut shelf = Self { root: root.to_owned(), _lock: lock, state };
+        let own = fs::read_to_string(own.join("versions")).unwrap_or_default();
+        let own = own.lines().filter_map(|line| line.parse().ok()).collect();
+        let mut shelf = Self { root: root.to_owned(), _lock: lock, state, own };
         if shelf.state.as_ref().is_some_and(|state| !shelf.file(state).is_file()) {
             shelf.state = None;
         }
@@ -126,7 +131,13 @@ impl Shelf {
         Ok(wanted)
     }
 
-    /// Shows a verified and synced file as the newest result.
+    /// Where the file of a pointer is, if an attempt to show it came so far; what is in it is for the caller to prove.
+    pub fn placed(&self, pointer: &Pointer) -> Option<PathBuf> {
+        let path = self.root.join(pointer.version.to_string()).join(pointer.name.as_str());
+        path.is_file().then_some(path)
+    }
+
+    /// Shows a verified and synced file as the newest result; one that is placed already need not be at `partial`.
     ///
     /// # Errors
     /// What the system says; `current` is then still the one before.
@@ -141,13 +152,15 @@ impl Shelf {
             told: false,
         };
         let file = self.file(&state);
-        fs::create_dir_all(self.root.join(state.version.to_string()))?;
+        self.make(state.version)?;
         // The state must not outlive the directory that it names.
         sync_directory(&self.root)?;
-        place(partial, &file).map_err(|error| match error {
-            TransferError::Local { source, .. } => source,
-            error => io::Error::other(error),
-        })?;
+        if partial.exists() || !file.is_file() {
+            place(partial, &file).map_err(|error| match error {
+                TransferError::Local { source, .. } => source,
+                error => io::Error::other(error),
+            })?;
+        }
         reach(Point::ResultPlaced);
         // Before the link: after a crash in between, the next start makes the link.
         self.write(state)?;
@@ -167,45 +180,73 @@ impl Shelf {
         sync_directory(&self.root)
     }
 
-    /// Notes how far the shown version is.
+    /// Makes the directory of a version. One that somebody else made is used, and stays theirs.
+    fn make(&mut self, version: u64) -> io::Result<()> {
+        let directory = self.root.join(version.to_string());
+        if self.own.contains(&version) || !directory.exists() {
+            let mut own = self.own.clone();
+            own.retain(|other| *other != version);
+            own.push(version);
+            self.write_own(own)?;
+        }
+        fs::create_dir_all(directory)
+    }
+
+    /// Notes how far the shown version is. What this value says is so even if it cannot be written; then the next call writes it.
     ///
     /// # Errors
     /// What the system says.
     pub fn note(&mut self, stage: Stage, told: bool) -> io::Result<()> {
-        match self.state.clone() {
-            Some(state) => self.write(State { stage, told, ..state }),
-            None => Ok(()),
-        }
+        let Some(state) = self.state.clone() else { return Ok(()) };
+        let state = State { stage, told, ..state };
+        self.state = Some(state.clone());
+        self.write(state)
     }
 
     fn write(&mut self, state: State) -> io::Result<()> {
-        let own = self.root.join(".millpond");
-        let scratch = own.join("state.new");
-        fs::write(&scratch, serde_json::to_vec(&state)?)?;
-        File::open(&scratch)?.sync_all()?;
-        fs::rename(&scratch, own.join("state"))?;
-        sync_directory(&own)?;
+        self.replace("state", &serde_json::to_vec(&state)?)?;
         self.state = Some(state);
         Ok(())
     }
 
-    /// Removes versions, but for the `keep` largest and the current one.
+    fn write_own(&mut self, own: Vec<u64>) -> io::Result<()> {
+        let lines: String = own.iter().map(|version| format!("{version}\n")).collect();
+        self.replace("versions", lines.as_bytes())?;
+        self.own = own;
+        Ok(())
+    }
+
+    /// Writes a small file of its own, synced, in place of the one before.
+    fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let own = self.root.join(".millpond");
+        let scratch = own.join(format!("{name}.new"));
+        fs::write(&scratch, content)?;
+        File::open(&scratch)?.sync_all()?;
+        fs::rename(&scratch, own.join(name))?;
+        sync_directory(&own)
+    }
+
+    /// Removes versions that were shown here, but for the last `keep` and the current one. Nothing else is touched, whatever its name.
     ///
     /// # Errors
     /// What the system says.
-    pub fn prune(&self, keep: usize) -> io::Result<()> {
-        let mut versions = Vec::new();
-        for item in fs::read_dir(&self.root)? {
-            let name = item?.file_name();
-            let version = name.to_str().and_then(|name| name.parse::<u64>().ok());
-            versions.extend(version.filter(|version| version.to_string().as_str() == name));
-        }
-        versions.sort_unstable_by(|a, b| b.cmp(a));
+    pub fn prune(&mut self, keep: usize) -> io::Result<()> {
         let current = self.state.as_ref().map(|state| state.version);
-        for version in versions.into_iter().skip(keep.max(1)).filter(|version| Some(*version) != current) {
-            fs::remove_dir_all(self.root.join(version.to_string()))?;
+        let old = self.own.len().saturating_sub(keep.max(1));
+        let (mut own, mut gone) = (Vec::new(), Vec::new());
+        for (n, version) in self.own.iter().enumerate() {
+            if n < old && Some(*version) != current { &mut gone } else { &mut own }.push(*version);
         }
-        Ok(())
+        if gone.is_empty() {
+            return Ok(());
+        }
+        for version in gone {
+            match fs::remove_dir_all(self.root.join(version.to_string())) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        self.write_own(own)
     }
 }
 
@@ -254,6 +295,55 @@ mod tests {
             shelf.state().map(|s| (s.version, s.stage.clone(), s.told)),
             Some((11, Stage::Applied, true))
         );
+    }
+
+    #[test]
+    fn only_directories_that_the_listener_made_are_removed_whatever_others_are_called() {
+        let root = tempfile::tempdir().unwrap();
+        for (directory, file) in [("1", "theirs"), ("3", "theirs"), ("2024", "photo")] {
+            fs::create_dir(root.path().join(directory)).unwrap();
+            fs::write(root.path().join(directory).join(file), "precious").unwrap();
+        }
+        fs::write(root.path().join("2"), "a file").unwrap();
+        let mut shelf = Shelf::open(root.path()).unwrap();
+        for version in 3..=8 {
+            show(&mut shelf, version, format!("version {version}").as_bytes());
+            shelf.prune(1).unwrap();
+            drop(shelf);
+            shelf = Shelf::open(root.path()).unwrap();
+        }
+        let mut left: Vec<_> =
+            fs::read_dir(root.path()).unwrap().map(|item| item.unwrap().file_name()).collect();
+        left.sort_unstable();
+        assert_eq!(left, [".millpond", "1", "2", "2024", "3", "8", "current"]);
+        assert!(root.path().join("3/theirs").exists());
+    }
+
+    #[test]
+    fn a_version_that_is_given_out_again_takes_the_place_of_the_one_before() {
+        let root = tempfile::tempdir().unwrap();
+        let mut shelf = Shelf::open(root.path()).unwrap();
+        for (version, bytes) in [(8, "old 8"), (9, "old 9"), (7, "new 7"), (8, "new 8")] {
+            show(&mut shelf, version, bytes.as_bytes());
+            shelf.prune(2).unwrap();
+        }
+        assert_eq!(fs::read_to_string(root.path().join("current")).unwrap(), "new 8");
+        assert!(root.path().join("7").exists() && !root.path().join("9").exists());
+    }
+
+    #[test]
+    fn what_was_placed_and_not_shown_is_not_fetched_again() {
+        let root = tempfile::tempdir().unwrap();
+        let mut shelf = Shelf::open(root.path()).unwrap();
+        show(&mut shelf, 1, b"one");
+        let two = pointer(2, b"two");
+        assert_eq!(shelf.placed(&two), None);
+        fs::create_dir(root.path().join("2")).unwrap();
+        fs::write(root.path().join("2/model.bin"), "two").unwrap();
+        assert_eq!(shelf.placed(&two), Some(root.path().join("2/model.bin")));
+        let partial = shelf.partial(two.sha256).unwrap();
+        shelf.show(&two, &partial).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("current")).unwrap(), "two");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use millpond_failpoint::{Point, reach};
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Lease, ask};
+use millpond_protocol::{Code, limits};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -17,7 +18,7 @@ use super::log::Log;
 use super::{ASK, AttemptError, Options};
 use crate::backoff::{Backoff, random};
 use crate::exec::Running;
-use crate::large;
+use crate::large::{self, LargeError};
 use crate::session::{Properties, Session, SessionError};
 use crate::transfer::{Meter, Transfer, digest};
 
@@ -38,7 +39,6 @@ pub(super) struct Work {
     pub(super) session: Session,
     pub(super) transfer: Arc<Transfer>,
     pub(super) options: Options,
-    pub(super) publish_max: u64,
 }
 
 /// Works on a lease to its end. Dropped, it kills the command.
@@ -72,12 +72,10 @@ async fn beats(session: &Session, lease: &Lease, log: &Log, handed_over: &Atomic
         }
         match beat(session, lease, log, term).await {
             // The lease of a round that is committed is none either: the result's own answer says which it is.
-            Err(SessionError::Answer(refusal)) if !refusal.code.is_temporary() => {
-                if handed_over.load(Ordering::Relaxed) {
-                    return std::future::pending().await;
-                }
-                return AttemptError::Lost(refusal.to_string());
+            Err(error) if is_lost(&error) && handed_over.load(Ordering::Relaxed) => {
+                return std::future::pending().await;
             }
+            Err(error) if is_lost(&error) || !error.is_temporary() => return lost(error),
             // A lease that has run out is good until somebody else has the round: that is for the server to say.
             Ok(()) | Err(_) => {}
         }
@@ -185,7 +183,10 @@ async fn send(
     let digested = tokio::task::spawn_blocking(move || digest(&path, size, None)).await;
     let sha256 = digested.unwrap_or_else(|error| Err(io::Error::other(error)))?.sha256;
     let content_type = work.options.content_type.clone();
-    if size > work.publish_max {
+    // As the server says now: it may have changed since the lease was taken.
+    let publish_max = work.session.card().map_or(limits::PUBLISH_MAX as u64, |card| card.limits.publish_max);
+    let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+    if size > publish_max {
         let put = ask::Put {
             upload: None,
             round: Some(lease.round),
@@ -201,23 +202,36 @@ async fn send(
             parts: Vec::new(),
             curl: false,
         };
-        large::send(&work.session, &work.transfer, output, &put, &Meter::silent()).await?;
+        // The file is made: no outage is reason enough to throw it away while the lease holds, which is for the beats to say.
+        while let Err(error) =
+            large::send(&work.session, &work.transfer, output, &put, &Meter::silent()).await
+        {
+            if !error.is_temporary() {
+                return Err(match error {
+                    LargeError::Session(error) => lost(error),
+                    error => error.into(),
+                });
+            }
+            backoff.pause().await;
+        }
         handed_over.store(true, Ordering::Relaxed);
         return Ok(());
     }
     handed_over.store(true, Ordering::Relaxed);
     let bytes = bytes::Bytes::from(std::fs::read(output)?);
     let properties = Properties { sha256: Some(sha256), content_type, ..Properties::default() };
-    let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
     loop {
         let sent = work.session.result(lease.round, lease.attempt, bytes.clone(), properties.clone()).await;
         match sent {
             Ok(()) => return Ok(()),
-            // 0x83 is `stale` and its like; a repeat of what was committed is acknowledged.
+            // A repeat of what was committed is acknowledged. The code says little; whether the lease holds, a beat does.
             Err(SessionError::Refused(code)) => {
-                return Err(AttemptError::Lost(format!("the result was refused (MQTT reason 0x{code:02x})")));
+                beat(&work.session, lease, &Log::default(), ASK).await.map_err(lost)?;
+                return Err(AttemptError::Refused(format!(
+                    "the server refuses the result (MQTT reason 0x{code:02x})"
+                )));
             }
-            Err(SessionError::Cut | SessionError::Offline(_)) => backoff.pause().await,
+            Err(error) if error.is_temporary() => backoff.pause().await,
             Err(error) => return Err(error.into()),
         }
     }
@@ -229,21 +243,56 @@ async fn finish(session: &Session, lease: &Lease, log: &Log) -> Result<(), Attem
     let log = log.tail().await;
     let done = ask::Done { round, attempt, wait_s: VERIFY_S, log, warnings: Vec::new() };
     let id = format!("done-{round}-{attempt}");
+    let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
     loop {
-        let answer: Value = session.ask_as(&id, Op::Done, &done, ASK).await.map_err(lost)?;
-        // Else it is verified still, and a repeat asks how far that is.
-        if !answer["version"].is_null() {
-            return Ok(());
+        match session.ask_as::<Value>(&id, Op::Done, &done, ASK).await {
+            Ok(answer) if !answer["version"].is_null() => return Ok(()),
+            // It is verified still, and a repeat asks how far that is.
+            Ok(_) => {}
+            Err(error) if error.is_temporary() => backoff.pause().await,
+            Err(error) => return Err(lost(error)),
         }
     }
 }
 
-/// A refusal in a lease's name means that it is one no more.
+/// Whether the server says that the lease is one no more: another attempt holds the round, or nobody can.
+fn is_lost(error: &SessionError) -> bool {
+    let SessionError::Answer(refusal) = error else { return false };
+    matches!(refusal.code, Code::Stale | Code::NotFound)
+}
+
 fn lost(error: SessionError) -> AttemptError {
     match error {
-        SessionError::Answer(refusal) if !refusal.code.is_temporary() => {
-            AttemptError::Lost(refusal.to_string())
+        error if is_lost(&error) => AttemptError::Lost(error.to_string()),
+        // What it asked for will not be taken from another attempt either.
+        SessionError::Answer(refusal)
+            if matches!(refusal.code, Code::TooLarge | Code::Rejected | Code::Malformed) =>
+        {
+            AttemptError::Refused(refusal.to_string())
         }
         error => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millpond_protocol::Refusal;
+
+    use super::*;
+
+    #[test]
+    fn only_a_lease_that_is_no_more_is_lost_and_any_other_refusal_ends_the_round_with_its_reason() {
+        let refused = |code| lost(SessionError::Answer(Refusal::new(code, "why")));
+        for code in [Code::Stale, Code::NotFound] {
+            assert!(matches!(refused(code), AttemptError::Lost(_)), "{code}");
+        }
+        for code in [Code::TooLarge, Code::Rejected, Code::Malformed] {
+            let error = refused(code);
+            assert!(!error.is_retryable() && error.to_string().contains("why"), "{error}");
+        }
+        for code in [Code::Mismatch, Code::Unauthorized, Code::Unavailable, Code::Conflict] {
+            let error = refused(code);
+            assert!(error.is_retryable() && !matches!(error, AttemptError::Lost(_)), "{error}");
+        }
     }
 }

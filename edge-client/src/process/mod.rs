@@ -29,10 +29,10 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use millpond_failpoint::{Point, reach};
+use millpond_protocol::Code;
 use millpond_protocol::access::Op;
 use millpond_protocol::message::answer::Triggered;
 use millpond_protocol::message::{Lease, ask};
-use millpond_protocol::{Code, limits};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -111,6 +111,9 @@ pub enum AttemptError {
     Retry,
     #[error("{0}")]
     Command(String),
+    /// The server does not take the result: it is too large for the pool, say.
+    #[error("{0}")]
+    Refused(String),
     /// The round's files are not what they should be.
     #[error("{0}")]
     Input(String),
@@ -133,7 +136,7 @@ pub enum AttemptError {
 impl AttemptError {
     /// Whether another attempt can help.
     fn is_retryable(&self) -> bool {
-        !matches!(self, Self::Command(_))
+        !matches!(self, Self::Command(_) | Self::Refused(_))
     }
 }
 
@@ -143,7 +146,6 @@ struct Processor<'a> {
     transfer: &'a Arc<Transfer>,
     options: &'a Options,
     report: &'a mut (dyn FnMut(Report<'_>) + Send),
-    publish_max: u64,
     /// When to ask for a round.
     look: Instant,
     /// When to seal the oldest batch.
@@ -183,7 +185,6 @@ pub async fn process(
         transfer,
         options,
         report,
-        publish_max: limits::PUBLISH_MAX as u64,
         look: Instant::now(),
         trigger: options.trigger_every.map(|_| Instant::now()),
         unheard: None,
@@ -208,7 +209,8 @@ impl Processor<'_> {
     ) -> Result<(), ProcessError> {
         self.abandoned().await?;
         loop {
-            let idle = self.job.is_none();
+            // The card says what may be returned over MQTT: no round before it is there.
+            let idle = self.job.is_none() && self.session.card().is_some();
             let next = self.trigger.map_or(self.look, |trigger| trigger.min(self.look));
             let mut job = self.job.take();
             tokio::select! {
@@ -244,11 +246,11 @@ impl Processor<'_> {
             Event::Offline(cause @ (Cause::Refused(_) | Cause::Closed)) => {
                 return Err(ProcessError::Offline(cause));
             }
-            Event::Card(card) => self.publish_max = card.limits.publish_max,
             Event::Offer(Some(_)) => self.look = Instant::now(),
             Event::Online
             | Event::Offline(Cause::Lost(_))
             | Event::Offer(None)
+            | Event::Card(_)
             | Event::Receipt(..)
             | Event::Result(_)
             | Event::ResultData { .. } => {}
@@ -305,7 +307,6 @@ impl Processor<'_> {
             session: self.session.clone(),
             transfer: Arc::clone(self.transfer),
             options: self.options.clone(),
-            publish_max: self.publish_max,
         };
         let log = Log::default();
         self.job = Some(Job {

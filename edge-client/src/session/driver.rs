@@ -3,31 +3,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use millpond_protocol::message::Card;
 use millpond_protocol::{MemberName, PoolName, topic};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::inbox::{Ack, Event};
+use super::inbox::{Ack, Deliver, Event};
 use super::mqtt::{self, Happening, Pipe, Token};
 use super::{Cause, Config, Message, Online, Shared, Status};
 
 /// A connection that lasted so long was a good one: the pause after its end is short again. One that the server closes at once is none.
 const LASTED: Duration = Duration::from_secs(10);
 
-type Deliver = mpsc::Sender<(Event, Option<Ack>)>;
+/// What the session's sending half reads at any time: whether there is a connection, and the card.
+pub(super) type Shown = (watch::Sender<Status>, watch::Sender<Option<Card>>);
 
 /// Runs until nobody holds a half of the session, or this side closed it.
-pub(super) async fn run(
-    config: Arc<Config>,
-    shared: Arc<Shared>,
-    announce: watch::Sender<Status>,
-    deliver: Deliver,
-) {
+pub(super) async fn run(config: Arc<Config>, shared: Arc<Shared>, (announce, card): Shown, deliver: Deliver) {
     let mut backoff = config.backoff.clone();
     loop {
         let begin = Instant::now();
         let cause = tokio::select! {
-            cause = connection(&config, &shared, &announce, &deliver) => cause,
+            cause = connection(&config, &shared, (&announce, &card), &deliver) => cause,
             // Nobody is left to tell: the socket is dropped where it stands.
             () = announce.closed() => return,
         };
@@ -38,7 +35,7 @@ pub(super) async fn run(
         announce.send_replace(Status::Offline(cause.clone()));
         shared.book().turn_over();
         // Only news: nobody misses one that finds no room.
-        let _ = deliver.try_send((Event::Offline(cause.clone()), None));
+        let _ = deliver.put(Event::Offline(cause.clone()), None);
         if cause == Cause::Closed {
             return;
         }
@@ -53,7 +50,7 @@ pub(super) async fn run(
 async fn connection(
     config: &Config,
     shared: &Shared,
-    announce: &watch::Sender<Status>,
+    (announce, card): (&watch::Sender<Status>, &watch::Sender<Option<Card>>),
     deliver: &Deliver,
 ) -> Cause {
     let (pipe, mut wire) = match mqtt::open(config) {
@@ -75,7 +72,7 @@ async fn connection(
             Happening::Granted(None) => {
                 let connection = shared.book().connection;
                 announce.send_replace(Status::Online(Online { pipe: pipe.clone(), connection }));
-                if deliver.try_send((Event::Online, None)).is_err() {
+                if deliver.put(Event::Online, None).is_err() {
                     return Cause::Lost("nobody reads the inbox".into());
                 }
             }
@@ -86,7 +83,7 @@ async fn connection(
             Happening::Published(id) => shared.book().published(id),
             Happening::Acknowledged(id, verdict) => shared.book().acknowledged(id, verdict),
             Happening::Message(message, token) => {
-                if sort(config, shared, deliver, &pipe, message, token).is_err() {
+                if sort(config, shared, (deliver, card), &pipe, message, token).is_err() {
                     return Cause::Lost("nobody reads the inbox".into());
                 }
             }
@@ -98,7 +95,7 @@ async fn connection(
 fn sort(
     config: &Config,
     shared: &Shared,
-    deliver: &Deliver,
+    (deliver, card): (&Deliver, &watch::Sender<Option<Card>>),
     pipe: &Pipe,
     message: Message,
     token: Token,
@@ -107,24 +104,22 @@ fn sort(
     let answer =
         message.correlation.as_ref().is_some_and(|about| shared.book().answered(about, &message.payload));
     if answer {
-        acknowledge(ack);
+        ack.later();
         return Ok(());
     }
-    let entry = match read(&config.pool, &config.member, &message) {
+    let (event, ack) = match read(&config.pool, &config.member, &message) {
         Some(Told::Receipt(receipt)) => (Event::Receipt(receipt, ack), None),
         Some(Told::State(event)) => (event, Some(ack)),
         // An answer that nobody waits for any more, or a message of a later protocol.
         None => {
-            acknowledge(ack);
+            ack.later();
             return Ok(());
         }
     };
-    deliver.try_send(entry).map_err(|_| ())
-}
-
-/// Acknowledges without making the socket's owner wait for itself.
-fn acknowledge(ack: Ack) {
-    tokio::spawn(ack.done());
+    if let Event::Card(now) = &event {
+        card.send_replace(Some(now.clone()));
+    }
+    deliver.put(event, ack)
 }
 
 enum Told {

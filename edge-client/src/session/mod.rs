@@ -46,12 +46,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use millpond_protocol::access::Op;
 use millpond_protocol::error::ErrorBody;
-use millpond_protocol::message::answer;
-use millpond_protocol::{BundleId, Refusal, Timestamp, UploadId, limits, topic};
+use millpond_protocol::message::{Card, answer};
+use millpond_protocol::{BundleId, Refusal, Timestamp, UploadId, topic};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub use address::{Address, Scheme};
@@ -103,6 +103,17 @@ pub enum SessionError {
     Strange(Op, String),
 }
 
+impl SessionError {
+    /// Whether the same can succeed later, without a change on this side.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Offline(Cause::Lost(_)) | Self::Cut | Self::Unanswered(_) => true,
+            Self::Answer(refusal) => refusal.code.is_temporary(),
+            Self::Offline(Cause::Refused(_) | Cause::Closed) | Self::Refused(_) | Self::Strange(..) => false,
+        }
+    }
+}
+
 /// A message as it came.
 #[derive(Debug, Clone)]
 pub(crate) struct Message {
@@ -151,6 +162,7 @@ struct Online {
 pub struct Session {
     config: Arc<Config>,
     status: watch::Receiver<Status>,
+    card: watch::Receiver<Option<Card>>,
     shared: Arc<Shared>,
 }
 
@@ -174,10 +186,10 @@ pub fn open(config: Config) -> (Session, Inbox) {
     let config = Arc::new(config);
     let shared = Arc::new(Shared::default());
     let (announce, status) = watch::channel(Status::Offline(Cause::Lost("not connected yet".into())));
-    let (deliver, events) = mpsc::channel(limits::IN_FLIGHT_OUT + 28);
-    tokio::spawn(driver::run(Arc::clone(&config), Arc::clone(&shared), announce, deliver));
-    let session = Session { config, status: status.clone(), shared };
-    (session, Inbox::new(events, status))
+    let (show, card) = watch::channel(None);
+    let (deliver, inbox) = inbox::channel(status.clone());
+    tokio::spawn(driver::run(Arc::clone(&config), Arc::clone(&shared), (announce, show), deliver));
+    (Session { config, status, card, shared }, inbox)
 }
 
 impl Session {
@@ -192,6 +204,16 @@ impl Session {
     /// `Offline` with the last cause when the time is over, or at once if the server refused the credentials.
     pub async fn connected(&self, within: Duration) -> Result<(), SessionError> {
         self.online(Instant::now() + within).await.map(|_| ())
+    }
+
+    /// Whether there is a connection now.
+    pub fn is_connected(&self) -> bool {
+        matches!(*self.status.borrow(), Status::Online(_))
+    }
+
+    /// The pool's card as it came last; none before the first one, or if the session does not have the topic.
+    pub fn card(&self) -> Option<Card> {
+        self.card.borrow().clone()
     }
 
     async fn online(&self, deadline: Instant) -> Result<Online, SessionError> {
