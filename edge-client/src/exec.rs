@@ -33,14 +33,17 @@ pub struct Running {
 
 impl Running {
     /// Starts a line for the system's shell in a group of its own, with an empty standard input and without this program's
-    /// token in its environment. `with` adds to the command: its environment, its directory, where its output goes.
+    /// tokens in its environment. `with` adds to the command: its environment, its directory, where its output goes.
     ///
     /// # Errors
     /// What the system says.
     pub fn start(line: &str, with: impl FnOnce(&mut Command)) -> io::Result<Self> {
         let (words, mut say) = io::pipe()?;
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", COMMAND, "sh", line]).env_remove("MILLPOND_MQTT_TOKEN");
+        command
+            .args(["-c", COMMAND, "sh", line])
+            .env_remove("MILLPOND_MQTT_TOKEN")
+            .env_remove("MILLPOND_JOIN_TOKEN");
         with(&mut command);
         let child = command.stdin(words).process_group(0).spawn()?;
         // Its reading end of the pipe is its own from here on.

@@ -125,8 +125,11 @@ pub async fn send(
     meter: &Meter,
 ) -> Result<answer::Put, LargeError> {
     let digests = match part_size(put.size) {
-        Some(part_size) => Some((digests(file, put, part_size).await?, part_size)),
-        None => None,
+        Some(part_size) => Some((digests(file, put, Some(part_size)).await?, part_size)),
+        None => {
+            digests(file, put, None).await?;
+            None
+        }
     };
     // Learnt part by part: the list in an answer may be cut.
     let mut there = vec![false; digests.as_ref().map_or(0, |(digests, _)| digests.parts.len())];
@@ -185,9 +188,9 @@ fn mark(there: &mut [bool], first: u32, last: u32) {
 }
 
 /// Hashes the parts, and sees that the file is still the one that was described.
-async fn digests(file: &Path, put: &ask::Put, part_size: u64) -> Result<Digests, LargeError> {
+async fn digests(file: &Path, put: &ask::Put, part_size: Option<u64>) -> Result<Digests, LargeError> {
     let (path, size) = (file.to_owned(), put.size);
-    let digested = tokio::task::spawn_blocking(move || digest(&path, size, Some(part_size))).await;
+    let digested = tokio::task::spawn_blocking(move || digest(&path, size, part_size)).await;
     let digested = digested.unwrap_or_else(|error| Err(std::io::Error::other(error)));
     let digests = digested.map_err(|source| TransferError::Local { path: file.to_owned(), source })?;
     if digests.sha256 == put.sha256 { Ok(digests) } else { Err(LargeError::Changed(file.to_owned())) }

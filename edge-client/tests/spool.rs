@@ -225,13 +225,16 @@ fn an_opening_that_died_half_way_is_finished_by_the_next() {
 fn notes_are_kept_one_anchor_a_boot() {
     let root = tempfile::tempdir().unwrap();
     let mut spool = open(root.path());
-    let anchor = |boot: &str, ms| Anchor { boot: Boot { id: boot.into(), ms }, server_ms: ms };
+    let anchor = |boot: &str, ms| Anchor { boot: Boot { id: boot.into(), ms }, server_ms: ms, within_ms: 5 };
     for n in 0..20 {
         spool.set_anchor(&anchor(&format!("boot-{n}"), n)).unwrap();
     }
-    spool.set_anchor(&anchor("boot-19", 77)).unwrap();
+    // One that is twenty times worse takes no better one's place before that has aged.
+    spool.set_anchor(&Anchor { within_ms: 100, ..anchor("boot-19", 60_000) }).unwrap();
     let anchors = open(root.path()).anchors();
-    assert_eq!((anchors.len(), anchors.last()), (16, Some(&anchor("boot-19", 77))));
+    assert_eq!((anchors.len(), anchors.last()), (16, Some(&anchor("boot-19", 19))));
+    spool.set_anchor(&Anchor { within_ms: 4, ..anchor("boot-19", 77) }).unwrap();
+    assert_eq!(open(root.path()).anchors().last().map(|anchor| anchor.server_ms), Some(77));
     let entry = add(&mut spool, "a", 1, b"a").unwrap().new.remove(0);
     spool.set_in_flight([&entry].into_iter()).unwrap();
     assert_eq!(open(root.path()).in_flight(), [entry]);
@@ -312,4 +315,38 @@ fn opening_takes_ten_microseconds_an_entry_at_the_most() {
     let took = took.min().unwrap();
     eprintln!("{count} entries opened in {took:?}");
     assert!(took < Duration::from_micros(10 * count), "{took:?}");
+}
+
+/// A file that a device captured whose clock shows 1970.
+fn add_in_1970(spool: &mut Spool, upload: &str, boot: &Boot) -> Added {
+    let captured = Stamp { wall_ms: 60_000, boot: Some(boot.clone()) };
+    let about = |_| About { event_time: None, captured, ..about(upload, 0) };
+    let staged = spool.stage(upload.as_bytes(), about).unwrap();
+    spool.add(vec![staged]).unwrap()
+}
+
+#[test]
+fn a_device_that_booted_in_1970_does_not_lose_this_minutes_files_first() {
+    let root = tempfile::tempdir().unwrap();
+    let limits = Limits { files: 2, when_full: WhenFull::DropOldest, ..Limits::default() };
+    let mut spool = Spool::open(root.path(), limits).unwrap();
+    for (upload, at) in [("backlog-1", 1_795_000_000_000), ("backlog-2", 1_795_100_000_000)] {
+        add(&mut spool, upload, at, b"old").unwrap();
+    }
+    let boot = Boot { id: "b".into(), ms: 60_000 };
+    let dropped = add_in_1970(&mut spool, "now", &boot).dropped;
+    assert_eq!(dropped[0].upload.as_str(), "backlog-1");
+    assert_eq!(ids(&mut spool), ["backlog-2", "now"]);
+    let now = spool.entries().unwrap().next_back().unwrap().clone();
+    assert_eq!(
+        spool.describe(&now).unwrap().about.captured.wall_ms,
+        60_000,
+        "what the clock said stays known"
+    );
+    // Once the server's time is known in this boot, its files lie where they belong.
+    let anchor =
+        Anchor { boot: Boot { id: "b".into(), ms: 50_000 }, server_ms: 1_795_200_000_000, within_ms: 5 };
+    spool.set_anchor(&anchor).unwrap();
+    add_in_1970(&mut spool, "later", &boot);
+    assert_eq!(spool.entries().unwrap().next_back().unwrap().key, 1_795_200_010_000);
 }

@@ -73,6 +73,18 @@ async fn a_push_returns_when_the_file_is_receipted_and_the_same_file_is_sent_onc
 }
 
 #[tokio::test]
+async fn a_push_of_some_files_only_leaves_the_backlog_where_it_is() {
+    let (server, edge) = device().await;
+    spool_files(&edge, &[3], 5, 100).await;
+    edge.file("now.csv", b"21.5");
+    let out = edge.done(&["push", "--only", "now.csv"]).await;
+    assert!(out.starts_with("stored"), "{out}");
+    assert_eq!((stored(&server).await.len(), waiting(&edge).await), (1, 5));
+    edge.done(&["spool", "flush"]).await;
+    assert_eq!((stored(&server).await.len(), waiting(&edge).await), (6, 0));
+}
+
+#[tokio::test]
 async fn without_a_network_a_push_keeps_the_file_and_the_next_one_sends_it() {
     let (server, edge) = device().await;
     edge.relay.cut();

@@ -21,7 +21,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "CMD")]
     exec: Option<String>,
     /// Seconds that the command may take.
-    #[arg(long, default_value_t = 3_600)]
+    #[arg(long, default_value_t = 3_600, value_parser = super::seconds())]
     exec_timeout: u64,
     /// Versions that stay.
     #[arg(long, default_value_t = 3)]

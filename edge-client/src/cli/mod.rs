@@ -94,6 +94,11 @@ async fn execute(cli: &Cli) -> Result<(), Failure> {
     }
 }
 
+/// Seconds, up to a year: as many as a clock can be moved on.
+fn seconds() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(0..=366 * 86_400)
+}
+
 /// This program's own directory below one of the user's: `$variable`, or else the other name in the home directory.
 fn home(variable: &str, other: &str) -> Option<PathBuf> {
     let base = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());

@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use millpond_protocol::access::Op;
 use millpond_protocol::message::Outcome;
 use millpond_protocol::message::answer::UploadInfo;
-use millpond_protocol::{FileName, Label, Sha256, Timestamp, UploadId};
+use millpond_protocol::{FileName, Label, Sha256, Timestamp, UploadId, limits};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
@@ -21,7 +21,7 @@ use super::{Cli, say};
 use crate::backoff::random;
 use crate::clock::Stamp;
 use crate::sender::{Report, SendError};
-use crate::session::{self, Cause};
+use crate::session::{self, Cause, SessionError};
 use crate::spool::{About, Complete, Sending, Spool, Staged};
 
 /// How often to look whether another process has sent our files.
@@ -58,7 +58,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME")]
     complete_through: Option<Moment>,
     /// Nothing more comes for `--label`.
-    #[arg(long, requires = "label")]
+    #[arg(long, requires = "label", conflicts_with = "complete_through")]
     complete_label: bool,
     /// Return as soon as the files are in the spool; `spool flush`, or the next push, sends them.
     #[arg(long)]
@@ -75,6 +75,8 @@ enum Fate {
         late: bool,
     },
     Refused(String),
+    /// It could not be sent, though there was a network: it waits in the spool.
+    Left(String),
     /// Waits in the spool.
     Spooled,
     /// It has left the spool, and nobody says what for: another process dropped or exported it.
@@ -89,6 +91,9 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         && serde_json::from_str::<serde_json::Value>(meta).is_err()
     {
         return Err(Failure::new(USAGE, "--meta is not JSON"));
+    }
+    if args.meta.as_ref().is_some_and(|meta| meta.len() > limits::META_MAX) {
+        return Err(Failure::new(USAGE, format!("--meta is longer than {} bytes", limits::META_MAX)));
     }
     let mut spool = cli.spool.open()?;
     let mut open_files = getrlimit(Resource::Nofile);
@@ -139,6 +144,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
             Report::NotTold(..) => {}
             Report::Left(entry, why) => {
                 progress.say(&format!("millpond-edge: {}: {why}: it waits in the spool", entry.upload));
+                fates.insert(entry.upload.clone(), Fate::Left(why.to_string()));
             }
             report => {
                 sending.advance();
@@ -150,7 +156,10 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         match sent {
             Ok(_) => {}
             // Kept safely: that is what the spool is for.
-            Err(SendOrUsage::Send(SendError::Offline(cause @ Cause::Lost(_)))) => {
+            Err(SendOrUsage::Send(
+                SendError::Offline(cause @ Cause::Lost(_))
+                | SendError::Session(SessionError::Offline(cause @ Cause::Lost(_))),
+            )) => {
                 eprintln!("millpond-edge: {cause}: what is not sent waits in the spool");
             }
             Err(error) => return Err(error.into()),
@@ -277,7 +286,7 @@ fn note(fates: &mut BTreeMap<UploadId, Fate>, report: Report<'_>) {
 
 /// One line for each file, in the order in which they were named.
 fn told(cli: &Cli, args: &Args, ids: &[UploadId], fates: &BTreeMap<UploadId, Fate>) -> Result<(), Failure> {
-    let (mut refused, mut unknown) = (0, 0);
+    let (mut refused, mut left, mut unknown) = (0, 0, 0);
     for (path, id) in args.files.iter().zip(ids) {
         let (state, batch, late, why) = match fates.get(id) {
             None | Some(Fate::Spooled) => ("spooled", None, false, None),
@@ -285,6 +294,10 @@ fn told(cli: &Cli, args: &Args, ids: &[UploadId], fates: &BTreeMap<UploadId, Fat
             Some(Fate::Refused(why)) => {
                 refused += 1;
                 ("refused", None, false, Some(why))
+            }
+            Some(Fate::Left(why)) => {
+                left += 1;
+                ("spooled", None, false, Some(why))
             }
             Some(Fate::Unknown) => {
                 unknown += 1;
@@ -306,6 +319,9 @@ fn told(cli: &Cli, args: &Args, ids: &[UploadId], fates: &BTreeMap<UploadId, Fat
             FAILED,
             format!("{refused} files were refused; they lie in the spool's refused/"),
         ));
+    }
+    if left > 0 {
+        return Err(Failure::new(RETRY, format!("{left} files did not get through: they wait in the spool")));
     }
     if unknown > 0 {
         return Err(Failure::new(

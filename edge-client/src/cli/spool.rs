@@ -17,7 +17,7 @@ use super::progress::{Progress, Unit};
 use super::{Cli, say};
 use crate::sender::{self, Options, Report, SendError, Summary};
 use crate::session;
-use crate::spool::{Entry, Limits, Spool, WhenFull, directories};
+use crate::spool::{Entry, Limits, Spool, SpoolError, WhenFull, directories};
 use crate::transfer::{self, Throttle, Transfer, place};
 
 #[derive(Debug, Args)]
@@ -39,7 +39,7 @@ pub(super) struct At {
     #[arg(long, env = "MILLPOND_RATE", global = true)]
     rate: Option<NonZeroU64>,
     /// Seconds to go without a connection before the rest is left for later.
-    #[arg(long, default_value_t = 30, global = true)]
+    #[arg(long, default_value_t = 30, global = true, value_parser = super::seconds())]
     patience: u64,
 }
 
@@ -220,10 +220,24 @@ fn export(spool: &mut Spool, directory: &Path, remove: bool) -> Result<(), Failu
     }
     let entries: Vec<Entry> = spool.entries()?.cloned().collect();
     let mut done = HashSet::new();
+    let mut gone = 0;
     for entry in &entries {
-        let document = spool.describe(entry)?;
+        // A push that is full may drop it at any time.
+        let document = match spool.describe(entry) {
+            Err(SpoolError::Gone(_)) => {
+                gone += 1;
+                continue;
+            }
+            document => document?,
+        };
         let json = serde_json::to_vec_pretty(&document).unwrap_or_default();
-        let from = std::fs::File::open(spool.path(entry))?;
+        let from = match std::fs::File::open(spool.path(entry)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                gone += 1;
+                continue;
+            }
+            from => from?,
+        };
         copy(&mut from.take(entry.size), &files.join(entry.upload.as_str()))?;
         copy(&mut json.as_slice(), &about.join(entry.upload.as_str()))?;
         let found = crate::transfer::digest(&files.join(entry.upload.as_str()), entry.size, None)?.sha256;
@@ -235,7 +249,8 @@ fn export(spool: &mut Spool, directory: &Path, remove: bool) -> Result<(), Failu
             spool.remove(std::slice::from_ref(entry))?;
         }
     }
-    say(format_args!("{} files exported to {}", done.len(), directory.display()))
+    let gone = if gone > 0 { format!(", {gone} had left the spool") } else { String::new() };
+    say(format_args!("{} files exported to {}{gone}", done.len(), directory.display()))
 }
 
 /// Writes a synced file under a name that has either all of it or nothing.
@@ -248,6 +263,10 @@ fn copy(from: &mut impl std::io::Read, to: &Path) -> Result<(), Failure> {
         file.sync_all()
     };
     let mut write = write;
-    write().map_err(|error| Failure::new(FAILED, format!("{}: {error}", partial.display())))?;
+    if let Err(error) = write() {
+        // It takes room that somebody may need.
+        let _ = std::fs::remove_file(&partial);
+        return Err(Failure::new(FAILED, format!("{}: {error}", partial.display())));
+    }
     Ok(place(&partial, to)?)
 }

@@ -8,6 +8,7 @@
 //! A result that was overtaken before it was shown is skipped. The command runs at least once for each version that was shown: if the process dies
 //! while it runs, it runs again.
 
+mod disk;
 mod fetch;
 mod shelf;
 
@@ -25,6 +26,7 @@ use tokio::time::Instant;
 
 pub use shelf::{Shelf, Stage, State};
 
+use disk::{at, is_full};
 use fetch::{Fetched, fetch, write};
 
 use crate::backoff::{Backoff, fraction, random};
@@ -39,9 +41,6 @@ pub const TOPICS: [Topic; 2] = [Topic::Result, Topic::ResultData];
 const DATA: Duration = Duration::from_secs(3);
 /// How long a statement may wait for its acknowledgement.
 const TELL: Duration = Duration::from_secs(30);
-/// When to write again what the disk had no room for.
-const SAVE: Duration = Duration::from_secs(10);
-
 /// How results are kept.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -264,14 +263,6 @@ impl Listener<'_> {
         Ok(())
     }
 
-    /// Whether an attempt to show it came so far that only the state is missing.
-    async fn is_placed(&mut self, pointer: &Pointer, partial: &Path) -> bool {
-        let Some(path) = self.shelf.placed(pointer).filter(|_| !partial.exists()) else { return false };
-        let (size, is) = (pointer.size, std::fs::metadata(&path).map_or(0, |file| file.len()));
-        let digested = tokio::task::spawn_blocking(move || crate::transfer::digest(&path, size, None)).await;
-        size == is && digested.is_ok_and(|digests| digests.is_ok_and(|d| d.sha256 == pointer.sha256))
-    }
-
     async fn fetched(&mut self, partial: &Path, fetched: Result<Fetched, String>) -> Result<(), ListenError> {
         let Some(pointer) = self.wanted.clone() else { return Ok(()) };
         match fetched {
@@ -318,7 +309,9 @@ impl Listener<'_> {
                 .env("MILLPOND_NAME", state.name.as_str())
                 .env("MILLPOND_SIZE", state.size.to_string())
                 .env("MILLPOND_SHA256", state.sha256.to_string())
-                .env("MILLPOND_CONTENT_TYPE", state.content_type.as_deref().unwrap_or_default());
+                .env("MILLPOND_CONTENT_TYPE", state.content_type.as_deref().unwrap_or_default())
+                // Standard output is for what this program says.
+                .stdout(io::stderr());
         });
         match started {
             Ok(running) => {
@@ -336,33 +329,13 @@ impl Listener<'_> {
         let Some(state) = self.shelf.state().cloned() else { return Ok(()) };
         let noted = self.shelf.note(stage.clone(), false);
         self.unless_full(noted, &state)?;
+        let pruned = self.shelf.prune(self.options.keep);
+        self.unless_full(pruned, &state)?;
         match &stage {
             Stage::Failed(why) => (self.report)(Report::Failed(&state, why)),
             Stage::Applied | Stage::Shown => (self.report)(Report::Applied(&state)),
         }
-        let pruned = self.shelf.prune(self.options.keep);
-        self.unless_full(pruned, &state)?;
         self.tell().await
-    }
-
-    /// That the disk is full neither ends the listener nor makes the command run again: it is written later.
-    fn unless_full(&mut self, written: io::Result<()>, state: &State) -> Result<(), ListenError> {
-        match written {
-            Err(error) if is_full(&error) => {
-                self.save.get_or_insert(Instant::now() + SAVE);
-                Ok(())
-            }
-            written => at(written, &state.name),
-        }
-    }
-
-    fn save_again(&mut self) -> Result<(), ListenError> {
-        self.save = None;
-        let Some(state) = self.shelf.state().cloned() else { return Ok(()) };
-        let pruned = self.shelf.prune(self.options.keep);
-        self.unless_full(pruned, &state)?;
-        let noted = self.shelf.note(state.stage.clone(), state.told);
-        self.unless_full(noted, &state)
     }
 
     /// Tells the server how far the shown version is, unless it knows.
@@ -410,16 +383,7 @@ impl Listener<'_> {
     }
 }
 
-/// The disk has no room, which may change: what is shown stays, and what is wanted is tried again.
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
 /// For a command that may run in another directory.
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
-fn at<T>(result: io::Result<T>, name: &millpond_protocol::FileName) -> Result<T, ListenError> {
-    result.map_err(|source| ListenError::Directory { path: name.as_str().into(), source })
 }

@@ -50,6 +50,8 @@ pub const TOPICS: [Topic; 2] = [Topic::Offer, Topic::Card];
 const ASK: Duration = Duration::from_secs(120);
 /// How often to ask for a round that no offer told of: offers are hints.
 const LOOK: Duration = Duration::from_secs(60);
+/// How long this machine leaves rounds to others after it failed one for a reason of its own; doubles, up to 32 times.
+const REST: Duration = Duration::from_secs(20);
 /// How long giving a round back may take when this process is to end.
 const GIVE_BACK: Duration = Duration::from_secs(10);
 
@@ -140,6 +142,21 @@ impl AttemptError {
     }
 }
 
+impl AttemptError {
+    /// Whether another machine may do better: this one would only use up the round's attempts.
+    fn is_of_this_machine(&self) -> bool {
+        match self {
+            Self::Room(_) | Self::Transfer(_) | Self::Large(_) | Self::Session(_) | Self::Io(_) => true,
+            Self::Lost(_)
+            | Self::Retry
+            | Self::Command(_)
+            | Self::Refused(_)
+            | Self::Input(_)
+            | Self::Stopped => false,
+        }
+    }
+}
+
 /// What a run does at the moment.
 struct Processor<'a> {
     session: &'a Session,
@@ -148,6 +165,9 @@ struct Processor<'a> {
     report: &'a mut (dyn FnMut(Report<'_>) + Send),
     /// When to ask for a round.
     look: Instant,
+    /// This machine's attempts in a row that failed for reasons of its own, and until when it leaves rounds to others.
+    failures: u32,
+    rest: Instant,
     /// When to seal the oldest batch.
     trigger: Option<Instant>,
     /// An ask for a round that was not answered, and its id: the same again hears of the lease that it may have brought.
@@ -186,6 +206,8 @@ pub async fn process(
         options,
         report,
         look: Instant::now(),
+        failures: 0,
+        rest: Instant::now(),
         trigger: options.trigger_every.map(|_| Instant::now()),
         unheard: None,
         job: None,
@@ -211,7 +233,7 @@ impl Processor<'_> {
         loop {
             // The card says what may be returned over MQTT: no round before it is there.
             let idle = self.job.is_none() && self.session.card().is_some();
-            let next = self.trigger.map_or(self.look, |trigger| trigger.min(self.look));
+            let next = self.trigger.map_or(self.look, |trigger| trigger.min(self.look)).max(self.rest);
             let mut job = self.job.take();
             tokio::select! {
                 event = inbox.next() => {
@@ -329,10 +351,15 @@ impl Processor<'_> {
         match &ended {
             Ok(()) => {
                 reach(Point::ProcessClosed);
+                self.failures = 0;
                 forget(directory).map_err(at)?;
                 (self.report)(Report::Done { round });
             }
             Err(why) => {
+                if why.is_of_this_machine() {
+                    self.failures = (self.failures + 1).min(6);
+                    self.rest = Instant::now() + REST * 2_u32.pow(self.failures - 1);
+                }
                 give_back(self.options, self.session, (lease, log), why, ASK).await.map_err(at)?;
                 (self.report)(Report::Ended { round, why });
             }

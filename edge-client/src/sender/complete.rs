@@ -54,7 +54,9 @@ impl Statements {
         for statement in spool.statements()? {
             let what = match &statement.complete {
                 Complete::Through(time) => What::Through(*time),
-                Complete::Now(stamp) => What::Through(stamp.in_server_time(&clock.anchors, clock.offset_ms)),
+                Complete::Now(stamp) => {
+                    What::Through(stamp.in_server_time(&clock.anchors, clock.offset_ms, clock.now))
+                }
                 Complete::Label(label) => What::Label(label.clone()),
             };
             let same = all.iter_mut().find(|other| match (&other.what, &what) {

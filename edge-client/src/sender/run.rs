@@ -10,7 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use millpond_protocol::access::Op;
 use millpond_protocol::message::answer::UploadInfo;
 use millpond_protocol::message::{Card, Receipt};
-use millpond_protocol::{Sha256, UploadId};
+use millpond_protocol::{Sha256, Timestamp, UploadId};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -19,7 +19,7 @@ use super::queue::{Queue, Shipment, Sizes};
 use super::ship::{self, Clock, Loaded, Message};
 use super::watch::Watch;
 use super::{Options, Report, SendError, Summary};
-use crate::clock::Stamp;
+use crate::clock::wall_ms;
 use crate::large::{self, LargeError};
 use crate::session::{Ack, Cause, Event, Inbox, Session, SessionError};
 use crate::spool::{Entry, Spool, SpoolError, Statement};
@@ -63,6 +63,8 @@ pub(super) struct Run<'a> {
     pub(super) large: Option<Arc<Meter>>,
     /// Large files that did not get through: not tried again by this run.
     pub(super) left: HashSet<UploadId>,
+    /// Entries that this run leaves alone and that an earlier process may have sent.
+    others: Vec<Entry>,
     pub(super) statements: Statements,
     /// SHA-256 of what is on its way.
     pub(super) digests: HashMap<UploadId, Sha256>,
@@ -90,15 +92,15 @@ pub async fn flush(
     report: &mut (dyn FnMut(Report<'_>) + Send),
 ) -> Result<Summary, SendError> {
     session.connected(options.patience).await.map_err(offline)?;
-    let offset = session.clock_offset(ASK).await?;
-    let now = Stamp::now();
-    if let Some(anchor) = now.anchor(offset.ms) {
+    let (offset, anchor) = session.clock_offset(ASK).await?;
+    let now = Timestamp::clamped(wall_ms().saturating_add(offset.ms));
+    if let Some(anchor) = anchor {
         // Without it, times of this boot are as good as the wall clock.
         let _ = spool.set_anchor(&anchor);
     }
-    let clock = Clock { offset_ms: offset.ms, anchors: spool.anchors() };
+    let clock = Clock { offset_ms: offset.ms, anchors: spool.anchors(), now };
     let day = 86_400_000;
-    let today = u64::try_from(now.wall_ms.saturating_add(offset.ms)).unwrap_or(0) / day * day;
+    let today = u64::try_from(now.as_millis()).unwrap_or(0) / day * day;
     let mut doubtful: HashSet<Entry> = spool.in_flight().into_iter().collect();
     let mut run = Run {
         spool,
@@ -113,6 +115,7 @@ pub async fn flush(
         asks: 0,
         large: None,
         left: HashSet::new(),
+        others: Vec::new(),
         statements: Statements::default(),
         digests: HashMap::new(),
         awaited: Vec::new(),
@@ -125,15 +128,24 @@ pub async fn flush(
     loop {
         // Before the entries: what was spooled before a statement is among them.
         run.statements = Statements::read(run.spool, &run.clock)?;
-        let left = &run.left;
-        let entries = run.spool.entries()?.filter(|entry| !left.contains(&entry.upload));
+        let (left, mut others) = (&run.left, 0);
+        let entries = run.spool.entries()?.filter(|entry| {
+            let is_other = options.only_first && !options.first.contains(&entry.upload);
+            others += u64::from(is_other);
+            !is_other && !left.contains(&entry.upload)
+        });
         run.queue = Queue::new(entries, &options.first, today, &doubtful);
-        doubtful.clear();
+        if options.only_first {
+            // In doubt they stay, for the run that sends them.
+            run.others =
+                doubtful.iter().filter(|entry| !options.first.contains(&entry.upload)).cloned().collect();
+        }
+        doubtful.retain(|entry| run.others.contains(entry));
         if run.finished() {
-            run.summary.left = (run.queue.len() + run.left.len()) as u64;
+            run.summary.left = (run.queue.len() + run.left.len()) as u64 + others;
             // The receipt of a large file can be faster than the answer to its commit.
             run.summary.bytes += run.large.take().map_or(0, |meter| meter.done());
-            let _ = run.spool.set_in_flight(run.queue.on_the_way());
+            run.note_in_flight();
             return Ok(run.summary);
         }
         run.drain(inbox).await?;
@@ -152,6 +164,11 @@ impl Run<'_> {
         let sent =
             self.queue.len() == 0 || (self.options.only_first && !self.queue.holds(&self.options.first));
         sent && !self.statements.is_due()
+    }
+
+    /// Notes what may have been sent. A hint: without it bytes may go twice after a crash.
+    fn note_in_flight(&self) {
+        let _ = self.spool.set_in_flight(self.queue.on_the_way().chain(&self.others));
     }
 
     /// Works until the queue holds nothing more.
@@ -253,8 +270,8 @@ impl Run<'_> {
             (1, Some(entry)) => Shipment::Single(entry),
             (_, last) => Shipment::Bundle(entries.into_iter().chain(last).collect()),
         };
-        // Before the first byte leaves. A hint: without it bytes may go twice after a crash.
-        let _ = self.spool.set_in_flight(self.queue.on_the_way());
+        // Before the first byte leaves.
+        self.note_in_flight();
         self.shipments += 1;
         let (session, throttle) = (self.session.clone(), Arc::clone(self.options.transfer.throttle()));
         self.work.push(Box::pin(async move {
@@ -279,7 +296,7 @@ impl Run<'_> {
             }
             Err(error) => return Err(error.into()),
         };
-        let _ = self.spool.set_in_flight(self.queue.on_the_way());
+        self.note_in_flight();
         let (put, sha256) = (ship::put(&document, &self.clock), document.sha256);
         let (path, upload) = (self.spool.path(&entry), entry.upload.clone());
         let (session, transfer) = (self.session.clone(), Arc::clone(&self.options.transfer));

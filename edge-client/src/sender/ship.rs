@@ -10,17 +10,21 @@ use crate::session::{Properties, Session, SessionError};
 use crate::spool::{Document, Entry};
 
 /// What is known of the server's time.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Clock {
     pub(super) offset_ms: i64,
     pub(super) anchors: Vec<Anchor>,
+    /// The server's time of today.
+    pub(super) now: Timestamp,
 }
 
 impl Clock {
     /// When the file belongs: as stated, else as captured.
     pub(super) fn event_time(&self, document: &Document) -> Timestamp {
         let about = &document.about;
-        about.event_time.unwrap_or_else(|| about.captured.in_server_time(&self.anchors, self.offset_ms))
+        about
+            .event_time
+            .unwrap_or_else(|| about.captured.in_server_time(&self.anchors, self.offset_ms, self.now))
     }
 }
 

@@ -32,6 +32,7 @@
 //! ```
 
 mod address;
+mod ask;
 mod book;
 mod config;
 mod driver;
@@ -39,18 +40,14 @@ mod inbox;
 mod mqtt;
 mod tls;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use millpond_protocol::access::Op;
-use millpond_protocol::error::ErrorBody;
-use millpond_protocol::message::{Card, answer};
-use millpond_protocol::{BundleId, Refusal, Timestamp, UploadId, topic};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use millpond_protocol::message::Card;
+use millpond_protocol::{BundleId, Refusal, Timestamp, UploadId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -59,12 +56,8 @@ pub use config::{Config, Token, Topic};
 pub use inbox::{Ack, Event, Inbox};
 pub use tls::Trust;
 
-use crate::backoff::random;
 use book::Book;
 use mqtt::{Beside, Pipe};
-
-/// The shortest pause before an ask is repeated.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Why a connection ended, or none came about.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -133,15 +126,6 @@ pub struct Properties {
     /// JSON.
     pub meta: Option<String>,
     pub content_type: Option<String>,
-}
-
-/// Server time less this machine's clock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClockOffset {
-    /// Milliseconds to add to the local clock.
-    pub ms: i64,
-    /// The true offset is at most so far off.
-    pub within: Duration,
 }
 
 /// Whether there is a connection.
@@ -308,83 +292,6 @@ impl Session {
         verdict.await.map_err(|_| SessionError::Cut)?.map_err(SessionError::Refused)
     }
 
-    /// Asks, and waits for the answer as long as `within`, over as many connections as it takes. The ask gets an id of its own;
-    /// temporary refusals are waited out.
-    ///
-    /// # Errors
-    /// `Answer` with the server's refusal, `Offline` or `Unanswered` when the time is over.
-    pub async fn ask<T: DeserializeOwned>(
-        &self,
-        op: Op,
-        ask: &impl Serialize,
-        within: Duration,
-    ) -> Result<T, SessionError> {
-        let id = format!("e-{:016x}-{}", random(), self.shared.asks.fetch_add(1, Ordering::Relaxed));
-        self.ask_as(&id, op, ask, within).await
-    }
-
-    /// The same with an id of the caller's, so that another process can repeat the ask and gets the first answer.
-    ///
-    /// # Errors
-    /// As [`Session::ask`].
-    pub async fn ask_as<T: DeserializeOwned>(
-        &self,
-        id: &str,
-        op: Op,
-        ask: &impl Serialize,
-        within: Duration,
-    ) -> Result<T, SessionError> {
-        let strange = |error: serde_json::Error| SessionError::Strange(op, error.to_string());
-        let mut body = serde_json::to_value(ask).map_err(strange)?;
-        if let Value::Object(keys) = &mut body {
-            keys.insert("id".to_owned(), id.into());
-        }
-        let (payload, deadline) = (Bytes::from(body.to_string()), Instant::now() + within);
-        loop {
-            let online = self.online(deadline).await?;
-            let answer =
-                match tokio::time::timeout_at(deadline, self.ask_once(&online, op, payload.clone())).await {
-                    Ok(Ok(answer)) => answer,
-                    Ok(Err(SessionError::Cut)) => continue,
-                    Ok(Err(error)) => return Err(error),
-                    Err(_) => return Err(SessionError::Unanswered(within)),
-                };
-            let Ok(error) = serde_json::from_slice::<ErrorBody>(&answer) else {
-                return serde_json::from_slice(&answer).map_err(strange);
-            };
-            let pause = error.error.retry_after_ms.map_or(ASK_AGAIN, Duration::from_millis).max(ASK_AGAIN);
-            if !error.error.code.is_temporary() || Instant::now() + pause >= deadline {
-                return Err(error.error.into());
-            }
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    async fn ask_once(&self, online: &Online, op: Op, payload: Bytes) -> Result<Bytes, SessionError> {
-        let correlation = Bytes::from(format!("{:016x}", random()));
-        let wait = self.shared.book().ask(online.connection, correlation.clone()).ok_or(SessionError::Cut)?;
-        // Whoever stops waiting leaves nothing behind.
-        let _forget = Forget { shared: &self.shared, correlation: &correlation };
-        let response = (topic::answer(&self.config.pool, &self.config.member, op), correlation.clone());
-        let beside = Beside { response: Some(response), ..Beside::default() };
-        self.publish_on(online, &format!("ask/{op}"), payload, beside).await?;
-        wait.await.map_err(|_| SessionError::Cut)
-    }
-
-    /// Measures how far this machine's clock is from the server's.
-    ///
-    /// # Errors
-    /// As [`Session::ask`].
-    pub async fn clock_offset(&self, within: Duration) -> Result<ClockOffset, SessionError> {
-        let (begin, asked) = (Instant::now(), crate::clock::wall_ms());
-        let server: answer::Time = self.ask(Op::Time, &serde_json::json!({}), within).await?;
-        let took = begin.elapsed();
-        let half = i64::try_from(took.as_millis() / 2).unwrap_or(i64::MAX);
-        // Three times were cut to whole milliseconds.
-        let within = took / 2 + Duration::from_millis(2);
-        Ok(ClockOffset { ms: server.time.as_millis() - asked - half, within })
-    }
-
     /// Says DISCONNECT. The session ends; what waits for it gets errors.
     pub async fn close(&self) {
         if let Ok(online) = self.online(Instant::now()).await {
@@ -392,17 +299,6 @@ impl Session {
             let closed = |status: &Status| !matches!(status, Status::Online(_));
             let _ = tokio::time::timeout(Duration::from_secs(5), self.status.clone().wait_for(closed)).await;
         }
-    }
-}
-
-struct Forget<'a> {
-    shared: &'a Shared,
-    correlation: &'a Bytes,
-}
-
-impl Drop for Forget<'_> {
-    fn drop(&mut self) {
-        self.shared.book().forget(self.correlation);
     }
 }
 

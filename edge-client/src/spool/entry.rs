@@ -16,10 +16,14 @@ pub(super) const TRAILER: usize = 32 + 4 + MAGIC.len();
 /// Bytes of a description: far more than its parts may have together.
 pub(super) const ABOUT_MAX: usize = 64 << 10;
 
+/// The largest key that fits its digits.
+pub(super) const KEY_MAX: u64 = 999_999_999_999_999;
+
 /// One file in the spool, as its name tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Entry {
-    /// Milliseconds since 1970 that order the spool: the stated event time, else the wall clock at capture.
+    /// Milliseconds since 1970 that order the spool: the stated event time, else the wall clock at capture; where that clock was seen to be
+    /// behind, what is known better.
     pub key: u64,
     /// Bytes of the file.
     pub size: u64,
@@ -91,14 +95,18 @@ pub struct Document {
     pub about: About,
     pub size: u64,
     pub sha256: Sha256,
+    /// Its place in the order where that is not its time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<u64>,
 }
 
 impl Document {
     /// The name under which it lies in the spool.
     pub fn entry(&self) -> Entry {
-        let key = self.about.event_time.map_or(self.about.captured.wall_ms, Timestamp::as_millis);
-        let key = Timestamp::clamped(key).as_millis();
-        Entry { key: u64::try_from(key).unwrap_or(0), size: self.size, upload: self.about.upload.clone() }
+        let time = self.about.event_time.map_or(self.about.captured.wall_ms, Timestamp::as_millis);
+        let time = Timestamp::clamped(time).as_millis();
+        let key = self.key.unwrap_or_else(|| u64::try_from(time).unwrap_or(0)).min(KEY_MAX);
+        Entry { key, size: self.size, upload: self.about.upload.clone() }
     }
 
     /// What stands after the file's bytes. None if the description is longer than one may be.
@@ -148,8 +156,10 @@ mod tests {
     fn document() -> impl Strategy<Value = Document> {
         let id = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}";
         let time = proptest::option::of(0..253_370_764_799_999_i64);
-        (id, time, any::<i64>(), 0..u64::MAX >> 16, any::<[u8; 32]>(), proptest::option::of("\\PC{0,40}"))
-            .prop_map(|(upload, time, wall_ms, size, sha256, meta)| Document {
+        let key = proptest::option::of(any::<u64>());
+        let meta = proptest::option::of("\\PC{0,40}");
+        (id, time, any::<i64>(), 0..u64::MAX >> 16, any::<[u8; 32]>(), meta, key).prop_map(
+            |(upload, time, wall_ms, size, sha256, meta, key)| Document {
                 about: About {
                     upload: upload.parse().unwrap(),
                     name: "ü b.txt".parse().unwrap(),
@@ -161,7 +171,9 @@ mod tests {
                 },
                 size,
                 sha256: Sha256(sha256),
-            })
+                key,
+            },
+        )
     }
 
     proptest! {

@@ -19,7 +19,7 @@
 //! ```
 //!
 //! NAME is `{key}.{size}.{upload}`: 15 digits of milliseconds since 1970 (the stated event time, else the wall clock at
-//! capture), the file's size, and its upload id. So a listing alone tells what there is, in order, without opening a file.
+//! capture, unless the description has a `key`: where the clock was behind the anchor of its boot, or, without one, behind the newest entry), the file's size, and its upload id. So a listing alone tells what there is, in order, without opening a file.
 //!
 //! An entry's file is the bytes of the file, then its description ([`Document`]) as JSON, the SHA-256 of that JSON (32 bytes), its length (u32,
 //! little endian), and `MPSPOOL1`. The description holds the SHA-256 of the bytes.

@@ -15,6 +15,11 @@ const ANCHORS_MAX: usize = 16;
 /// Bytes of the log of dropped entries, after which it is begun anew.
 const LOG_MAX: u64 = 1 << 20;
 
+/// How far the clock that counts since boot may have gone wrong in so many milliseconds: 100 millionths.
+fn drift(ms: i64) -> i64 {
+    ms.max(0) / 10_000
+}
+
 impl Spool {
     /// Where a small file is written before it takes another one's place. Under the lock only.
     pub(super) fn scratch(&self) -> PathBuf {
@@ -27,12 +32,18 @@ impl Spool {
         text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
     }
 
-    /// Notes a measurement of the server's time, in place of an earlier one of the same boot.
+    /// Notes a measurement of the server's time, in place of an earlier one of the same boot, unless that was the better one.
     ///
     /// # Errors
     /// What the system says; nothing but precision is lost then.
     pub fn set_anchor(&self, anchor: &Anchor) -> Result<(), SpoolError> {
         let mut anchors = self.anchors();
+        let aged = |other: &Anchor| drift(anchor.boot.ms.saturating_sub(other.boot.ms));
+        if anchors.iter().any(|other| {
+            other.boot.id == anchor.boot.id && other.within_ms.saturating_add(aged(other)) <= anchor.within_ms
+        }) {
+            return Ok(());
+        }
         anchors.retain(|other| other.boot.id != anchor.boot.id);
         anchors.push(anchor.clone());
         let kept = anchors.len().saturating_sub(ANCHORS_MAX);

@@ -87,10 +87,26 @@ impl Spool {
             size += n as u64;
         }
         let sha256 = digest.finish();
-        let document = Document { about: about(sha256), size, sha256 };
+        let mut document = Document { about: about(sha256), size, sha256, key: None };
+        document.key = self.place(&document);
         let footer = document.footer().ok_or_else(|| SpoolError::TooLong(document.about.upload.clone()))?;
         writing.file.write_all(&footer).map_err(|error| writing.failed(error))?;
         Ok(Staged { writing, document })
+    }
+}
+
+impl Spool {
+    /// Where a file belongs in the order whose capture is dated by a clock that is behind: a device that has just booted in 1970
+    /// must not lose this minute's files first, nor send them last.
+    fn place(&self, document: &Document) -> Option<u64> {
+        if document.about.event_time.is_some() {
+            return None;
+        }
+        let captured = &document.about.captured;
+        let known =
+            captured.anchored(&self.anchors()).map(|time| time.as_millis()).and_then(|ms| ms.try_into().ok());
+        let after = || self.ready.last().map(|newest| newest.key.saturating_add(1));
+        known.or_else(after).filter(|key| *key > document.entry().key)
     }
 }
 

@@ -1,0 +1,52 @@
+//! What a full disk does to a listener: nothing that lasts.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use millpond_protocol::message::Pointer;
+use tokio::time::Instant;
+
+use super::{ListenError, Listener, State};
+
+/// When to write again what the disk had no room for.
+const SAVE: Duration = Duration::from_secs(10);
+
+impl Listener<'_> {
+    /// Whether an attempt to show it came so far that only the state is missing.
+    pub(super) async fn is_placed(&mut self, pointer: &Pointer, partial: &Path) -> bool {
+        let Some(path) = self.shelf.placed(pointer).filter(|_| !partial.exists()) else { return false };
+        let (size, is) = (pointer.size, std::fs::metadata(&path).map_or(0, |file| file.len()));
+        let digested = tokio::task::spawn_blocking(move || crate::transfer::digest(&path, size, None)).await;
+        size == is && digested.is_ok_and(|digests| digests.is_ok_and(|d| d.sha256 == pointer.sha256))
+    }
+
+    /// That the disk is full neither ends the listener nor makes the command run again: it is written later.
+    pub(super) fn unless_full(&mut self, written: io::Result<()>, state: &State) -> Result<(), ListenError> {
+        match written {
+            Err(error) if is_full(&error) => {
+                self.save.get_or_insert(Instant::now() + SAVE);
+                Ok(())
+            }
+            written => at(written, &state.name),
+        }
+    }
+
+    pub(super) fn save_again(&mut self) -> Result<(), ListenError> {
+        self.save = None;
+        let Some(state) = self.shelf.state().cloned() else { return Ok(()) };
+        let pruned = self.shelf.prune(self.options.keep);
+        self.unless_full(pruned, &state)?;
+        let noted = self.shelf.note(state.stage.clone(), state.told);
+        self.unless_full(noted, &state)
+    }
+}
+
+/// The disk has no room, which may change: what is shown stays, and what is wanted is tried again.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+pub(super) fn at<T>(result: io::Result<T>, name: &millpond_protocol::FileName) -> Result<T, ListenError> {
+    result.map_err(|source| ListenError::Directory { path: name.as_str().into(), source })
+}

@@ -1,0 +1,136 @@
+//! Asks: repeated with their id until they are answered, but for the server's time, which is measured.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use millpond_protocol::access::Op;
+use millpond_protocol::error::ErrorBody;
+use millpond_protocol::message::answer;
+use millpond_protocol::topic;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::mqtt::Beside;
+use super::{Online, Session, SessionError, Shared};
+use crate::backoff::random;
+use crate::clock::{self, Anchor, ClockOffset, Stamp};
+
+/// The shortest pause before an ask is repeated.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+impl Session {
+    /// Asks, and waits for the answer as long as `within`, over as many connections as it takes. The ask gets an id of its own;
+    /// temporary refusals are waited out.
+    ///
+    /// # Errors
+    /// `Answer` with the server's refusal, `Offline` or `Unanswered` when the time is over.
+    pub async fn ask<T: DeserializeOwned>(
+        &self,
+        op: Op,
+        ask: &impl Serialize,
+        within: Duration,
+    ) -> Result<T, SessionError> {
+        let id = format!("e-{:016x}-{}", random(), self.shared.asks.fetch_add(1, Ordering::Relaxed));
+        self.ask_as(&id, op, ask, within).await
+    }
+
+    /// The same with an id of the caller's, so that another process can repeat the ask and gets the first answer.
+    ///
+    /// # Errors
+    /// As [`Session::ask`].
+    pub async fn ask_as<T: DeserializeOwned>(
+        &self,
+        id: &str,
+        op: Op,
+        ask: &impl Serialize,
+        within: Duration,
+    ) -> Result<T, SessionError> {
+        let strange = |error: serde_json::Error| SessionError::Strange(op, error.to_string());
+        let mut body = serde_json::to_value(ask).map_err(strange)?;
+        if let Value::Object(keys) = &mut body {
+            keys.insert("id".to_owned(), id.into());
+        }
+        let (payload, deadline) = (Bytes::from(body.to_string()), Instant::now() + within);
+        loop {
+            let online = self.online(deadline).await?;
+            let answer =
+                match tokio::time::timeout_at(deadline, self.ask_once(&online, op, payload.clone())).await {
+                    Ok(Ok(answer)) => answer,
+                    Ok(Err(SessionError::Cut)) => continue,
+                    Ok(Err(error)) => return Err(error),
+                    Err(_) => return Err(SessionError::Unanswered(within)),
+                };
+            let Ok(error) = serde_json::from_slice::<ErrorBody>(&answer) else {
+                return serde_json::from_slice(&answer).map_err(strange);
+            };
+            let pause = error.error.retry_after_ms.map_or(ASK_AGAIN, Duration::from_millis).max(ASK_AGAIN);
+            if !error.error.code.is_temporary() || Instant::now() + pause >= deadline {
+                return Err(error.error.into());
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn ask_once(&self, online: &Online, op: Op, payload: Bytes) -> Result<Bytes, SessionError> {
+        let correlation = Bytes::from(format!("{:016x}", random()));
+        let wait = self.shared.book().ask(online.connection, correlation.clone()).ok_or(SessionError::Cut)?;
+        // Whoever stops waiting leaves nothing behind.
+        let _forget = Forget { shared: &self.shared, correlation: &correlation };
+        let response = (topic::answer(&self.config.pool, &self.config.member, op), correlation.clone());
+        let beside = Beside { response: Some(response), ..Beside::default() };
+        self.publish_on(online, &format!("ask/{op}"), payload, beside).await?;
+        wait.await.map_err(|_| SessionError::Cut)
+    }
+
+    /// Measures how far this machine's clock is from the server's, and how they lie to the clock that counts since boot. An attempt
+    /// that was cut, or in which the clock was set, says nothing; then there is another one.
+    ///
+    /// # Errors
+    /// As [`Session::ask`].
+    pub async fn clock_offset(
+        &self,
+        within: Duration,
+    ) -> Result<(ClockOffset, Option<Anchor>), SessionError> {
+        let deadline = Instant::now() + within;
+        loop {
+            let online = self.online(deadline).await?;
+            let before = Stamp::now();
+            let asked = self.ask_once(&online, Op::Time, Bytes::from_static(b"{}"));
+            let answer = match tokio::time::timeout_at(deadline, asked).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(SessionError::Cut)) => continue,
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Err(SessionError::Unanswered(within)),
+            };
+            let after = Stamp::now();
+            if let Ok(error) = serde_json::from_slice::<ErrorBody>(&answer) {
+                let pause =
+                    error.error.retry_after_ms.map_or(ASK_AGAIN, Duration::from_millis).max(ASK_AGAIN);
+                if !error.error.code.is_temporary() || Instant::now() + pause >= deadline {
+                    return Err(error.error.into());
+                }
+                tokio::time::sleep(pause).await;
+                continue;
+            }
+            let server: answer::Time = serde_json::from_slice(&answer)
+                .map_err(|error| SessionError::Strange(Op::Time, error.to_string()))?;
+            if let Some(measured) = clock::measured(&before, server.time.as_millis(), &after) {
+                return Ok(measured);
+            }
+        }
+    }
+}
+
+struct Forget<'a> {
+    shared: &'a Shared,
+    correlation: &'a Bytes,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.shared.book().forget(self.correlation);
+    }
+}
