@@ -55,14 +55,17 @@ impl Intake {
         let config = gate.config.clone();
         // What is announced to clients is accepted, whatever is read past.
         let framer = Framer::new(version, config.read_past_max.max(config.packet_max()));
+        let meter = gate.rates.meter(who);
+        // Coming back is no way around a rate.
+        let owed = meter.as_ref().and_then(|meter| meter.charge(Instant::now(), Load::default()));
         Self {
             unpaid: rest.len(),
             stream: rest,
             charging: None,
             framer,
             share: Share::new(gate.budget.clone()),
-            meter: gate.rates.meter(who),
-            paused: None,
+            meter,
+            paused: owed.map(|pause| pause.until),
             config,
             read_size: READ_MIN,
             packet: 0,
@@ -80,6 +83,8 @@ impl Intake {
 
     /// Reads nothing more: what is half read, or waits for the budget, is given up.
     pub(crate) fn stop(&mut self, session: &Session) {
+        // Nor is leaving in the middle of a packet.
+        self.pay(0);
         self.stopped = true;
         self.charging = None;
         self.stream = BytesMut::new();

@@ -5,7 +5,7 @@
 //! so nothing is refused and TCP holds the client back. Each rate is a leaky bucket that holds what may come in [`BURST`].
 //!
 //! **What is fair in a pool.** A pool over its rate holds back those of its members alone who are over their share, which is
-//! the pool's rate divided by the members that sent lately. So a member that sends less than its share never waits for
+//! the pool's rate divided by the members that sent lately, or wait. So a member that sends less than its share never waits for
 //! one that floods; what others leave of their shares is for whoever comes first. All connections of a member are one.
 
 use std::collections::HashMap;
@@ -149,9 +149,14 @@ impl Pool {
             self.sending += 1;
         }
         let own = member.own.charge(now, own_flow, load);
-        let share = member.share.charge(now, share, load);
+        let over_share = member.share.charge(now, share, load);
+        let over_pool = self.used.charge(now, pool_flow, load);
+        if over_pool.is_zero() {
+            // What a pool had room for is held against nobody later.
+            member.share.forgive(share);
+        }
         // Within its share nobody waits; over it, until it is not, or until the pool has room.
-        let pool = self.used.charge(now, pool_flow, load).min(share);
+        let pool = over_pool.min(over_share);
         let (wait, limit) = if own >= pool { (own, "member") } else { (pool, "pool") };
         (!wait.is_zero()).then(|| Pause { until: now + wait.max(PAUSE_MIN), limit })
     }
@@ -160,7 +165,11 @@ impl Pool {
     fn turn(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.since);
         if passed >= LATELY {
-            self.sent_before = if passed < 2 * LATELY { self.sending } else { 0 };
+            let share = Flow::of(self.rate).divided(self.sending.max(self.sent_before));
+            let waits = |member: &mut Member| !member.share.charge(now, share, Load::default()).is_zero();
+            // Who waits has sent nothing lately, and still wants its share.
+            let waiting = self.members.values_mut().map(waits).map(u64::from).sum::<u64>();
+            self.sent_before = waiting.max(if passed < 2 * LATELY { self.sending } else { 0 });
             (self.since, self.period, self.sending) = (now, self.period + 1, 0);
         }
     }
@@ -225,6 +234,12 @@ impl Bucket {
         self.at = self.at.max(now);
     }
 
+    /// Leaves no more in it than may come at once.
+    fn forgive(&mut self, flow: Flow) {
+        let most = |held: f64, flow: Option<f64>| flow.map_or(held, |flow| held.min(at_once(flow)));
+        (self.messages, self.bytes) = (most(self.messages, flow.messages), most(self.bytes, flow.bytes));
+    }
+
     /// How long it takes until no more is in it than may come at once.
     fn charge(&mut self, now: Instant, flow: Flow, load: Load) -> Duration {
         self.drain(now, flow);
@@ -232,13 +247,17 @@ impl Bucket {
         self.bytes += load.bytes as f64;
         let over = |held: f64, flow: Option<f64>| {
             let flow = flow?;
-            // One message is always within a rate, however low that is.
-            let over = held - (flow * BURST.as_secs_f64()).max(1.0);
+            let over = held - at_once(flow);
             (over > 0.0).then(|| Duration::try_from_secs_f64(over / flow).unwrap_or(Duration::MAX / 2))
         };
         let waits = [over(self.messages, flow.messages), over(self.bytes, flow.bytes)];
         waits.into_iter().flatten().max().unwrap_or_default()
     }
+}
+
+/// What may come at once at a rate. One message is always within it, however low it is.
+fn at_once(flow: f64) -> f64 {
+    (flow * BURST.as_secs_f64()).max(1.0)
 }
 
 /// Nothing panics under these locks, so a poisoned one still holds a consistent value.
@@ -336,6 +355,45 @@ mod tests {
         let all = sent[0] + sent[1];
         assert!((5_900..=6_300).contains(&all), "{sent:?}");
         assert!(sent.iter().all(|n| *n > all * 4 / 10), "{sent:?}");
+    }
+
+    #[test]
+    fn a_pools_rate_holds_however_many_send() {
+        let start = Instant::now();
+        let mut pool = Pool::new(Rate::default(), messages(100), start);
+        let names: Vec<_> = (0..1_000).map(|n| name(&format!("m{n}"))).collect();
+        let (mut sent, mut ready) = (0_u64, vec![start; names.len()]);
+        for tenth in 0..600 {
+            let now = start + tenth * SECOND / 10;
+            for (who, ready) in names.iter().zip(&mut ready) {
+                if *ready <= now {
+                    sent += 1;
+                    *ready = pool.charge(now, who, ONE).map_or(now, |pause| pause.until);
+                }
+            }
+        }
+        // One each is always within a rate, and then a hundred a second.
+        assert!((6_000..=9_500).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn what_a_pool_had_room_for_is_held_against_nobody() {
+        let start = Instant::now();
+        let mut pool = Pool::new(Rate::default(), messages(100), start);
+        let (much, little, flooder) = (name("much"), name("little"), name("flooder"));
+        // An hour of sixty and thirty a second.
+        for second in 0..3_600 {
+            let now = start + second * SECOND;
+            (0..60).for_each(|_| assert_eq!(pool.charge(now, &much, ONE), None));
+            (0..30).for_each(|_| assert_eq!(pool.charge(now, &little, ONE), None));
+        }
+        let later = start + 3_605 * SECOND;
+        flood(&mut pool, &flooder, later, SECOND);
+        for tenth in 0..20 {
+            let now = later + SECOND + tenth * SECOND / 10;
+            pool.charge(now, &flooder, ONE);
+            assert_eq!(pool.charge(now, &much, ONE), None, "after {tenth} tenths");
+        }
     }
 
     #[test]
