@@ -1,12 +1,13 @@
 //! Secrets that the first start makes: files in the data directory that only their owner can read.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use data_encoding::BASE64URL_NOPAD;
 use millpond_failpoint::{Point, reach};
+use millpond_storage::directory;
 
 /// Makes a directory that only its owner can enter, or closes one that is there to everybody else: it holds what clients
 /// sent and the keys to it.
@@ -14,16 +15,7 @@ use millpond_failpoint::{Point, reach};
 /// # Errors
 /// It cannot be made.
 pub fn private_dir(dir: &Path) -> io::Result<()> {
-    let is_new = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.is_dir();
-    let new: Vec<_> = dir.ancestors().take_while(is_new).collect();
-    if !new.is_empty() {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    }
-    for dir in new {
-        // Its name too survives a power cut.
-        let above = dir.parent().filter(|above| !above.as_os_str().is_empty());
-        File::open(above.unwrap_or_else(|| Path::new(".")))?.sync_all()?;
-    }
+    directory::make_private(dir)?;
     if std::fs::metadata(dir)?.permissions().mode() & 0o077 != 0
         && let Err(error) = std::fs::set_permissions(dir, Permissions::from_mode(0o700))
     {
@@ -83,9 +75,7 @@ fn create(path: &Path, prefix: &str) -> io::Result<String> {
     file.sync_all()?;
     reach(Point::SecretWritten);
     std::fs::rename(&new, path)?;
-    if let Some(dir) = path.parent() {
-        File::open(dir)?.sync_all()?;
-    }
+    directory::sync_name_of(path)?;
     Ok(secret)
 }
 

@@ -12,6 +12,7 @@
 //! | `http`, `xml` | what those are over the network; the only users of `reqwest` and `quick-xml` |
 //! | `multipart` | objects that arrive in parts |
 //! | `writer` | an object that is written piece by piece |
+//! | [`directory`] | directories whose names survive a power cut |
 //! | `hash` | the SHA-256 of an object that storage holds |
 //! | `presign` | URLs for others |
 //! | `probe` | what is wrong with a storage that does not work |
@@ -29,6 +30,7 @@
 
 mod client;
 mod config;
+pub mod directory;
 pub mod embedded;
 mod error;
 mod handle;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use bytes::{Bytes, BytesMut};
 use millpond_protocol::{Sha256, Timestamp};
-use millpond_storage::{ObjectKey, Storage, Writer};
+use millpond_storage::{ObjectKey, Storage, Writer, directory};
 use rusqlite::Connection;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256 as Hasher};
@@ -78,8 +78,9 @@ pub async fn restore(
     while let Some(ended) = tasks.join_next().await {
         ended??;
     }
-    std::fs::rename(dir.join(RESTORING), dir.join("ledger.db"))?;
-    File::open(&dir)?.sync_all()?;
+    let ledger = dir.join("ledger.db");
+    std::fs::rename(dir.join(RESTORING), &ledger)?;
+    directory::sync_name_of(&ledger)?;
     Ok(restored)
 }
 

@@ -1,9 +1,11 @@
 //! `millpond backup`
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+
+use millpond_storage::directory;
 
 use super::client::Client;
 use super::failure::{FAILED, Failure, RETRY, USAGE};
@@ -30,7 +32,7 @@ pub(super) async fn run(args: &Args, client: &Client, out: &Out) -> Result<(), F
     match fetch(args, client, &part).await {
         Ok(header) => {
             std::fs::rename(&part, file)?;
-            sync_directory_of(file)?;
+            directory::sync_name_of(file)?;
             out.show(&header, |out, header| {
                 out.line(format!("{}: what was acknowledged by {}", file.display(), header.made));
                 let objects = header.objects.map_or_else(
@@ -70,9 +72,4 @@ async fn fetch(args: &Args, client: &Client, part: &Path) -> Result<backup::Head
     file.sync_all().map_err(written)?;
     backup::read_through(part)
         .map_err(|error| Failure::new(FAILED, format!("the backup is not whole: {error:#}")))
-}
-
-fn sync_directory_of(file: &Path) -> std::io::Result<()> {
-    let above = file.parent().filter(|above| !above.as_os_str().is_empty());
-    File::open(above.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use millpond_failpoint::{Point, reach};
+use millpond_storage::directory;
 use rusqlite::Connection;
 
 use super::{OpenError, snapshot};
@@ -48,8 +49,7 @@ fn keep(sql: &Connection, to: &Path) -> Result<(), OpenError> {
     // Whole on disk before the file is changed that it is a copy of.
     File::open(&new).and_then(|copy| copy.sync_all()).map_err(io)?;
     std::fs::rename(&new, to).map_err(io)?;
-    let dir = to.parent().unwrap_or(Path::new("."));
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)
+    directory::sync_name_of(to).map_err(io)
 }
 
 #[cfg(test)]

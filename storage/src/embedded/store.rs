@@ -2,20 +2,21 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use millpond_failpoint::{Point, reach};
 
-use super::blobs::{BlobId, Blobs, Incoming, sync_dir};
+use super::blobs::{BlobId, Blobs, Incoming};
 use super::catalog::{Catalog, CatalogError, Check, Ended, Finished, Freed, Object, Part, Replaced, Upload};
 use super::checksum::{Algorithm, Hashing, Plan, Sums};
 use super::config::EmbeddedConfig;
 use super::room::{Claim, Freeing, OverQuota, Pin, Room};
 use super::send::Body;
 use crate::config::BadConfig;
+use crate::directory;
 use crate::limits::embedded as limits;
 
 /// The directory cannot be served.
@@ -68,15 +69,7 @@ pub(super) struct Store {
 impl Store {
     pub(super) fn open(dir: &Path, config: &EmbeddedConfig) -> Result<Self, OpenError> {
         let disk = |error| OpenError::Disk { path: dir.to_owned(), error };
-        let is_new = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.is_dir();
-        let new: Vec<_> = dir.ancestors().take_while(is_new).collect();
-        if !new.is_empty() {
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(disk)?;
-        }
-        for dir in new {
-            let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
-            sync_dir(parent.unwrap_or(Path::new("."))).map_err(disk)?;
-        }
+        directory::make_private(dir).map_err(disk)?;
         let lock = OpenOptions::new()
             .write(true)
             .create(true)

@@ -1,0 +1,47 @@
+//! Directories whose names survive a power cut.
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+
+/// Makes a directory, and those above it that are missing, so that only their owner can enter them. One that is there stays
+/// as it is.
+///
+/// # Errors
+/// It cannot be made, or synced.
+pub fn make_private(dir: &Path) -> io::Result<()> {
+    let is_new = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.is_dir();
+    let new: Vec<_> = dir.ancestors().take_while(is_new).collect();
+    if !new.is_empty() {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    }
+    new.into_iter().try_for_each(sync_name_of)
+}
+
+/// Makes the name of a file or a directory survive a power cut.
+///
+/// # Errors
+/// The directory that it is in cannot be synced.
+pub fn sync_name_of(path: &Path) -> io::Result<()> {
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+    File::open(above.unwrap_or_else(|| Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn every_level_that_is_made_is_its_owners_alone_and_what_is_there_stays() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let deep = root.path().join("a/b/c");
+        make_private(&deep).unwrap();
+        make_private(&deep).unwrap();
+        let mode = |dir: &Path| dir.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&deep), mode(&root.path().join("a")), mode(root.path())), (0o700, 0o700, 0o755));
+    }
+}
