@@ -21,6 +21,7 @@ pub mod retention;
 pub mod rounds;
 pub mod secrets;
 pub mod server;
+mod stopped;
 mod store;
 mod ustar;
 

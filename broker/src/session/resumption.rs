@@ -146,3 +146,23 @@ fn a_client_that_acknowledges_nothing_has_a_few_large_messages_under_way_and_no_
     session.packet(Packet::PubAck(1), now);
     assert!(session.wants().copies > 0, "an acknowledgement makes room");
 }
+
+#[test]
+fn of_what_was_under_way_the_newest_goes_where_there_is_no_room_for_it() {
+    let now = Instant::now();
+    let mut before = kept(GateConfig::default(), None, now);
+    let copies = ["oldest", "middle", "newest"].map(|text| {
+        let message = Arc::new(Message::event("app/p/x".into(), Bytes::from_static(text.as_bytes())));
+        Mail { message, qos: 1, retain: false, replay: false, tags: vec![] }
+    });
+    before.copies(copies.to_vec(), now);
+    written(&mut before);
+    let mut left = before.leaving().kept;
+    let (whole, dropped) = left.shorten(usize::MAX);
+    assert_eq!(dropped, 0);
+    assert_eq!(left.shorten(whole - 1), (whole / 3 * 2, 1));
+    let out = written(&mut kept(GateConfig::default(), Some(left), now));
+    let position = |text: &str| out.windows(text.len()).position(|part| part == text.as_bytes());
+    assert!(position("oldest") < position("middle") && position("oldest").is_some(), "{out:?}");
+    assert_eq!(position("newest"), None);
+}

@@ -16,29 +16,36 @@ pub(super) struct Unsent {
 }
 
 impl Unsent {
-    fn weight(&self) -> usize {
-        let weight = |mail: &Mail| size_of::<Mail>() + mail.message.bytes();
-        let again = self.again.iter().map(|(_, flight)| match &flight.what {
-            What::App(mail) => weight(mail),
-            What::Once | What::Receipt(_) | What::State(..) | What::Released => 0,
-        });
-        again.sum::<usize>() + self.copies.iter().map(weight).sum::<usize>()
-    }
-
     /// As [`super::leaving::Kept::shorten`].
     pub(super) fn shorten(&mut self, room: usize) -> (usize, u64) {
+        let flights = self.again.iter().map(|(_, flight)| weight(flight));
+        let mut held = flights.sum::<usize>() + self.copies.iter().map(weight_of).sum::<usize>();
         let mut dropped = 0;
-        while self.weight() > room {
-            dropped += 1;
-            if self.copies.pop_back().is_some() {
-                continue;
-            }
-            let newest = self.again.iter().rposition(|(_, flight)| matches!(flight.what, What::App(_)));
-            match newest {
-                Some(at) => drop(self.again.remove(at)),
-                None => break,
+        while held > room
+            && let Some(newest) = self.copies.pop_back()
+        {
+            (held, dropped) = (held - weight_of(&newest), dropped + 1);
+        }
+        let mut kept = VecDeque::with_capacity(self.again.len());
+        while let Some((id, flight)) = self.again.pop_back() {
+            if held > room && weight(&flight) > 0 {
+                (held, dropped) = (held - weight(&flight), dropped + 1);
+            } else {
+                kept.push_front((id, flight));
             }
         }
-        (self.weight(), dropped)
+        self.again = kept;
+        (held, dropped)
     }
+}
+
+fn weight(flight: &Flight) -> usize {
+    match &flight.what {
+        What::App(mail) => weight_of(mail),
+        What::Once | What::Receipt(_) | What::State(..) | What::Released => 0,
+    }
+}
+
+fn weight_of(mail: &Mail) -> usize {
+    size_of::<Mail>() + mail.message.bytes()
 }

@@ -16,6 +16,7 @@ use super::{Count, END, End, FORMAT, HEADER, Header, LEDGER, OBJECTS, Sum};
 use crate::ledger::objects::Object;
 use crate::ledger::snapshot::Snapshot;
 use crate::ledger::{self, Ledger};
+use crate::stopped::{Done, Stopped};
 use crate::ustar;
 
 /// Bytes read of the ledger at a time.
@@ -31,21 +32,6 @@ const BLOCK: usize = 512;
 
 /// Where the pieces go; an error ends the client's download.
 pub(crate) type Out = mpsc::Sender<io::Result<Bytes>>;
-
-/// Why it ended early.
-enum Stopped {
-    /// Nobody takes it any more.
-    Gone,
-    Refused(Refusal),
-}
-
-impl From<Refusal> for Stopped {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-type Done<T = ()> = Result<T, Stopped>;
 
 /// Writes a backup to `out`, with the objects or of the ledger alone. One at a time: the caller sees to that.
 pub(crate) async fn make(ledger: Ledger, storage: Storage, objects: bool, out: Out) {

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::ledger::{self, Ledger};
+use crate::stopped::{Done, Stopped};
 
 /// Differences that one rule tells; the rest are as many as the last one says.
 const TOLD: usize = 100;
@@ -81,21 +82,6 @@ pub(crate) struct Check {
     tell: mpsc::Sender<Line>,
     end: End,
 }
-
-/// Why a check did not come to its end.
-enum Stopped {
-    /// Nobody listens any more.
-    Gone,
-    Refused(Refusal),
-}
-
-impl From<Refusal> for Stopped {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-type Done<T> = Result<T, Stopped>;
 
 /// Checks everything, thoroughly (`deep`) with every byte, and tells it line by line until nobody listens.
 pub async fn run(ledger: Ledger, storage: Storage, deep: bool, tell: mpsc::Sender<Line>) {

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use super::{Error, Result, connect};
 
 /// Instructions of SQLite's machine between two looks at whether anybody still waits: well under a millisecond.
-const LOOK_EVERY: i32 = 10_000;
+pub(super) const LOOK_EVERY: i32 = 10_000;
 
 /// A few connections that share their work.
 pub(super) struct Readers(Arc<Set>);
@@ -45,7 +45,7 @@ impl Readers {
         let permit = self.0.places.clone().acquire_owned().await.map_err(|_| stopped())?;
         let set = self.0.clone();
         let caller = Caller::default();
-        let gone = caller.0.clone();
+        let gone = caller.gone();
         let run = move || {
             let _permit = permit;
             let sql = set.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -58,7 +58,15 @@ impl Readers {
 
 /// Says when the caller has gone.
 #[derive(Default)]
-struct Caller(Arc<AtomicBool>);
+pub(super) struct Caller(Arc<AtomicBool>);
+
+impl Caller {
+    /// What SQLite asks now and then, to end a statement that nobody waits for.
+    pub(super) fn gone(&self) -> impl FnMut() -> bool + Send + 'static + use<> {
+        let gone = self.0.clone();
+        move || gone.load(Ordering::Relaxed)
+    }
+}
 
 impl Drop for Caller {
     fn drop(&mut self) {
@@ -75,12 +83,12 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn snapshot<T>(
         &mut self,
-        gone: Arc<AtomicBool>,
+        gone: impl FnMut() -> bool + Send + 'static,
         job: impl FnOnce(&Connection) -> Result<T>,
     ) -> Option<std::result::Result<T, Refusal>> {
         let sql = self.sql.as_mut()?;
         let look = || {
-            sql.progress_handler(LOOK_EVERY, Some(move || gone.load(Ordering::Relaxed)))?;
+            sql.progress_handler(LOOK_EVERY, Some(gone))?;
             // It begins with the first statement, and ends when it is dropped.
             job(&*sql.transaction()?)
         };

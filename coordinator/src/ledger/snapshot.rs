@@ -4,13 +4,14 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use millpond_protocol::{Refusal, Sha256};
 use rusqlite::{Connection, OpenFlags, Row, params};
 use sha2::{Digest as _, Sha256 as Hasher};
 
 use super::objects::Object;
+use super::readers::{Caller, LOOK_EVERY};
 use super::{Error, Ledger, Result, connect};
 
 /// The file's name in the data directory. One that a killed process left behind is replaced by the next, or removed at
@@ -20,8 +21,6 @@ const NAME: &str = "ledger.snapshot";
 const MIN_FREE: u64 = 64 << 20;
 /// Objects read in one go.
 const PAGE: usize = 1_000;
-/// Instructions of SQLite's machine between two looks at whether anybody still waits.
-const LOOK_EVERY: i32 = 100_000;
 
 /// A copy of the ledger. Until it is dropped the file exists, and no object that the copy names is deleted from storage.
 pub struct Snapshot {
@@ -54,16 +53,6 @@ impl Drop for Kept {
     }
 }
 
-/// Says when the caller has gone.
-#[derive(Default)]
-struct Caller(Arc<AtomicBool>);
-
-impl Drop for Caller {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 impl Ledger {
     /// Copies the ledger to a file in the data directory, which takes as much room as the ledger's rows. Writers go on;
     /// if the caller gives up, so does the copy. One at a time: the caller sees to that.
@@ -75,11 +64,11 @@ impl Ledger {
         let kept = Kept::new(&self.0.kept);
         let (from, path) = (self.0.directory.join("ledger.db"), self.0.directory.join(NAME));
         let caller = Caller::default();
-        let gone = caller.0.clone();
+        let gone = caller.gone();
         let made = tokio::task::spawn_blocking(move || {
             let mut snapshot = Snapshot { path, size: 0, sha256: Sha256::of(&[]), _kept: kept };
             let mut sql = connect(&from, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-            sql.progress_handler(LOOK_EVERY, Some(move || gone.load(Ordering::Relaxed)))?;
+            sql.progress_handler(LOOK_EVERY, Some(gone))?;
             check_room(&sql, &snapshot.path)?;
             copy(&sql, &snapshot.path)?;
             (snapshot.size, snapshot.sha256) = hash(&snapshot.path).map_err(unreadable)?;
