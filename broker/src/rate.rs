@@ -20,7 +20,7 @@ const BURST: Duration = Duration::from_secs(1);
 const LATELY: Duration = Duration::from_secs(2);
 /// The least time for which a connection is not read: a timer has no finer steps.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
-/// Members, and pools, that are remembered before those who have sent nothing for a while are looked for.
+/// Members that are remembered before those who have sent nothing for a while are looked for.
 const REMEMBERED: usize = 64;
 
 /// What may come in a second; 0: any number.
@@ -72,11 +72,8 @@ impl Rates {
         if (self.member, self.pool) == Default::default() {
             return None;
         }
+        // Pools are made by who runs the server, so they are few.
         let mut pools = lock(&self.pools);
-        if !pools.contains_key(&who.pool) && pools.len() >= REMEMBERED {
-            // Those that nobody is connected to begin anew when somebody is.
-            pools.retain(|_, pool| Arc::strong_count(pool) > 1);
-        }
         let pool = pools
             .entry(who.pool.clone())
             .or_insert_with(|| Arc::new(Mutex::new(Pool::new(self.member, self.pool, Instant::now()))));
@@ -133,7 +130,7 @@ impl Pool {
 
     fn charge(&mut self, now: Instant, name: &MemberName, load: Load) -> Option<Pause> {
         self.turn(now);
-        let share = Flow::of(self.rate).divided(self.sending.max(self.sent_before));
+        let share = self.share();
         let (own_flow, pool_flow) = (Flow::of(self.member_rate), Flow::of(self.rate));
         if !self.members.contains_key(name) {
             if load == Load::default() {
@@ -161,11 +158,16 @@ impl Pool {
         (!wait.is_zero()).then(|| Pause { until: now + wait.max(PAUSE_MIN), limit })
     }
 
+    /// What each of those who sent lately, or wait, may have of the pool's rate.
+    fn share(&self) -> Flow {
+        Flow::of(self.rate).divided(self.sending.max(self.sent_before))
+    }
+
     /// Begins a new period for the count of those who send.
     fn turn(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.since);
         if passed >= LATELY {
-            let share = Flow::of(self.rate).divided(self.sending.max(self.sent_before));
+            let share = self.share();
             let waits = |member: &mut Member| !member.share.charge(now, share, Load::default()).is_zero();
             // Who waits has sent nothing lately, and still wants its share.
             let waiting = self.members.values_mut().map(waits).map(u64::from).sum::<u64>();
@@ -179,9 +181,7 @@ impl Pool {
         if self.members.len() < self.look_at {
             return;
         }
-        // By the smaller of both flows, so that neither bucket holds anything that matters.
-        let share = Flow::of(self.rate).divided(self.sending.max(self.sent_before));
-        let own = Flow::of(self.member_rate);
+        let (share, own) = (self.share(), Flow::of(self.member_rate));
         self.members.retain(|_, member| {
             member.own.drain(now, own);
             member.share.drain(now, share);

@@ -73,7 +73,8 @@ pub const UNCOMMITTED_BYTES_MAX: usize = 256 << 20;
 pub const UNCOMMITTED_PER_CONNECTION: usize = 64;
 /// Messages to one connection that are not acknowledged (Receive Maximum may lower it).
 pub const IN_FLIGHT_OUT: usize = 100;
-/// Bytes of messages on app topics that one connection has not acknowledged; the others wait. A larger one goes alone.
+/// Bytes of messages on app topics that one connection has not acknowledged, from which on it takes no more. What it took at
+/// once, up to 1 MiB and a message, may go beyond that.
 pub const IN_FLIGHT_BYTES: usize = 4 << 20;
 /// Bytes queued to one connection, after which the gate ends it and it must ask again. Asks are refused from a third of it
 /// on, so that it holds the answers of all that can be under way by then (16 of `ANSWER_MAX` for a member).

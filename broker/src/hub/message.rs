@@ -92,10 +92,13 @@ impl Message {
 
     /// Bytes that it counts for where bytes are limited.
     pub(crate) fn bytes(&self) -> usize {
-        let user: usize =
-            self.details.user_properties.iter().map(|(key, value)| key.len() + value.len()).sum();
-        let data = self.details.correlation_data.as_ref().map_or(0, Bytes::len);
-        self.topic.len() + self.payload.len() + user + data
+        let details = &self.details;
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let pair = |(key, value): &(String, String)| size_of::<(String, String)>() + key.len() + value.len();
+        let user: usize = details.user_properties.iter().map(pair).sum();
+        let data = details.correlation_data.as_ref().map_or(0, Bytes::len);
+        let texts = text(&details.content_type) + text(&details.response_topic);
+        self.topic.len() + self.payload.len() + user + data + texts
     }
 
     pub(crate) fn is_expired(&self, now: Instant) -> bool {
@@ -174,6 +177,17 @@ pub(crate) fn from_bus(mut bytes: Bytes, epoch: Instant) -> Option<(u64, Message
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_a_message_carries_counts_wherever_it_stands() {
+        let event = Message::event("app/p/x".into(), Bytes::new());
+        let counted = |details: Details| Message { details, ..event.clone() }.bytes();
+        let (long, plain) = ("x".repeat(60_000), Details::default());
+        assert!(counted(Details { content_type: Some(long.clone()), ..plain.clone() }) >= 60_000);
+        assert!(counted(Details { response_topic: Some(long), ..plain.clone() }) >= 60_000);
+        let pairs = vec![(String::new(), String::new()); 256];
+        assert!(counted(Details { user_properties: pairs, ..plain }) >= 256 * size_of::<(String, String)>());
+    }
 
     proptest! {
         #[test]

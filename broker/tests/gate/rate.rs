@@ -69,6 +69,7 @@ async fn everything_that_a_member_sends_counts_for_its_rate_on_all_its_connectio
 
 #[tokio::test]
 async fn a_pool_at_its_rate_holds_back_who_floods_and_nobody_within_its_share() {
+    let begun = std::time::Instant::now();
     let server = limited(0, 50).await;
     let mut other = server.client(4, "publisher-2").await;
     other.publish(1, 1, "mp/p/c/publisher-2/up/u1", b"x").await;
@@ -82,7 +83,7 @@ async fn a_pool_at_its_rate_holds_back_who_floods_and_nobody_within_its_share() 
         tokio::io::copy(&mut read, &mut tokio::io::sink()).await
     };
     let others = async {
-        // Two ahead of every one of these, so the pool is at its rate from here on.
+        // The pool is at its rate from here on.
         server.backend.until(|backend| backend.taken_ids().len() > 50).await;
         for n in 2..=11 {
             other.publish(1, n, &format!("mp/p/c/publisher-2/up/u{n}"), b"x").await;
@@ -97,7 +98,10 @@ async fn a_pool_at_its_rate_holds_back_who_floods_and_nobody_within_its_share() 
     let of_the_other =
         server.backend.taken.lock().unwrap().iter().filter(|one| one.from == "publisher-2").count();
     assert_eq!(of_the_other, 11);
-    assert!(server.backend.taken_ids().len() < 3_000, "the flood was over before the others were done");
+    // The rate, a burst of the pool, and one of each share.
+    let most = 120.0 + 50.0 * begun.elapsed().as_secs_f64();
+    let taken = server.backend.taken_ids().len();
+    assert!(taken as f64 <= most, "{taken} where the pool's rate permits {most}");
 }
 
 #[tokio::test]

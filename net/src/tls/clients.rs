@@ -51,7 +51,10 @@ pub(super) fn read(dir: &Path) -> Result<Files, String> {
         let entry = entry.map_err(wrong)?;
         let Ok(name) = entry.file_name().into_string() else { continue };
         if name.ends_with(".crt") || name.ends_with(".crl") {
-            files.insert(name, super::files::read(&entry.path()).map_err(wrong)?);
+            let path = entry.path();
+            let bytes = super::files::read(&path)
+                .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+            files.insert(name, bytes);
         }
     }
     Ok(files)
