@@ -1,11 +1,12 @@
 //! A certificate authority of one's own, for servers that no public one knows. rcgen, with ring.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use millpond_storage::directory;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose,
@@ -83,7 +84,8 @@ pub fn init(dir: &Path, names: &[String], days: u32) -> Result<Made, Unmade> {
     ] {
         write_new(file, mode, &text).map_err(|error| unwritten(file, error))?;
     }
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| unwritten(dir, error))?;
+    directory::sync_name_of(&made.cert_file).map_err(|error| unwritten(dir, error))?;
+    directory::sync_name_of(dir).map_err(|error| unwritten(dir, error))?;
     Ok(made)
 }
 

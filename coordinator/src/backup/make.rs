@@ -36,7 +36,7 @@ pub(crate) type Out = mpsc::Sender<io::Result<Bytes>>;
 /// Writes a backup to `out`, with the objects or of the ledger alone. One at a time: the caller sees to that.
 pub(crate) async fn make(ledger: Ledger, storage: Storage, objects: bool, out: Out) {
     let client = out.clone();
-    let mut archive = Archive { out, left: 0, size: 0, begun: None };
+    let mut archive = Archive { out, left: 0, size: 0, waited: Duration::ZERO };
     let made = tokio::select! {
         made = whole(&ledger, &storage, objects, &mut archive) => made,
         // Also while there is nothing to take yet.
@@ -96,22 +96,19 @@ struct Archive {
     out: Out,
     /// Bytes of the entry that are still to come.
     left: u64,
-    /// Bytes so far, and since when they are taken.
+    /// Bytes so far, and how long the client took to take them.
     size: u64,
-    begun: Option<Instant>,
+    waited: Duration,
 }
 
 impl Archive {
     async fn send(&mut self, bytes: Bytes) -> Done {
-        let begun = *self.begun.get_or_insert_with(Instant::now);
         self.size += bytes.len() as u64;
-        if begun.elapsed() > STALL + Duration::from_secs(self.size / SLOWEST) {
-            return Err(Stopped::Gone);
-        }
-        match tokio::time::timeout(STALL, self.out.send(Ok(bytes))).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Stopped::Gone),
-        }
+        let asked = Instant::now();
+        let sent = tokio::time::timeout(STALL, self.out.send(Ok(bytes))).await;
+        self.waited += asked.elapsed();
+        let is_slow = self.waited > STALL + Duration::from_secs(self.size / SLOWEST);
+        if is_slow || !matches!(sent, Ok(Ok(()))) { Err(Stopped::Gone) } else { Ok(()) }
     }
 
     async fn begin(&mut self, path: &str, size: u64) -> Done {

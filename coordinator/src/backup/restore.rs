@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use millpond_protocol::{Sha256, Timestamp};
 use millpond_storage::{ObjectKey, Storage, Writer, directory};
 use rusqlite::Connection;
@@ -45,7 +45,7 @@ pub struct Restored {
 pub async fn restore(
     from: PathBuf,
     config: &Config,
-    tell: impl Fn(u64) + Send + 'static,
+    tell: impl FnMut(u64) + Send + 'static,
 ) -> anyhow::Result<Restored> {
     let dir = config.server.data_dir.clone();
     secrets::private_dir(&dir).with_context(|| format!("{} cannot be made", dir.display()))?;
@@ -92,7 +92,7 @@ struct Unpack<T> {
     read: u64,
 }
 
-impl<T: Fn(u64)> Unpack<T> {
+impl<T: FnMut(u64)> Unpack<T> {
     fn all(&mut self, from: &Path) -> anyhow::Result<Restored> {
         let file = File::open(from)?;
         let mut archive = tar::Archive::new(BufReader::with_capacity(READ, file));
@@ -176,11 +176,10 @@ impl<T: Fn(u64)> Unpack<T> {
 
     /// The next bytes of an entry; none at its end.
     fn piece(&mut self, entry: &mut impl Read) -> anyhow::Result<Option<Bytes>> {
-        let mut piece = BytesMut::zeroed(READ);
-        let read = entry.read(&mut piece).context("it breaks off")?;
+        let mut piece = Vec::new();
+        let read = entry.take(READ as u64).read_to_end(&mut piece).context("it breaks off")?;
         self.read += read as u64;
         (self.tell)(self.read);
-        piece.truncate(read);
-        Ok((read > 0).then(|| piece.freeze()))
+        Ok((read > 0).then(|| piece.into()))
     }
 }

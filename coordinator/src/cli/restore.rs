@@ -1,7 +1,6 @@
 //! `millpond restore`
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 
 use super::failure::{FAILED, Failure};
 use super::output::{Out, bytes};
@@ -22,12 +21,8 @@ pub(super) fn run(args: &Args, out: &Out) -> Result<(), Failure> {
     let config = args.settings.load()?;
     let data = config.server.data_dir.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let shown = Mutex::new(Shown::new());
-    let tell = move |read| {
-        if let Ok(mut shown) = shown.lock() {
-            shown.progress("restored", bytes(read));
-        }
-    };
+    let mut shown = Shown::new();
+    let tell = move |read| shown.progress("restored", bytes(read));
     let restored = runtime.block_on(backup::restore(args.file.clone(), &config, tell));
     Shown::new().clear();
     let restored = restored.map_err(|error| {

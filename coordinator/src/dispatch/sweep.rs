@@ -25,6 +25,14 @@ const SETTLED: Duration = limits::STORAGE_TIMEOUT.saturating_mul(2);
 /// The same for what others could write by a URL: a PUT that began in its last moment may take that long.
 const URL_SETTLED: Duration = limits::URL_VALIDITY;
 
+/// What a sweep did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    pub deleted: usize,
+    /// Its time ended before it had seen all.
+    pub more: bool,
+}
+
 /// Sweeps for ever.
 pub(super) async fn run(ledger: Ledger, storage: Storage) {
     loop {
@@ -36,7 +44,7 @@ pub(super) async fn run(ledger: Ledger, storage: Storage) {
 }
 
 /// Deletes every doomed object that counted once or was made a minute or more before `now`, and that nobody can be writing
-/// any more by a URL; says how many. It ends after the first page that `until` has passed at, and deletes nothing while a
+/// any more by a URL. It ends after the first page that `until` has passed at, and deletes nothing while a
 /// snapshot of the ledger needs its objects.
 ///
 /// # Errors
@@ -46,10 +54,10 @@ pub async fn sweep(
     storage: &Storage,
     now: Timestamp,
     until: Option<Instant>,
-) -> Result<usize, Refusal> {
+) -> Result<Swept, Refusal> {
     let before = now.before(SETTLED).as_millis();
     let urls_before = now.before(URL_SETTLED).as_millis();
-    let (mut swept, mut after) = (0, 0);
+    let (mut swept, mut after) = (Swept::default(), 0);
     let mut failures = Vec::new();
     while failures.len() < FAILURES {
         let page = ledger
@@ -64,6 +72,7 @@ pub async fn sweep(
             })
             .await?;
         let Some(last) = page.last() else { break };
+        let full = page.len() == PAGE;
         after = last.id;
         // Asked after the page was read: what it lists was doomed before a snapshot that is taken from now on.
         if ledger.keeps_objects() {
@@ -72,7 +81,7 @@ pub async fn sweep(
         reach(Point::SweepBegun);
         let gone = delete(storage, page, &mut failures).await;
         reach(Point::SweepDeleted);
-        swept += gone.len();
+        swept.deleted += gone.len();
         metrics::counter!("millpond_objects_swept_total").increment(gone.len() as u64);
         ledger
             .write(move |tx| {
@@ -84,6 +93,7 @@ pub async fn sweep(
             })
             .await?;
         if until.is_some_and(|until| Instant::now() >= until) {
+            swept.more = full;
             break;
         }
     }

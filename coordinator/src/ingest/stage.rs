@@ -8,6 +8,7 @@ use millpond_failpoint::{Point, reach};
 use millpond_protocol::{Principal, Refusal, Sha256, UploadId};
 
 use super::{Ctx, up};
+use crate::ledger::grants::{Target, grant_for};
 use crate::ledger::objects::Object;
 use crate::ledger::uploads::{Body, NewUpload, Stored, find_receipt};
 use crate::ledger::{Ledger, Tx};
@@ -87,7 +88,9 @@ pub(super) async fn worthwhile(ctx: &Ctx, who: &Principal, asked: Vec<Asked>) ->
             let worth = |asked: &Asked| {
                 let known = find_receipt(tx.sql(), who.id, asked.upload.as_str())?.is_some();
                 let is_worth = !known && accept(tx.core(pool)?.policy(), &asked.candidate).is_ok();
-                if is_worth {
+                // A file that was granted counts since then.
+                let target = Target::Upload(asked.upload.clone());
+                if is_worth && grant_for(tx.sql(), pool, who.id, &target)?.is_none() {
                     tx.check_kept(pool, asked.candidate.size)?;
                 }
                 Ok(is_worth)

@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use millpond_protocol::{Refusal, Timestamp};
 use rusqlite::{Connection, OpenFlags};
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{Semaphore, broadcast, oneshot};
 
 pub use error::{Error, Result};
 pub use notice::{Commit, PoolChange};
@@ -92,8 +92,8 @@ struct Inner {
     commits: broadcast::Sender<Arc<Commit>>,
     readers: Readers,
     lookers: Readers,
-    /// Snapshots that need the objects that they name.
-    kept: Arc<AtomicUsize>,
+    /// One permit: taken from before a snapshot until it is dropped.
+    snapshots: Arc<Semaphore>,
     /// Held for as long as the process uses the data directory.
     _lock: File,
 }
@@ -131,7 +131,7 @@ impl Ledger {
             commits,
             readers,
             lookers,
-            kept: Arc::default(),
+            snapshots: Arc::new(Semaphore::new(1)),
             _lock: lock,
         };
         Ok((Self(Arc::new(inner)), ended))
@@ -205,7 +205,7 @@ impl Ledger {
 /// Another process has it, or the disk fails.
 pub fn lock(dir: &Path) -> std::result::Result<File, OpenError> {
     let io = |source| OpenError::Io { path: dir.display().to_string(), source };
-    std::fs::create_dir_all(dir).map_err(io)?;
+    millpond_storage::directory::make_private(dir).map_err(io)?;
     let lock =
         OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(io)?;
     lock.try_lock().map_err(|_| OpenError::InUse(dir.display().to_string()))?;

@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use millpond_protocol::{Refusal, Sha256};
+use millpond_storage::directory;
 use rusqlite::{Connection, OpenFlags, Row, params};
 use sha2::{Digest as _, Sha256 as Hasher};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::objects::Object;
 use super::readers::{Caller, LOOK_EVERY};
@@ -27,7 +27,7 @@ pub struct Snapshot {
     path: PathBuf,
     pub size: u64,
     pub sha256: Sha256,
-    _kept: Kept,
+    _turn: OwnedSemaphorePermit,
 }
 
 impl Drop for Snapshot {
@@ -37,36 +37,20 @@ impl Drop for Snapshot {
     }
 }
 
-/// Objects are not deleted while there is one.
-struct Kept(Arc<AtomicUsize>);
-
-impl Kept {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::SeqCst);
-        Self(count.clone())
-    }
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
 impl Ledger {
     /// Copies the ledger to a file in the data directory, which takes as much room as the ledger's rows. Writers go on;
-    /// if the caller gives up, so does the copy. One at a time: the caller sees to that.
+    /// if the caller gives up, so does the copy. There is one at a time: the next waits until this one is dropped.
     ///
     /// # Errors
     /// `unavailable`: the disk is full or fails.
     pub async fn snapshot(&self) -> std::result::Result<Snapshot, Refusal> {
         // Before the copy: what is doomed from now on may be live in it.
-        let kept = Kept::new(&self.0.kept);
+        let turn = self.0.snapshots.clone().acquire_owned().await.map_err(|_| stopped())?;
         let (from, path) = (self.0.directory.join("ledger.db"), self.0.directory.join(NAME));
         let caller = Caller::default();
         let gone = caller.gone();
         let made = tokio::task::spawn_blocking(move || {
-            let mut snapshot = Snapshot { path, size: 0, sha256: Sha256::of(&[]), _kept: kept };
+            let mut snapshot = Snapshot { path, size: 0, sha256: Sha256::of(&[]), _turn: turn };
             let mut sql = connect(&from, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
             sql.progress_handler(LOOK_EVERY, Some(gone))?;
             check_room(&sql, &snapshot.path)?;
@@ -74,13 +58,13 @@ impl Ledger {
             (snapshot.size, snapshot.sha256) = hash(&snapshot.path).map_err(unreadable)?;
             Ok(snapshot)
         });
-        let made = made.await.map_err(|_| Refusal::unavailable("the ledger has stopped"))?;
+        let made = made.await.map_err(|_| stopped())?;
         made.map_err(Error::into_refusal)
     }
 
     /// Whether a snapshot needs the objects that it names.
     pub fn keeps_objects(&self) -> bool {
-        self.0.kept.load(Ordering::SeqCst) > 0
+        self.0.snapshots.available_permits() == 0
     }
 }
 
@@ -123,7 +107,7 @@ impl Snapshot {
     ) -> std::result::Result<T, Refusal> {
         let path = self.path.clone();
         let read = tokio::task::spawn_blocking(move || job(&open(&path)?));
-        let read = read.await.map_err(|_| Refusal::unavailable("the ledger has stopped"))?;
+        let read = read.await.map_err(|_| stopped())?;
         read.map_err(Error::into_refusal)
     }
 }
@@ -199,9 +183,7 @@ fn check_room(sql: &Connection, path: &Path) -> Result<()> {
     let number = |pragma: &str| sql.pragma_query_value(None, pragma, |row| row.get::<_, u64>(0));
     let used = number("page_count")?.saturating_sub(number("freelist_count")?);
     let needed = used * number("page_size")? + MIN_FREE;
-    let disk = rustix::fs::statvfs(path.parent().unwrap_or(Path::new(".")))
-        .map_err(|error| unreadable(error.into()))?;
-    let free = disk.f_bavail * disk.f_frsize;
+    let free = directory::free(path.parent().unwrap_or(Path::new("."))).map_err(unreadable)?;
     if free >= needed {
         return Ok(());
     }
@@ -217,6 +199,10 @@ fn hash(path: &Path) -> io::Result<(u64, Sha256)> {
     let mut hasher = Hasher::new();
     let size = io::copy(&mut File::open(path)?, &mut hasher)?;
     Ok((size, Sha256(hasher.finalize().into())))
+}
+
+fn stopped() -> Refusal {
+    Refusal::unavailable("the ledger has stopped")
 }
 
 fn unreadable(error: io::Error) -> Error {

@@ -88,6 +88,8 @@ impl Tx<'_> {
             return Ok(Stored { receipt, repeated: true });
         }
         let granted = self.granted(pool, who, &new)?;
+        // A file that was granted counts since then.
+        let (uncounted, size) = (granted.is_none() && new.received.is_none(), new.size);
         let candidate = Candidate {
             size: new.size,
             declares_sha256: new.sha256_declared,
@@ -102,9 +104,8 @@ impl Tx<'_> {
                 );
             }
             Ok(()) => {
-                // A file that was granted counts since then.
-                if granted.is_none() && new.received.is_none() {
-                    self.check_kept(pool, new.size)?;
+                if uncounted {
+                    self.check_kept(pool, size)?;
                 }
                 self.place(pool, who, &new)?
             }
@@ -119,7 +120,11 @@ impl Tx<'_> {
             (Some(grant), Ok(_)) => self.end_grant(&grant, Cause::Published)?,
             (None, _) => {}
         }
-        self.insert(pool, who, new, placed)
+        let stored = self.insert(pool, who, new, placed)?;
+        if uncounted && stored.receipt.batch.is_some() {
+            self.count_kept(pool, size);
+        }
+        Ok(stored)
     }
 
     /// Asks the core for the batch.
@@ -202,9 +207,6 @@ impl Tx<'_> {
                 object
             ])?;
         if let Some(batch_id) = batch_id {
-            if new.received.is_none() {
-                self.count_kept(pool, new.size);
-            }
             self.count(batch_id, who, &new, seq, first)?;
         }
         self.change(pool)?.uploads = true;

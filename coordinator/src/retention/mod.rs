@@ -211,7 +211,9 @@ impl Collector {
             tracing::info!(?done, "retention: deleted");
         }
         ran?;
-        done.deleted = sweep::sweep(&self.ledger, &self.storage, now, Some(until)).await? as u64;
+        let swept = sweep::sweep(&self.ledger, &self.storage, now, Some(until)).await?;
+        done.deleted = swept.deleted as u64;
+        done.more |= swept.more;
         if only.is_none() {
             self.ledger.write(move |tx| tx.forget_tokens(now)).await?;
         }

@@ -139,9 +139,9 @@ async fn the_sweep_leaves_an_object_alone_while_a_url_lets_somebody_write_it() {
         world.ask(&edge, Op::Abort, json!({"id": upload, "upload": upload})).await.unwrap();
     }
     let soon = now().after(limits::URL_VALIDITY);
-    assert_eq!(sweep(&world.ledger, &world.storage, soon, None).await.unwrap(), 0);
+    assert_eq!(sweep(&world.ledger, &world.storage, soon, None).await.unwrap().deleted, 0);
     assert!(world.storage.stat(&key).await.unwrap().is_some());
-    assert_eq!(sweep(&world.ledger, &world.storage, now().after(HOUR), None).await.unwrap(), 2);
+    assert_eq!(sweep(&world.ledger, &world.storage, now().after(HOUR), None).await.unwrap().deleted, 2);
     assert!(world.storage.stat(&key).await.unwrap().is_none());
 }
 

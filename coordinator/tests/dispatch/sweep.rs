@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use millpond::dispatch::sweep::sweep;
+use millpond::dispatch::sweep::{Swept, sweep};
 use millpond::ledger::now;
 use millpond_protocol::Sha256;
 use millpond_storage::{Secret, Storage, StorageConfig};
@@ -17,6 +17,11 @@ use crate::world::World;
 
 const OBJECTS: u64 = 300;
 const GONE: &str = "SELECT count(*) FROM objects WHERE state = 'gone'";
+
+/// A sweep that saw all and deleted so many.
+fn all(deleted: usize) -> Swept {
+    Swept { deleted, more: false }
+}
 
 /// An endpoint that deletes every key but those that `fails`, and what it was asked for.
 async fn endpoint(fails: fn(usize) -> bool) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
@@ -77,7 +82,7 @@ async fn an_object_that_cannot_be_deleted_now_does_not_keep_the_others() {
     let (world, storage) = world(address).await;
     assert!(sweep(&world.ledger, &storage, later(), None).await.is_err());
     assert_eq!(world.number(GONE).await, OBJECTS - 1);
-    assert_eq!(sweep(&world.ledger, &storage, later(), None).await, Ok(1));
+    assert_eq!(sweep(&world.ledger, &storage, later(), None).await, Ok(all(1)));
     let asked = asked.lock().unwrap();
     assert_eq!(asked.len() as u64, OBJECTS + 1);
     assert_eq!(asked.iter().collect::<BTreeSet<_>>().len() as u64, OBJECTS);
@@ -98,8 +103,18 @@ async fn nothing_is_deleted_that_a_snapshot_of_the_ledger_may_need() {
     let (address, asked) = endpoint(|_| false).await;
     let (world, storage) = world(address).await;
     let snapshot = world.ledger.snapshot().await.unwrap();
-    assert_eq!(sweep(&world.ledger, &storage, later(), None).await, Ok(0));
+    assert_eq!(sweep(&world.ledger, &storage, later(), None).await, Ok(all(0)));
     assert!(asked.lock().unwrap().is_empty());
     drop(snapshot);
-    assert_eq!(sweep(&world.ledger, &storage, later(), None).await, Ok(OBJECTS as usize));
+    assert_eq!(sweep(&world.ledger, &storage, later(), None).await, Ok(all(OBJECTS as usize)));
+}
+
+#[tokio::test]
+async fn a_sweep_whose_time_is_over_says_whether_there_is_more() {
+    let (address, _) = endpoint(|_| false).await;
+    let (world, storage) = world(address).await;
+    let first = sweep(&world.ledger, &storage, later(), Some(Instant::now())).await.unwrap();
+    assert!(first.more && first.deleted < OBJECTS as usize, "{first:?}");
+    let rest = OBJECTS as usize - first.deleted;
+    assert_eq!(sweep(&world.ledger, &storage, later(), Some(Instant::now())).await, Ok(all(rest)));
 }

@@ -320,3 +320,16 @@ async fn events_from_a_time_when_the_clock_was_ahead_do_not_keep_those_after_the
     assert_eq!(stage.collect(later(2 * DAY)).await.events, 2_001);
     assert_eq!(stage.world.number("SELECT count(*) FROM events").await, 0);
 }
+
+#[tokio::test]
+async fn a_token_that_has_ended_is_deleted_by_the_run() {
+    let stage = Stage::new(json!({})).await;
+    let end = |tx: &mut millpond::ledger::Tx<'_>| {
+        tx.sql().execute("UPDATE tokens SET expires = 10", [])?;
+        tx.expire_tokens()
+    };
+    stage.world.ledger.write(end).await.unwrap();
+    assert!(stage.world.number("SELECT count(*) FROM tokens").await > 0);
+    stage.collect(later(LONG)).await;
+    assert_eq!(stage.world.number("SELECT count(*) FROM tokens").await, 0);
+}
