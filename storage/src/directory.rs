@@ -1,4 +1,4 @@
-//! Directories whose names survive a power cut.
+//! Directories: their names survive a power cut, and their disks have room or not.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -26,6 +26,15 @@ pub fn make_private(dir: &Path) -> io::Result<()> {
 pub fn sync_name_of(path: &Path) -> io::Result<()> {
     let above = path.parent().filter(|above| !above.as_os_str().is_empty());
     File::open(above.unwrap_or_else(|| Path::new(".")))?.sync_all()
+}
+
+/// Bytes that the disk of a directory has left for its user.
+///
+/// # Errors
+/// There is no such directory.
+pub fn free(dir: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(dir)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 #[cfg(test)]

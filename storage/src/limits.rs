@@ -122,7 +122,8 @@ pub mod embedded {
     pub const STALL_BYTES: usize = 4 << 10;
 
     /// What the bytes of a body must come to in the mean, in bytes a second, once [`CRAWL`] has been spent on waiting for
-    /// them, so that nobody holds a turn for a day with a large body. The slowest links that are used (GPRS) carry 3 KiB/s
+    /// them, so that a turn is held for a time in proportion to the body (64 MiB for nine hours), where [`STALL_BYTES`] alone would
+    /// let it last for days. The slowest links that are used (GPRS) carry 3 KiB/s
     /// or more, and then a part of 5 MiB takes half an hour.
     pub const CRAWL_RATE: u64 = 2 << 10;
 

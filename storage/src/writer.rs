@@ -39,7 +39,7 @@ impl Storage {
     }
 
     /// Begins an object that is written piece by piece and will have `size` bytes, more or less: its parts are as large as
-    /// that asks for. Nothing is sent yet.
+    /// that asks for (105 MiB for 1 TiB), two of them are in memory, and each has the time of one call to go up. Nothing is sent yet.
     pub fn writer_of(&self, key: &ObjectKey, size: u64) -> Writer {
         Writer {
             storage: self.clone(),

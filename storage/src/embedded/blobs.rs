@@ -12,6 +12,7 @@ use millpond_failpoint::{Point, reach};
 
 use super::checksum::{Hashing, Sums};
 use super::room::Claim;
+use crate::directory;
 
 /// The name of a file or of an upload in parts: random, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,9 +72,7 @@ impl Blobs {
     /// A new body of as many bytes as the claim has, of which none is there yet, hashed by SHA-256 and `others`. Bodies
     /// on their way do not know of each other, so that many at once may still fill the disk; then writing fails.
     pub(super) fn create(&self, claim: Claim, hashing: Hashing) -> io::Result<Incoming> {
-        let disk = rustix::fs::statvfs(&self.incoming)?;
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free < self.min_free.saturating_add(claim.size()) {
+        if directory::free(&self.incoming)? < self.min_free.saturating_add(claim.size()) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let path = self.incoming.join(claim.blob().name());
@@ -222,6 +221,28 @@ fn make_dir(path: &Path) -> io::Result<()> {
 }
 
 /// Makes the names in a directory outlive a power loss.
-pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
+fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_body_stays_whose_row_goes_during_the_sweep_while_somebody_reads_it() {
+        let root = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(root.path(), 0).unwrap();
+        let id = BlobId([0; 16]);
+        fs::write(blobs.path(id), "read").unwrap();
+        let is_read = Cell::new(false);
+        let rows = |_| {
+            is_read.set(true);
+            Ok::<_, io::Error>(HashSet::new())
+        };
+        assert_eq!(blobs.sweep(|_| is_read.get(), rows).unwrap(), Swept::default());
+        assert!(blobs.path(id).exists());
+    }
 }

@@ -132,7 +132,7 @@ pub(super) fn before_put(
 /// either.
 pub(super) fn span(range: Option<&Range>, size: u64) -> Result<Option<Span<u64>>, S3Error> {
     let Some(range) = range else { return Ok(None) };
-    let span = range.check(size.max(1)).ok().filter(|span| span.end <= size);
+    let span = range.check(size).ok().filter(|span| !span.is_empty());
     span.map(Some).ok_or_else(|| {
         let error = said(S3ErrorCode::InvalidRange, format!("The object has {size} bytes."));
         match format!("bytes */{size}").parse() {

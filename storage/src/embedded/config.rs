@@ -29,8 +29,8 @@ pub struct EmbeddedConfig {
     pub min_free: u64,
     /// Connections at once; later ones wait. Each costs up to 1 MiB of memory while it moves a body.
     pub max_connections: usize,
-    /// Connections of one address at once (an IPv6 network of /64 is one); later ones wait, which keeps no other address
-    /// waiting.
+    /// Connections of one address at once (an IPv6 network of /64 is one); half as many as `max_connections` wait beside
+    /// those for `idle_timeout`, then they are closed. That keeps no other address waiting.
     pub max_connections_per_address: usize,
     /// Uploads at once; later ones wait a while, then are told to slow down.
     pub max_uploads: usize,
@@ -93,6 +93,7 @@ impl EmbeddedConfig {
         rule(self.max_connections > 0, "max_connections is at least 1");
         rule(self.max_connections_per_address > 0, "max_connections_per_address is at least 1");
         rule(self.max_uploads > 0, "max_uploads is at least 1");
+        rule(self.max_open > 0, "max_open is at least 1");
         rule(!self.idle_timeout.is_zero(), "idle_timeout is more than zero");
         rule(!self.stall_timeout.is_zero(), "stall_timeout is more than zero");
         rule(!self.sweep.is_zero(), "sweep is more than zero");

@@ -149,11 +149,10 @@ pub(super) struct Turns {
     keys: Mutex<HashMap<String, usize>>,
 }
 
-/// A turn. Dropping it gives it back.
+/// A body among those of its key. Dropping it gives that back.
 struct Turn<'a> {
     turns: &'a Turns,
     key: &'a str,
-    permit: Option<SemaphorePermit<'a>>,
 }
 
 impl Turns {
@@ -162,11 +161,15 @@ impl Turns {
     }
 
     /// A turn for a body of `key`, of which there may be `most` at once: whoever has one URL does not get all turns.
-    async fn turn<'a>(&'a self, key: &'a str, most: usize) -> Result<Turn<'a>, Refused> {
-        let mut turn = self.among_its_like(key, most)?;
+    async fn turn<'a>(
+        &'a self,
+        key: &'a str,
+        most: usize,
+    ) -> Result<(Turn<'a>, SemaphorePermit<'a>), Refused> {
+        let turn = self.among_its_like(key, most)?;
         let permit = timeout(limits::UPLOAD_WAIT, self.all.acquire()).await;
-        turn.permit = Some(permit.map_err(|_| Refused::Busy)?.map_err(|_| Refused::Busy)?);
-        Ok(turn)
+        let Ok(Ok(permit)) = permit else { return Err(Refused::Busy) };
+        Ok((turn, permit))
     }
 
     fn among_its_like<'a>(&'a self, key: &'a str, most: usize) -> Result<Turn<'a>, Refused> {
@@ -176,13 +179,12 @@ impl Turns {
             return Err(Refused::Crowded);
         }
         *count += 1;
-        Ok(Turn { turns: self, key, permit: None })
+        Ok(Turn { turns: self, key })
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        drop(self.permit.take());
         let mut keys = self.turns.keys.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = keys.get_mut(self.key) {
             *count -= 1;

@@ -250,3 +250,30 @@ fn commit(connection: &mut Connection, group: &mut [Box<dyn Job>]) -> Result<(),
     reach(Point::CatalogCommitted);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_that_fails_is_rolled_back_alone() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch("CREATE TABLE t (n INTEGER PRIMARY KEY)").unwrap();
+        let (mut group, mut answers) = (Vec::<Box<dyn Job>>::new(), Vec::new());
+        // The second one's second row is there already.
+        for rows in [[1, 2], [3, 1], [4, 5]] {
+            let (answer, answered) = oneshot::channel();
+            let work = move |savepoint: &Savepoint<'_>| {
+                rows.iter().try_for_each(|n| savepoint.execute("INSERT INTO t VALUES (?1)", [n]).map(drop))
+            };
+            group.push(Box::new(Pending { work: Some(work), done: None, answer }));
+            answers.push(answered);
+        }
+        commit(&mut connection, &mut group).unwrap();
+        group.into_iter().for_each(|job| job.answer(Ok(())));
+        let answers: Vec<_> = answers.into_iter().map(|answer| answer.blocking_recv().unwrap()).collect();
+        assert!(matches!(&answers[..], [Ok(()), Err(CatalogError::Undone(_)), Ok(())]), "{answers:?}");
+        let sum: i64 = connection.query_row("SELECT sum(n) FROM t", [], |row| row.get(0)).unwrap();
+        assert_eq!(sum, 12);
+    }
+}
