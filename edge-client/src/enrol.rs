@@ -71,8 +71,8 @@ pub enum EnrolError {
     /// What answered is no Millpond, or one of another version.
     #[error("{0} does not answer like a Millpond: {1}")]
     Strange(String, String),
-    /// Whether it worked is not known. The same call goes on with the same token.
-    #[error("no answer, and it may have worked all the same: repeat the command. {0}")]
+    /// No answer in the time given, or none but "later". The same call goes on with the same token.
+    #[error("it is not known whether it worked: repeat the command. {0}")]
     Unanswered(String),
     #[error(transparent)]
     Directory(#[from] IdentityError),

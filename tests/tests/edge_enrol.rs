@@ -142,7 +142,7 @@ async fn an_answer_that_is_lost_is_asked_for_again_with_the_same_token_and_costs
     let server = Server::start().await;
     let device = Device::new(&server, 1).await;
     let deaf = deaf_way(server.ports().http).await;
-    ended(&device.enrol(&deaf, "p/dev-1", None).await, 75, "it may have worked");
+    ended(&device.enrol(&deaf, "p/dev-1", None).await, 75, "not known whether it worked");
     assert_eq!(uses_left(&server).await, 0);
     let before = device.kept();
     assert!(before["url"].is_null(), "{before}");
@@ -173,5 +173,5 @@ async fn what_the_server_refuses_leaves_nothing_behind_and_says_why() {
     ended(&third.enrol(&http(&server), "dev-3", None).await, 2, "POOL/MEMBER");
     // The MQTT port is no HTTP listener: it does not answer.
     let mqtt = format!("http://{}", server.mqtt());
-    ended(&third.enrol(&mqtt, "p/dev-3", None).await, 75, "no answer");
+    ended(&third.enrol(&mqtt, "p/dev-3", None).await, 75, "not known whether it worked");
 }

@@ -186,7 +186,7 @@ async fn an_enrolment_that_is_killed_at_any_step_makes_one_member_when_it_is_rep
     }
     let server = Server::start().await;
     server.pool("p", json!({})).await;
-    let new = json!({ "name": "j", "role": Role::Publisher, "uses": 1_000, "expires_s": 600 });
+    let new = json!({ "name": "j", "role": Role::Publisher, "uses": 1_000, "expires_s": 86_400 });
     let join = server.api().post("/v1/pools/p/joins", &new).await["token"].as_str().unwrap().to_owned();
     let home = tempfile::tempdir().unwrap();
     let enrol = |n: u32| {

@@ -58,6 +58,11 @@ impl Connect {
                 usage("the server's answer to the enrolment is not known: repeat `millpond-edge enrol`")
             })?,
             (None, host, port, _) => {
+                if self.ca_file.is_some() {
+                    let what =
+                        "--ca-file is for TLS: --url mqtts://HOST, or mqtt://HOST where plain text is meant";
+                    return Err(usage(what));
+                }
                 Address::plain(host.as_deref().unwrap_or("127.0.0.1"), port.unwrap_or(1883))
             }
         };
@@ -68,9 +73,6 @@ impl Connect {
             config.trust = Some(Trust::new(self.authority(enrolled.as_ref()), own).map_err(usage)?);
         } else if own.is_some() {
             return Err(usage("a certificate is shown over TLS alone: --url mqtts://HOST"));
-        } else if self.ca_file.is_some() && self.url.is_none() {
-            let what = "--ca-file is for TLS: --url mqtts://HOST, or mqtt://HOST where plain text is meant";
-            return Err(usage(what));
         }
         config.address = address;
         Ok(config)

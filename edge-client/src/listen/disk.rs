@@ -13,12 +13,16 @@ use super::{ListenError, Listener, State};
 const SAVE: Duration = Duration::from_secs(10);
 
 impl Listener<'_> {
-    /// Whether an attempt to show it came so far that only the state is missing.
+    /// Whether an attempt to show it came so far that only the state is missing. `&mut`: what hears of progress is not shared
+    /// between threads.
     pub(super) async fn is_placed(&mut self, pointer: &Pointer, partial: &Path) -> bool {
         let Some(path) = self.shelf.placed(pointer).filter(|_| !partial.exists()) else { return false };
-        let (size, is) = (pointer.size, std::fs::metadata(&path).map_or(0, |file| file.len()));
+        let size = pointer.size;
+        if std::fs::metadata(&path).map_or(true, |file| file.len() != size) {
+            return false;
+        }
         let digested = tokio::task::spawn_blocking(move || crate::transfer::digest(&path, size, None)).await;
-        size == is && digested.is_ok_and(|digests| digests.is_ok_and(|d| d.sha256 == pointer.sha256))
+        digested.is_ok_and(|digests| digests.is_ok_and(|d| d.sha256 == pointer.sha256))
     }
 
     /// That the disk is full neither ends the listener nor makes the command run again: it is written later.

@@ -226,10 +226,14 @@ async fn send(
             Ok(()) => return Ok(()),
             // A repeat of what was committed is acknowledged. The code says little; whether the lease holds, a beat does.
             Err(SessionError::Refused(code)) => {
-                beat(&work.session, lease, &Log::default(), ASK).await.map_err(lost)?;
-                return Err(AttemptError::Refused(format!(
-                    "the server refuses the result (MQTT reason 0x{code:02x})"
-                )));
+                match beat(&work.session, lease, &Log::default(), ASK).await {
+                    Ok(_) => {
+                        let why = format!("the server refuses the result (MQTT reason 0x{code:02x})");
+                        return Err(AttemptError::Refused(why));
+                    }
+                    Err(error) if error.is_temporary() => backoff.pause().await,
+                    Err(error) => return Err(lost(error)),
+                }
             }
             Err(error) if error.is_temporary() => backoff.pause().await,
             Err(error) => return Err(error.into()),

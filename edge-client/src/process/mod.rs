@@ -359,6 +359,8 @@ impl Processor<'_> {
                 if why.is_of_this_machine() {
                     self.failures = (self.failures + 1).min(6);
                     self.rest = Instant::now() + REST * 2_u32.pow(self.failures - 1);
+                } else {
+                    self.failures = 0;
                 }
                 give_back(self.options, self.session, (lease, log), why, ASK).await.map_err(at)?;
                 (self.report)(Report::Ended { round, why });

@@ -135,12 +135,9 @@ pub async fn flush(
             !is_other && !left.contains(&entry.upload)
         });
         run.queue = Queue::new(entries, &options.first, today, &doubtful);
-        if options.only_first {
-            // In doubt they stay, for the run that sends them.
-            run.others =
-                doubtful.iter().filter(|entry| !options.first.contains(&entry.upload)).cloned().collect();
-        }
-        doubtful.retain(|entry| run.others.contains(entry));
+        // In doubt they stay, for the run that sends them.
+        doubtful.retain(|entry| options.only_first && !options.first.contains(&entry.upload));
+        run.others = doubtful.iter().cloned().collect();
         if run.finished() {
             run.summary.left = (run.queue.len() + run.left.len()) as u64 + others;
             // The receipt of a large file can be faster than the answer to its commit.
@@ -161,9 +158,7 @@ fn offline(error: SessionError) -> SendError {
 
 impl Run<'_> {
     fn finished(&self) -> bool {
-        let sent =
-            self.queue.len() == 0 || (self.options.only_first && !self.queue.holds(&self.options.first));
-        sent && !self.statements.is_due()
+        self.queue.len() == 0 && !self.statements.is_due()
     }
 
     /// Notes what may have been sent. A hint: without it bytes may go twice after a crash.

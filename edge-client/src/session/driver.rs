@@ -100,7 +100,7 @@ fn sort(
     message: Message,
     token: Token,
 ) -> Result<(), ()> {
-    let ack = Ack::new(pipe.clone(), token);
+    let ack = Ack::new(pipe.clone(), token, shared.book().connection);
     let answer =
         message.correlation.as_ref().is_some_and(|about| shared.book().answered(about, &message.payload));
     if answer {

@@ -34,11 +34,13 @@ pub enum Event {
 pub struct Ack {
     pipe: Pipe,
     token: Token,
+    /// The connection that it came on.
+    connection: u64,
 }
 
 impl Ack {
-    pub(super) fn new(pipe: Pipe, token: Token) -> Self {
-        Self { pipe, token }
+    pub(super) fn new(pipe: Pipe, token: Token, connection: u64) -> Self {
+        Self { pipe, token, connection }
     }
 
     /// The server need not tell it again.
@@ -95,8 +97,10 @@ fn replaces(newer: &Event, older: &Event) -> bool {
         | (Event::ResultData { .. }, Event::ResultData { .. })
         | (Event::Card(_), Event::Card(_))
         | (Event::Offer(_), Event::Offer(_)) => true,
-        // It came on an earlier connection, and again.
-        (Event::Receipt(newer, _), Event::Receipt(older, _)) => newer == older,
+        // It came on an earlier connection, and again. On the same one each has an acknowledgement of its own.
+        (Event::Receipt(newer, now), Event::Receipt(older, then)) => {
+            newer == older && now.connection != then.connection
+        }
         (
             Event::Online
             | Event::Offline(_)
@@ -158,10 +162,12 @@ impl Inbox {
     /// The next event; none when the session is closed. May be dropped and called again without loss.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
+            // First: what was put there before it is found then.
+            let closed = self.shared.lock().closed;
             if let Some(event) = self.try_next() {
                 return Some(event);
             }
-            if self.shared.lock().closed {
+            if closed {
                 return None;
             }
             self.shared.news.notified().await;
