@@ -54,18 +54,11 @@ impl Attack {
         let mut tasks = JoinSet::new();
         match self {
             Self::SlowReaders => {
-                let subscribed = feed(&mut tasks, field, 200 << 10);
-                again(&mut tasks, field, 1..51, move |field, n| {
-                    let subscribed = subscribed.clone();
-                    async move {
-                        let mut connection = field.bad(n).await?;
-                        connection.subscribe(&feed_topic(&field)).await?;
-                        subscribed.add_permits(1);
-                        // What it may still say is how it learns that it was thrown out.
-                        loop {
-                            connection.write.write_all(&[0xC0, 0]).await?;
-                            sleep(PAUSE).await;
-                        }
+                subscribers(&mut tasks, field, 200 << 10, async |mut connection| {
+                    // What it may still say is how it learns that it was thrown out.
+                    loop {
+                        connection.write.write_all(&[0xC0, 0]).await?;
+                        sleep(PAUSE).await;
                     }
                 });
             }
@@ -97,16 +90,9 @@ impl Attack {
                 flood(open_first(&field, n).await?, &topic, 1 << 10).await
             }),
             Self::NeverAcknowledge => {
-                let subscribed = feed(&mut tasks, field, 64 << 10);
-                again(&mut tasks, field, 1..51, move |field, n| {
-                    let subscribed = subscribed.clone();
-                    async move {
-                        let mut connection = field.bad(n).await?;
-                        connection.subscribe(&feed_topic(&field)).await?;
-                        subscribed.add_permits(1);
-                        copy(&mut connection.read, &mut sink()).await?;
-                        Ok(())
-                    }
+                subscribers(&mut tasks, field, 64 << 10, async |mut connection| {
+                    copy(&mut connection.read, &mut sink()).await?;
+                    Ok(())
                 });
             }
             Self::UnreadAnswers => again(&mut tasks, field, 0..16, async |field, n| {
@@ -148,6 +134,27 @@ fn again<F>(
             }
         });
     }
+}
+
+/// Fifty that subscribe to what a publisher feeds them, and then do that.
+fn subscribers<F>(
+    tasks: &mut JoinSet<()>,
+    field: &Arc<Field>,
+    bytes: usize,
+    then: impl Fn(Connection) -> F + Clone + Send + 'static,
+) where
+    F: Future<Output = Result<()>> + Send,
+{
+    let subscribed = feed(tasks, field, bytes);
+    again(tasks, field, 1..51, move |field, n| {
+        let (subscribed, then) = (subscribed.clone(), then.clone());
+        async move {
+            let mut connection = field.bad(n).await?;
+            connection.subscribe(&feed_topic(&field)).await?;
+            subscribed.add_permits(1);
+            then(connection).await
+        }
+    });
 }
 
 /// A publisher that sends to the topic of the subscribers, once fifty of them have said so to what this answers.

@@ -1,5 +1,6 @@
 //! The same for `millpond-edge`: it dies at every fail-point of its roles, and at any time.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -50,20 +51,18 @@ impl<'a> Device<'a> {
         self.edge.start("push", &args)
     }
 
-    /// What the server has of it, in order.
-    async fn stored(&self) -> Vec<String> {
-        let api = self.server.api();
+    /// What the server has of it.
+    async fn uploads(&self) -> Vec<Value> {
         let path = format!("/v1/pools/demo/uploads?limit=100&member={}", self.name);
-        let uploads = api.get(&path).await["uploads"].as_array().unwrap().clone();
-        let mut stored: Vec<_> = uploads.iter().map(|u| u["sha256"].as_str().unwrap().to_owned()).collect();
-        stored.sort();
-        stored
+        self.server.api().get(&path).await["uploads"].as_array().unwrap().clone()
     }
 
-    /// What `spool list` shows of files.
-    async fn spooled(&self) -> usize {
+    /// The uploads that are in its spool, or that the server has.
+    async fn kept(&self) -> BTreeSet<String> {
         let listed = self.edge.done(&["spool", "list", "--json"]).await;
-        listed.lines().filter(|line| line.contains("\"upload\"")).count()
+        let spooled = listed.lines().map(|line| serde_json::from_str(line).unwrap());
+        let all = spooled.chain(self.uploads().await);
+        all.filter_map(|upload: Value| Some(upload["upload"].as_str()?.to_owned())).collect()
     }
 
     /// After whatever happened, the same command makes it good, and each file counts once.
@@ -73,7 +72,10 @@ impl<'a> Device<'a> {
         assert!(status.success(), "{}: {status}: {}", self.name, push.stderr());
         let mut sent: Vec<_> = self.files.iter().map(|(_, bytes)| Sha256::of(bytes).to_string()).collect();
         sent.sort();
-        assert_eq!(self.stored().await, sent, "{}", self.name);
+        let uploads = self.uploads().await;
+        let mut stored: Vec<_> = uploads.iter().map(|u| u["sha256"].as_str().unwrap().to_owned()).collect();
+        stored.sort();
+        assert_eq!(stored, sent, "{}", self.name);
         assert_eq!(self.edge.done(&["spool", "list", "--json"]).await, "", "{}", self.name);
         let staging = std::fs::read_dir(self.edge.spool().join("staging")).unwrap();
         let left: Vec<_> = staging.map(|file| file.unwrap().file_name()).collect();
@@ -88,10 +90,14 @@ async fn push_dies_at(server: &Server, point: Point) {
     let mut offline = device.push(&["--offline"]);
     let status = offline.wait(PATIENCE).await;
     if status.success() {
+        device.edge.disarm();
+        let promised = device.kept().await;
+        assert_eq!(promised.len(), device.files.len(), "{}", point.name());
+        device.edge.arm(point, 1);
         dies(device.push(&[]), point).await;
         device.edge.disarm();
-        let there = device.spooled().await + device.stored().await.len();
-        assert!(there >= device.files.len(), "{}: {there} files of what was promised", point.name());
+        let kept = device.kept().await;
+        assert!(kept.is_superset(&promised), "{}: {kept:?} of {promised:?}", point.name());
     } else {
         assert!(was_killed(status), "{}: {status}", point.name());
         device.edge.disarm();
@@ -99,14 +105,16 @@ async fn push_dies_at(server: &Server, point: Point) {
     device.made_good().await;
 }
 
-async fn push_dies_at_any_time(server: &Server, after: Duration) {
-    let device = Device::new(server, format!("push-{}", after.as_micros())).await;
+async fn push_dies_at_any_time(server: &Server, n: usize, after: Duration) {
+    let device = Device::new(server, format!("push-{n}")).await;
     device.edge.done(&["push", "--offline", "f0", "f3"]).await;
+    let promised = device.kept().await;
+    assert_eq!(promised.len(), 2);
     let mut push = device.push(&[]);
     tokio::time::sleep(after).await;
     push.kill();
-    let there = device.spooled().await + device.stored().await.len();
-    assert!(there >= 2, "{there} files of those that were promised");
+    let kept = device.kept().await;
+    assert!(kept.is_superset(&promised), "{kept:?} of {promised:?}");
     device.made_good().await;
 }
 
@@ -199,10 +207,10 @@ async fn kill_9_of_the_edge_client_at_any_place_and_time_loses_nothing_that_it_p
         server.pool(pool, json!({ "grouping": "count", "count": 1_000, "spread_s": 0 })).await;
     }
     let (push, process) = (points(&[Program::Push]), points(&[Program::Process]));
-    let times: Vec<Duration> = (0..8).map(|n| Duration::from_micros(dice.below(250_000) * 8 + n)).collect();
+    let times: Vec<Duration> = (0..8).map(|_| Duration::from_micros(dice.below(250_000))).collect();
     let pushes = async {
         join_all(push.iter().map(|point| push_dies_at(&server, *point))).await;
-        join_all(times.iter().map(|time| push_dies_at_any_time(&server, *time / 8))).await;
+        join_all(times.iter().enumerate().map(|(n, time)| push_dies_at_any_time(&server, n, *time))).await;
     };
     let listen = points(&[Program::Listen]);
     let listens = listen_dies(&server, &listen, &mut dice);

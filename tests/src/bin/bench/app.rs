@@ -34,7 +34,7 @@ pub async fn run() -> Result<()> {
         let peak = server.memory()?.1;
         drop(server);
         println!("  {:>4} KiB  {ours:>9.0} deliveries/s, memory at its peak {peak:.0} MiB", bytes >> 10);
-        match brokers::mosquitto("")? {
+        match brokers::mosquitto()? {
             None => println!("            (no mosquitto here to compare with)"),
             Some(mosquitto) => {
                 let theirs = fan_out(mosquitto.address, bytes, messages).await?;

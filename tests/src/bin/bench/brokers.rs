@@ -60,14 +60,14 @@ fn port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// mosquitto, which keeps what it has in memory, with more lines of configuration.
-pub fn mosquitto(more: &str) -> Result<Option<Broker>> {
+/// mosquitto, which keeps what it has in memory.
+pub fn mosquitto() -> Result<Option<Broker>> {
     let (directory, port) = (tempfile::tempdir()?, port()?);
     let file = directory.path().join("mosquitto.conf");
     // It drops what does not fit its queue: a run that lost messages would be no reference.
     let settings =
         "allow_anonymous true\nmax_inflight_messages 100\nmax_queued_messages 0\nset_tcp_nodelay true\n";
-    std::fs::write(&file, format!("listener {port} 127.0.0.1\n{settings}{more}"))?;
+    std::fs::write(&file, format!("listener {port} 127.0.0.1\n{settings}"))?;
     let mut command = Command::new("mosquitto");
     command.arg("-c").arg(file);
     Broker::up(directory, port, vec![command])

@@ -26,7 +26,7 @@ pub async fn run() -> Result<()> {
         let (bare, ours) = (bare_sockets(listeners).await?, millpond(listeners).await?);
         println!("  bare sockets      {:>9.1} ms (one task writes the same bytes to as many)", bare * 1e3);
         println!("  the last has it   {:>9.1} ms   {:.1} of bare sockets", ours * 1e3, ours / bare);
-        match brokers::mosquitto("")? {
+        match brokers::mosquitto()? {
             None => println!("  (no mosquitto here to compare with)"),
             Some(mosquitto) => {
                 let theirs = retained(mosquitto.address, listeners).await?;

@@ -32,6 +32,8 @@ use millpond_tests::wire;
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    // Thousands of connections: servers inherit it.
+    millpond::descriptors::raise();
     let mut args = std::env::args().skip(1);
     match (args.next().as_deref(), args.next()) {
         (Some("serve"), Some(dir)) => server::serve(Path::new(&dir)).await,

@@ -24,7 +24,6 @@ const BAD: usize = 12;
 const HALF_OPEN: usize = 4_000;
 
 pub async fn run() -> Result<()> {
-    millpond::descriptors::raise();
     println!("others' p99 in ms beside an attack, median of {RUNS} runs with and as many without, in turns");
     println!("  {:<15} {:<9} {:>9} {:>9} {:>6}", "attack", "others'", "without", "with", "ratio");
     let attacks = [

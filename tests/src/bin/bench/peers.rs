@@ -83,13 +83,11 @@ async fn compare(size: usize, connections: usize, shim: Option<&Path>) -> Result
     }
     if shim.is_none() {
         // Neither syncs before it acknowledges.
-        peers.extend(brokers::nats()?.map(|nats| Peer::Other("nats", nats)));
-        for peer in &peers {
-            if let Peer::Other("nats", nats) = peer {
-                keep(nats).await?;
-            }
+        if let Some(nats) = brokers::nats()? {
+            keep(&nats).await?;
+            peers.push(Peer::Other("nats", nats));
         }
-        peers.extend(brokers::mosquitto("")?.map(|mosquitto| Peer::Other("mosquitto", mosquitto)));
+        peers.extend(brokers::mosquitto()?.map(|mosquitto| Peer::Other("mosquitto", mosquitto)));
     }
     let mut loads: Vec<Vec<Load>> = peers.iter().map(|_| Vec::new()).collect();
     for run in 0..RUNS {

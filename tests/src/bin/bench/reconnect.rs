@@ -17,7 +17,6 @@ const MEMBERS: usize = 5_000;
 const AGAIN: Duration = Duration::from_secs(1);
 
 pub async fn run() -> Result<()> {
-    millpond::descriptors::raise();
     println!("{MEMBERS} members reconnect at once");
     // Addresses that they come from: all from behind one NAT, or a few from each of many.
     for addresses in [1, 250] {
