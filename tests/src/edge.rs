@@ -14,12 +14,23 @@ pub struct Edge {
     pub relay: Relay,
     who: Credentials,
     directory: TempDir,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Edge {
     /// A device of that member, on a network that works.
     pub async fn new(server: &Server, who: Credentials) -> Self {
-        Self { relay: Relay::to(server.mqtt()).await, who, directory: tempfile::tempdir().unwrap() }
+        Self {
+            relay: Relay::to(server.mqtt()).await,
+            who,
+            directory: tempfile::tempdir().unwrap(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// Puts more into the environment of its processes from now on.
+    pub fn set_environment(&mut self, more: impl IntoIterator<Item = (&'static str, String)>) {
+        self.environment.extend(more);
     }
 
     /// Its directory.
@@ -55,7 +66,8 @@ impl Edge {
             .env("MILLPOND_MQTT_USER", format!("{}/{}", who.pool, who.member))
             .env("MILLPOND_MQTT_TOKEN", &who.token)
             .env("MILLPOND_SPOOL", self.spool())
-            .env(VARIABLE, self.armed());
+            .env(VARIABLE, self.armed())
+            .envs(self.environment.iter().cloned());
         command
     }
 

@@ -99,6 +99,11 @@ impl Server {
         Self { process: None, directory, settings, ports: None, admin: String::new(), tls: None }
     }
 
+    /// Puts more into the environment of its processes from now on.
+    pub fn set_environment(&mut self, more: impl IntoIterator<Item = (&'static str, String)>) {
+        self.settings.extend(more.into_iter().map(|(key, value)| (key.to_owned(), value)));
+    }
+
     /// The data directory.
     pub fn data(&self) -> PathBuf {
         self.directory.path().join("data")
