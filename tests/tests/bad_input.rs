@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::collections::BTreeMap;
+
 use millpond_protocol::access::Op;
+use millpond_protocol::bundle::{self, Bundle, Entry};
 use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::{Code, Role, limits};
 use millpond_tests::{Beside, Credentials, Link, Mill, Plain, Server};
@@ -65,7 +68,11 @@ fn publishes() -> Vec<Bad> {
         bad("mp/demo/c/edge/up/u1/99999999999999999999", "x", Malformed, "u1"),
         bad(up, "x", Malformed, "u1").with("event-time", "1969-12-31T23:59:59Z"),
         bad(up, "x", Malformed, "u1").with("event-time", "yesterday"),
+        // The year 9999.
+        bad("mp/demo/c/edge/up/u1/253402300799000", "x", Malformed, "u1"),
         // Properties.
+        bad(up, "x", Malformed, "u1").with("label", "night shift"),
+        bad(up, "x", Malformed, "u1").with("name", "n".repeat(256)),
         bad(up, "x", Malformed, "u1").with("name", "a/b"),
         bad(up, "x", Malformed, "u1").with("name", ".."),
         bad(up, "x", Malformed, "u1").with("sha256", "abc"),
@@ -254,6 +261,98 @@ async fn a_repeated_ask_gets_the_first_answer_and_does_nothing_twice() {
 }
 
 #[tokio::test]
+async fn asks_that_change_something_are_remembered_whatever_they_are() {
+    let mut stage = Stage::set().await;
+    stage.unharmed("nothing").await;
+    let edge = Link::open(stage.edge.clone()).await.unwrap();
+    let mill =
+        Mill::join(stage.server.member("demo", "mill", Role::Processor).await, stage.server.api()).await;
+    let twice = async |link: &Link, op, ask: Value| {
+        let first = link.ask_raw(op, ask.to_string()).await.unwrap();
+        assert_eq!(link.ask_raw(op, ask.to_string()).await.unwrap(), first, "{op}");
+        serde_json::from_slice::<Value>(&first).unwrap()
+    };
+    twice(&edge, Op::Complete, json!({ "id": "c", "through": 1 })).await;
+    let lease = mill.trigger(&json!({})).await.unwrap();
+    let fail = json!({ "id": "f", "round": 1, "attempt": 1, "error": "no", "retryable": true });
+    let failed = twice(&mill.link, Op::Fail, fail).await;
+    assert!(failed.get("error").is_none(), "the second one would be stale: {failed}");
+    let story = stage.server.api().get("/v1/pools/demo/rounds/1").await;
+    assert_eq!(story["attempts"].as_array().map(Vec::len), Some(lease.attempt as usize), "{story}");
+}
+
+/// An entry of a bundle for the good time.
+fn entry<'a>(upload: &'a str, data: &'a [u8]) -> Entry<'a> {
+    let event_time_ms = GOOD_TIME.parse().unwrap();
+    Entry { upload, event_time_ms, name: "", content_type: None, label: None, sha256: None, meta: None, data }
+}
+
+fn bundle_of(entries: Vec<Entry<'_>>) -> Vec<u8> {
+    bundle::encode(&Bundle { entries, ..Bundle::default() }).unwrap()
+}
+
+#[tokio::test]
+async fn a_bundle_with_a_bad_entry_is_refused_whole_and_says_which_one() {
+    let mut stage = Stage::set().await;
+    let mut edge = Link::open(stage.edge.clone()).await.unwrap();
+    for (about, bad, code) in [
+        ("an id", Entry { upload: "-u", ..entry("u", b"x") }, Code::Malformed),
+        ("a name", Entry { name: "a/b", ..entry("u", b"x") }, Code::Malformed),
+        ("a label", Entry { label: Some("a b"), ..entry("u", b"x") }, Code::Malformed),
+        ("a time", Entry { event_time_ms: -1, ..entry("u", b"x") }, Code::Malformed),
+        ("a hash", Entry { sha256: Some([7; 32]), ..entry("u", b"x") }, Code::Mismatch),
+        ("meta", Entry { meta: Some("{"), ..entry("u", b"x") }, Code::Malformed),
+    ] {
+        let payload = bundle_of(vec![entry("good", b"x"), bad]);
+        let got = edge.offer("mp/demo/c/edge/bundle/b1", payload, Beside::default()).await.unwrap();
+        assert_eq!(got, reason(code), "{about}");
+        let receipt: Receipt = serde_json::from_slice(&edge.next().await.unwrap().payload).unwrap();
+        let error = receipt.error.unwrap();
+        assert_eq!((receipt.outcome, error.code), (Outcome::Refused, code), "{about}");
+        assert!(error.message.starts_with("entry 1: "), "{about}: {}", error.message);
+        stage.unharmed(about).await;
+    }
+    assert_eq!(stage.server.uploads("demo").await.len() as u32, stage.good);
+}
+
+#[tokio::test]
+async fn uploads_of_a_bundle_have_their_own_outcomes() {
+    let stage = Stage::set().await;
+    let mut edge = Link::open(stage.edge.clone()).await.unwrap();
+    for (upload, bytes) in [("taken", "bytes"), ("same", "same")] {
+        let topic = format!("mp/demo/c/edge/up/{upload}/{GOOD_TIME}");
+        edge.publish(&topic, bytes, Beside::default()).await.unwrap();
+        edge.next().await.unwrap();
+    }
+    let entries = [("taken", "other"), ("same", "same"), ("empty", ""), ("good", "good")];
+    let entries: Vec<_> = entries.iter().map(|(upload, data)| entry(upload, data.as_bytes())).collect();
+    edge.publish("mp/demo/c/edge/bundle/b1", bundle_of(entries), Beside::default()).await.unwrap();
+    let mut outcomes = BTreeMap::new();
+    while outcomes.len() < 4 {
+        let receipt: Receipt = serde_json::from_slice(&edge.next().await.unwrap().payload).unwrap();
+        outcomes.insert(receipt.upload, (receipt.outcome, receipt.error.map(|error| error.code)));
+    }
+    let expected = [
+        ("empty", (Outcome::Rejected, Some(Code::Rejected))),
+        ("good", (Outcome::Stored, None)),
+        ("same", (Outcome::Stored, None)),
+        ("taken", (Outcome::Refused, Some(Code::Conflict))),
+    ];
+    assert_eq!(outcomes, expected.map(|(upload, outcome)| (upload.to_owned(), outcome)).into());
+}
+
+#[tokio::test]
+async fn a_content_type_that_is_too_long_is_refused() {
+    let mut stage = Stage::set().await;
+    let edge = Link::open(stage.edge.clone()).await.unwrap();
+    let content_type = Some("x".repeat(limits::CONTENT_TYPE_MAX + 1));
+    let beside = Beside { content_type, ..Beside::default() };
+    let got = edge.offer(&format!("mp/demo/c/edge/up/u1/{GOOD_TIME}"), "x", beside).await.unwrap();
+    assert_eq!(got, reason(Code::TooLarge));
+    stage.unharmed("a long content type").await;
+}
+
+#[tokio::test]
 async fn results_of_stale_attempts_and_unknown_rounds_are_refused() {
     let mut stage = Stage::set().await;
     stage.unharmed("nothing").await;
@@ -274,6 +373,8 @@ async fn results_of_stale_attempts_and_unknown_rounds_are_refused() {
     mill.answer(&lease, "good").await.unwrap();
     // A repeat gets the committed answer; other bytes do not.
     mill.answer(&lease, "good").await.unwrap();
+    let other = mill.link.offer("mp/demo/c/mill/result/1/1", "other", Beside::default()).await.unwrap();
+    assert_eq!(other, reason(Code::Conflict));
     let beat = json!({ "id": "b1", "round": 1, "attempt": 1 }).to_string();
     let late: Value = serde_json::from_slice(&mill.link.ask_raw(Op::Beat, beat).await.unwrap()).unwrap();
     assert_eq!(late["error"]["code"], json!("stale"), "{late}");

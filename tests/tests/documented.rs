@@ -82,7 +82,9 @@ async fn messages_have_the_keys_that_the_document_shows() {
     documented("a refusal's receipt", &[next(&mut edge, receipt).await], &refused, &["sha256", "error.hint"]);
     edge.offer("mp/demo/c/edge/up/u2", "", beside.clone()).await.unwrap();
     let rejected = ["message/receipt-rejected.json"];
-    documented("a rejection's receipt", &[next(&mut edge, receipt).await], &rejected, &["error.hint"]);
+    let rejection = next(&mut edge, receipt).await;
+    assert_eq!(rejection["error"], example(rejected[0])[0]["error"], "in other words than the document's");
+    documented("a rejection's receipt", &[rejection], &rejected, &["error.hint"]);
     let late = format!("mp/demo/c/edge/up/large/{}", recent_hour());
     edge.publish(&late, vec![b'x'; 200_000], beside).await.unwrap();
     next(&mut edge, receipt).await;
@@ -113,6 +115,9 @@ async fn messages_have_the_keys_that_the_document_shows() {
     let give_back = with(json!({ "id": "f1", "error": "x", "retryable": true }));
     let fail = answer(Op::Fail, give_back).await;
     documented("fail", &[fail], &["message/answer-fail.json"], &[]);
+    let stale = with(json!({ "id": "beat-1", "attempt": 2 })).to_string();
+    let stale = mill.link.ask_raw(Op::Beat, stale).await.unwrap();
+    documented("an error", &[serde_json::from_slice(&stale).unwrap()], &["message/answer-error.json"], &[]);
     // The late one's round, as the first is pausing.
     let lease = mill.trigger(&json!({ "which": "oldest" })).await.unwrap();
     mill.answer(&lease, "result").await.unwrap();
@@ -121,6 +126,14 @@ async fn messages_have_the_keys_that_the_document_shows() {
     let ask = async |op, ask: Value| edge.ask::<Value>(op, &ask).await.unwrap();
     let status = ask(Op::Status, json!({ "id": "s", "upload": "large" })).await;
     documented("status", &[status], &["message/answer-status.json"], &[]);
+    let status = ask(Op::Status, json!({ "id": "s", "upload": "u2" })).await;
+    let rejected = ["message/answer-status-rejected.json"];
+    documented(
+        "a rejected one's status",
+        &[status],
+        &["message/answer-status.json", rejected[0]],
+        &["batch", "batch_state", "round", "round_state", "version"],
+    );
     let history = ask(Op::History, json!({ "id": "h", "batch": lease.batch })).await;
     documented("history", &[history], &["message/answer-history.json"], &["cursor"]);
     let get = ask(Op::Get, json!({ "id": "g", "version": 1 })).await;

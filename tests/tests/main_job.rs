@@ -7,6 +7,7 @@ use millpond_protocol::access::Op;
 use millpond_protocol::message::{Outcome, Pointer, Receipt};
 use millpond_protocol::{Role, Sha256, Timestamp, limits};
 use millpond_tests::{Beside, Credentials, Link, Mill, Plain, Server, recent_hour};
+use rumqttc::v5::mqttbytes::v5::PubAckReason;
 use serde_json::{Value, json};
 
 struct Cast {
@@ -128,10 +129,48 @@ async fn the_main_job_works_over_mqtt_5_with_files_and_a_result_above_128_kib() 
     assert_eq!((pointer.size, pointer.sha256), (result.len() as u64, Sha256::of(&result)));
     assert_eq!(cast.server.api().fetch(&pointer.url).await, result);
 
-    let delivery = json!({ "state": "applied", "sha256": pointer.sha256 });
-    listener.publish("mp/demo/c/listener/delivery/1", delivery.to_string(), Beside::default()).await.unwrap();
+    let say = async |delivery: Value| {
+        listener
+            .offer("mp/demo/c/listener/delivery/1", delivery.to_string(), Beside::default())
+            .await
+            .unwrap()
+    };
+    let of_other_bytes = say(json!({ "state": "applied", "sha256": Sha256::of(b"other") })).await;
+    assert_eq!(of_other_bytes, PubAckReason::PayloadFormatInvalid);
+    say(json!({ "state": "applied", "sha256": pointer.sha256 })).await;
+    // One that comes again, late.
+    say(json!({ "state": "fetched" })).await;
     let results = cast.server.api().get("/v1/pools/demo/results").await;
     assert_eq!(results["results"][0]["applied"], json!(1));
+    assert_metrics(&cast.server, large.len()).await;
+}
+
+/// What the one upload, round and result of a test left in metrics.
+async fn assert_metrics(server: &Server, bytes: usize) {
+    let text = server.api().get("/metrics").await;
+    let text = text.as_str().unwrap();
+    let value = |line: &str| -> f64 {
+        let line = text
+            .lines()
+            .find_map(|found| found.strip_prefix(line))
+            .unwrap_or_else(|| panic!("{line}: {text}"));
+        line.trim().parse().unwrap()
+    };
+    assert_eq!(value("millpond_uploads_total{outcome=\"stored\"} "), 1.0);
+    assert_eq!(value("millpond_upload_bytes_total "), bytes as f64);
+    assert_eq!(value("millpond_results_total "), 1.0);
+    assert_eq!(value("millpond_batches{state=\"sealed\"} "), 1.0);
+    assert_eq!(value("millpond_rounds{state=\"committed\"} "), 1.0);
+    assert_eq!(value("millpond_deliveries_total{state=\"applied\"} "), 1.0);
+    for at_least_one in
+        ["millpond_gate_connections ", "millpond_commit_jobs_count ", "millpond_commit_seconds_count "]
+    {
+        assert!(value(at_least_one) >= 1.0, "{at_least_one}");
+    }
+    for family in ["millpond_gate_ack_seconds_count", "millpond_storage_calls_total", "millpond_ledger_queue"]
+    {
+        assert!(text.contains(family), "{family}: {text}");
+    }
 }
 
 #[tokio::test]

@@ -6,9 +6,13 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::Command;
+use std::time::Duration;
 
 use millpond_failpoint::{Point, VARIABLE};
-use millpond_tests::{skip, tool};
+use millpond_tests::{Process, repository, skip, tool};
+
+/// Where `chroot` is.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What `MILLPOND_STATIC_BIN` names (`.ci/run` builds it); without it there is nothing to test.
 fn binary() -> Option<OsString> {
@@ -34,6 +38,59 @@ fn the_static_binary_has_no_fail_points() {
     assert_eq!(missing, [""; 0]);
 }
 
+/// The words of an instruction of docker/Dockerfile, its continued lines included.
+fn instruction(name: &str) -> String {
+    let text = std::fs::read_to_string(repository().join("docker/Dockerfile")).unwrap();
+    let lines = text.replace("\\\n", " ");
+    lines.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned()
+}
+
+#[test]
+fn the_image_starts_a_server_that_its_health_check_finds() {
+    let Some(binary) = binary() else { return };
+    if !tool("chroot") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    std::fs::copy(&binary, root.path().join("millpond")).unwrap();
+    for directory in ["tmp", "data"] {
+        std::fs::create_dir(root.path().join(directory)).unwrap();
+    }
+    let env = instruction("ENV ");
+    // Others may have its ports here.
+    let env: Vec<(&str, String)> = env
+        .split_whitespace()
+        .map(|word| word.split_once('=').unwrap())
+        .map(|(key, value)| {
+            (key, if key.ends_with("LISTEN") { "127.0.0.1:0".to_owned() } else { value.to_owned() })
+        })
+        .collect();
+    let within = |words: &[&str], env: &[(&str, String)]| {
+        let mut command = Command::new("chroot");
+        command.arg(root.path()).args(words).env_clear().env("PATH", PATH).envs(env.iter().cloned());
+        command
+    };
+    let mut server = Process::start(within(&["/millpond", "serve"], &env), root.path(), "server");
+    let ports = root.path().join("data/ports.json");
+    while !ports.exists() {
+        if server.status().is_some() {
+            let said = server.stderr();
+            assert!(said.contains("Operation not permitted") && skip("chroot needs root"), "{said}");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(ports).unwrap()).unwrap();
+    let http = format!("http://{}", ports["http"].as_str().unwrap());
+    let check = instruction("HEALTHCHECK ");
+    let check: Vec<String> = serde_json::from_str(check.split_once(" CMD ").unwrap().1).unwrap();
+    let check: Vec<&str> = check.iter().map(String::as_str).collect();
+    let healthy = within(&check, &[("MILLPOND_SERVER", http)]).output().unwrap();
+    let nowhere = within(&check, &[("MILLPOND_SERVER", "http://127.0.0.1:1".to_owned())]).output().unwrap();
+    assert!(healthy.status.success(), "{}{}", String::from_utf8_lossy(&healthy.stderr), server.stderr());
+    assert!(!nowhere.status.success());
+}
+
 #[test]
 fn the_static_binary_plays_the_demo_in_an_empty_root() {
     let Some(binary) = binary() else { return };
@@ -47,7 +104,7 @@ fn the_static_binary_plays_the_demo_in_an_empty_root() {
         .arg(root.path())
         .args(["/millpond", "demo", "--clients", "4", "--json"])
         .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("PATH", PATH)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::config::{LogFormat, PoolFile, StorageMode};
+use crate::rounds::Policy;
 
 fn parse(text: &str, env: &[(&str, &str)]) -> Result<Config, BadConfig> {
     Config::parse(text, "test.toml", env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
@@ -199,7 +200,24 @@ fn the_shipped_file_lists_every_key_with_its_default() {
         .collect();
     assert_eq!(listed, known);
 
-    // A key without a comment above it tells nobody anything.
+    every_key_has_a_comment(&text);
+}
+
+#[test]
+fn the_shipped_reference_of_policies_lists_every_key_with_its_default() {
+    let text = std::fs::read_to_string(repository().join("config/pools/reference.toml")).unwrap();
+    assert_eq!(PoolFile::parse(&text, "reference.toml").unwrap().policy, Policy::default());
+
+    let listed: BTreeSet<String> = text.parse::<toml::Table>().unwrap().keys().cloned().collect();
+    let known = serde_json::to_value(Policy::default()).unwrap();
+    let known = known.as_object().unwrap().keys().cloned().chain(["name".to_owned()]).collect();
+    assert_eq!(listed, known);
+    every_key_has_a_comment(&text);
+}
+
+/// A key without a comment above it tells nobody anything.
+#[track_caller]
+fn every_key_has_a_comment(text: &str) {
     let lines: Vec<&str> = text.lines().collect();
     for pair in lines.windows(2) {
         if pair[1].contains(" = ") && !pair[1].starts_with('#') {

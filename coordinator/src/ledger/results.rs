@@ -113,7 +113,7 @@ impl Tx<'_> {
                 self.now.as_millis()
             ])?;
         self.live_object(new.object)?;
-        metrics::counter!("millpond_results_total").increment(1);
+        self.effects.made.results += 1;
         Ok(Committed { version, batch, repeated: false })
     }
 

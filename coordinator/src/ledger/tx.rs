@@ -119,6 +119,37 @@ pub(super) struct Effects {
     pub moved: bool,
     /// What uploads added to open batches: files, bytes, small bytes.
     pub batches: BTreeMap<i64, (u64, u64, u64)>,
+    pub made: Made,
+}
+
+/// Rows that metrics count once they are committed.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    stored: u64,
+    rejected: u64,
+    bytes: u64,
+    pub results: u64,
+}
+
+impl Made {
+    pub fn upload(&mut self, rejected: bool, size: u64) {
+        self.bytes += size;
+        *(if rejected { &mut self.rejected } else { &mut self.stored }) += 1;
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.stored += other.stored;
+        self.rejected += other.rejected;
+        self.bytes += other.bytes;
+        self.results += other.results;
+    }
+
+    pub fn count(&self) {
+        metrics::counter!("millpond_uploads_total", "outcome" => "stored").increment(self.stored);
+        metrics::counter!("millpond_uploads_total", "outcome" => "rejected").increment(self.rejected);
+        metrics::counter!("millpond_upload_bytes_total").increment(self.bytes);
+        metrics::counter!("millpond_results_total").increment(self.results);
+    }
 }
 
 /// The group's transaction as a job sees it.

@@ -211,9 +211,7 @@ impl Tx<'_> {
         }
         self.change(pool)?.uploads = true;
         self.effects.commit.receipts.insert((who.pool.clone(), who.name.clone()));
-        metrics::counter!("millpond_uploads_total", "outcome" => if rule.is_some() { "rejected" } else { "stored" })
-            .increment(1);
-        metrics::counter!("millpond_upload_bytes_total").increment(new.size);
+        self.effects.made.upload(rule.is_some(), new.size);
         let receipt = receipt(
             new.upload.as_str().to_owned(),
             batch,

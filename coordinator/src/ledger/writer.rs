@@ -309,6 +309,7 @@ impl Writer {
             return;
         }
         reach(Point::LedgerCommitted);
+        group.effects.made.count();
         for finish in group.finish {
             finish(Ok(()));
         }
@@ -353,6 +354,7 @@ impl Group {
         self.effects.touched.extend(effects.touched);
         self.effects.revoked.extend(effects.revoked);
         self.effects.roles.extend(effects.roles);
+        self.effects.made.add(&effects.made);
         for (batch, (count, bytes, small)) in effects.batches {
             let sum = self.effects.batches.entry(batch).or_default();
             *sum = (sum.0 + count, sum.1 + bytes, sum.2 + small);

@@ -5,12 +5,12 @@ mod credentials;
 mod failures;
 
 use millpond::ledger::tokens::find_token;
-use millpond::ledger::uploads::{NewUpload, Stored};
+use millpond::ledger::uploads::{NewUpload, Stored, receipts_after, replay_from};
 use millpond::ledger::{Ledger, OpenError, Tx};
 use millpond::rounds::policy::Grouping;
 use millpond::rounds::{Event, Policy, Target};
 use millpond_protocol::message::Outcome;
-use millpond_protocol::{Code, Principal, Refusal, Role, Sha256, Timestamp};
+use millpond_protocol::{Code, Principal, Refusal, Role, Sha256, Timestamp, limits};
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -82,6 +82,33 @@ async fn a_repeat_gets_the_first_receipt_and_other_bytes_are_a_conflict() {
     assert_eq!(f.upload("u", b"two").await.unwrap_err().code, Code::Conflict);
     assert_eq!(f.count("SELECT count(*) FROM uploads").await, 1);
     assert_eq!(f.count("SELECT count FROM batches").await, 1);
+}
+
+#[tokio::test]
+async fn receipts_that_are_too_many_or_too_old_are_not_sent_again() {
+    let f = Fixture::new(by_count(1_000_000)).await;
+    let (who, kept) = (f.who.clone(), limits::RECEIPTS_KEPT);
+    f.ledger
+        .write(move |tx| {
+            (0..kept + 5).try_for_each(|n| store(tx, &who, upload(&format!("u{n}"), b"x")).map(drop))
+        })
+        .await
+        .unwrap();
+    let member = f.who.id;
+    let replayed = async |cursor: i64, now: Timestamp| {
+        let replay = move |sql: &rusqlite::Connection| {
+            let from = replay_from(sql, member, cursor, now)?;
+            let all = receipts_after(sql, member, from, usize::MAX)?;
+            Ok(all.into_iter().map(|(seq, receipt)| (seq, receipt.upload)).collect::<Vec<_>>())
+        };
+        f.ledger.read(replay).await.unwrap()
+    };
+    let now = millpond::ledger::now();
+    let newest = replayed(0, now).await;
+    assert_eq!((newest.len(), newest[0].1.as_str()), (kept, "u5"));
+    let (seq, _) = newest[kept - 3];
+    assert_eq!(replayed(seq, now).await.len(), 2, "after a cursor that is newer");
+    assert!(replayed(0, now.after(limits::RECEIPTS_KEPT_FOR * 2)).await.is_empty());
 }
 
 #[tokio::test]

@@ -3,14 +3,17 @@
 //!     cargo run --release -p millpond-tests --bin bench            all of them
 //!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, seal, fanout, app, round, idle, tls, storage,
 //!                                                                 retention, overload, reconnect
-//!     cargo run --release -p millpond-tests --bin bench -- peers   RabbitMQ, nats-server and mosquitto, as far as they are installed
+//!     cargo run --release -p millpond-tests --bin bench -- peers   RabbitMQ, nats-server, mosquitto, nginx and Flower, as far as they are installed;
+//!                                                                 download and flower are parts of it
 //!     cargo run --release -p millpond-tests --bin bench -- growth  how figures grow, as CSV
 //!
 //! The server is a child process, so that its memory can be told from the load's.
 
 mod app;
 mod brokers;
+mod download;
 mod fanout;
+mod flower;
 mod flush;
 mod growth;
 mod idle;
@@ -61,11 +64,17 @@ async fn main() -> Result<()> {
         (Some("retention"), None) => retention::run().await,
         (Some("overload"), None) => overload::run().await,
         (Some("reconnect"), None) => reconnect::run().await,
-        (Some("peers"), None) => peers::run().await,
+        (Some("peers"), None) => {
+            peers::run().await?;
+            download::run().await?;
+            round::beside_flower().await
+        }
+        (Some("download"), None) => download::run().await,
+        (Some("flower"), None) => round::beside_flower().await,
         (Some("growth"), rows) => growth::run(rows.as_deref()).await,
         (Some(other), _) => {
             bail!(
-                "there is no benchmark {other}: ingest, flush, seal, fanout, app, round, idle, tls, storage, retention, overload, reconnect, peers, growth, or none for all but the last four"
+                "there is no benchmark {other}: ingest, flush, seal, fanout, app, round, idle, tls, storage, retention, overload, reconnect, download, flower, peers, growth, or none for all but the last six"
             )
         }
     }

@@ -225,13 +225,13 @@ fn plain_durable(path: &Path, size: u64) -> Result<()> {
 }
 
 /// nginx with sendfile over a directory; `None` where it is not installed.
-struct Nginx {
+pub struct Nginx {
     child: Child,
-    port: u16,
+    pub port: u16,
 }
 
 impl Nginx {
-    fn start(dir: &Path) -> Result<Option<Self>> {
+    pub fn start(dir: &Path) -> Result<Option<Self>> {
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let (at, config) = (dir.display(), dir.join("nginx.conf"));
         std::fs::write(

@@ -1,0 +1,37 @@
+//! Flower (PyPI's flwr), as far as it is installed: `tests/interop/flower_round.py` plays its rounds.
+
+use std::ffi::{OsStr, OsString};
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use millpond_tests::repository;
+
+/// A Python that has it.
+pub fn python() -> Option<OsString> {
+    let python = std::env::var_os("MILLPOND_FLOWER_PYTHON").unwrap_or_else(|| "python3".into());
+    version(&python).is_ok().then_some(python)
+}
+
+pub fn version(python: &OsStr) -> Result<String> {
+    let program = "import importlib.metadata; print(importlib.metadata.version('flwr'))";
+    said(Command::new(python).args(["-c", program]))
+}
+
+/// Seconds of its rounds, the shortest first.
+pub fn rounds(python: &OsStr, impatient: bool) -> Result<Vec<f64>> {
+    let mut command = Command::new(python);
+    command.arg(repository().join("tests/interop/flower_round.py"));
+    if impatient {
+        command.arg("--impatient");
+    }
+    let mut seconds: Vec<f64> = serde_json::from_str(&said(&mut command)?)?;
+    seconds.sort_by(f64::total_cmp);
+    ensure!(!seconds.is_empty(), "no round was played");
+    Ok(seconds)
+}
+
+fn said(command: &mut Command) -> Result<String> {
+    let output = command.output()?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
