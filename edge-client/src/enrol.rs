@@ -104,7 +104,7 @@ pub async fn enrol(directory: &Path, request: &Request, within: Duration) -> Res
         None => Vec::new(),
         Some(path) => authorities(path).map_err(EnrolError::Usage)?,
     };
-    let client = http_client(&url, &authorities, REQUEST)
+    let client = http_client(&url, &authorities, REQUEST, REQUEST)
         .map_err(|error| EnrolError::Usage(format!("{url}: {}", told(error))))?;
     let _held = hold(directory)?;
     let identity = prepare(directory, request)?;

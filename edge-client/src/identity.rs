@@ -15,14 +15,14 @@
 //! `ca.crt` is there before the `url` is.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use millpond_protocol::{MemberName, PoolName};
 use serde::{Deserialize, Serialize};
 
 use crate::session::{Address, Config, Token, Trust};
-use crate::spool::{directories, make_directory, open_private};
+use crate::spool::{directories, make_directory, open_private, write_synced};
 use crate::transfer::{parent, sync_directory};
 
 const VERSION: u32 = 1;
@@ -136,13 +136,7 @@ fn replace(directory: &Path, name: &str, content: Option<&[u8]>) -> Result<(), I
     let (path, scratch) = (directory.join(name), directory.join("scratch"));
     let write = || {
         match content {
-            Some(content) => {
-                let mut file = open_private(&scratch)?;
-                file.set_len(0)?;
-                file.write_all(content)?;
-                file.sync_all()?;
-                std::fs::rename(&scratch, &path)?;
-            }
+            Some(content) => return write_synced(&path, &scratch, content, || {}),
             None => match std::fs::remove_file(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 removed => removed?,

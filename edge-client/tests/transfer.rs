@@ -27,6 +27,7 @@ fn expected(bytes: &[u8]) -> Expected {
 fn quick() -> Options {
     Options {
         stall: Duration::from_millis(400),
+        slowest: u64::MAX,
         attempts: 3,
         backoff: Backoff::new(Duration::from_millis(1), Duration::from_millis(5)),
         ..Options::default()

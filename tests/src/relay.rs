@@ -1,4 +1,4 @@
-//! A network that can be cut, and one that is slow: a TCP relay between a client and a server.
+//! A network that can be cut, that vanishes, and one that is slow: a TCP relay between a client and a server.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,6 +38,8 @@ struct Link {
     down: Way,
     /// Connections that were cut by their shape.
     cuts: AtomicU64,
+    /// Connections so far.
+    begun: AtomicU64,
 }
 
 /// One direction.
@@ -56,6 +58,10 @@ struct Control {
     era: u64,
     /// Bytes from the client after which its connection is cut, once.
     cut_after: Option<u64>,
+    /// Bytes from clients after which the network vanishes, once.
+    vanish_after: Option<u64>,
+    /// Connections with a lower number pass nothing, and nobody is told.
+    vanished: u64,
     shape: Shape,
 }
 
@@ -64,17 +70,26 @@ impl Relay {
     pub async fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let start = Control { target: Some(target), era: 0, cut_after: None, shape: Shape::default() };
+        let start = Control {
+            target: Some(target),
+            era: 0,
+            cut_after: None,
+            vanish_after: None,
+            vanished: 0,
+            shape: Shape::default(),
+        };
         let link = Arc::new(Link {
             control: watch::Sender::new(start),
             up: Way::default(),
             down: Way::default(),
             cuts: AtomicU64::new(0),
+            begun: AtomicU64::new(0),
         });
         let shared = Arc::clone(&link);
         let accept = tokio::spawn(async move {
             for connection in 0.. {
                 let (client, _) = listener.accept().await.unwrap();
+                shared.begun.store(connection + 1, Ordering::Relaxed);
                 tokio::spawn(relay(client, Arc::clone(&shared), connection));
             }
         });
@@ -120,6 +135,28 @@ impl Relay {
     pub fn cut_after(&self, bytes: u64) {
         let at = self.upward() + bytes;
         self.link.control.send_modify(|control| control.cut_after = Some(at));
+    }
+
+    /// The network is there no more, and nobody is told: connections stay open, new ones too, and no byte passes.
+    pub fn vanish(&self) {
+        self.link.control.send_modify(|control| control.vanished = u64::MAX);
+    }
+
+    /// The same when clients have sent so many more bytes.
+    pub fn vanish_after(&self, bytes: u64) {
+        let at = self.upward() + bytes;
+        self.link.control.send_modify(|control| control.vanish_after = Some(at));
+    }
+
+    /// Waits until [`Relay::vanish_after`] has come true.
+    pub async fn has_vanished(&self) {
+        self.link.control.subscribe().wait_for(|control| control.vanished == u64::MAX).await.unwrap();
+    }
+
+    /// Lets bytes of new connections through again. Those that were open never learn what became of them.
+    pub fn come_back(&self) {
+        let begun = self.link.begun.load(Ordering::Relaxed);
+        self.link.control.send_modify(|control| control.vanished = begun);
     }
 
     /// Waits until [`Relay::cut_after`] has cut.
@@ -177,8 +214,20 @@ impl Budget {
     }
 }
 
+/// Returns once a connection passes bytes.
+async fn there(link: &Link, connection: u64) {
+    let mut control = link.control.subscribe();
+    // The sender lives as long as the link.
+    let _ = control.wait_for(|control| connection >= control.vanished).await;
+}
+
 async fn relay(mut client: TcpStream, link: Arc<Link>, connection: u64) {
     let now = *link.control.borrow();
+    if connection < now.vanished {
+        // It has been accepted, and that is all: it ends with its era.
+        let _ = link.control.subscribe().wait_for(|control| control.era != now.era).await;
+        return;
+    }
     let Some(target) = now.target else { return };
     let Ok(mut server) = TcpStream::connect(target).await else { return };
     let budget = Budget::new(now.shape, connection);
@@ -186,7 +235,12 @@ async fn relay(mut client: TcpStream, link: Arc<Link>, connection: u64) {
     let (from_server, to_server) = server.split();
     let up = async {
         let mut cut = false;
-        pump(from_client, to_server, &link.up, now.shape, &budget, |before, n| {
+        pump((from_client, to_server), (&link, connection), &link.up, now.shape, &budget, |before, n| {
+            if link.control.borrow().vanish_after.is_some_and(|at| before + n >= at) {
+                link.control.send_modify(|control| {
+                    (control.vanish_after, control.vanished) = (None, u64::MAX);
+                });
+            }
             let at = link.control.borrow().cut_after.filter(|at| before + n >= *at);
             cut = at.is_some();
             at.map_or(n, |at| at.saturating_sub(before))
@@ -199,7 +253,7 @@ async fn relay(mut client: TcpStream, link: Arc<Link>, connection: u64) {
     let mut ended = link.control.subscribe();
     tokio::select! {
         () = up => {}
-        () = pump(from_server, to_client, &link.down, now.shape, &budget, |_, n| n) => {}
+        () = pump((from_server, to_client), (&link, connection), &link.down, now.shape, &budget, |_, n| n) => {}
         _ = ended.wait_for(|control| control.era != now.era) => {}
         () = budget.spent.notified() => {
             link.cuts.fetch_add(1, Ordering::Relaxed);
@@ -209,8 +263,8 @@ async fn relay(mut client: TcpStream, link: Arc<Link>, connection: u64) {
 
 /// Passes bytes on until one side ends. `allow` says how many of some that come after so many others may pass; if not all, they are the last.
 async fn pump(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
+    (mut from, mut to): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    (link, connection): (&Link, u64),
     way: &Way,
     shape: Shape,
     budget: &Budget,
@@ -236,6 +290,7 @@ async fn pump(
             if !shape.delay.is_zero() {
                 tokio::time::sleep_until(at).await;
             }
+            there(link, connection).await;
             if to.write_all(&bytes).await.is_err() {
                 break;
             }

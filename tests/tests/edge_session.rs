@@ -165,10 +165,10 @@ async fn an_upload_that_nobody_waits_for_any_more_takes_no_other_ones_acknowledg
     online(&session, &mut inbox).await;
     let upload = |n: usize| {
         let (session, id) = (session.clone(), format!("u{n}").parse().unwrap());
-        Box::pin(async move { session.upload(&id, vec![n as u8; 10], Properties::default()).await })
+        Box::pin(async move { session.upload(&id, vec![0; n + 1], Properties::default()).await })
     };
     // More than are handed over before the connection's task runs, which it does not between two polls.
-    let mut uploads: Vec<_> = (0..40).map(upload).collect();
+    let mut uploads: Vec<_> = (0..200).map(upload).collect();
     for upload in &mut uploads {
         assert!(upload.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     }

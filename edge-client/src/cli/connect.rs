@@ -2,6 +2,7 @@
 //! what `enrol` left.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 
@@ -36,6 +37,9 @@ pub(super) struct Connect {
     /// The key of that certificate, in PEM.
     #[arg(long, env = "MILLPOND_KEY_FILE", value_name = "FILE", requires = "cert_file")]
     key_file: Option<PathBuf>,
+    /// Seconds after which the server is asked whether it is there; after one and a half times as long without a word it is gone.
+    #[arg(long, env = "MILLPOND_KEEP_ALIVE", default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(5..=43_200))]
+    keep_alive: u64,
     /// The directory in which `enrol` leaves who this is [default: $XDG_CONFIG_HOME or ~/.config, then millpond-edge].
     #[arg(long, env = "MILLPOND_IDENTITY", value_name = "DIR")]
     identity: Option<PathBuf>,
@@ -67,6 +71,7 @@ impl Connect {
             }
         };
         let mut config = Config::new(&address.host, address.port, pool, member, Token::new(""));
+        config.keep_alive = Duration::from_secs(self.keep_alive);
         config.token = self.token(enrolled.as_ref())?;
         let own = self.cert_file.as_deref().zip(self.key_file.as_deref());
         if address.scheme.is_encrypted() {

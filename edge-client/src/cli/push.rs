@@ -1,9 +1,9 @@
 //! `push FILE…`.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use millpond_protocol::access::Op;
@@ -22,12 +22,13 @@ use crate::backoff::random;
 use crate::clock::Stamp;
 use crate::sender::{Report, SendError};
 use crate::session::{self, Cause, SessionError};
-use crate::spool::{About, Complete, Sending, Spool, Staged};
+use crate::spool::{About, Complete, Entry, Sending, Spool, Staged};
 
 /// How often to look whether another process has sent our files.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long the server may take to say what became of one that is gone.
+/// How long the server may take to say what became of one that is gone, at the most and at the least.
 const ASK: Duration = Duration::from_secs(30);
+const LEAST: Duration = Duration::from_secs(1);
 /// Questions on their way at once.
 const ASKS: usize = 16;
 
@@ -110,6 +111,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     let ids: Vec<UploadId> = staged.iter().map(|file| file.document().about.upload.clone()).collect();
     let digests: Vec<Sha256> = staged.iter().map(|file| file.document().sha256).collect();
     let added = spool.add(staged)?;
+    let ours: Vec<Entry> = added.new.iter().chain(&added.known).cloned().collect();
     drop(spooling);
     for entry in &added.dropped {
         let time = Timestamp::clamped(i64::try_from(entry.key).unwrap_or(i64::MAX));
@@ -133,7 +135,11 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     options.first = ids.iter().cloned().collect();
     options.only_first = args.only;
     let (mut fates, mut fate) = (BTreeMap::new(), None);
-    if let Some(_sending) = ours(&mut spool, &options.first).await? {
+    let begin = Instant::now();
+    if let Some(_sending) = turn(&spool, ours).await? {
+        // Whoever sent before has waited already, if there is no network: who wait in line do not each begin anew.
+        let patience = options.patience;
+        options.patience = patience.saturating_sub(begin.elapsed()).max(patience / 10);
         let total = if args.only { ids.len() as u64 } else { spool.held_now().0 };
         let sending = progress.step("sending", Unit::Files, total);
         let sent = send(cli, &mut spool, &options, &mut |report| match report {
@@ -168,7 +174,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     refused_by_others(&mut spool, &ids, &mut fates)?;
     let unknown = ids.iter().zip(digests).filter(|(id, _)| !fates.contains_key(*id));
     let unknown: Vec<_> = unknown.map(|(id, sha256)| (id.clone(), sha256)).collect();
-    fates.extend(asked(cli, unknown).await?);
+    fates.extend(asked(cli, unknown, cli.spool.patience()).await?);
     let files = told(cli, args, &ids, &fates);
     said(&spool, fate).and(files)
 }
@@ -210,13 +216,16 @@ fn id(args: &Args, name: &FileName, sha256: Sha256) -> UploadId {
     id.parse().expect("an id of ASCII letters, digits, dots, dashes and underscores")
 }
 
-/// Waits for the right to send; none if another process has sent these files meanwhile.
-async fn ours(spool: &mut Spool, ids: &HashSet<UploadId>) -> Result<Option<Sending>, Failure> {
+/// Waits for the right to send; none if another process has sent these files meanwhile. The spool's lock is left to that one.
+async fn turn(spool: &Spool, mut ours: Vec<Entry>) -> Result<Option<Sending>, Failure> {
     loop {
         if let Some(sending) = spool.sending()? {
             return Ok(Some(sending));
         }
-        if !spool.entries()?.any(|entry| ids.contains(&entry.upload)) {
+        while ours.last().is_some_and(|entry| !spool.holds(entry)) {
+            ours.pop();
+        }
+        if ours.is_empty() {
             return Ok(None);
         }
         tokio::time::sleep(LOOK).await;
@@ -243,21 +252,26 @@ fn refused_by_others(
 }
 
 /// What the server says of files that are gone: another process has seen their receipts, or they left in another way.
-async fn asked(cli: &Cli, files: Vec<(UploadId, Sha256)>) -> Result<Vec<(UploadId, Fate)>, Failure> {
+async fn asked(
+    cli: &Cli,
+    files: Vec<(UploadId, Sha256)>,
+    patience: Duration,
+) -> Result<Vec<(UploadId, Fate)>, Failure> {
+    let within = patience.clamp(LEAST, ASK);
     if files.is_empty() {
         return Ok(Vec::new());
     }
     // Nothing is subscribed to: there is nothing to read, but who holds no inbox has no connection.
     let (session, _inbox) = session::open(cli.connect.config()?);
     // One wait for all of them, where there is no network.
-    if session.connected(ASK).await.is_err() {
+    if session.connected(within).await.is_err() {
         session.close().await;
         return Ok(files.into_iter().map(|(id, _)| (id, Fate::Unknown)).collect());
     }
     let asks = files.into_iter().map(|(id, sha256)| {
         let session = &session;
         async move {
-            let answer = session.ask::<UploadInfo>(Op::Status, &json!({ "upload": id }), ASK).await;
+            let answer = session.ask::<UploadInfo>(Op::Status, &json!({ "upload": id }), within).await;
             let fate = match answer {
                 Ok(info) if info.outcome == Outcome::Stored && info.sha256 == sha256 => {
                     Fate::Stored { batch: info.batch, late: info.late }

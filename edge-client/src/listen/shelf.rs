@@ -24,7 +24,7 @@ use millpond_protocol::message::Pointer;
 use millpond_protocol::{FileName, Sha256};
 use serde::{Deserialize, Serialize};
 
-use crate::spool::{directories, make_directory, open_private};
+use crate::spool::{directories, make_directory, open_private, write_synced};
 use crate::transfer::{TransferError, place, sync_directory};
 
 /// How far a shown version is.
@@ -219,11 +219,7 @@ impl Shelf {
     /// Writes a small file of its own, synced, in place of the one before.
     fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let own = self.root.join(".millpond");
-        let scratch = own.join(format!("{name}.new"));
-        fs::write(&scratch, content)?;
-        File::open(&scratch)?.sync_all()?;
-        fs::rename(&scratch, own.join(name))?;
-        sync_directory(&own)
+        write_synced(&own.join(name), &own.join(format!("{name}.new")), content, || {})
     }
 
     /// Removes versions that were shown here, but for the last `keep` and the current one. Nothing else is touched, whatever its name.

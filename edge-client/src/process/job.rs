@@ -186,7 +186,7 @@ async fn send(
     // As the server says now: it may have changed since the lease was taken.
     let publish_max = work.session.card().map_or(limits::PUBLISH_MAX as u64, |card| card.limits.publish_max);
     let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
-    if size > publish_max {
+    if size > publish_max.min(work.session.inline()) {
         let put = ask::Put {
             upload: None,
             round: Some(lease.round),

@@ -140,9 +140,7 @@ impl AttemptError {
     fn is_retryable(&self) -> bool {
         !matches!(self, Self::Command(_) | Self::Refused(_))
     }
-}
 
-impl AttemptError {
     /// Whether another machine may do better: this one would only use up the round's attempts.
     fn is_of_this_machine(&self) -> bool {
         match self {

@@ -43,15 +43,28 @@ impl Pending {
     }
 }
 
-/// Everything that was stated when the spool was read last. A file that is spooled after that is not waited for.
+/// Everything that was stated. A file that is spooled after its statement was read is not waited for.
 #[derive(Debug, Default)]
 pub(super) struct Statements(Vec<Pending>);
 
 impl Statements {
     /// Reads the statements, and the entries that each speaks of.
     pub(super) fn read(spool: &mut Spool, clock: &Clock) -> Result<Self, SpoolError> {
+        let statements = spool.statements()?;
+        Self::of(statements, spool, clock)
+    }
+
+    /// Reads those that were made since.
+    pub(super) fn read_on(&mut self, spool: &mut Spool, clock: &Clock) -> Result<(), SpoolError> {
+        let mut statements = spool.statements()?;
+        statements.retain(|new| !self.0.iter().any(|pending| pending.statements.contains(new)));
+        self.0.append(&mut Self::of(statements, spool, clock)?.0);
+        Ok(())
+    }
+
+    fn of(statements: Vec<Statement>, spool: &mut Spool, clock: &Clock) -> Result<Self, SpoolError> {
         let mut all: Vec<Pending> = Vec::new();
-        for statement in spool.statements()? {
+        for statement in statements {
             let what = match &statement.complete {
                 Complete::Through(time) => What::Through(*time),
                 Complete::Now(stamp) => {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::queue::Shipment;
 use super::run::{Awaited, Done, Run};
-use super::watch::STUCK;
+use super::watch::{STUCK, Silence};
 use super::{Report, SendError};
 use crate::large::LargeError;
 use crate::session::{Cause, Event, SessionError};
@@ -51,7 +51,11 @@ impl Run<'_> {
             }
             Event::Offline(Cause::Lost(_)) => {
                 if std::mem::replace(&mut self.online, false) {
-                    self.offline_since = Instant::now();
+                    // Of a server that was silent at the end, that counts too.
+                    let now = Instant::now();
+                    let half = self.options.patience / 2;
+                    self.offline_since =
+                        now.checked_sub(half).map_or(now, |then| self.session.heard().max(then)).min(now);
                 }
             }
             Event::Card(card) => self.card = Some(card),
@@ -148,6 +152,10 @@ impl Run<'_> {
                 self.asked(entry, answer).await
             }
             Done::Complete(statement, told) => self.told_complete(&statement, told),
+            Done::There => {
+                self.hearing.answered();
+                Ok(())
+            }
             Done::Put(entry, sha256, sent) => {
                 // Only what this run has sent: of a resumed file the missing parts.
                 self.summary.bytes += self.large.take().map_or(0, |meter| meter.done());
@@ -180,6 +188,10 @@ impl Run<'_> {
                     self.refuse(&entry, refusal)
                 }
                 None => {
+                    let publish_max = self.card.as_ref().map_or(0, |card| card.limits.publish_max);
+                    if entry.size <= publish_max && self.queue.inline(&entry) {
+                        return Ok(());
+                    }
                     self.queue.settled(&entry.upload);
                     (self.report)(Report::Left(&entry, &error));
                     self.left.insert(entry.upload);
@@ -254,7 +266,17 @@ impl Run<'_> {
                 "the connection was lost and did not come back".into(),
             )));
         }
-        if self.watch.is_stuck(now, self.large.as_ref().map_or(0, |meter| meter.done())) {
+        let moved = self.large.as_ref().map_or(0, |meter| meter.moved());
+        let (heard, gone) = self.silence();
+        match self.hearing.look(now, heard, gone, moved) {
+            Silence::Gone if self.online => {
+                let what = format!("the server has said nothing for {:?}", heard.elapsed());
+                return Err(SendError::Offline(Cause::Lost(what)));
+            }
+            Silence::Ask if self.online => self.ask_whether_it_is_there(),
+            Silence::Gone | Silence::Ask | Silence::Bear => {}
+        }
+        if self.watch.is_stuck(now, moved) {
             return Err(SendError::Stuck(STUCK));
         }
         let (due, waiting) =

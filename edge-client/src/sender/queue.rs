@@ -41,6 +41,8 @@ impl Shipment {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sizes {
     pub(super) publish_max: u64,
+    /// Of a file that is better off as a message than by URL, on this line.
+    pub(super) inline: u64,
     /// Of a bundle's content, as it is aimed at.
     pub(super) bundle: u64,
 }
@@ -55,7 +57,11 @@ pub(super) struct Queue {
     doubtful: VecDeque<Entry>,
     /// On their way, or acknowledged and without receipt.
     sent: HashMap<UploadId, Entry>,
+    /// All of those.
+    known: HashSet<UploadId>,
     alone: HashSet<UploadId>,
+    /// No URL leads anywhere for these.
+    inline: HashSet<UploadId>,
 }
 
 impl Queue {
@@ -70,6 +76,7 @@ impl Queue {
         let mut queue = Self::default();
         let mut ahead = VecDeque::new();
         for entry in entries.rev() {
+            queue.known.insert(entry.upload.clone());
             if doubtful.contains(entry) {
                 queue.doubtful.push_back(entry.clone());
             } else if first.contains(&entry.upload) {
@@ -85,14 +92,32 @@ impl Queue {
         queue
     }
 
+    /// Takes in what came meanwhile, oldest first, where it would be if it had been there from the beginning.
+    pub(super) fn take_in<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>, today: u64) {
+        let before = self.backlog.len();
+        for entry in entries {
+            if !self.known.insert(entry.upload.clone()) {
+                continue;
+            }
+            if entry.key >= today {
+                self.today.push_back(entry.clone());
+            } else {
+                self.backlog.push_back(entry.clone());
+            }
+        }
+        if self.backlog.len() > before {
+            self.backlog.make_contiguous().sort_by(|one, other| other.cmp(one));
+        }
+    }
+
     /// The next shipment: files that fit together, or the one that goes by itself. `large` says whether one of those may begin now.
     pub(super) fn next(&mut self, sizes: &Sizes, large: bool) -> Option<Shipment> {
         let mut bundle = Vec::new();
         let (mut bytes, mut passed_over) = (0, VecDeque::new());
         while bundle.len() < limits::BUNDLE_ENTRIES_MAX {
-            let line = if self.today.is_empty() { &mut self.backlog } else { &mut self.today };
-            let Some(entry) = line.pop_front() else { break };
-            let is_large = entry.size > sizes.publish_max;
+            let of_today = !self.today.is_empty();
+            let Some(entry) = self.line(of_today).pop_front() else { break };
+            let is_large = self.is_large(&entry, sizes);
             let by_itself =
                 is_large || entry.size > limits::SMALL_MAX as u64 || self.alone.contains(&entry.upload);
             if is_large && !large {
@@ -105,7 +130,7 @@ impl Queue {
                 break;
             }
             if by_itself || (bytes + entry.size + OVERHEAD > sizes.bundle && !bundle.is_empty()) {
-                line.push_front(entry);
+                self.line(of_today).push_front(entry);
                 break;
             }
             bytes += entry.size + OVERHEAD;
@@ -121,7 +146,7 @@ impl Queue {
             0 => None,
             1 => {
                 let entry = bundle.pop()?;
-                Some(if entry.size > sizes.publish_max {
+                Some(if self.is_large(&entry, sizes) {
                     Shipment::Large(entry)
                 } else {
                     Shipment::Single(entry)
@@ -129,6 +154,23 @@ impl Queue {
             }
             _ => Some(Shipment::Bundle(bundle)),
         }
+    }
+
+    fn line(&mut self, of_today: bool) -> &mut VecDeque<Entry> {
+        if of_today { &mut self.today } else { &mut self.backlog }
+    }
+
+    fn is_large(&self, entry: &Entry, sizes: &Sizes) -> bool {
+        entry.size > sizes.publish_max || (entry.size > sizes.inline && !self.inline.contains(&entry.upload))
+    }
+
+    /// A file that was too long for this line did not get there by URL: it goes as a message all the same. Whether that is new.
+    pub(super) fn inline(&mut self, entry: &Entry) -> bool {
+        let is_new = self.inline.insert(entry.upload.clone());
+        if is_new {
+            self.again(std::slice::from_ref(entry));
+        }
+        is_new
     }
 
     /// Up to so many files whose fate is to be asked for.
@@ -146,6 +188,7 @@ impl Queue {
 
     /// The server has decided; the file is no longer this queue's.
     pub(super) fn settled(&mut self, upload: &UploadId) {
+        self.known.remove(upload);
         self.sent.remove(upload);
     }
 
@@ -188,7 +231,7 @@ impl Queue {
 mod tests {
     use super::*;
 
-    const SIZES: Sizes = Sizes { publish_max: 1 << 20, bundle: 1_000 };
+    const SIZES: Sizes = Sizes { publish_max: 1 << 20, inline: u64::MAX, bundle: 1_000 };
 
     fn entry(upload: &str, key: u64, size: u64) -> Entry {
         Entry { key, size, upload: upload.parse().unwrap() }
@@ -212,6 +255,23 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_meanwhile_takes_its_place_among_the_others_and_what_was_settled_may_come_again() {
+        let entries = ["a", "b", "e"].iter().zip([10, 20, 50]).map(|(id, key)| entry(id, key, 700));
+        let mut queue = queue(&entries.collect::<Vec<_>>(), &[], 40);
+        assert_eq!(ids(queue.next(&SIZES, true)), ["e"]);
+        let all = ["a", "c", "b", "d", "e", "f"].iter().zip([10, 15, 20, 45, 50, 60]);
+        let all: Vec<_> = all.map(|(id, key)| entry(id, key, 700)).collect();
+        queue.take_in(all.iter(), 40);
+        let order: Vec<_> = std::iter::from_fn(|| queue.next(&SIZES, true)).map(|s| ids(Some(s))).collect();
+        assert_eq!(order, [["d"], ["f"], ["b"], ["c"], ["a"]]);
+        queue.take_in(all.iter(), 40);
+        assert_eq!(queue.next(&SIZES, true), None);
+        queue.settled(&all[0].upload);
+        queue.take_in(all.iter(), 40);
+        assert_eq!(ids(queue.next(&SIZES, true)), ["a"]);
+    }
+
+    #[test]
     fn small_files_go_together_up_to_the_size_of_a_bundle_and_larger_ones_by_themselves() {
         let entries = [
             entry("a", 1, 100),
@@ -229,6 +289,18 @@ mod tests {
         assert_eq!(queue.next(&SIZES, false), None);
         assert_eq!(queue.next(&SIZES, true), Some(Shipment::Large(entries[4].clone())));
         assert_eq!(queue.len(), 6);
+    }
+
+    #[test]
+    fn on_a_slow_line_longer_files_go_by_url_unless_that_leads_nowhere() {
+        let entries = [entry("a", 1, 50_000), entry("b", 2, 70_000)];
+        let mut queue = queue(&entries, &[], 0);
+        let slow = Sizes { inline: 60_000, ..SIZES };
+        assert_eq!(queue.next(&slow, true), Some(Shipment::Single(entries[0].clone())));
+        assert_eq!(queue.next(&slow, true), Some(Shipment::Large(entries[1].clone())));
+        assert!(queue.inline(&entries[1]));
+        assert_eq!(queue.next(&slow, true), Some(Shipment::Single(entries[1].clone())));
+        assert!(!queue.inline(&entries[1]));
     }
 
     #[test]

@@ -11,13 +11,13 @@ use millpond_protocol::access::Op;
 use millpond_protocol::message::answer::UploadInfo;
 use millpond_protocol::message::{Card, Receipt};
 use millpond_protocol::{Sha256, Timestamp, UploadId};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::complete::Statements;
 use super::queue::{Queue, Shipment, Sizes};
 use super::ship::{self, Clock, Loaded, Message};
-use super::watch::Watch;
+use super::watch::{Hearing, Watch};
 use super::{Options, Report, SendError, Summary};
 use crate::clock::wall_ms;
 use crate::large::{self, LargeError};
@@ -27,10 +27,16 @@ use crate::transfer::Meter;
 
 /// Messages on their way at once: the next one is there when the server has taken one.
 const SHIPMENTS: usize = 2;
+/// How often to look whether something came meanwhile, while nothing else happens and more could be sent.
+const LOOK: Duration = Duration::from_millis(200);
 /// Questions on their way at once.
 const ASKS: usize = 16;
 /// How long one answer may take.
 const ASK: Duration = Duration::from_secs(30);
+/// The least that is waited for anything, however little patience there is.
+const LEAST: Duration = Duration::from_secs(1);
+/// Bytes of a file that is not sent before it is known how fast the line is.
+const LONG: u64 = 64 << 10;
 /// Something that was waited for.
 pub(super) enum Done {
     /// `complete`: it carried a statement.
@@ -42,6 +48,8 @@ pub(super) enum Done {
     Asked(Entry, Result<UploadInfo, SessionError>),
     Put(Entry, Sha256, Result<Receipt, LargeError>),
     Complete(Statement, Result<(), SessionError>),
+    /// The server was asked whether it is there; what it said was heard by the session.
+    There,
 }
 
 /// Until when the receipts of these have time; with the reason code if they were refused.
@@ -55,6 +63,10 @@ pub(super) struct Run<'a> {
     pub(super) report: &'a mut (dyn FnMut(Report<'_>) + Send),
     pub(super) clock: Clock,
     pub(super) queue: Queue,
+    /// From which key on files are of today.
+    today: u64,
+    /// What of the spool is known: how often it was read, and which statements lay there.
+    read: (u64, Option<(u64, i64, i64)>),
     pub(super) card: Option<Card>,
     pub(super) work: FuturesUnordered<BoxFuture<'static, Done>>,
     pub(super) shipments: usize,
@@ -76,10 +88,11 @@ pub(super) struct Run<'a> {
     pub(super) online: bool,
     pub(super) offline_since: Instant,
     pub(super) watch: Watch,
+    pub(super) hearing: Hearing,
     pub(super) summary: Summary,
 }
 
-/// Sends the spool until it is empty (also of what others put there meanwhile), or the first ones are settled. The session needs the topics [`super::TOPICS`].
+/// Sends the spool until it is empty, also of what others put there meanwhile, which takes its place in the order at once, or the first ones are settled. The session needs the topics [`super::TOPICS`].
 /// Only one process may do it at a time: hold [`Spool::sending`].
 ///
 /// # Errors
@@ -92,11 +105,17 @@ pub async fn flush(
     report: &mut (dyn FnMut(Report<'_>) + Send),
 ) -> Result<Summary, SendError> {
     session.connected(options.patience).await.map_err(offline)?;
-    let (offset, anchor) = session.clock_offset(ASK).await?;
+    let patience = options.patience.max(LEAST);
+    let (offset, anchor) = session.clock_offset(patience).await.map_err(offline)?;
     let now = Timestamp::clamped(wall_ms().saturating_add(offset.ms));
     if let Some(anchor) = anchor {
         // Without it, times of this boot are as good as the wall clock.
         let _ = spool.set_anchor(&anchor);
+    }
+    let is_ours = |entry: &Entry| !options.only_first || options.first.contains(&entry.upload);
+    let is_long = |entry: &Entry| entry.size > LONG && is_ours(entry);
+    if !session.is_measured() && spool.entries()?.any(is_long) {
+        session.measure(patience).await.map_err(offline)?;
     }
     let clock = Clock { offset_ms: offset.ms, anchors: spool.anchors(), now };
     let day = 86_400_000;
@@ -109,6 +128,8 @@ pub async fn flush(
         report,
         clock,
         queue: Queue::default(),
+        today,
+        read: (0, None),
         card: session.card(),
         work: FuturesUnordered::new(),
         shipments: 0,
@@ -123,10 +144,12 @@ pub async fn flush(
         online: session.is_connected(),
         offline_since: Instant::now(),
         watch: Watch::begin(),
+        hearing: Hearing::new(patience, Instant::now()),
         summary: Summary::default(),
     };
     loop {
         // Before the entries: what was spooled before a statement is among them.
+        let mark = run.spool.statements_mark();
         run.statements = Statements::read(run.spool, &run.clock)?;
         let (left, mut others) = (&run.left, 0);
         let entries = run.spool.entries()?.filter(|entry| {
@@ -135,6 +158,7 @@ pub async fn flush(
             !is_other && !left.contains(&entry.upload)
         });
         run.queue = Queue::new(entries, &options.first, today, &doubtful);
+        run.read = (run.spool.readings(), mark);
         // In doubt they stay, for the run that sends them.
         doubtful.retain(|entry| options.only_first && !options.first.contains(&entry.upload));
         run.others = doubtful.iter().cloned().collect();
@@ -152,6 +176,7 @@ pub async fn flush(
 fn offline(error: SessionError) -> SendError {
     match error {
         SessionError::Offline(cause) => SendError::Offline(cause),
+        SessionError::Unanswered(_) => SendError::Offline(Cause::Lost(error.to_string())),
         error => error.into(),
     }
 }
@@ -169,6 +194,7 @@ impl Run<'_> {
     /// Works until the queue holds nothing more.
     async fn drain(&mut self, inbox: &mut Inbox) -> Result<(), SendError> {
         while !self.finished() {
+            self.look()?;
             self.begin()?;
             let deadline = self.deadline();
             tokio::select! {
@@ -187,12 +213,34 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Takes in what came meanwhile, files and statements.
+    fn look(&mut self) -> Result<(), SendError> {
+        let Self { spool, queue, statements, clock, options, left, today, read, .. } = self;
+        // Before the entries: what was spooled before a statement is among them.
+        let mark = spool.statements_mark();
+        if read.1 != mark {
+            statements.read_on(spool, clock)?;
+            read.1 = mark;
+        }
+        drop(spool.entries()?);
+        if read.0 != spool.readings() {
+            read.0 = spool.readings();
+            let is_ours = |entry: &&Entry| {
+                (!options.only_first || options.first.contains(&entry.upload))
+                    && !left.contains(&entry.upload)
+            };
+            queue.take_in(spool.entries()?.filter(is_ours), *today);
+        }
+        Ok(())
+    }
+
     /// Begins whatever can begin now.
     fn begin(&mut self) -> Result<(), SendError> {
         let Some(card) = self.card.as_ref().filter(|_| self.online) else { return Ok(()) };
         let sizes = Sizes {
             publish_max: card.limits.publish_max,
-            bundle: self.options.bundle.min(card.limits.bundle_max / 2),
+            inline: self.session.inline(),
+            bundle: self.options.bundle.min(card.limits.bundle_max / 2).min(self.session.message()),
         };
         let bundle_max = usize::try_from(card.limits.bundle_max).unwrap_or(usize::MAX);
         self.tell();
@@ -313,6 +361,25 @@ impl Run<'_> {
     fn deadline(&self) -> Instant {
         let receipts = self.awaited.iter().map(|(until, ..)| *until);
         let offline = (!self.online).then(|| self.offline_since + self.options.patience);
-        receipts.chain(offline).fold(self.watch.deadline(), Instant::min)
+        let silence = self.online.then(|| {
+            let (heard, gone) = self.silence();
+            self.hearing.deadline(heard, gone)
+        });
+        let look = (self.online && self.shipments < SHIPMENTS).then(|| Instant::now() + LOOK);
+        receipts.chain(offline).chain(silence).chain(look).fold(self.watch.deadline(), Instant::min)
+    }
+
+    /// When the server was heard last, and until when it may be silent.
+    pub(super) fn silence(&self) -> (Instant, Instant) {
+        (self.session.heard(), self.session.silent_until(self.options.patience.max(LEAST)))
+    }
+
+    /// Asks whether the server is there.
+    pub(super) fn ask_whether_it_is_there(&mut self) {
+        let (session, within) = (self.session.clone(), self.options.patience.max(LEAST));
+        self.work.push(Box::pin(async move {
+            let _ = session.ask::<Value>(Op::Time, &json!({}), within).await;
+            Done::There
+        }));
     }
 }

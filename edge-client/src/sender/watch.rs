@@ -1,4 +1,4 @@
-//! Notices that nothing moves.
+//! Notices that nothing moves, or that nobody is there.
 
 use std::time::Duration;
 
@@ -42,6 +42,58 @@ impl Watch {
     }
 }
 
+/// Whether a server that has to say something is heard: while one is there, it is asked whenever it has been silent for half of
+/// the time after which it counts as gone.
+#[derive(Debug)]
+pub(super) struct Hearing {
+    patience: Duration,
+    /// It was asked, and has not answered.
+    asked: bool,
+    /// How far the large file was, and when that was seen to have changed.
+    moved: u64,
+    moved_at: Instant,
+}
+
+/// What is to be done about a silence.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Silence {
+    Bear,
+    Ask,
+    Gone,
+}
+
+impl Hearing {
+    pub(super) fn new(patience: Duration, now: Instant) -> Self {
+        Self { patience, asked: false, moved: 0, moved_at: now }
+    }
+
+    /// The question was answered, or given up.
+    pub(super) fn answered(&mut self) {
+        self.asked = false;
+    }
+
+    /// When to look again, if it was heard then and may be silent until `gone`.
+    pub(super) fn deadline(&self, heard: Instant, gone: Instant) -> Instant {
+        let gone = gone.max(self.moved_at + self.patience);
+        if self.asked { gone } else { gone.min(heard + self.patience / 2) }
+    }
+
+    /// What now; `moved` bytes of the large file that is on its way have been taken by the network so far.
+    pub(super) fn look(&mut self, now: Instant, heard: Instant, gone: Instant, moved: u64) -> Silence {
+        if moved != self.moved {
+            (self.moved, self.moved_at) = (moved, now);
+        }
+        if now >= gone.max(self.moved_at + self.patience) {
+            Silence::Gone
+        } else if now >= heard + self.patience / 2 && !self.asked {
+            self.asked = true;
+            Silence::Ask
+        } else {
+            Silence::Bear
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,5 +109,23 @@ mod tests {
         assert!(watch.is_stuck(now, 9));
         watch.progress();
         assert!(!watch.is_stuck(Instant::now(), 9));
+    }
+
+    #[test]
+    fn a_silent_server_is_asked_once_and_gone_when_the_time_is_over_unless_other_bytes_move() {
+        let (begin, second) = (Instant::now(), Duration::from_secs(1));
+        let mut hearing = Hearing::new(10 * second, begin);
+        let gone = begin + 12 * second;
+        assert_eq!(hearing.deadline(begin, gone), begin + 5 * second);
+        assert_eq!(hearing.look(begin + 4 * second, begin, gone, 0), Silence::Bear);
+        assert_eq!(hearing.look(begin + 5 * second, begin, gone, 0), Silence::Ask);
+        assert_eq!(hearing.look(begin + 6 * second, begin, gone, 0), Silence::Bear);
+        assert_eq!(hearing.deadline(begin, gone), gone);
+        assert_eq!(hearing.look(gone, begin, gone, 7), Silence::Bear);
+        assert_eq!(hearing.look(gone + 9 * second, begin, gone, 7), Silence::Bear);
+        assert_eq!(hearing.look(gone + 10 * second, begin, gone, 7), Silence::Gone);
+        hearing.answered();
+        let heard = gone + 10 * second;
+        assert_eq!(hearing.look(heard + 5 * second, heard, heard + 10 * second, 7), Silence::Ask);
     }
 }

@@ -10,16 +10,18 @@ use millpond_protocol::message::answer;
 use millpond_protocol::topic;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::mqtt::Beside;
-use super::{Online, Session, SessionError, Shared};
+use super::{Online, RATE_MIN, Session, SessionError, Shared};
 use crate::backoff::random;
 use crate::clock::{self, Anchor, ClockOffset, Stamp};
 
 /// The shortest pause before an ask is repeated.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// Bytes by which the line is measured: eight seconds of the slowest one.
+const MEASURE: usize = 16 << 10;
 
 impl Session {
     /// Asks, and waits for the answer as long as `within`, over as many connections as it takes. The ask gets an id of its own;
@@ -56,21 +58,10 @@ impl Session {
         let (payload, deadline) = (Bytes::from(body.to_string()), Instant::now() + within);
         loop {
             let online = self.online(deadline).await?;
-            let answer =
-                match tokio::time::timeout_at(deadline, self.ask_once(&online, op, payload.clone())).await {
-                    Ok(Ok(answer)) => answer,
-                    Ok(Err(SessionError::Cut)) => continue,
-                    Ok(Err(error)) => return Err(error),
-                    Err(_) => return Err(SessionError::Unanswered(within)),
-                };
-            let Ok(error) = serde_json::from_slice::<ErrorBody>(&answer) else {
+            let asked = self.ask_once(&online, op, payload.clone());
+            if let Some(answer) = waited_out(asked, within, deadline).await? {
                 return serde_json::from_slice(&answer).map_err(strange);
-            };
-            let pause = error.error.retry_after_ms.map_or(ASK_AGAIN, Duration::from_millis).max(ASK_AGAIN);
-            if !error.error.code.is_temporary() || Instant::now() + pause >= deadline {
-                return Err(error.error.into());
             }
-            tokio::time::sleep(pause).await;
         }
     }
 
@@ -83,6 +74,17 @@ impl Session {
         let beside = Beside { response: Some(response), ..Beside::default() };
         self.publish_on(online, &format!("ask/{op}"), payload, beside).await?;
         wait.await.map_err(|_| SessionError::Cut)
+    }
+
+    /// Learns how fast the line is, by an ask of some length, before something long is sent that could be sent in another way. It
+    /// may take the time that the slowest line needs beside `within`.
+    ///
+    /// # Errors
+    /// As [`Session::ask`].
+    pub(crate) async fn measure(&self, within: Duration) -> Result<(), SessionError> {
+        let ask = json!({ "padding": "x".repeat(MEASURE) });
+        let slowest = Duration::from_secs(MEASURE as u64 / RATE_MIN);
+        self.ask::<answer::Time>(Op::Time, &ask, within + slowest).await.map(drop)
     }
 
     /// Measures how far this machine's clock is from the server's, and how they lie to the clock that counts since boot. An attempt
@@ -99,22 +101,8 @@ impl Session {
             let online = self.online(deadline).await?;
             let before = Stamp::now();
             let asked = self.ask_once(&online, Op::Time, Bytes::from_static(b"{}"));
-            let answer = match tokio::time::timeout_at(deadline, asked).await {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(SessionError::Cut)) => continue,
-                Ok(Err(error)) => return Err(error),
-                Err(_) => return Err(SessionError::Unanswered(within)),
-            };
+            let Some(answer) = waited_out(asked, within, deadline).await? else { continue };
             let after = Stamp::now();
-            if let Ok(error) = serde_json::from_slice::<ErrorBody>(&answer) {
-                let pause =
-                    error.error.retry_after_ms.map_or(ASK_AGAIN, Duration::from_millis).max(ASK_AGAIN);
-                if !error.error.code.is_temporary() || Instant::now() + pause >= deadline {
-                    return Err(error.error.into());
-                }
-                tokio::time::sleep(pause).await;
-                continue;
-            }
             let server: answer::Time = serde_json::from_slice(&answer)
                 .map_err(|error| SessionError::Strange(Op::Time, error.to_string()))?;
             if let Some(measured) = clock::measured(&before, server.time.as_millis(), &after) {
@@ -122,6 +110,28 @@ impl Session {
             }
         }
     }
+}
+
+/// Waits for an answer until the deadline, `within` after the beginning. None: there is time for another attempt, and reason, a
+/// connection that was cut or a temporary refusal, whose pause is over.
+async fn waited_out(
+    asked: impl Future<Output = Result<Bytes, SessionError>>,
+    within: Duration,
+    deadline: Instant,
+) -> Result<Option<Bytes>, SessionError> {
+    let answer = match tokio::time::timeout_at(deadline, asked).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(SessionError::Cut)) => return Ok(None),
+        Ok(Err(error)) => return Err(error),
+        Err(_) => return Err(SessionError::Unanswered(within)),
+    };
+    let Ok(ErrorBody { error, .. }) = serde_json::from_slice(&answer) else { return Ok(Some(answer)) };
+    let pause = error.retry_after_ms.map_or(ASK_AGAIN, Duration::from_millis).max(ASK_AGAIN);
+    if !error.code.is_temporary() || Instant::now() + pause >= deadline {
+        return Err(error.into());
+    }
+    tokio::time::sleep(pause).await;
+    Ok(None)
 }
 
 struct Forget<'a> {

@@ -2,52 +2,107 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::uplink::Uplink;
 
 /// How a publish was acknowledged: taken, or refused with an MQTT 5 reason code.
 pub(super) type Verdict = Result<(), u8>;
 
+/// A publish that is not acknowledged.
+#[derive(Debug)]
+struct Publish {
+    waiter: oneshot::Sender<Verdict>,
+    bytes: u64,
+    handed_over: Instant,
+}
+
 /// Waiters of one connection. Forgotten when it ends, which tells each of them so.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Book {
     /// Counts connections; what was meant for an earlier one does not enter.
     pub(super) connection: u64,
-    unsent: VecDeque<oneshot::Sender<Verdict>>,
-    sent: HashMap<u16, oneshot::Sender<Verdict>>,
+    pub(super) uplink: Uplink,
+    /// When the server was heard last, or the connection begun.
+    heard: Instant,
+    unsent: VecDeque<Publish>,
+    sent: HashMap<u16, Publish>,
     answers: HashMap<Bytes, oneshot::Sender<Bytes>>,
 }
 
+impl Default for Book {
+    fn default() -> Self {
+        Self {
+            connection: 0,
+            uplink: Uplink::default(),
+            heard: Instant::now(),
+            unsent: VecDeque::new(),
+            sent: HashMap::new(),
+            answers: HashMap::new(),
+        }
+    }
+}
+
 impl Book {
-    /// The connection has ended.
-    pub(super) fn turn_over(&mut self) {
-        *self = Self { connection: self.connection + 1, ..Self::default() };
+    /// The server has said something, or a connection to it begins.
+    pub(super) fn heard(&mut self) {
+        self.heard = Instant::now();
     }
 
-    /// A publish is about to be handed over on that connection; none if it has ended.
-    pub(super) fn publish(&mut self, connection: u64) -> Option<oneshot::Receiver<Verdict>> {
+    /// Until when a server may be silent that says something every so often.
+    pub(super) fn silent_until(&self, every: Duration) -> Instant {
+        self.heard + every + self.uplink.busy()
+    }
+
+    /// When the server was heard last.
+    pub(super) fn last_heard(&self) -> Instant {
+        self.heard
+    }
+
+    /// The connection has ended.
+    pub(super) fn turn_over(&mut self) {
+        let mut uplink = std::mem::take(&mut self.uplink);
+        uplink.cut(self.heard.elapsed());
+        let (connection, heard) = (self.connection + 1, self.heard);
+        *self = Self { connection, uplink, heard, ..Self::default() };
+    }
+
+    /// A publish of so many bytes is about to be handed over on that connection; none if it has ended.
+    pub(super) fn publish(&mut self, connection: u64, bytes: usize) -> Option<oneshot::Receiver<Verdict>> {
+        if self.connection != connection {
+            return None;
+        }
         let (waiter, wait) = oneshot::channel();
-        (self.connection == connection).then(|| self.unsent.push_back(waiter))?;
+        let bytes = bytes as u64;
+        self.unsent.push_back(Publish { waiter, bytes, handed_over: Instant::now() });
+        self.uplink.handed_over(bytes);
         Some(wait)
     }
 
     /// It was not handed over after all.
     pub(super) fn publish_failed(&mut self, connection: u64) {
-        if self.connection == connection {
-            self.unsent.pop_back();
+        if self.connection == connection
+            && let Some(publish) = self.unsent.pop_back()
+        {
+            self.uplink.taken_back(publish.bytes);
         }
     }
 
     pub(super) fn published(&mut self, id: u16) {
-        if let Some(waiter) = self.unsent.pop_front() {
-            self.sent.insert(id, waiter);
+        if let Some(publish) = self.unsent.pop_front() {
+            self.sent.insert(id, publish);
         }
     }
 
     pub(super) fn acknowledged(&mut self, id: u16, verdict: Verdict) {
-        if let Some(waiter) = self.sent.remove(&id) {
+        if let Some(publish) = self.sent.remove(&id) {
+            self.uplink.acknowledged(publish.bytes, publish.handed_over, Instant::now());
             // Who waited may have gone.
-            let _ = waiter.send(verdict);
+            let _ = publish.waiter.send(verdict);
         }
     }
 
@@ -75,7 +130,7 @@ mod tests {
     #[test]
     fn packet_ids_belong_to_publishes_in_the_order_in_which_they_were_handed_over() {
         let mut book = Book::default();
-        let (mut one, mut two) = (book.publish(0).unwrap(), book.publish(0).unwrap());
+        let (mut one, mut two) = (book.publish(0, 10).unwrap(), book.publish(0, 10).unwrap());
         book.published(7);
         book.published(8);
         book.acknowledged(8, Err(0x97));
@@ -88,14 +143,14 @@ mod tests {
     #[test]
     fn when_the_connection_ends_every_waiter_learns_it_and_nothing_enters_the_next_one() {
         let mut book = Book::default();
-        let mut publish = book.publish(0).unwrap();
+        let mut publish = book.publish(0, 10).unwrap();
         let mut answer = book.ask(0, "a".into()).unwrap();
         book.turn_over();
         assert_eq!(publish.try_recv(), Err(oneshot::error::TryRecvError::Closed));
         assert_eq!(answer.try_recv(), Err(oneshot::error::TryRecvError::Closed));
-        assert!(book.publish(0).is_none() && book.ask(0, "b".into()).is_none());
+        assert!(book.publish(0, 10).is_none() && book.ask(0, "b".into()).is_none());
         // A publish of the connection before must not take away one of this one.
-        let mut fresh = book.publish(1).unwrap();
+        let mut fresh = book.publish(1, 10).unwrap();
         book.publish_failed(0);
         book.published(1);
         book.acknowledged(1, Ok(()));

@@ -58,8 +58,9 @@ async fn connection(
         Err(cause) => return cause,
     };
     let filters = config.filters();
+    shared.book().heard();
     loop {
-        let happening = match wire.next().await {
+        let happening = match wire.next(shared).await {
             Ok(happening) => happening,
             Err(cause) => return cause,
         };

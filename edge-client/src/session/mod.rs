@@ -39,6 +39,7 @@ mod driver;
 mod inbox;
 mod mqtt;
 mod tls;
+mod uplink;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -55,9 +56,13 @@ pub use address::{Address, Scheme};
 pub use config::{Config, Token, Topic};
 pub use inbox::{Ack, Event, Inbox};
 pub use tls::Trust;
+pub(crate) use uplink::RATE_MIN;
 
 use book::Book;
 use mqtt::{Beside, Pipe};
+
+/// How long a goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Why a connection ended, or none came about.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -281,7 +286,7 @@ impl Session {
         // On a task of its own: when whoever waits here is dropped, what is half handed over keeps its place in the book.
         let handed_over = tokio::spawn(async move {
             let _order = shared.order.lock().await;
-            let verdict = shared.book().publish(online.connection)?;
+            let verdict = shared.book().publish(online.connection, payload.len())?;
             if online.pipe.publish(&topic, payload, beside).await.is_err() {
                 shared.book().publish_failed(online.connection);
                 return None;
@@ -295,10 +300,39 @@ impl Session {
     /// Says DISCONNECT. The session ends; what waits for it gets errors.
     pub async fn close(&self) {
         if let Ok(online) = self.online(Instant::now()).await {
-            online.pipe.disconnect().await;
-            let closed = |status: &Status| !matches!(status, Status::Online(_));
-            let _ = tokio::time::timeout(Duration::from_secs(5), self.status.clone().wait_for(closed)).await;
+            let mut status = self.status.clone();
+            let closed = async {
+                online.pipe.disconnect().await;
+                let _ = status.wait_for(|status| !matches!(status, Status::Online(_))).await;
+            };
+            // Behind what a dead line does not take, nothing is said.
+            let _ = tokio::time::timeout(GOODBYE, closed).await;
         }
+    }
+
+    /// Bytes that a message of several files should have, by what got through so far: as many as take a few seconds.
+    pub(crate) fn message(&self) -> u64 {
+        self.shared.book().uplink.message()
+    }
+
+    /// Bytes above which a file is better off by URL: as one message it would keep everything else waiting for half a minute.
+    pub(crate) fn inline(&self) -> u64 {
+        self.shared.book().uplink.inline()
+    }
+
+    /// Whether enough got through to know how fast the line is.
+    pub(crate) fn is_measured(&self) -> bool {
+        self.shared.book().uplink.is_known()
+    }
+
+    /// When the server was heard last.
+    pub(crate) fn heard(&self) -> Instant {
+        self.shared.book().last_heard()
+    }
+
+    /// Until when a server may be silent that was asked something within that time after it was heard last.
+    pub(crate) fn silent_until(&self, within: Duration) -> Instant {
+        self.shared.book().silent_until(within)
     }
 }
 

@@ -3,7 +3,9 @@
 //!
 //! What its behaviour imposes: incoming packets are limited to 10 KB unless told otherwise; its table of publishes in flight has
 //! as many slots as may ever be in flight (65,535 by default, which are 15 MB); packet ids are given out when a packet is
-//! written, so publishes are matched with them in order; `poll` loses what it was writing if it is dropped half-way.
+//! written, so publishes are matched with them in order; `poll` loses what it was writing if it is dropped half-way. Its pings
+//! go out every so often, whatever else does, and it ends a connection on which one was not answered by the next: behind a long
+//! message on a slow line that is not possible. So it is kept from doing that, and [`Wire::next`] says when the server is gone.
 
 use std::time::Duration;
 
@@ -18,19 +20,17 @@ use rumqttc::{Outgoing, TlsConfiguration, Transport};
 
 use super::address::Scheme;
 use super::tls::Trust;
-use super::{Cause, Config, Message};
+use super::{Cause, Config, Message, Shared};
 
 /// Publishes in flight: what the gate takes from one connection before it stops reading.
 const IN_FLIGHT: u16 = 64;
-/// Requests handed over and not yet written.
-const REQUESTS: usize = 16;
-/// Ping after so long without another packet.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// Requests handed over and not yet written: as many acknowledgements as there are messages that are not acknowledged, so that
+/// whoever acknowledges them all need not wait in between.
+const REQUESTS: usize = limits::IN_FLIGHT_OUT;
+/// The shortest keep-alive that it takes.
+const KEEP_ALIVE_MIN: Duration = Duration::from_secs(5);
 /// How long connecting may take, TCP and CONNACK together.
 const CONNECT_S: u64 = 15;
-/// The longest time in which nothing at all happens, not even a ping: that of the largest message at 2 KiB/s. A peer that
-/// has vanished in the middle of one is noticed by the system's own TCP timers before.
-const STUCK: Duration = Duration::from_secs(2_100);
 
 /// The sending half of a connection.
 #[derive(Clone)]
@@ -87,7 +87,7 @@ pub(super) fn open(config: &Config) -> Result<(Pipe, Wire), Cause> {
     let largest = u32::try_from(limits::BUNDLE_MAX + limits::PACKET_OVERHEAD).ok();
     options
         .set_clean_start(true)
-        .set_keep_alive(KEEP_ALIVE)
+        .set_keep_alive(config.keep_alive.max(KEEP_ALIVE_MIN))
         .set_connection_timeout(CONNECT_S)
         .set_outgoing_inflight_upper_limit(IN_FLIGHT)
         .set_manual_acks(true)
@@ -133,11 +133,10 @@ impl Pipe {
 
 impl Wire {
     /// What happens next. Must not be dropped before it returns unless the connection is given up.
-    pub(super) async fn next(&mut self) -> Result<Happening, Cause> {
+    pub(super) async fn next(&mut self, shared: &Shared) -> Result<Happening, Cause> {
         loop {
-            let event = tokio::time::timeout(STUCK, self.0.poll()).await;
-            let event = event.map_err(|_| Cause::Lost("nothing moved for very long".into()))?;
-            let happening = match event.map_err(cause)? {
+            let event = self.event(shared).await?;
+            let happening = match event {
                 Event::Incoming(Packet::ConnAck(_)) => Happening::Connected,
                 Event::Outgoing(Outgoing::Publish(id)) => Happening::Published(id),
                 Event::Incoming(Packet::PubAck(ack)) => {
@@ -154,6 +153,31 @@ impl Wire {
             };
             return Ok(happening);
         }
+    }
+
+    /// The next event. The connection has ended if the server says nothing for one and a half keep-alives, in which it
+    /// has to answer a ping, beside the time that what is on its way to it takes.
+    async fn event(&mut self, shared: &Shared) -> Result<Event, Cause> {
+        let silence = self.0.options.keep_alive() * 3 / 2;
+        let polled = {
+            let poll = self.0.poll();
+            tokio::pin!(poll);
+            loop {
+                let until = shared.book().silent_until(silence);
+                match tokio::time::timeout_at(until, &mut poll).await {
+                    Ok(polled) => break polled,
+                    // Something was handed over meanwhile.
+                    Err(_) if shared.book().silent_until(silence) > until => {}
+                    Err(_) => return Err(Cause::Lost(format!("the server was silent for {silence:?}"))),
+                }
+            }
+        };
+        self.0.state.await_pingresp = false;
+        let event = polled.map_err(cause)?;
+        if matches!(event, Event::Incoming(_)) {
+            shared.book().heard();
+        }
+        Ok(event)
     }
 }
 

@@ -92,18 +92,49 @@ pub(super) fn describe(file: &mut File, entry: &Entry) -> io::Result<Result<Docu
     file.seek(SeekFrom::Start(length - whole as u64))?;
     file.read_exact(&mut end)?;
     file.seek(SeekFrom::Start(0))?;
-    Ok(match Document::read(&end, length) {
-        Ok(document) if document.entry() == *entry => Ok(document),
-        Ok(_) => Err("its name is another file's".to_owned()),
-        Err(why) => Err(why.to_owned()),
+    Ok(proven(&end, length, entry))
+}
+
+/// Reads an entry's description and its bytes, in as few calls as that takes: thousands of small ones are read in a row. The inner
+/// error says what is wrong with it.
+pub(super) fn load(file: File, entry: &Entry) -> io::Result<Result<(Document, Vec<u8>), String>> {
+    let most = entry.size.saturating_add((ABOUT_MAX + TRAILER) as u64);
+    // Longer than it can be, it is damaged: the one byte more says so.
+    let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len().min(most) + 1).unwrap_or(0));
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    let begin = usize::try_from(entry.size).unwrap_or(usize::MAX).min(bytes.len());
+    Ok(match proven(&bytes[begin..], bytes.len() as u64, entry) {
+        Ok(document) => {
+            bytes.truncate(begin);
+            Ok((document, bytes))
+        }
+        Err(why) => Err(why),
     })
 }
 
-/// Reads exactly so many bytes.
-pub(super) fn read_exactly(file: &mut File, size: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-    file.take(size).read_to_end(&mut bytes)?;
-    Ok(bytes)
+/// The description at the end of a file of that length, if it is that entry's.
+fn proven(end: &[u8], length: u64, entry: &Entry) -> Result<Document, String> {
+    match Document::read(end, length) {
+        Ok(document) if document.entry() == *entry => Ok(document),
+        Ok(_) => Err("its name is another file's".to_owned()),
+        Err(why) => Err(why.to_owned()),
+    }
+}
+
+/// Replaces a small file as a whole: it is there after a power cut. `written` is told when the new one is synced and not in its place.
+pub(crate) fn write_synced(
+    path: &Path,
+    scratch: &Path,
+    content: &[u8],
+    written: impl FnOnce(),
+) -> io::Result<()> {
+    let mut file = open(scratch)?;
+    file.set_len(0)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    written();
+    std::fs::rename(scratch, path)?;
+    sync_directory(parent(path))
 }
 
 /// With the path.

@@ -46,7 +46,7 @@ mod stage;
 mod statements;
 mod store;
 
-pub(crate) use disk::{directories, directory as make_directory, open as open_private};
+pub(crate) use disk::{directories, directory as make_directory, open as open_private, write_synced};
 pub use entry::{About, Document, Entry};
 pub use room::{Limits, WhenFull};
 pub use stage::Staged;

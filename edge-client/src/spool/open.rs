@@ -31,6 +31,7 @@ impl Spool {
             ready: BTreeSet::new(),
             ids: HashSet::new(),
             bytes: 0,
+            readings: 0,
         };
         at(root, spool.lock.lock())?;
         let opened = spool.prepare().and_then(|()| spool.refresh());

@@ -1,7 +1,5 @@
 //! Statements that nothing more will come, kept until the server has them.
 
-use std::io::Write as _;
-
 use millpond_failpoint::{Point, reach};
 use millpond_protocol::{AskId, Label, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -11,7 +9,6 @@ use super::disk::{self, at};
 use super::store::Spool;
 use crate::backoff::random;
 use crate::clock::Stamp;
-use crate::transfer::sync_directory;
 
 /// Statements that may wait: of labels, that is; later times take the place of earlier ones.
 const STATEMENTS_MAX: usize = 1_000;
@@ -113,15 +110,14 @@ impl Spool {
         let (path, scratch) = (self.root.join("complete"), self.scratch());
         let lines: String =
             statements.iter().map(|statement| format!("{}\n", serde_json::json!(statement))).collect();
-        let write = || {
-            let mut file = disk::open(&scratch)?;
-            file.set_len(0)?;
-            file.write_all(lines.as_bytes())?;
-            file.sync_all()?;
-            reach(Point::StatementWritten);
-            std::fs::rename(&scratch, &path)?;
-            sync_directory(&self.root)
-        };
-        at(&path, write())
+        let written = || reach(Point::StatementWritten);
+        at(&path, disk::write_synced(&path, &scratch, lines.as_bytes(), written))
+    }
+
+    /// Which writing of the statements lies there: another one is another number.
+    pub(crate) fn statements_mark(&self) -> Option<(u64, i64, i64)> {
+        use std::os::unix::fs::MetadataExt as _;
+        let found = std::fs::metadata(self.root.join("complete")).ok()?;
+        Some((found.ino(), found.mtime(), found.mtime_nsec()))
     }
 }

@@ -24,6 +24,8 @@ pub struct Spool {
     pub(super) ready: BTreeSet<Entry>,
     pub(super) ids: HashSet<UploadId>,
     pub(super) bytes: u64,
+    /// How often this value has read the directory.
+    pub(super) readings: u64,
 }
 
 /// What came of [`Spool::add`].
@@ -139,6 +141,17 @@ impl Spool {
         Ok(self.ready.iter())
     }
 
+    /// How often [`Spool::entries`] and the changes have found that others changed the directory: as long as that stays the
+    /// same, nothing came that this value did not put there.
+    pub(crate) fn readings(&self) -> u64 {
+        self.readings
+    }
+
+    /// Whether an entry waits still. Takes no lock: others are not kept from their work by it, however often they are asked.
+    pub(crate) fn holds(&self, entry: &Entry) -> bool {
+        self.path(entry).exists()
+    }
+
     /// Files and bytes that wait, as of the last look.
     pub fn held_now(&self) -> (u64, u64) {
         (self.ready.len() as u64, self.bytes)
@@ -165,10 +178,8 @@ impl Spool {
     /// As [`Spool::describe`].
     pub fn load(&self, entry: &Entry) -> Result<(Document, Vec<u8>), SpoolError> {
         let path = self.path(entry);
-        let mut file = self.open_entry(entry)?;
-        let document =
-            at(&path, disk::describe(&mut file, entry))?.map_err(|why| self.damaged(entry, why))?;
-        let bytes = at(&path, disk::read_exactly(&mut file, entry.size))?;
+        let (document, bytes) =
+            at(&path, disk::load(self.open_entry(entry)?, entry))?.map_err(|why| self.damaged(entry, why))?;
         if Sha256::of(&bytes) != document.sha256 {
             return Err(self.damaged(entry, "its bytes are not what was written".to_owned()));
         }
@@ -246,6 +257,7 @@ impl Spool {
         for entry in entries {
             self.insert(entry);
         }
+        self.readings += 1;
         self.known = Some(now);
         Ok(())
     }

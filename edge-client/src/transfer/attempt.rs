@@ -59,14 +59,23 @@ impl<'a> Patience<'a> {
     }
 }
 
-/// Returns once `moved` has not changed for as long as `stall`.
-pub(super) async fn stands_still(moved: &AtomicU64, stall: Duration) {
+/// How often a transfer is looked at, at least.
+const LOOK: Duration = Duration::from_secs(1);
+/// Bytes that may be on their way when the last one of a file was handed over: what this machine and those on the way hold back.
+const HELD_BACK: u64 = 1 << 20;
+
+/// Returns once `moved` has not changed for too long; `moves` is called whenever it has. When all of `size` bytes are handed over,
+/// the last of them still take their time on a slow line.
+pub(super) async fn stands_still(moved: &AtomicU64, size: u64, options: &Options, moves: impl Fn()) {
+    let stall = options.stall;
     let (mut seen, mut since) = (moved.load(Ordering::Relaxed), Instant::now());
-    while since.elapsed() < stall {
-        tokio::time::sleep(stall / 8).await;
+    let tail = Duration::from_secs(size.min(HELD_BACK) / options.slowest.max(1));
+    while since.elapsed() < if seen < size { stall } else { stall + tail } {
+        tokio::time::sleep((stall / 8).min(LOOK)).await;
         let now = moved.load(Ordering::Relaxed);
         if now != seen {
             (seen, since) = (now, Instant::now());
+            moves();
         }
     }
 }

@@ -10,6 +10,7 @@ type Make = Arc<dyn Fn(&str, u64) -> Meter + Send + Sync>;
 /// Counts the bytes of one transfer and tells somebody. A repeated attempt takes back what it sends again.
 pub struct Meter {
     done: AtomicU64,
+    moved: AtomicU64,
     total: u64,
     show: Option<Show>,
 }
@@ -17,17 +18,26 @@ pub struct Meter {
 impl Meter {
     /// Calls `show(done, total)` as bytes move. It runs on the transfer's task: it must be quick.
     pub fn new(total: u64, show: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
-        Self { done: AtomicU64::new(0), total, show: Some(Box::new(show)) }
+        Self { done: AtomicU64::new(0), moved: AtomicU64::new(0), total, show: Some(Box::new(show)) }
     }
 
     /// Tells nobody.
     pub fn silent() -> Self {
-        Self { done: AtomicU64::new(0), total: 0, show: None }
+        Self { done: AtomicU64::new(0), moved: AtomicU64::new(0), total: 0, show: None }
     }
 
     /// Bytes so far.
     pub fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
+    }
+
+    /// Counts whatever moves, also what has to be sent again: it only says that something does.
+    pub(crate) fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn moves(&self) {
+        self.moved.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn add(&self, bytes: u64) {

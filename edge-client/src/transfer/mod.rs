@@ -44,12 +44,16 @@ pub use throttle::Throttle;
 pub use upload::Put;
 
 use crate::backoff::Backoff;
+use crate::session::RATE_MIN;
 
 /// How a [`Transfer`] behaves.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// How long an attempt may stand still, the wait for the server's answer included.
     pub stall: Duration,
+    /// Bytes per second of the slowest line: beside `stall`, the last bytes of an upload, up to 1 MiB, may take as long as they need
+    /// at that rate, for nobody sees them move.
+    pub slowest: u64,
     /// How long it may take to connect.
     pub connect: Duration,
     /// Attempts in a row that bring no byte further than the ones before; then the transfer fails.
@@ -65,10 +69,11 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// 60 s without a byte, 10 attempts without progress, pauses up to 30 s, 4 parts at a time, no limit of the rate.
+    /// 60 s without a byte at 2 KiB/s or more, 10 attempts without progress, pauses up to 30 s, 4 parts at a time, no limit of the rate.
     fn default() -> Self {
         Self {
             stall: Duration::from_secs(60),
+            slowest: RATE_MIN,
             connect: Duration::from_secs(15),
             attempts: 10,
             backoff: Backoff::new(Duration::from_millis(250), Duration::from_secs(30)),
@@ -153,7 +158,7 @@ impl Transfer {
         if let Some(client) = slot.get() {
             return Ok(client);
         }
-        let client = http_client(url, &self.options.authorities, self.options.connect)
+        let client = http_client(url, &self.options.authorities, self.options.connect, self.options.stall)
             .map_err(|error| TransferError::Stuck { attempts: 0, last: error.to_string() })?;
         Ok(slot.get_or_init(|| client))
     }
@@ -166,17 +171,20 @@ pub(crate) fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, Stri
     reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| wrong(&error))
 }
 
-/// A client for that address, which goes to no other one. It trusts the authorities beside the public ones.
+/// A client for that address, which goes to no other one. It trusts the authorities beside the public ones. A connection whose
+/// peer acknowledges no byte for as long as `stall` ends.
 pub(crate) fn http_client(
     url: &reqwest::Url,
     authorities: &[reqwest::Certificate],
     connect: Duration,
+    stall: Duration,
 ) -> reqwest::Result<reqwest::Client> {
     let builder = authorities
         .iter()
         .cloned()
         .fold(reqwest::Client::builder(), reqwest::ClientBuilder::add_root_certificate)
         .connect_timeout(connect)
+        .tcp_user_timeout(stall)
         .redirect(reqwest::redirect::Policy::none());
     if is_loopback(url) { builder.no_proxy() } else { builder }.build()
 }

@@ -60,7 +60,7 @@ impl Transfer {
         let mut patience = Patience::new(&self.options);
         loop {
             let watch = Arc::new(Watch::default());
-            let result = self.attempt(file, put, &watch).await;
+            let result = self.attempt(file, put, &watch, meter).await;
             let moved = watch.moved.load(Ordering::Relaxed);
             match result {
                 Ok(()) => {
@@ -72,7 +72,13 @@ impl Transfer {
         }
     }
 
-    async fn attempt(&self, file: &Path, put: &Put, watch: &Arc<Watch>) -> Result<(), Failure> {
+    async fn attempt(
+        &self,
+        file: &Path,
+        put: &Put,
+        watch: &Arc<Watch>,
+        meter: &Meter,
+    ) -> Result<(), Failure> {
         let url: Url = put.url.parse().map_err(|_| Failure::Again("the grant holds no URL".into()))?;
         let body = body(file, put, Arc::clone(&self.options.throttle), Arc::clone(watch)).await?;
         let mut request = self.client(&url)?.put(url).body(body);
@@ -84,7 +90,7 @@ impl Transfer {
         }
         let answer = tokio::select! {
             answer = request.send() => answer,
-            () = stands_still(&watch.moved, self.options.stall) => {
+            () = stands_still(&watch.moved, put.size, &self.options, || meter.moves()) => {
                 return Err(Failure::Again(format!("no byte moved for {:?}", self.options.stall)));
             }
         };
