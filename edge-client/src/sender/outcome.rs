@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use millpond_failpoint::{Point, reach};
+use millpond_protocol::access::Op;
 use millpond_protocol::message::answer::UploadInfo;
 use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::{Code, Refusal, Sha256, UploadId};
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::queue::Shipment;
-use super::run::{Awaited, Done, Run};
+use super::run::{Awaited, Done, LEAST, Run};
 use super::watch::{STUCK, Silence};
 use super::{Report, SendError};
 use crate::large::LargeError;
@@ -18,6 +20,9 @@ use crate::spool::{Entry, SpoolError};
 
 /// How long a receipt may take after the acknowledgement, before it is asked for.
 const RECEIPT: Duration = Duration::from_secs(20);
+
+/// Files that may have left the spool without a sync, about.
+const UNSYNCED: usize = 1_000;
 
 /// What a receipt says of the file that lies in the spool.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,7 +88,13 @@ impl Run<'_> {
         let entries: Vec<Entry> = stored.iter().map(|(entry, _)| entry.clone()).collect();
         if !entries.is_empty() {
             reach(Point::FlushReceipted);
-            self.spool.remove(&entries)?;
+            // Not synced each time: what a power cut brings back is sent again, which costs less than thousands of syncs.
+            self.spool.remove_unsynced(&entries)?;
+            self.unsynced += entries.len();
+            if self.unsynced >= UNSYNCED {
+                self.spool.sync_removed()?;
+                self.unsynced = 0;
+            }
             reach(Point::FlushRemoved);
             self.watch.progress();
         }
@@ -256,6 +267,20 @@ impl Run<'_> {
         };
         self.settled.push((Some(entry), receipt, None));
         self.settle().await
+    }
+
+    /// When the server was heard last, and until when it may be silent.
+    pub(super) fn silence(&self) -> (Instant, Instant) {
+        (self.session.heard(), self.session.silent_until(self.options.patience.max(LEAST)))
+    }
+
+    /// Asks whether the server is there.
+    pub(super) fn ask_whether_it_is_there(&mut self) {
+        let (session, within) = (self.session.clone(), self.options.patience.max(LEAST));
+        self.work.push(Box::pin(async move {
+            let _ = session.ask::<Value>(Op::Time, &json!({}), within).await;
+            Done::There
+        }));
     }
 
     /// Some deadline has passed.

@@ -11,7 +11,7 @@ use millpond_protocol::access::Op;
 use millpond_protocol::message::answer::UploadInfo;
 use millpond_protocol::message::{Card, Receipt};
 use millpond_protocol::{Sha256, Timestamp, UploadId};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::complete::Statements;
@@ -34,7 +34,7 @@ const ASKS: usize = 16;
 /// How long one answer may take.
 const ASK: Duration = Duration::from_secs(30);
 /// The least that is waited for anything, however little patience there is.
-const LEAST: Duration = Duration::from_secs(1);
+pub(super) const LEAST: Duration = Duration::from_secs(1);
 /// Bytes of a file that is not sent before it is known how fast the line is.
 const LONG: u64 = 64 << 10;
 /// Something that was waited for.
@@ -87,6 +87,8 @@ pub(super) struct Run<'a> {
     pub(super) settled: Vec<(Option<Entry>, Receipt, Option<Ack>)>,
     pub(super) online: bool,
     pub(super) offline_since: Instant,
+    /// Files that have left the spool since that was synced last.
+    pub(super) unsynced: usize,
     pub(super) watch: Watch,
     pub(super) hearing: Hearing,
     pub(super) summary: Summary,
@@ -120,7 +122,7 @@ pub async fn flush(
     let clock = Clock { offset_ms: offset.ms, anchors: spool.anchors(), now };
     let day = 86_400_000;
     let today = u64::try_from(now.as_millis()).unwrap_or(0) / day * day;
-    let mut doubtful: HashSet<Entry> = spool.in_flight().into_iter().collect();
+    let doubtful: HashSet<Entry> = spool.in_flight().into_iter().collect();
     let mut run = Run {
         spool,
         session,
@@ -143,34 +145,15 @@ pub async fn flush(
         settled: Vec::new(),
         online: session.is_connected(),
         offline_since: Instant::now(),
+        unsynced: 0,
         watch: Watch::begin(),
         hearing: Hearing::new(patience, Instant::now()),
         summary: Summary::default(),
     };
-    loop {
-        // Before the entries: what was spooled before a statement is among them.
-        let mark = run.spool.statements_mark();
-        run.statements = Statements::read(run.spool, &run.clock)?;
-        let (left, mut others) = (&run.left, 0);
-        let entries = run.spool.entries()?.filter(|entry| {
-            let is_other = options.only_first && !options.first.contains(&entry.upload);
-            others += u64::from(is_other);
-            !is_other && !left.contains(&entry.upload)
-        });
-        run.queue = Queue::new(entries, &options.first, today, &doubtful);
-        run.read = (run.spool.readings(), mark);
-        // In doubt they stay, for the run that sends them.
-        doubtful.retain(|entry| options.only_first && !options.first.contains(&entry.upload));
-        run.others = doubtful.iter().cloned().collect();
-        if run.finished() {
-            run.summary.left = (run.queue.len() + run.left.len()) as u64 + others;
-            // The receipt of a large file can be faster than the answer to its commit.
-            run.summary.bytes += run.large.take().map_or(0, |meter| meter.done());
-            run.note_in_flight();
-            return Ok(run.summary);
-        }
-        run.drain(inbox).await?;
-    }
+    let sent = run.send_all(inbox, doubtful).await;
+    // Also of what was sent before it failed.
+    run.spool.sync_removed()?;
+    sent
 }
 
 fn offline(error: SessionError) -> SendError {
@@ -182,6 +165,40 @@ fn offline(error: SessionError) -> SendError {
 }
 
 impl Run<'_> {
+    /// Sends until nothing is left.
+    async fn send_all(
+        &mut self,
+        inbox: &mut Inbox,
+        mut doubtful: HashSet<Entry>,
+    ) -> Result<Summary, SendError> {
+        let options = self.options;
+        let run = self;
+        loop {
+            // Before the entries: what was spooled before a statement is among them.
+            let mark = run.spool.statements_mark();
+            run.statements = Statements::read(run.spool, &run.clock)?;
+            let (left, mut others) = (&run.left, 0);
+            let entries = run.spool.entries()?.filter(|entry| {
+                let is_other = options.only_first && !options.first.contains(&entry.upload);
+                others += u64::from(is_other);
+                !is_other && !left.contains(&entry.upload)
+            });
+            run.queue = Queue::new(entries, &options.first, run.today, &doubtful);
+            run.read = (run.spool.readings(), mark);
+            // In doubt they stay, for the run that sends them.
+            doubtful.retain(|entry| options.only_first && !options.first.contains(&entry.upload));
+            run.others = doubtful.iter().cloned().collect();
+            if run.finished() {
+                run.summary.left = (run.queue.len() + run.left.len()) as u64 + others;
+                // The receipt of a large file can be faster than the answer to its commit.
+                run.summary.bytes += run.large.take().map_or(0, |meter| meter.done());
+                run.note_in_flight();
+                return Ok(run.summary);
+            }
+            run.drain(inbox).await?;
+        }
+    }
+
     fn finished(&self) -> bool {
         self.queue.len() == 0 && !self.statements.is_due()
     }
@@ -200,7 +217,7 @@ impl Run<'_> {
             tokio::select! {
                 event = inbox.next() => {
                     self.told(event.unwrap_or(Event::Offline(Cause::Closed)))?;
-                    // What else has come is settled with it: one sync of the directory for all.
+                    // What else has come is settled with it: one change of the directory for all.
                     while let Some(event) = inbox.try_next() {
                         self.told(event)?;
                     }
@@ -367,19 +384,5 @@ impl Run<'_> {
         });
         let look = (self.online && self.shipments < SHIPMENTS).then(|| Instant::now() + LOOK);
         receipts.chain(offline).chain(silence).chain(look).fold(self.watch.deadline(), Instant::min)
-    }
-
-    /// When the server was heard last, and until when it may be silent.
-    pub(super) fn silence(&self) -> (Instant, Instant) {
-        (self.session.heard(), self.session.silent_until(self.options.patience.max(LEAST)))
-    }
-
-    /// Asks whether the server is there.
-    pub(super) fn ask_whether_it_is_there(&mut self) {
-        let (session, within) = (self.session.clone(), self.options.patience.max(LEAST));
-        self.work.push(Box::pin(async move {
-            let _ = session.ask::<Value>(Op::Time, &json!({}), within).await;
-            Done::There
-        }));
     }
 }

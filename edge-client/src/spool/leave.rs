@@ -16,10 +16,22 @@ impl Spool {
     /// # Errors
     /// What the system says. Some may have left then.
     pub fn remove(&mut self, entries: &[Entry]) -> Result<(), SpoolError> {
+        self.remove_unsynced(entries)?;
+        self.sync_removed()
+    }
+
+    /// The same without a sync: until [`Spool::sync_removed`], a power cut brings them back, and they are sent once more.
+    pub(crate) fn remove_unsynced(&mut self, entries: &[Entry]) -> Result<(), SpoolError> {
         self.changed(|spool| {
             entries.iter().try_for_each(|entry| spool.take_out(entry))?;
-            spool.sync_ready()
+            spool.is_known()
         })
+    }
+
+    /// From now on, what was removed is gone for good.
+    pub(crate) fn sync_removed(&self) -> Result<(), SpoolError> {
+        let ready = self.root.join("ready");
+        at(&ready, sync_directory(&ready))
     }
 
     /// An entry leaves because the server refuses it for good; it is kept beside, with the reason if the disk has room for that.

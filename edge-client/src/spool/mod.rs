@@ -30,7 +30,8 @@
 //! after a power cut, and before then it is whole or not there at all. Entries that are added together are synced at the same
 //! time, and `ready/` once for all. An entry leaves when [`Spool::remove`] or [`Spool::refuse`] says so, or when a
 //! full spool was told to drop the oldest. A file under `staging/` without a lock was left by a process that died, and is
-//! removed. A crash can at the most bring back an entry that had just left: it is sent again, and the server knows it.
+//! removed. A power cut can bring back entries that had left, [`crate::sender`]'s last thousand at the most: they are sent again, and the server
+//! knows them.
 //!
 //! `complete` is synced before it is promised. A statement leaves when the server has answered it; it may be told twice, under the same id.
 //!

@@ -288,7 +288,11 @@ impl Spool {
     pub(super) fn sync_ready(&mut self) -> Result<(), SpoolError> {
         let path = self.root.join("ready");
         at(&path, sync_directory(&path))?;
-        // Under the lock, after `changing`: what this value knows is what is there.
+        self.is_known()
+    }
+
+    /// Under the lock, after `changing`: what this value knows is what is there.
+    pub(super) fn is_known(&mut self) -> Result<(), SpoolError> {
         self.known = Some(at(&self.root, disk::changes(&self.lock))?);
         Ok(())
     }
