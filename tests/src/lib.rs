@@ -31,5 +31,5 @@ pub use relay::{Relay, Shape};
 pub use seaweedfs::SeaweedFs;
 pub use server::{Ports, Server};
 pub use shim::Shim;
-pub use tools::{binary, edge_binary, python, recent_hour, repository, skip, tool, until};
+pub use tools::{binary, edge_binary, mqtt_js, python, recent_hour, repository, skip, tool, until};
 pub use trace::{STEPS, Trace, killed_at, may_trace};

@@ -47,6 +47,15 @@ pub fn python() -> bool {
     found || missing("python3 with paho-mqtt")
 }
 
+/// Where node finds the module mqtt (MQTT.js): what `MILLPOND_NODE_MODULES` names, else where Debian's node-mqtt puts it.
+/// None under the same rule as [`tool`].
+pub fn mqtt_js() -> Option<PathBuf> {
+    let named = std::env::var_os("MILLPOND_NODE_MODULES");
+    let modules = PathBuf::from(named.unwrap_or_else(|| "/usr/share/nodejs".into()));
+    let found = tool("node") && (modules.join("mqtt").is_dir() || missing("MQTT.js (Debian: node-mqtt)"));
+    found.then_some(modules)
+}
+
 fn missing(what: &str) -> bool {
     skip(&format!("{what} is not installed"))
 }

@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::process::{Command, Output};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Output, Stdio};
 
 use millpond_protocol::Role;
 use millpond_tests::{Credentials, Server, python, repository, tool};
@@ -68,4 +69,45 @@ async fn paho_has_qos_retained_sessions_wills_properties_and_shares_on_both_vers
         .args(["--pool", edge.pool.as_str(), "--user", &format!("{}/{}", edge.pool, edge.member)])
         .args(["--token", &edge.token]);
     assert!(good(command).contains("all of it holds"));
+}
+
+#[tokio::test]
+async fn paho_c_publishes_a_file_and_gets_what_others_say_on_both_versions() {
+    if !tool("paho_c_pub") || !tool("paho_c_sub") {
+        return;
+    }
+    let (server, edge) = stage().await;
+    let file = server.directory().join("file");
+    // More than a socket's buffer takes at once, and no byte at which the program cuts its input.
+    std::fs::write(&file, vec![b'x'; 700_000]).unwrap();
+    let paho = |name: &str, version: &str, topic: &str| {
+        let mut command = Command::new("timeout");
+        command
+            .args(["60", name, "-V", version, "-i", name, "-q", "1", "-t", topic])
+            .args(["-h", &edge.mqtt.ip().to_string(), "-p", &edge.mqtt.port().to_string()])
+            .args(["-u", &format!("{}/{}", edge.pool, edge.member), "-P", &edge.token]);
+        command
+    };
+    for (version, id) in [("311", "old"), ("5", "new")] {
+        let mut upload = paho("paho_c_pub", version, &format!("mp/demo/c/edge/up/{id}"));
+        upload.arg("-f").arg(&file);
+        good(upload);
+        let topic = format!("app/demo/{id}");
+        let mut say = paho("paho_c_pub", version, &topic);
+        say.args(["-r", "-m", "over to you"]);
+        good(say);
+        let mut listen = paho("paho_c_sub", version, &topic).stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(listen.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        // It goes on until it is ended, and what watches over it passes that on.
+        good({
+            let mut end = Command::new("kill");
+            end.arg(listen.id().to_string());
+            end
+        });
+        listen.wait().unwrap();
+        assert_eq!(said.trim(), "over to you");
+    }
+    let sizes: Vec<_> = server.uploads("demo").await.iter().map(|upload| upload["size"].clone()).collect();
+    assert_eq!(sizes, [700_000, 700_000]);
 }

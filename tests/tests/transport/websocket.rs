@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use millpond_protocol::Role;
-use millpond_tests::{Credentials, Server, python, tool};
+use millpond_tests::{Credentials, Server, mqtt_js, python};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -150,13 +150,9 @@ async fn what_is_no_mqtt_in_binary_messages_ends_the_connection_and_harms_nobody
     assert!(server.is_ready().await);
 }
 
-/// The module that `npm install mqtt` brings, where a developer or CI has it.
 #[tokio::test]
 async fn mqtt_js_publishes_over_websocket() {
-    let Some(modules) = std::env::var_os("MILLPOND_NODE_MODULES").filter(|_| tool("node")) else {
-        eprintln!("skipped: MILLPOND_NODE_MODULES names no directory with the module mqtt");
-        return;
-    };
+    let Some(modules) = mqtt_js() else { return };
     let server = Server::start().await;
     let who = furnished(&server).await;
     let script = "
