@@ -70,7 +70,8 @@ pub mod embedded {
     /// to keep disk and network busy.
     pub const CONNECTIONS_PER_ADDRESS: usize = 512;
 
-    /// Uploads at once; who comes later waits up to [`UPLOAD_WAIT`]. Each may hold two batches of [`CHUNK`].
+    /// Uploads at once; who comes later waits up to [`UPLOAD_WAIT`]. Each may hold two batches of [`CHUNK`]. Of those whose
+    /// keys are alike up to their last `/` (one member's) some third at most, up to their second one (a pool's) half.
     pub const UPLOADS: usize = 256;
 
     /// How long an upload waits for its turn before it is told to slow down.
@@ -78,6 +79,10 @@ pub mod embedded {
 
     /// Bytes read from or written to disk in one step. Larger steps gain little and cost memory per connection.
     pub const CHUNK: usize = 256 << 10;
+
+    /// Bytes of one signed chunk of a body in chunks, which is in memory until its signature is compared. Clients send 64 KiB
+    /// to 1 MiB; unsigned ones may have any size, for they are cut as they come.
+    pub const SIGNED_CHUNK: u64 = 1 << 20;
 
     /// Bytes of an XML body: 10,000 parts with their tags and checksums are under 3 MiB.
     pub const XML: usize = 4 << 20;
@@ -89,8 +94,8 @@ pub mod embedded {
     pub const MIN_PART: u64 = 5 << 20;
 
     /// Uploads in parts that have not ended, at once, of keys that are alike up to their last `/`; who comes later is told
-    /// to slow down. Each is a row. Millpond's keys begin with the pool and with what the object is, so that the grants of
-    /// one pool close the way to no other pool and to nothing that the server itself writes.
+    /// to slow down. Each is a row. Millpond's keys begin with the pool, with what the object is and whose, so that the grants
+    /// of one member close the way to no other and to nothing that the server itself writes.
     pub const OPEN_UPLOADS: usize = 50_000;
 
     /// How long after its last part an upload in parts is ended by the server: as long as a URL can live.

@@ -158,7 +158,7 @@ async fn nobody_holds_a_place_with_a_body_that_does_not_come() {
 
 #[tokio::test]
 async fn whoever_has_one_url_does_not_get_all_turns() {
-    let server = Server::start_with(|config| config.max_uploads = 8).await;
+    let server = Server::start_with(|config| config.max_uploads = 16).await;
     let body = bytes(1 << 20);
     let mut sending = tokio::task::JoinSet::new();
     for _ in 0..4 {
@@ -176,6 +176,27 @@ async fn whoever_has_one_url_does_not_get_all_turns() {
     sending.shutdown().await;
     server.settles_at(1).await;
     assert_eq!(put(&server, &body, &body).send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn whoever_sends_bodies_for_all_keys_it_has_leaves_turns_to_others() {
+    let server = Server::start_with(|config| config.max_uploads = 16).await;
+    let body = bytes(1 << 20);
+    let mut sending = tokio::task::JoinSet::new();
+    for n in 0..16 {
+        let first = Bytes::copy_from_slice(&body[..600_000]);
+        let stream = futures_util::stream::iter([Ok::<_, std::io::Error>(first)]);
+        let stream = futures_util::StreamExt::chain(stream, futures_util::stream::pending());
+        let key = format!("1/upload/7/{n}");
+        sending.spawn(server.put_request(&key, &body, reqwest::Body::wrap_stream(stream)).send());
+    }
+    // Its share; the others wait.
+    server.settles_at(6).await;
+    for key in ["1/upload/8/a", "1/pack/a", "2/upload/9/a"] {
+        let other = server.put_request(key, &body, body.clone()).send().await.unwrap();
+        assert_eq!(other.status(), 200, "{key}");
+    }
+    sending.shutdown().await;
 }
 
 #[tokio::test]

@@ -115,7 +115,8 @@ impl Tx<'_> {
             Target::Upload(_) => "upload",
             Target::Result { .. } => "result",
         };
-        let object = self.grant_object(pool, kind, new.size, new.sha256)?;
+        // Embedded storage shares its turns among those whose keys begin alike: among members.
+        let object = self.grant_object(pool, &format!("{kind}/{}", who.id), new.size, new.sha256)?;
         let (upload, round, attempt) = match &new.target {
             Target::Upload(upload) => (Some(upload.as_str()), None, None),
             Target::Result { round, attempt } => (None, Some(*round), Some(*attempt)),

@@ -17,6 +17,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use s3s::StdError;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::chunks::Chunks;
 use crate::limits::embedded as limits;
 
 /// A request's body that can be handed on and finished by somebody else.
@@ -25,6 +26,10 @@ pub(super) struct Shared(Arc<Mutex<State>>);
 
 struct State {
     body: Incoming,
+    /// Of a body in chunks of S3's own.
+    chunks: Option<Chunks>,
+    /// A chunk announces more than it may.
+    oversized: bool,
     pace: Pace,
     /// Since when a reader waits for bytes, and what wakes it when there were none for too long.
     since: Option<Instant>,
@@ -38,11 +43,13 @@ struct State {
 
 impl Shared {
     /// `held_back`: the client sends `Expect: 100-continue`, so it sends the body only when somebody begins to read.
-    /// It may stand still for `stall`.
-    pub(super) fn new(body: Incoming, held_back: bool, stall: Duration) -> Self {
+    /// It may stand still for `stall`. `chunked`: it is in chunks of S3's own.
+    pub(super) fn new(body: Incoming, held_back: bool, chunked: bool, stall: Duration) -> Self {
         let (pace, since, patience) = (Pace::new(stall), None, None);
         Self(Arc::new(Mutex::new(State {
             body,
+            chunks: chunked.then(Chunks::new),
+            oversized: false,
             pace,
             since,
             patience,
@@ -57,6 +64,11 @@ impl Shared {
         self.with(|state| state.stalled)
     }
 
+    /// Whether it was refused for the length of a chunk.
+    pub(super) fn oversized(&self) -> bool {
+        self.with(|state| state.oversized)
+    }
+
     /// Whether it broke off.
     pub(super) fn broken(&self) -> bool {
         self.with(|state| state.broken)
@@ -69,6 +81,8 @@ impl Shared {
         if self.with(|state| state.held_back) {
             return false;
         }
+        // What is dropped may be cut anyhow.
+        self.with(|state| state.chunks = None);
         let drain = async {
             let mut left = limits::DRAIN_BYTES;
             while let Some(frame) = std::future::poll_fn(|cx| self.poll(cx)).await {
@@ -84,28 +98,7 @@ impl Shared {
     }
 
     fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
-        self.with(|state| {
-            if state.stalled {
-                return Poll::Ready(Some(Err(too_slow())));
-            }
-            if state.body.is_end_stream() {
-                return Poll::Ready(None);
-            }
-            state.held_back = false;
-            match Pin::new(&mut state.body).poll_frame(cx) {
-                Poll::Ready(frame) => {
-                    let waited = state.since.take().map_or(Duration::ZERO, |since| since.elapsed());
-                    let bytes = match &frame {
-                        Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
-                        _ => 0,
-                    };
-                    state.pace.came(waited, bytes);
-                    state.broken |= matches!(frame, Some(Err(_)));
-                    Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
-                }
-                Poll::Pending => state.wait(cx),
-            }
-        })
+        self.with(|state| state.poll(cx))
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
@@ -114,6 +107,43 @@ impl Shared {
 }
 
 impl State {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        loop {
+            if let Some(bytes) = self.chunks.as_mut().and_then(Chunks::next) {
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            if self.stalled {
+                return Poll::Ready(Some(Err(too_slow())));
+            }
+            if self.body.is_end_stream() {
+                let rest = self.chunks.as_mut().and_then(Chunks::rest);
+                return Poll::Ready(rest.map(|bytes| Ok(Frame::data(bytes))));
+            }
+            self.held_back = false;
+            let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Pending => return self.wait(cx),
+                Poll::Ready(frame) => frame,
+            };
+            let waited = self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+            let bytes = match &frame {
+                Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+                _ => 0,
+            };
+            self.pace.came(waited, bytes);
+            self.broken |= matches!(frame, Some(Err(_)));
+            match (&mut self.chunks, frame) {
+                (Some(chunks), Some(Ok(frame))) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    if chunks.came(data).is_err() {
+                        (self.chunks, self.oversized) = (None, true);
+                        return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::InvalidData).into())));
+                    }
+                }
+                (_, frame) => return Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
+            }
+        }
+    }
+
     /// Waits for bytes, for as long as there is patience.
     fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
         let left = self.pace.patience();
@@ -184,11 +214,12 @@ impl Body for Shared {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.with(|state| state.body.is_end_stream())
+        self.with(|state| state.chunks.is_none() && state.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.with(|state| state.body.size_hint())
+        // Cut otherwise, chunks take another number of bytes.
+        self.with(|state| if state.chunks.is_some() { SizeHint::default() } else { state.body.size_hint() })
     }
 }
 

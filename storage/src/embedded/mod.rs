@@ -56,6 +56,7 @@
 mod blobs;
 mod catalog;
 mod checksum;
+mod chunks;
 mod conditions;
 mod config;
 mod cors;
@@ -69,6 +70,7 @@ mod send;
 mod serve;
 mod service;
 mod store;
+mod turns;
 
 use std::path::Path;
 use std::sync::Arc;

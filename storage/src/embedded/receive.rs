@@ -3,21 +3,19 @@
 //! The body is gathered into batches of 256 KiB. One batch is hashed and written on a blocking thread while the next is
 //! gathered, so no thread waits for a slow client, and an upload holds two batches of memory at most.
 
-use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use s3s::dto::StreamingBlob;
 use s3s::{S3Request, TrailingHeaders};
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::timeout;
 
 use super::blobs::Incoming;
 use super::checksum::Algorithm;
 use super::store::{Settled, Store, StoreError};
+use super::turns::Turns;
 use crate::limits::embedded as limits;
 
 /// Why a body is not kept.
@@ -138,59 +136,6 @@ impl Declared {
         match self.announced.first() {
             Some(missing) => Err(Refused::NoTrailer(*missing)),
             None => Ok(self.sums),
-        }
-    }
-}
-
-/// Whose turn it is to send a body.
-pub(super) struct Turns {
-    all: Semaphore,
-    /// Bodies that are on their way or wait for a turn, by key.
-    keys: Mutex<HashMap<String, usize>>,
-}
-
-/// A body among those of its key. Dropping it gives that back.
-struct Turn<'a> {
-    turns: &'a Turns,
-    key: &'a str,
-}
-
-impl Turns {
-    pub(super) fn new(uploads: usize) -> Self {
-        Self { all: Semaphore::new(uploads), keys: Mutex::default() }
-    }
-
-    /// A turn for a body of `key`, of which there may be `most` at once: whoever has one URL does not get all turns.
-    async fn turn<'a>(
-        &'a self,
-        key: &'a str,
-        most: usize,
-    ) -> Result<(Turn<'a>, SemaphorePermit<'a>), Refused> {
-        let turn = self.among_its_like(key, most)?;
-        let permit = timeout(limits::UPLOAD_WAIT, self.all.acquire()).await;
-        let Ok(Ok(permit)) = permit else { return Err(Refused::Busy) };
-        Ok((turn, permit))
-    }
-
-    fn among_its_like<'a>(&'a self, key: &'a str, most: usize) -> Result<Turn<'a>, Refused> {
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = keys.entry(key.to_owned()).or_default();
-        if *count >= most {
-            return Err(Refused::Crowded);
-        }
-        *count += 1;
-        Ok(Turn { turns: self, key })
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut keys = self.turns.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = keys.get_mut(self.key) {
-            *count -= 1;
-            if *count == 0 {
-                keys.remove(self.key);
-            }
         }
     }
 }

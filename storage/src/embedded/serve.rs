@@ -119,7 +119,9 @@ async fn answer(
         _ => "other",
     };
     let (mut head, body) = request.into_parts();
-    let body = Shared::new(body, held_back, config.stall_timeout);
+    let encoding = head.headers.get("x-amz-content-sha256");
+    let chunked = encoding.is_some_and(|encoding| encoding.as_bytes().starts_with(b"STREAMING-"));
+    let body = Shared::new(body, held_back, chunked, config.stall_timeout);
     ignore_range(&mut head);
     let mut response = if let Some(answer) = cors.preflight(&head.method, &head.headers) {
         answer.or_else(refusal)?
@@ -131,6 +133,9 @@ async fn answer(
     if body.stalled() && !response.status().is_success() {
         // Whatever its reader made of that.
         response = refusal(too_slow())?;
+    } else if body.oversized() && !response.status().is_success() {
+        let message = format!("A signed chunk has {} bytes at most.", limits::SIGNED_CHUNK);
+        response = refusal(said(S3ErrorCode::EntityTooLarge, message))?;
     } else if body.broken() && response.status().is_server_error() {
         // What `s3s` reads by itself and what breaks off would be an error of ours.
         response = refusal(said(S3ErrorCode::IncompleteBody, "The body breaks off."))?;

@@ -27,9 +27,10 @@ use super::conditions::{Wanted, before_put, etag, modified, span};
 use super::config::EmbeddedConfig;
 use super::errors::said;
 use super::list;
-use super::receive::{Declared, Turns, receive, said_checksums};
+use super::receive::{Declared, receive, said_checksums};
 use super::send::Outgoing;
 use super::store::{Store, StoreError};
+use super::turns::Turns;
 use crate::limits::embedded as limits;
 use crate::presign::checksum_header;
 
