@@ -55,6 +55,8 @@ pub struct GateConfig {
     pub in_flight_out: usize,
     /// Bytes queued to one connection; one more message ends it, and it asks again.
     pub out_queue_max: usize,
+    /// Bytes of messages on app topics that one pool may have in memory; beyond that its connections that hold most are ended.
+    pub pool_bytes_max: usize,
     /// Subscriptions of one connection.
     pub subscriptions_max: usize,
     /// How long a connection may take no byte of what is to be written to it, or pause inside a packet.
@@ -89,6 +91,7 @@ impl Default for GateConfig {
             pool_rate: Rate::default(),
             in_flight_out: limits::IN_FLIGHT_OUT,
             out_queue_max: limits::OUT_QUEUE_MAX,
+            pool_bytes_max: limits::APP_BYTES_PER_POOL,
             subscriptions_max: limits::SUBSCRIPTIONS_MAX,
             stall_timeout: Duration::from_secs(30),
             rate_min: 4 << 10,

@@ -33,6 +33,8 @@ use crate::socket::{Due, Moved, linger, poll_io};
 const DRAIN: Duration = Duration::from_secs(60);
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// Bytes of last words for which there is always room.
+const SHORT_WORDS: usize = 4 << 10;
 /// When a connection of which nothing is due is looked at again.
 const NOTHING_DUE: Duration = Duration::from_secs(3_600);
 
@@ -95,6 +97,7 @@ impl Connection {
                 self.session.fail(Bad { code: reason::SHUTTING_DOWN, what: "the server is shutting down" });
             }
             self.apply();
+            self.mailbox.holds(self.session.app_bytes());
             if self.session.end().is_some() {
                 return;
             }
@@ -114,6 +117,10 @@ impl Connection {
                 // First, because what follows may always be ready.
                 () = &mut stopping, if !is_draining => self.intake.stop(&self.session),
                 () = &mut timer => {
+                    // Whatever the server did meanwhile, what the client has said by now was said in time.
+                    if listens && !self.read_at_once(io).await {
+                        return;
+                    }
                     if self.is_late() {
                         metrics::counter!("millpond_gate_stalled_total").increment(1);
                         return;
@@ -130,28 +137,52 @@ impl Connection {
                 }
                 moved = poll_fn(|cx| poll_io(
                     io, &mut self.session.out, &mut self.intake.stream, room, listens, cx,
-                )) => match moved {
-                    Ok(Moved::Read(0)) => return,
-                    Err(error) => {
-                        // The stream itself has waited for as long as `write_by` would, below TLS.
-                        if error.kind() == std::io::ErrorKind::TimedOut {
-                            metrics::counter!("millpond_gate_stalled_total").increment(1);
-                        }
-                        return;
-                    }
-                    Ok(Moved::Read(n)) => {
-                        self.gate.bytes_in.increment(n as u64);
-                        self.session.heard(self.intake.was_read(n));
-                    }
-                    Ok(Moved::Wrote(n)) => {
-                        self.gate.bytes_out.increment(n as u64);
-                        self.write_by.moved();
-                        self.session.wrote();
-                        self.session.out.shrink();
-                    }
+                )) => if !self.moved(moved) {
+                    return;
                 },
             }
         }
+    }
+
+    /// Reads what is there, if anything is. Answers whether the connection goes on.
+    async fn read_at_once<S>(&mut self, io: &mut S) -> bool
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let room = self.intake.room();
+        let mut nothing = Out::default();
+        let read =
+            poll_fn(|cx| Poll::Ready(poll_io(io, &mut nothing, &mut self.intake.stream, room, true, cx)));
+        // Whatever this task has done since it last rested.
+        match tokio::task::unconstrained(read).await {
+            Poll::Ready(moved) => self.moved(moved),
+            Poll::Pending => true,
+        }
+    }
+
+    /// Takes note of what the socket did. Answers whether the connection goes on.
+    fn moved(&mut self, moved: std::io::Result<Moved>) -> bool {
+        match moved {
+            Ok(Moved::Read(0)) => return false,
+            Err(error) => {
+                // The stream itself has waited for as long as `write_by` would, below TLS.
+                if error.kind() == std::io::ErrorKind::TimedOut {
+                    metrics::counter!("millpond_gate_stalled_total").increment(1);
+                }
+                return false;
+            }
+            Ok(Moved::Read(n)) => {
+                self.gate.bytes_in.increment(n as u64);
+                self.session.heard(self.intake.was_read(n));
+            }
+            Ok(Moved::Wrote(n)) => {
+                self.gate.bytes_out.increment(n as u64);
+                self.write_by.moved();
+                self.session.wrote();
+                self.session.out.shrink();
+            }
+        }
+        true
     }
 
     fn took(&mut self, taken: Taken) {
@@ -254,7 +285,13 @@ impl Connection {
         self.lookups.clear();
         self.apply_last();
         let is_gone = self.session.end() == Some(End::Client);
-        let out = std::mem::take(&mut self.session.out);
+        let mut out = std::mem::take(&mut self.session.out);
+        // Who took nothing for so long is not waited for where many are.
+        let gate = self.gate.clone();
+        let long = (out.remaining() > SHORT_WORDS).then(|| gate.farewells.try_acquire());
+        if matches!(long, Some(Err(_))) {
+            out = Out::default();
+        }
         let drain = async {
             let mut outcomes = Vec::new();
             while !self.takes.is_empty() {

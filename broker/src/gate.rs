@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use millpond_net::{Arrival, Entered, Entrance, Listener, Places, Stream};
 use millpond_protocol::{Principal, Refusal, limits};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,6 +23,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often gauges are brought up to date.
 const GAUGES: Duration = Duration::from_secs(5);
+/// Connections that have ended and are still written more than a few bytes. A client that takes them is done in no time.
+const FAREWELLS: usize = 256;
 
 /// Why the gate cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,8 @@ pub(crate) struct Shared {
     entrance: Entrance,
     /// Places for those that have.
     pub(crate) connections: Places,
+    /// Connections that have ended and write long last words.
+    pub(crate) farewells: Semaphore,
     client_ids: AtomicU64,
 }
 
@@ -86,6 +91,7 @@ impl Gate {
         backend: Arc<dyn Backend>,
     ) -> Result<Self, GateError> {
         handle.set_bytes_max(config.out_queue_max);
+        handle.hub().set_pool_bytes_max(config.pool_bytes_max);
         let router_dead = bus::start(handle.hub()).map_err(GateError::Start)?;
         // Sessions outlive a restart: nobody may be given the client id of one of the run before.
         let since_1970 =
@@ -95,6 +101,7 @@ impl Gate {
             rates: Rates::new(config.member_rate, config.pool_rate),
             entrance: entrance(&config),
             connections: Places::new(config.connections_max, config.connections_per_address),
+            farewells: Semaphore::new(FAREWELLS),
             config: Arc::new(config),
             handle,
             backend,

@@ -93,6 +93,7 @@ where
             out.connack(connect.version, reason::SUCCESS, kept.is_some(), &announced);
             let kept = (registration.mailbox.id(), kept);
             let mut session = Session::new(who, &connect, gate.config.clone(), Instant::now(), kept);
+            session.count_answers_in(gate.handle.hub().answers().clone());
             // The connection writes it, so that the session is handed back if the client does not get it.
             if session.is_too_long(out.remaining()) {
                 // Nothing may be sent that is longer than the client accepts, so nothing is said at all.

@@ -79,6 +79,9 @@ pub const IN_FLIGHT_BYTES: usize = 4 << 20;
 /// Bytes queued to one connection, after which the gate ends it and it must ask again. Asks are refused from a third of it
 /// on, so that it holds the answers of all that can be under way by then (16 of `ANSWER_MAX` for a member).
 pub const OUT_QUEUE_MAX: usize = 8 << 20;
+/// Bytes of the answers that wait for all connections together. A connection may ask while fewer wait for it than half of
+/// what is left, so that one that reads its answers can always ask; beyond it those end for which 256 KiB wait.
+pub const ANSWERS_WAITING_MAX: usize = 64 << 20;
 /// Subscriptions of one connection.
 pub const SUBSCRIPTIONS_MAX: usize = 64;
 /// User properties of one message: bounds the work that a head of 64 KiB can cause.
@@ -106,6 +109,9 @@ pub const SESSION_QUEUE_BYTES: usize = 16 << 20;
 pub const AWAY_BYTES_PER_POOL: usize = 256 << 20;
 /// The same for the sessions of one member: two of them may be full, and eight members leave nothing to the others.
 pub const AWAY_BYTES_PER_MEMBER: usize = 32 << 20;
+/// Bytes of all messages on app topics that a pool has in memory, each counted once, whoever holds it: twice what may wait for
+/// those who are away. Beyond that the connections that hold most are ended, and QoS 0 is dropped for who has something waiting.
+pub const APP_BYTES_PER_POOL: usize = 512 << 20;
 /// Topic aliases of one connection in each direction: each keeps a topic.
 pub const TOPIC_ALIASES: u16 = 16;
 /// Bytes of one pack.

@@ -92,6 +92,16 @@ mod tests {
     }
 
     #[test]
+    fn while_the_pool_has_too_much_qos_0_is_for_who_has_nothing_waiting() {
+        let mailbox = Mailbox::new(1, Away::default());
+        let light = || Mail { qos: 0, ..copy(1_000) };
+        assert_eq!(mailbox.put_under(light(), true).0, Put::Kept);
+        assert_eq!(mailbox.put_under(light(), true).0, Put::Dropped);
+        assert_eq!(mailbox.put_under(light(), false).0, Put::Kept);
+        assert_eq!(mailbox.put_under(copy(1_000), true).0, Put::Kept);
+    }
+
+    #[test]
     fn the_sessions_of_one_member_leave_room_for_what_waits_for_others() {
         let away = Away::default();
         let copy = copy(limits::SESSION_QUEUE_BYTES - 1_000);

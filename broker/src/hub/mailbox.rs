@@ -1,7 +1,7 @@
 //! What waits for one session, whether it has a connection or not.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -28,6 +28,8 @@ pub(crate) struct Mailbox {
     /// Counts the times that something was taken, and the count at which somebody waited for more in vain.
     taken: AtomicU64,
     given_up: AtomicU64,
+    /// Bytes of messages on app topics that its connection has taken and its client has not acknowledged.
+    held: AtomicUsize,
     inner: Mutex<Waiting>,
     notify: Notify,
     away: Away,
@@ -97,6 +99,7 @@ impl Mailbox {
             is_online: AtomicBool::new(true),
             taken: AtomicU64::new(0),
             given_up: AtomicU64::new(u64::MAX),
+            held: AtomicUsize::new(0),
             inner: Mutex::new(inner),
             notify: Notify::new(),
             away,
@@ -163,6 +166,33 @@ impl Mailbox {
         self.lock().end == Some(EndReason::Revoked)
     }
 
+    /// Its connection holds so many bytes of messages on app topics.
+    pub(crate) fn holds(&self, bytes: usize) {
+        self.held.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that it holds, were each message only here. None where nothing is gained by ending it.
+    pub(super) fn weight(&self) -> Option<usize> {
+        let waiting = self.lock();
+        let weight = waiting.queue.weight() + self.held.load(Ordering::Relaxed);
+        (self.is_online() && waiting.end.is_none()).then_some(weight)
+    }
+
+    /// Ends its connection, which holds too much of what its pool may have.
+    pub(super) fn overflow(&self) {
+        self.lock().end.get_or_insert(EndReason::QueueFull);
+        count_dropped("pool", 1);
+    }
+
+    /// [`Mailbox::put`] while the pool has too much in memory: at QoS 0 who has something waiting gets nothing more.
+    pub(super) fn put_under(&self, copy: Mail, is_pressed: bool) -> (Put, bool) {
+        if is_pressed && copy.qos == 0 && !copy.message.is_pool_wide() && !self.lock().queue.is_empty() {
+            count_dropped("pool", 1);
+            return (Put::Dropped, false);
+        }
+        self.put(copy)
+    }
+
     /// Leaves a copy. Tells whether the connection is to be woken: [`Mailbox::wake`] then, once a batch.
     pub(super) fn put(&self, copy: Mail) -> (Put, bool) {
         let mut waiting = self.lock();
@@ -224,11 +254,14 @@ impl Mailbox {
         self.given_up.load(Ordering::Relaxed) == self.taken()
     }
 
-    pub(super) fn add_filter(&self, filter: &str) {
+    /// Whether it is the first.
+    pub(super) fn add_filter(&self, filter: &str) -> bool {
         let mut waiting = self.lock();
+        let is_first = waiting.filters.is_empty();
         if !waiting.filters.contains(filter) {
             waiting.filters.insert(filter.to_owned());
         }
+        is_first
     }
 
     pub(super) fn remove_filter(&self, filter: &str) {
@@ -252,6 +285,7 @@ impl Mailbox {
     pub(crate) fn go_offline(&self, unsent: impl FnOnce(usize) -> (usize, u64)) {
         let mut waiting = self.lock();
         self.is_online.store(false, Ordering::SeqCst);
+        self.holds(0);
         waiting.messages.clear();
         waiting.bytes = 0;
         waiting.states.clear();

@@ -6,10 +6,14 @@ use std::time::Instant;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use millpond_protocol::topic;
 
+use super::weight::Weight;
 use crate::backend::StateMessage;
 use crate::codec::packet::{Details, Head, Publish, Version};
 use crate::codec::write::{Delivery as Written, Out};
 use crate::codec::{self, packet::Packet};
+
+/// What the allocator and a place in a queue add to a message.
+const ALLOCATIONS: usize = 96;
 
 /// A message that is fanned out: of a pool-wide topic, or of an app topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +32,8 @@ pub(crate) struct Message {
     pub(crate) session: u64,
     /// The member that published it; 0 is the server.
     pub(crate) member: i64,
+    /// What it counts for while somebody holds it.
+    pub(crate) weight: Weight,
 }
 
 /// One copy of a message, for one session.
@@ -57,6 +63,7 @@ impl Message {
             rank: 0,
             session: from.0,
             member: from.1,
+            weight: Weight::default(),
         }
     }
 
@@ -72,6 +79,7 @@ impl Message {
             rank: 0,
             session: 0,
             member: 0,
+            weight: Weight::default(),
         }
     }
 
@@ -99,6 +107,11 @@ impl Message {
         let data = details.correlation_data.as_ref().map_or(0, Bytes::len);
         let texts = text(&details.content_type) + text(&details.response_topic);
         self.topic.len() + self.payload.len() + user + data + texts
+    }
+
+    /// Bytes that it takes in memory: of a short one, most are not its own.
+    pub(crate) fn footprint(&self) -> usize {
+        self.bytes() + size_of::<Self>() + ALLOCATIONS
     }
 
     pub(crate) fn is_expired(&self, now: Instant) -> bool {

@@ -23,7 +23,8 @@
 //! is the publisher that is faster than the machine, and its acknowledgements wait for them: [`PACE_MAX`] at most, and not
 //! again for one that took nothing meanwhile.
 //!
-//! **Memory.** A message is in memory once, its payload shared by all who wait for it. A copy is 48 bytes in a queue of at
+//! **Memory.** A message is in memory once, its payload shared by all who wait for it, and counts for its pool until the last
+//! of them has it. A pool that has too much in memory loses those of its sessions that hold most: see `Pool::relieve`. A copy is 48 bytes in a queue of at
 //! most `SESSION_QUEUE_MAX`. Nothing is kept of a topic or a filter that nobody holds.
 
 mod away;
@@ -32,13 +33,14 @@ pub(crate) mod message;
 mod queue;
 mod retained;
 pub(crate) mod trie;
+pub(crate) mod weight;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use millpond_protocol::{PoolName, Refusal, app_topics};
+use millpond_protocol::{PoolName, Refusal, app_topics, limits};
 use tokio::sync::oneshot;
 
 use self::away::{Away, AwayBytes};
@@ -47,6 +49,7 @@ use self::message::{Mail, Message};
 use self::queue::Put;
 use self::retained::Retained;
 use self::trie::{Options, Trie};
+use self::weight::{Sum, Weight};
 use crate::bus::Outbox;
 use crate::codec::packet::Replay;
 
@@ -57,20 +60,48 @@ const PACE_STEP: Duration = Duration::from_millis(2);
 /// Subscribers of those that are behind that it looks at.
 const PACE_SAMPLE: usize = 16;
 
+/// How often a pool that has too much in memory looks for who holds it: those who were ended need some time to go.
+const RELIEF: Duration = Duration::from_millis(50);
+/// Bytes that a session may hold whatever its pool has.
+const HELD_MIN: usize = 256 << 10;
+
 /// Subscriptions and retained messages of all pools, and the way onto the bus.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Hub {
     pools: Mutex<HashMap<String, Arc<Mutex<Pool>>>>,
     ids: AtomicU64,
     /// Of every pool that had a session. Pools are made by who runs the server, so they are few.
     away: Mutex<HashMap<PoolName, Arc<AwayBytes>>>,
     outbox: Outbox,
+    /// Bytes of messages on app topics that a pool may have in memory: configuration, known when the gate starts.
+    pool_bytes_max: AtomicUsize,
+    /// The answers that wait for all connections.
+    answers: Arc<Sum>,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self {
+            pools: Mutex::default(),
+            ids: AtomicU64::default(),
+            away: Mutex::default(),
+            outbox: Outbox::default(),
+            pool_bytes_max: AtomicUsize::new(limits::APP_BYTES_PER_POOL),
+            answers: Arc::default(),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Pool {
     trie: Trie<Arc<Mailbox>>,
     retained: Retained,
+    /// What its messages take, whoever holds them.
+    bytes: Arc<Sum>,
+    /// Everybody who ever subscribed and is still there, and the number at which those are looked for who are not.
+    sessions: Vec<Weak<Mailbox>>,
+    look_at: usize,
+    relieved: Option<Instant>,
 }
 
 /// What became of a message.
@@ -93,6 +124,14 @@ impl Hub {
         &self.outbox
     }
 
+    pub(crate) fn answers(&self) -> &Arc<Sum> {
+        &self.answers
+    }
+
+    pub(crate) fn set_pool_bytes_max(&self, bytes_max: usize) {
+        self.pool_bytes_max.store(bytes_max, Ordering::Relaxed);
+    }
+
     /// Adds or replaces a subscription, and leaves the retained messages that are wanted in the mailbox.
     pub(crate) fn subscribe(
         &self,
@@ -103,8 +142,11 @@ impl Hub {
         replay: Replay,
     ) {
         let (group, inner) = split(filter);
-        mailbox.add_filter(filter);
+        let is_first = mailbox.add_filter(filter);
         let wakes = self.with(pool.as_str(), |pool| {
+            if is_first {
+                pool.meet(mailbox);
+            }
             let is_new = pool.trie.insert(group, inner, mailbox.clone(), options);
             let wanted = match replay {
                 Replay::Always => true,
@@ -149,7 +191,7 @@ impl Hub {
             let (group, inner) = split(filter);
             held.trie.remove(group, inner, mailbox);
         }
-        if held.trie.is_empty() && held.retained.is_empty() {
+        if held.trie.is_empty() && held.retained.is_empty() && held.bytes.bytes() == 0 {
             pools.remove(pool.as_str());
         }
     }
@@ -160,7 +202,7 @@ impl Hub {
         let Some(held) = pools.get(pool.as_str()).cloned() else { return };
         let mut held = lock(&held);
         held.retained = Retained::default();
-        if held.trie.is_empty() {
+        if held.trie.is_empty() && held.bytes.bytes() == 0 {
             pools.remove(pool.as_str());
         }
     }
@@ -183,12 +225,19 @@ impl Hub {
 
     /// Fans a message out that came off the bus. `woken` gathers who is to be woken.
     pub(crate) fn deliver(&self, message: Message, woken: &mut Vec<Arc<Mailbox>>) -> Result<Fanned, Refusal> {
-        let message = Arc::new(message);
-        self.with(message.pool(), |pool| {
-            if message.retain && !message.is_pool_wide() {
-                pool.retained.set(&message, Instant::now())?;
+        let (name, is_pool_wide, now) = (message.pool().to_owned(), message.is_pool_wide(), Instant::now());
+        self.with(&name, |pool| {
+            let weight =
+                if is_pool_wide { Weight::default() } else { Weight::new(&pool.bytes, message.footprint()) };
+            let message = Arc::new(Message { weight, ..message });
+            if message.retain && !is_pool_wide {
+                pool.retained.set(&message, now)?;
             }
-            Ok(pool.fan_out(&message, woken))
+            let over = pool.bytes.bytes().saturating_sub(self.pool_bytes_max.load(Ordering::Relaxed));
+            if over > 0 {
+                pool.relieve(over, now, woken);
+            }
+            Ok(pool.fan_out(&message, over > 0, woken))
         })
     }
 
@@ -206,7 +255,38 @@ impl Hub {
 }
 
 impl Pool {
-    fn fan_out(&mut self, message: &Arc<Message>, woken: &mut Vec<Arc<Mailbox>>) -> Fanned {
+    /// Remembers a session that may come to hold messages.
+    fn meet(&mut self, mailbox: &Arc<Mailbox>) {
+        if self.sessions.len() >= self.look_at {
+            self.sessions.retain(|session| session.strong_count() > 0);
+            self.look_at = 64.max(2 * self.sessions.len());
+        }
+        self.sessions.push(Arc::downgrade(mailbox));
+    }
+
+    /// Ends the connections that hold most, until what they hold is `over` bytes. Whoever shares it with others frees
+    /// nothing: then it is their turn next time.
+    fn relieve(&mut self, mut over: usize, now: Instant, woken: &mut Vec<Arc<Mailbox>>) {
+        if self.relieved.is_some_and(|at| now < at + RELIEF) {
+            return;
+        }
+        self.relieved = Some(now);
+        let sessions = self.sessions.iter().filter_map(Weak::upgrade);
+        let mut holders: Vec<(usize, Arc<Mailbox>)> = sessions
+            .filter_map(|mailbox| Some((mailbox.weight().filter(|held| *held > HELD_MIN)?, mailbox)))
+            .collect();
+        holders.sort_by_key(|(held, _)| std::cmp::Reverse(*held));
+        for (held, mailbox) in holders {
+            if over == 0 {
+                return;
+            }
+            over = over.saturating_sub(held);
+            mailbox.overflow();
+            woken.push(mailbox);
+        }
+    }
+
+    fn fan_out(&mut self, message: &Arc<Message>, is_pressed: bool, woken: &mut Vec<Arc<Mailbox>>) -> Fanned {
         let mut found: Vec<(&Arc<Mailbox>, Mail)> = Vec::new();
         self.trie.matches(&message.topic, &mut |mailbox, options| {
             if options.no_local && mailbox.id() == message.session {
@@ -224,7 +304,7 @@ impl Pool {
         merge(&mut found);
         let (mut fanned, mut behind, receivers) = (Fanned::default(), 0, found.len());
         for (mailbox, copy) in found {
-            let (put, wakes) = mailbox.put(copy);
+            let (put, wakes) = mailbox.put_under(copy, is_pressed);
             if wakes {
                 woken.push(mailbox.clone());
             }

@@ -256,8 +256,9 @@ impl Session {
 
     /// A client that does not take its answers is not asked for more of them: what is queued to it would end it.
     fn has_room_for_answer(&self, to: To) -> Result<To, Refusal> {
+        let left = limits::ANSWERS_WAITING_MAX.saturating_sub(self.answers.bytes());
         if matches!(to, To::Coordinator(Message::Ask(_)))
-            && self.outbound.bytes() > self.config.out_queue_max / 3
+            && self.outbound.bytes() > (self.config.out_queue_max / 3).min(left / 2)
         {
             return Err(Refusal::new(Code::Quota, "too many answers wait for this connection")
                 .hint("take them, then ask again")

@@ -12,6 +12,8 @@
 //! What outlives the connection of a session that is kept is its [`Kept`].
 
 #[cfg(test)]
+mod answers;
+#[cfg(test)]
 mod any_order;
 mod app;
 mod effect;
@@ -46,10 +48,13 @@ use crate::codec::{Bad, Version, reason};
 use crate::config::GateConfig;
 use crate::hub::mailbox::Wants;
 use crate::hub::message::Message;
+use crate::hub::weight::{Sum, Weight};
 use crate::registry::EndReason;
 
 /// Bytes that may wait to be written before nothing more is encoded or read.
 const OUT_HIGH: usize = 256 << 10;
+/// Bytes of answers that may wait for a connection whatever waits for others.
+const ANSWERS_MIN: usize = 256 << 10;
 /// Bytes of short packets that one connection may have undecided: much more than a commit takes at once.
 const SHORT_MAX: usize = 1 << 20;
 /// SUBACKs and UNSUBACKs that may wait for the backend.
@@ -85,6 +90,8 @@ pub(crate) struct Session {
     subscriptions: subscriptions::Subscriptions,
     outbound: outbound::Outbound,
     receipts: receipts::Receipts,
+    /// The answers that wait for all connections.
+    answers: Arc<Sum>,
     /// What is to be written.
     pub(crate) out: Out,
     /// What is to be done, in order.
@@ -123,6 +130,7 @@ impl Session {
             explains: connect.wants_problem_information,
             packet_max: connect.packet_max.map_or(usize::MAX, |max| max as usize),
             silence_max: None,
+            answers: Arc::default(),
             heard: now,
             end: None,
             out: Out::default(),
@@ -135,6 +143,11 @@ impl Session {
             session.resume();
         }
         session
+    }
+
+    /// Counts the answers that wait for it among those that wait for all.
+    pub(crate) fn count_answers_in(&mut self, sum: Arc<Sum>) {
+        self.answers = sum;
     }
 
     /// Who it is.
@@ -175,6 +188,11 @@ impl Session {
     /// Messages that have no outcome yet.
     pub(crate) fn uncommitted(&self) -> usize {
         self.inbound.uncommitted()
+    }
+
+    /// Bytes of the messages on app topics that it has taken and the client has not acknowledged.
+    pub(crate) fn app_bytes(&self) -> usize {
+        self.outbound.app_bytes()
     }
 
     /// Bytes of the packets whose messages have no outcome yet.
@@ -304,9 +322,12 @@ impl Session {
     pub(crate) fn member_message(&mut self, message: MemberMessage) {
         if self.subscriptions.of(&message.topic).is_some() {
             let details = Details { correlation_data: message.correlation_data, ..Details::default() };
-            let message = Message { details, ..Message::event(message.topic, message.payload) };
+            let mut message = Message { details, ..Message::event(message.topic, message.payload) };
+            message.weight = Weight::new(&self.answers, message.footprint());
             self.outbound.push(Arc::new(message));
-            if self.outbound.bytes() > self.config.out_queue_max {
+            let share =
+                if self.answers.bytes() > limits::ANSWERS_WAITING_MAX { ANSWERS_MIN } else { usize::MAX };
+            if self.outbound.bytes() > self.config.out_queue_max.min(share) {
                 self.kick(EndReason::QueueFull);
             }
         }

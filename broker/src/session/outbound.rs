@@ -125,10 +125,15 @@ impl Outbound {
         self.bytes
     }
 
+    /// Bytes of the messages on app topics that are on their way.
+    pub(super) fn app_bytes(&self) -> usize {
+        let again = self.again.iter().map(|(_, flight)| flight.what.bytes());
+        self.in_flight_bytes + self.copies.iter().map(|copy| copy.message.bytes()).chain(again).sum::<usize>()
+    }
+
     /// Messages on app topics that there is room for.
     pub(super) fn room(&self) -> usize {
-        let waiting: usize = self.copies.iter().map(|copy| copy.message.bytes()).sum();
-        if !self.again.is_empty() || self.in_flight_bytes + waiting >= limits::IN_FLIGHT_BYTES {
+        if !self.again.is_empty() || self.app_bytes() >= limits::IN_FLIGHT_BYTES {
             return 0;
         }
         let taken = self.in_flight.len() + self.copies.len();
@@ -136,7 +141,7 @@ impl Outbound {
     }
 
     pub(super) fn push(&mut self, message: Arc<Message>) {
-        self.bytes += message.bytes();
+        self.bytes += message.footprint();
         self.messages.push_back(message);
     }
 
@@ -277,7 +282,7 @@ impl Session {
                 self.outbound.messages.push_front(message);
                 return;
             }
-            self.outbound.bytes -= message.bytes();
+            self.outbound.bytes -= message.footprint();
         }
     }
 

@@ -52,7 +52,7 @@ fn plain(filter: &str) -> Filter {
     Filter { filter: filter.into(), qos: 1, no_local, as_published, replay: Replay::Always }
 }
 
-fn subscribe(filter: &str) -> Packet {
+pub(super) fn subscribe(filter: &str) -> Packet {
     let filters = vec![plain(filter)];
     Packet::Subscribe(Subscribe { id: 1, filters, tag: None })
 }

@@ -9,6 +9,7 @@ mod connect;
 mod deliver;
 mod hostile;
 mod places;
+mod pressure;
 mod publish;
 mod rate;
 mod sessions;

@@ -116,3 +116,19 @@ async fn a_client_that_is_held_back_is_not_blamed_for_its_silence() {
     raw.send(&flood(&raw, "publisher", 12)).await;
     acks(&mut raw, 12).await;
 }
+
+#[tokio::test]
+async fn what_a_client_said_in_time_counts_however_late_the_gate_reads_it() {
+    let server = limited(0, 0).await;
+    for level in LEVELS {
+        let login = [crate::support::text("p/publisher"), crate::support::text("secret")].concat();
+        let mut raw = server.raw().await;
+        raw.level = level;
+        raw.send(&crate::support::connect_with(level, 0xC2, 1, "prompt", &[], &login)).await;
+        assert_eq!(raw.packet().await.1[1], 0);
+        raw.send(&packet(0xC0, &[])).await;
+        // Everything stands still here, the gate too, for longer than the client may be silent.
+        std::thread::sleep(Duration::from_millis(1_700));
+        assert_eq!(raw.packet().await, (0xD0, vec![]));
+    }
+}

@@ -38,6 +38,13 @@ fn room(head: &ask::Head) -> usize {
     head.max_answer.unwrap_or(limits::ANSWER_DEFAULT).clamp(1_024, limits::ANSWER_MAX)
 }
 
+/// Bytes that an ask and its answer may take while it is under way.
+fn weight(payload: &[u8]) -> usize {
+    // What is no ask is answered with a few words.
+    let head = serde_json::from_slice::<ask::Head>(payload).ok();
+    payload.len() + head.map_or(1_024, |head| room(&head))
+}
+
 /// The number in a list's cursor.
 fn cursor(text: Option<&str>) -> Result<Option<u64>, Refusal> {
     text.map(|text| {

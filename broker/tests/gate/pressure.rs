@@ -1,0 +1,46 @@
+//! What all connections of a pool hold together.
+
+use millpond_broker::GateConfig;
+
+use crate::support::{Raw, app_config, connect, server_with};
+
+async fn put(raw: &mut Raw, topic: &str, payload: &[u8]) {
+    raw.publish(1, 7, topic, payload).await;
+    assert_eq!(raw.packet().await, (0x40, vec![0, 7]));
+}
+
+#[tokio::test]
+async fn a_pool_with_too_much_in_memory_loses_who_holds_most_and_nobody_else_is_harmed() {
+    let server = server_with(GateConfig { pool_bytes_max: 4 << 20, ..app_config() }).await;
+    let mut publisher = server.client(4, "publisher").await;
+    let mut holders = Vec::new();
+    for n in 0..4 {
+        let mut holder = server.client_as(5, "listener", &format!("h{n}")).await;
+        holder.subscribe(&format!("app/p/{n}"), 1).await;
+        holders.push(holder);
+    }
+    let mut elsewhere = server.raw().await;
+    elsewhere.level = 4;
+    elsewhere.send(&connect(4, "elsewhere", "q/listener", &[])).await;
+    assert_eq!(elsewhere.packet().await.0, 0x20);
+    elsewhere.subscribe("app/q/x", 1).await;
+
+    // None of them acknowledges anything, and none has as much as one session may.
+    let payload = vec![7; 512 << 10];
+    for topic in ["app/p/1", "app/p/2", "app/p/3"] {
+        put(&mut publisher, topic, &payload).await;
+    }
+    for _ in 0..6 {
+        put(&mut publisher, "app/p/0", &payload).await;
+    }
+    assert_eq!(holders.remove(0).end().await, 0x97);
+    put(&mut publisher, "app/p/1", b"more").await;
+    let first = holders[0].message().await;
+    assert_eq!((first.payload.len(), holders[0].message().await.text()), (payload.len(), "more"));
+    put(&mut publisher, "app/p/read", b"nobody").await;
+    elsewhere.publish(1, 7, "app/q/x", b"here").await;
+    let mut kinds = [elsewhere.packet().await.0, elsewhere.packet().await.0];
+    kinds.sort_unstable();
+    assert_eq!(kinds, [0x32, 0x40], "its message, and the acknowledgement");
+    assert_eq!(server.handle.connections(), 5);
+}
