@@ -138,6 +138,11 @@ pub async fn run(
         troubles,
         collector,
         admin: Sha256::of(secrets::load_or_create(&dir.join("admin.token"), "mpa_")?.as_bytes()),
+        metrics: config
+            .http
+            .metrics_token_file
+            .as_ref()
+            .map(|_| Sha256::of(config.http.metrics_token.expose().as_bytes())),
         mqtt: reached(&config, &addresses, &doors, &storage.public_url),
         storage_url: storage.public_url.to_string(),
         request_timeout: Duration::from_secs(config.http.request_timeout_s),

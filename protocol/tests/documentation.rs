@@ -99,7 +99,7 @@ fn with_keys(text: &str, keys: &[&str]) -> Map<String, Value> {
 #[test]
 fn every_example_is_what_the_types_read_and_write() {
     let examples = examples();
-    assert!(examples.len() >= 54, "examples are gone");
+    assert!(examples.len() >= 56, "examples are gone");
     for (name, text) in examples {
         let written = match name.as_str() {
             "ask-time" | "ask-latest" => rewritten::<HeadOnly>(&text),
@@ -137,6 +137,23 @@ fn every_example_is_what_the_types_read_and_write() {
             "answer-history-results" => rewritten::<Results>(&text),
             "answer-get" | "answer-get-url" => rewritten::<answer::Bytes>(&text),
             "answer-claim-nothing" => rewritten::<NoLease>(&text),
+            "enrol" => with_keys(&text, &["member", "token_sha256"]),
+            "answer-enrol" => with_keys(
+                &text,
+                &[
+                    "pool",
+                    "member",
+                    "role",
+                    "mqtt_host",
+                    "mqtt_port",
+                    "mqtt_url",
+                    "ca_file",
+                    "ca",
+                    "storage_url",
+                    "user",
+                    "example",
+                ],
+            ),
             "event-uploads" => {
                 with_keys(&text, &["seq", "type", "at", "first_seq", "stored", "rejected", "bytes"])
             }

@@ -96,6 +96,12 @@ impl Config {
     }
 
     fn read_secrets(&mut self, problems: &mut Vec<Problem>) {
+        if let Some(path) = &self.http.metrics_token_file {
+            match read_secret(path) {
+                Ok(secret) => self.http.metrics_token = secret,
+                Err(message) => problems.push(Problem::new("http.metrics_token_file", message)),
+            }
+        }
         let Some(path) = self.storage.secret_key_file.clone() else { return };
         if !self.storage.secret_key.is_empty() {
             problems.push(Problem::new(

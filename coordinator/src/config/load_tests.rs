@@ -171,6 +171,14 @@ fn a_secret_comes_from_a_file_and_shows_nowhere() {
     assert!(!format!("{config:?}").contains("hush"));
     assert!(!serde_json::to_string(&config).unwrap().contains("hush"));
 
+    let scraped = parse("", &[("MILLPOND__HTTP__METRICS_TOKEN_FILE", file.to_str().unwrap())]).unwrap();
+    assert_eq!(scraped.http.metrics_token.expose(), "hush-hush-hush-hush");
+    assert!(!format!("{scraped:?}").contains("hush"));
+    assert_eq!(
+        places("", &[("MILLPOND__HTTP__METRICS_TOKEN_FILE", "/no/such")]),
+        ["http.metrics_token_file"]
+    );
+
     let wrong = parse("[storage]\nsecret_key = 4711", &[]).unwrap_err();
     assert!(!wrong.to_string().contains("4711"), "{wrong}");
     let env = [("MILLPOND__STORAGE__SECRET_KEY_FILE", "/no/such/key")];

@@ -90,6 +90,12 @@ pub struct Http {
     /// The same from one address; what comes beyond that waits alone. Raising it helps proxies, and lets one address keep
     /// more others waiting.
     pub connections_per_address: usize,
+    /// A file that holds the token which `/metrics` asks for; empty: it asks for none.
+    #[serde(with = "optional")]
+    pub metrics_token_file: Option<String>,
+    /// What it holds.
+    #[serde(skip)]
+    pub metrics_token: Secret,
 }
 
 /// Where files live.
@@ -246,6 +252,8 @@ impl Default for Http {
             event_streams_max: 100,
             connections_max: limits::HTTP_CONNECTIONS,
             connections_per_address: limits::HTTP_CONNECTIONS_PER_ADDRESS,
+            metrics_token_file: None,
+            metrics_token: Secret::default(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The sweep: `doomed → gone`. It deletes what is doomed from storage, whoever doomed it, and only then forgets it.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
@@ -35,9 +36,12 @@ pub struct Swept {
 
 /// Sweeps for ever.
 pub(super) async fn run(ledger: Ledger, storage: Storage) {
+    let mut refused = Refused::default();
     loop {
-        if let Err(error) = sweep(&ledger, &storage, ledger::now(), None).await {
-            tracing::warn!(%error, "sweep: doomed objects are not deleted yet");
+        let swept = pass(&ledger, &storage, ledger::now(), None, &mut refused).await;
+        match swept {
+            Ok(_) => metrics::gauge!("millpond_objects_refused").set(refused.all_seen() as f64),
+            Err(error) => tracing::warn!(%error, "sweep: doomed objects are not deleted yet"),
         }
         tokio::time::sleep(EVERY).await;
     }
@@ -54,6 +58,16 @@ pub async fn sweep(
     storage: &Storage,
     now: Timestamp,
     until: Option<Instant>,
+) -> Result<Swept, Refusal> {
+    pass(ledger, storage, now, until, &mut Refused::default()).await
+}
+
+async fn pass(
+    ledger: &Ledger,
+    storage: &Storage,
+    now: Timestamp,
+    until: Option<Instant>,
+    refused: &mut Refused,
 ) -> Result<Swept, Refusal> {
     let before = now.before(SETTLED).as_millis();
     let urls_before = now.before(URL_SETTLED).as_millis();
@@ -79,7 +93,7 @@ pub async fn sweep(
             break;
         }
         reach(Point::SweepBegun);
-        let gone = delete(storage, page, &mut failures).await;
+        let gone = delete(storage, page, &mut failures, refused).await;
         reach(Point::SweepDeleted);
         swept.deleted += gone.len();
         metrics::counter!("millpond_objects_swept_total").increment(gone.len() as u64);
@@ -113,7 +127,7 @@ pub async fn forget(
     until: Instant,
 ) -> Result<(), Refusal> {
     let before = now.before(limits::GONE_KEPT_FOR).as_millis();
-    let (mut after, mut failures) = (0, Vec::new());
+    let (mut after, mut failures, mut refused) = (0, Vec::new(), Refused::default());
     while failures.is_empty() {
         let page = ledger
             .read(move |sql| {
@@ -127,7 +141,7 @@ pub async fn forget(
             .await?;
         let Some(last) = page.last() else { break };
         after = last.id;
-        let gone = delete(storage, page, &mut failures).await;
+        let gone = delete(storage, page, &mut failures, &mut refused).await;
         ledger
             .write(move |tx| {
                 let mut statement = tx.sql().prepare_cached("DELETE FROM objects WHERE id = ?1")?;
@@ -160,8 +174,35 @@ struct Doomed {
     multipart: Option<String>,
 }
 
+/// Objects that storage refuses to delete, whenever it is asked: each is said once.
+#[derive(Debug, Default)]
+struct Refused {
+    said: HashSet<i64>,
+    /// Of the pass that goes on.
+    now: HashSet<i64>,
+}
+
+impl Refused {
+    /// Whether it is news.
+    fn is_news(&mut self, object: i64) -> bool {
+        self.now.insert(object);
+        self.said.insert(object)
+    }
+
+    /// A pass has seen all that is doomed: what was not refused in it may be said again; how many were.
+    fn all_seen(&mut self) -> usize {
+        self.said = std::mem::take(&mut self.now);
+        self.said.len()
+    }
+}
+
 /// Deletes until too much has failed; which are gone.
-async fn delete(storage: &Storage, page: Vec<Doomed>, failures: &mut Vec<Error>) -> Vec<i64> {
+async fn delete(
+    storage: &Storage,
+    page: Vec<Doomed>,
+    failures: &mut Vec<Error>,
+    refused: &mut Refused,
+) -> Vec<i64> {
     let mut gone = Vec::with_capacity(page.len());
     let removals = page.into_iter().map(|doomed| remove(storage.clone(), doomed));
     let mut removals = stream::iter(removals).buffer_unordered(AT_ONCE);
@@ -172,7 +213,10 @@ async fn delete(storage: &Storage, page: Vec<Doomed>, failures: &mut Vec<Error>)
             Ok(()) => gone.push(doomed.id),
             Err(error) if error.is_temporary() => failures.push(error),
             // One key that storage refuses does not keep the others.
-            Err(error) => tracing::error!(key = %doomed.key, %error, "sweep: an object is not deleted"),
+            Err(error) if refused.is_news(doomed.id) => {
+                tracing::error!(key = %doomed.key, %error, "sweep: storage refuses to delete an object; it is tried again");
+            }
+            Err(_) => {}
         }
     }
     gone
@@ -190,4 +234,19 @@ async fn remove(storage: Storage, doomed: Doomed) -> (Doomed, Result<(), Error>)
     };
     let removed = removed.await;
     (doomed, removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_storage_refuses_is_said_once_until_it_was_not_refused() {
+        let mut refused = Refused::default();
+        assert!(refused.is_news(1) && refused.is_news(2));
+        assert_eq!(refused.all_seen(), 2);
+        assert!(!refused.is_news(1));
+        assert_eq!(refused.all_seen(), 1);
+        assert!(!refused.is_news(1) && refused.is_news(2));
+    }
 }

@@ -13,12 +13,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use millpond_protocol::Refusal;
+use millpond_protocol::{Refusal, Sha256};
 use rusqlite::Connection;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::Api;
+use super::auth::Bearer;
 use super::error::Failed;
 use crate::ledger::{Ledger, Result};
 
@@ -96,7 +97,18 @@ fn method(method: &Method) -> &'static str {
     }
 }
 
-pub(super) async fn show(State(api): State<Api>) -> std::result::Result<Response, Failed> {
+pub(super) async fn show(
+    State(api): State<Api>,
+    bearer: std::result::Result<Bearer, Failed>,
+) -> std::result::Result<Response, Failed> {
+    if let Some(expected) = api.0.metrics {
+        let Bearer { from, token } = bearer?;
+        let hash = Sha256::of(token.as_bytes());
+        api.0.identity.may_try(from.ip(), &hash)?;
+        if hash != expected && hash != api.0.admin {
+            return Err(api.0.identity.not_a_token(from.ip(), &hash).into());
+        }
+    }
     let Some(handle) = handle() else {
         return Err(Refusal::unavailable("the metrics of this process are kept elsewhere").into());
     };
@@ -257,13 +269,14 @@ pub(super) const COUNTERS: [(&str, &str); 37] = [
     ("millpond_http_sign_in_failures_total", "HTTP requests with a token that is not valid"),
 ];
 
-pub(super) const GAUGES: [(&str, &str); 15] = [
+pub(super) const GAUGES: [(&str, &str); 16] = [
     ("millpond_batches", "Batches, by state"),
     ("millpond_rounds", "Rounds, by state"),
     ("millpond_members", "Members that are not revoked, by role"),
     ("millpond_deliveries", "Members by what they last said of the current result of their pool"),
     ("millpond_grants", "Granted files that do not count yet, by state"),
     ("millpond_objects", "Objects in storage, by state"),
+    ("millpond_objects_refused", "Objects that storage refuses to delete whenever it is asked"),
     ("millpond_ledger_bytes", "Bytes of the ledger's file, by state: used, or free for what comes"),
     (
         "millpond_clock_doubted_seconds",

@@ -66,6 +66,8 @@ pub struct Parts {
     pub collector: Collector,
     /// The hash of the admin token.
     pub admin: Sha256,
+    /// The hash of the token that `/metrics` asks for, if it does.
+    pub metrics: Option<Sha256>,
     /// What clients are told to connect to over MQTT.
     pub mqtt: Reached,
     /// The URL that clients and processors reach storage by.
@@ -113,6 +115,7 @@ struct Shared {
     troubles: watch::Receiver<Troubles>,
     collector: Collector,
     admin: Sha256,
+    metrics: Option<Sha256>,
     mqtt: Reached,
     storage_url: String,
     request_timeout: Duration,
@@ -146,6 +149,7 @@ impl Api {
             troubles: parts.troubles,
             collector: parts.collector,
             admin: parts.admin,
+            metrics: parts.metrics,
             mqtt: parts.mqtt,
             storage_url: parts.storage_url,
             request_timeout: parts.request_timeout,

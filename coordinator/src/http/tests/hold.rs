@@ -30,7 +30,16 @@ async fn methods_that_strangers_make_up_are_one_series() {
     let server = Server::start().await;
     let made_up = Method::from_bytes(b"MADEUP").unwrap();
     server.http.request(made_up, format!("{}/x", server.url)).send().await.unwrap();
-    let text = server.http.get(format!("{}/metrics", server.url)).send().await.unwrap().text().await.unwrap();
+    let text = server
+        .http
+        .get(format!("{}/metrics", server.url))
+        .bearer_auth("scraper")
+        .send()
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
     assert!(text.contains("method=\"other\"") && !text.contains("MADEUP"), "{text}");
     server.stop().await;
 }

@@ -159,7 +159,16 @@ async fn readiness_tells_that_storage_is_away_and_liveness_does_not() {
 async fn metrics_count_requests_and_show_what_the_ledger_holds() {
     let server = Server::start().await;
     server.pool("p", &[("m", "publisher")]).await;
-    let text = server.http.get(format!("{}/metrics", server.url)).send().await.unwrap().text().await.unwrap();
+    let text = server
+        .http
+        .get(format!("{}/metrics", server.url))
+        .bearer_auth("scraper")
+        .send()
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
     assert!(text.contains("millpond_members{state=\"publisher\"}"), "{text}");
     assert!(text.contains("path=\"/v1/pools/{pool}/members\""), "{text}");
     assert!(text.contains("# TYPE millpond_http_request_seconds histogram"), "{text}");
@@ -185,5 +194,19 @@ async fn status_says_which_pools_packing_does_not_get_on_and_why() {
     );
     server.troubles.send_modify(|troubles| troubles.clear());
     assert!(trouble().await.iter().all(|(_, trouble)| trouble.is_none()));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_are_for_who_has_their_token_where_there_is_one() {
+    let server = Server::start().await;
+    server.pool("p", &[]).await;
+    let member = &server.pool("q", &[("op", "operator")]).await[0];
+    for (token, status) in [("scraper", 200), (ADMIN, 200), (member.as_str(), 403), ("other", 403)] {
+        let asked =
+            server.http.get(format!("{}/metrics", server.url)).bearer_auth(token).send().await.unwrap();
+        assert_eq!(asked.status(), status, "{token}");
+    }
+    assert!(!server.http.get(format!("{}/metrics", server.url)).send().await.unwrap().status().is_success());
     server.stop().await;
 }

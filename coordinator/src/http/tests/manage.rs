@@ -246,6 +246,16 @@ async fn a_join_token_that_is_asked_for_again_is_answered_as_it_stands_and_anoth
     server.stop().await;
 }
 
+#[test]
+fn the_examples_of_enrolling_are_what_the_server_reads_and_writes() {
+    let asked = include_str!("../../../../docs/golden/message/enrol.json");
+    let answered = include_str!("../../../../docs/golden/message/answer-enrol.json");
+    let (enrol, hand_out): (Enrol, HandOut) =
+        (serde_json::from_str(asked).unwrap(), serde_json::from_str(answered).unwrap());
+    assert_eq!(json!(enrol), serde_json::from_str::<Value>(asked).unwrap());
+    assert_eq!(json!(hand_out), serde_json::from_str::<Value>(answered).unwrap());
+}
+
 #[tokio::test]
 async fn an_operator_does_not_see_what_was_done_in_an_earlier_pool_of_the_same_name() {
     let server = Server::start().await;

@@ -78,6 +78,7 @@ impl Server {
             admin: Sha256::of(ADMIN.as_bytes()),
             mqtt: Reached { host: "broker.example".to_owned(), port: 1883, tls: false, authority: None },
             storage_url: "http://files.example".to_owned(),
+            metrics: Some(Sha256::of(b"scraper")),
             request_timeout,
             event_streams_max: 1,
             room: super::Room { max: 64, per_address: 64 },
