@@ -103,6 +103,11 @@ pub fn connect_member(member: &str) -> Vec<u8> {
     connect(member, [&format!("p/{member}"), member], CLEAN_SESSION)
 }
 
+/// The CONNECT of a user name and a password.
+pub fn connect_as(client_id: &str, who: [&str; 2]) -> Vec<u8> {
+    connect(client_id, who, CLEAN_SESSION)
+}
+
 fn connect(client_id: &str, who: [&str; 2], clean: u8) -> Vec<u8> {
     let mut body = Vec::new();
     text(&mut body, "MQTT");

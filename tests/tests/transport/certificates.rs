@@ -1,10 +1,14 @@
 //! Certificates: made, checked at the start, renewed while the server runs.
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use millpond_protocol::Role;
+use millpond_tests::wire::connect_as;
 use millpond_tests::{Server, binary, tool, until};
+use serde_json::json;
 
 fn init(dir: &Path, names: &[&str]) -> (i32, String) {
     let mut command = Command::new(binary());
@@ -137,12 +141,33 @@ fn beyond_loopback_every_listener_wants_tls_or_the_word_that_plain_text_is_meant
 }
 
 #[tokio::test]
-async fn a_renewed_certificate_is_taken_up_and_a_bad_one_is_not() {
+async fn a_renewed_certificate_is_taken_up_and_a_bad_one_is_not_and_who_is_connected_stays() {
     if !tool("openssl") {
         return;
     }
     let server = Server::secure(&[("MILLPOND__TLS__RELOAD_S", "1")]).await;
     let first = serial(&server);
+    server.pool("p", json!({})).await;
+    let who = server.member("p", "dev", Role::Listener).await;
+    // A connection that is there before, and stays: bytes in, bytes out.
+    let mut open = Command::new("openssl")
+        .args(["s_client", "-quiet", "-verify_return_error", "-connect", &server.mqtts().to_string()])
+        .arg("-CAfile")
+        .arg(server.ca())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut to, mut from) = (open.stdin.take().unwrap(), open.stdout.take().unwrap());
+    let mut say = |bytes: &[u8], answer: &[u8]| {
+        to.write_all(bytes).unwrap();
+        to.flush().unwrap();
+        let mut said = vec![0; answer.len()];
+        from.read_exact(&mut said).unwrap();
+        assert_eq!(said, answer);
+    };
+    say(&connect_as("dev", ["p/dev", &who.token]), &[0x20, 2, 0, 0]);
     let metric = async |line: &str| {
         let metrics = server.api().get("/metrics").await;
         metrics.as_str().unwrap().contains(line)
@@ -165,4 +190,7 @@ async fn a_renewed_certificate_is_taken_up_and_a_bad_one_is_not() {
         std::fs::rename(other.join(file), tls.join(file)).unwrap();
     }
     until("the new certificate is in use", async || serial(&server) != first).await;
+    say(&[0xC0, 0], &[0xD0, 0]);
+    open.kill().unwrap();
+    open.wait().unwrap();
 }
