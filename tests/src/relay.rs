@@ -298,4 +298,6 @@ async fn pump(
         }
     };
     tokio::join!(read, write);
+    // That a side has gone does not get through either.
+    there(link, connection).await;
 }

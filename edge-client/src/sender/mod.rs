@@ -40,9 +40,10 @@ pub struct Options {
     pub first: HashSet<UploadId>,
     /// Returns when the first ones are settled and leaves the rest.
     pub only_first: bool,
-    /// How long to be without a connection before giving up.
+    /// How long to be without a connection, or without a word of the server on it, before giving up. What is on its way has its
+    /// time beside that.
     pub patience: Duration,
-    /// Bytes of content in one bundle, about: what is sent again at the most when the network is cut.
+    /// Bytes of content in one bundle at the most, about; on a slow line it is what takes a few seconds.
     pub bundle: u64,
     /// Sends large files; its limit of the rate holds for all others too.
     pub transfer: Arc<Transfer>,
