@@ -61,6 +61,11 @@ async fn another_page_is_told_nothing_and_needs_a_signature_like_all() {
     }
     let get = http().get(server.get_url("k")).header("origin", "https://evil.example").send().await.unwrap();
     assert!(!get.headers().contains_key("access-control-allow-origin"));
+    // A cache must not hand this answer, or that to a program, to the page that may.
+    let plain = http().get(server.get_url("k")).send().await.unwrap();
+    for answer in [&get, &plain] {
+        assert_eq!(answer.headers()["vary"], "Origin");
+    }
     let url = server.get_url("k").split_once('?').unwrap().0.to_owned();
     let unsigned = http().get(url).header("origin", PAGE).send().await.unwrap();
     assert_eq!(refusal(unsigned).await, (403, "AccessDenied".into()));

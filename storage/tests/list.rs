@@ -94,6 +94,85 @@ async fn what_is_not_offered_says_so() {
 }
 
 #[tokio::test]
+async fn options_that_nobody_would_heed_are_refused_and_change_nothing() {
+    let server = Server::start().await;
+    let body = Bytes::from_static(b"abc");
+    server.storage.put(&object("k"), body.clone(), Sha256::of(&body)).await.unwrap();
+    let send =
+        async |method: Method, key: &str, query: &[(&str, &str)], header: Option<(&'static str, &str)>| {
+            let headers: Vec<_> = header.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+            server.signed(method, key, query, &headers).body("other").send().await.unwrap()
+        };
+    for (method, query, header) in [
+        (Method::GET, ("versionId", "1"), None),
+        (Method::GET, ("partNumber", "1"), None),
+        (Method::GET, ("response-content-type", "text/html"), None),
+        (Method::GET, ("response-content-disposition", "inline"), None),
+        (Method::GET, ("response-expires", "Thu, 01 Jan 2026 00:00:00 GMT"), None),
+        (Method::GET, ("response-cache-control", "public"), None),
+        (
+            Method::GET,
+            ("x-id", "GetObject"),
+            Some(("x-amz-server-side-encryption-customer-algorithm", "AES256")),
+        ),
+        (Method::DELETE, ("versionId", "1"), None),
+        (Method::DELETE, ("x-id", "DeleteObject"), Some(("if-match", "\"x\""))),
+        (Method::DELETE, ("x-id", "DeleteObject"), Some(("x-amz-if-match-size", "4"))),
+        (
+            Method::DELETE,
+            ("x-id", "DeleteObject"),
+            Some(("x-amz-if-match-last-modified-time", "Thu, 01 Jan 2026 00:00:00 GMT")),
+        ),
+    ] {
+        let answer = send(method.clone(), "k", &[query], header).await;
+        assert_eq!(refusal(answer).await, (501, "NotImplemented".into()), "{method} {query:?} {header:?}");
+    }
+    for query in [("versionId", "1"), ("partNumber", "1")] {
+        assert_eq!(send(Method::HEAD, "k", &[query], None).await.status(), 501, "{query:?}");
+    }
+    for header in [
+        ("x-amz-server-side-encryption-customer-key", "a2V5"),
+        ("x-amz-server-side-encryption", "AES256"),
+        ("x-amz-server-side-encryption-aws-kms-key-id", "mine"),
+        ("x-amz-object-lock-mode", "COMPLIANCE"),
+        ("x-amz-object-lock-legal-hold", "ON"),
+        ("x-amz-object-lock-retain-until-date", "2030-01-01T00:00:00Z"),
+        ("x-amz-tagging", "a=b"),
+        ("x-amz-acl", "public-read"),
+        ("x-amz-grant-read", "uri=http://acs.amazonaws.com/groups/global/AllUsers"),
+        ("x-amz-storage-class", "GLACIER"),
+        ("x-amz-website-redirect-location", "/"),
+    ] {
+        let begun = send(Method::POST, "k", &[("uploads", "")], Some(header)).await;
+        assert_eq!(refusal(begun).await, (501, "NotImplemented".into()), "begin with {header:?}");
+        let put = send(Method::PUT, "k", &[], Some(header)).await;
+        assert_eq!(refusal(put).await, (501, "NotImplemented".into()), "put with {header:?}");
+    }
+    let upload = common::parts::Upload::begin(&server.signer(), "k").await.unwrap();
+    let part = [("partNumber", "1"), ("uploadId", upload.id.as_str())];
+    let encrypted = ("x-amz-server-side-encryption-customer-key", "a2V5");
+    let part = send(Method::PUT, "k", &part, Some(encrypted)).await;
+    assert_eq!(refusal(part).await, (501, "NotImplemented".into()));
+    assert_eq!(server.storage.get(&object("k"), 3).await.unwrap(), body);
+    server.settles_at(1).await;
+
+    // What holds anyway may be said.
+    for header in [
+        ("x-amz-acl", "private"),
+        ("x-amz-acl", "bucket-owner-full-control"),
+        ("x-amz-storage-class", "STANDARD"),
+    ] {
+        assert_eq!(send(Method::PUT, "k", &[], Some(header)).await.status(), 200, "{header:?}");
+    }
+    for query in [
+        ("response-content-type", "application/octet-stream"),
+        ("response-content-disposition", "attachment"),
+    ] {
+        assert_eq!(send(Method::GET, "k", &[query], None).await.status(), 200, "{query:?}");
+    }
+}
+
+#[tokio::test]
 async fn both_forms_of_a_listing_page_through_keys_of_any_kind() {
     let server = Server::start().await;
     let keys = ["a b", "a+b", "b/1", "b/2", "c%20d", "e&<f>", "z/\u{e4}", "\u{65e5}\u{672c}"];

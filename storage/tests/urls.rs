@@ -252,6 +252,31 @@ async fn a_client_that_asks_before_it_sends_nothing_gets_a_connection_of_its_own
 }
 
 #[tokio::test]
+async fn of_two_that_race_to_be_the_first_one_is_and_whoever_names_the_old_object_replaces_that_alone() {
+    let server = Server::start().await;
+    let put = |body: Vec<u8>, condition: (&'static str, String)| {
+        let put = server.signed(reqwest::Method::PUT, "k", &[], &[condition]).body(body).send();
+        async { put.await.unwrap() }
+    };
+    let first = || ("if-none-match", "*".to_owned());
+    let bodies = [bytes(300_000), bytes(299_999)];
+    let (one, two) = tokio::join!(put(bodies[0].clone(), first()), put(bodies[1].clone(), first()));
+    let statuses = [one.status().as_u16(), two.status().as_u16()];
+    let won = statuses.iter().position(|status| *status == 200).unwrap();
+    assert_eq!(statuses[1 - won], 412, "{statuses:?}");
+    assert!(server.storage.get(&object("k"), 300_000).await.unwrap() == bodies[won]);
+    server.settles_at(1).await;
+
+    let tag = [one, two][won].headers()["etag"].to_str().unwrap().to_owned();
+    let next = put(b"next".to_vec(), ("if-match", tag.clone())).await;
+    assert_eq!(next.status(), 200);
+    let stale = put(b"stale".to_vec(), ("if-match", tag)).await;
+    assert_eq!(refusal(stale).await, (412, "PreconditionFailed".into()));
+    assert_eq!(server.storage.get(&object("k"), 4).await.unwrap(), "next");
+    server.settles_at(1).await;
+}
+
+#[tokio::test]
 async fn a_session_token_is_part_of_what_is_signed() {
     let server = Server::start().await;
     let mut config = server.config.clone();

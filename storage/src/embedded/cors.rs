@@ -26,6 +26,8 @@ const MAX_AGE: &str = "3600";
 #[derive(Debug, Clone)]
 pub(super) struct Cors {
     origin: Option<HeaderValue>,
+    /// Whether an answer depends on who asks.
+    varies: bool,
 }
 
 impl Cors {
@@ -34,7 +36,7 @@ impl Cors {
         let origin = headers.get(ORIGIN).filter(|origin| {
             allowed.iter().any(|allowed| allowed == "*" || origin.as_bytes() == allowed.as_bytes())
         });
-        Self { origin: origin.cloned() }
+        Self { origin: origin.cloned(), varies: !allowed.is_empty() }
     }
 
     /// The answer to a browser that asks before it sends, if this request is such a question.
@@ -65,11 +67,13 @@ impl Cors {
         Some(Ok(answer))
     }
 
-    /// Lets the page read an answer.
+    /// Lets the page read an answer. A cache is told that another page may not, also by the answer to one that may not.
     pub(super) fn allow(self, headers: &mut HeaderMap) {
+        if self.varies {
+            headers.append(VARY, HeaderValue::from_static("Origin"));
+        }
         let Some(origin) = self.origin else { return };
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
-        headers.append(VARY, HeaderValue::from_static("Origin"));
     }
 }

@@ -109,6 +109,10 @@ impl From<Refused> for S3Error {
                 400,
                 "The body's SHA-256 is not the one in x-amz-content-sha256.",
             ),
+            // Of a chunk, or of the checksums behind the last one.
+            Refused::Body(error) if error.contains("SignatureMismatch") => {
+                said(S3ErrorCode::SignatureDoesNotMatch, "The signature of a piece of the body is wrong.")
+            }
             Refused::Body(error) => said(S3ErrorCode::IncompleteBody, error),
             Refused::Store(error) => error.into(),
         }

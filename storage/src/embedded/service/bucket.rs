@@ -38,7 +38,8 @@ impl Service {
         }
         let (mut keys, mut errors) = (Vec::new(), Vec::new());
         for object in delete.objects {
-            let conditional = object.e_tag.is_some() || object.size.is_some();
+            let conditional =
+                object.e_tag.is_some() || object.size.is_some() || object.last_modified_time.is_some();
             let refused = match check_key(&object.key) {
                 Err(error) => Some(error),
                 Ok(()) if conditional || object.version_id.is_some() => {

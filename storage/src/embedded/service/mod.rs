@@ -3,6 +3,7 @@
 mod access;
 mod bucket;
 mod meta;
+mod options;
 mod uploads;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use s3s::{S3, S3ErrorCode, S3Request, S3Response, S3Result};
 use tokio::task::spawn_blocking;
 
 pub(super) use self::access::{KeyPair, Signed, covers, signed_headers};
+use self::options::heeded;
 use super::catalog::{LAST, Object};
 use super::checksum::{Algorithm, Cover};
 use super::conditions::{Wanted, before_put, etag, modified, span};
@@ -141,16 +143,6 @@ macro_rules! say_object_checksum {
     };
 }
 
-/// One part of an object in parts cannot be asked for by its number.
-fn no_part_number(number: Option<i32>) -> S3Result<()> {
-    match number {
-        None => Ok(()),
-        Some(_) => {
-            Err(said(S3ErrorCode::NotImplemented, "Ask for a range: parts are not served one by one."))
-        }
-    }
-}
-
 fn length(bytes: u64) -> Option<i64> {
     i64::try_from(bytes).ok()
 }
@@ -163,6 +155,7 @@ impl S3 for Service {
     ) -> S3Result<S3Response<PutObjectOutput>> {
         self.admit(&request, &request.input.bucket)?;
         check_key(&request.input.key)?;
+        heeded(&request.input)?;
         let (input, max) = (&request.input, self.config.max_object);
         let checksums = said_checksums!(input);
         let declared =
@@ -193,7 +186,7 @@ impl S3 for Service {
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         self.admit(&request, &request.input.bucket)?;
         check_key(&request.input.key)?;
-        no_part_number(request.input.part_number)?;
+        heeded(&request.input)?;
         let if_range = request.headers.get(hyper::header::IF_RANGE).cloned();
         let input = request.input;
         self.blocking(move |store| {
@@ -233,7 +226,7 @@ impl S3 for Service {
     ) -> S3Result<S3Response<HeadObjectOutput>> {
         self.admit(&request, &request.input.bucket)?;
         check_key(&request.input.key)?;
-        no_part_number(request.input.part_number)?;
+        heeded(&request.input)?;
         let input = request.input;
         self.blocking(move |store| {
             let object =
@@ -261,9 +254,7 @@ impl S3 for Service {
     ) -> S3Result<S3Response<DeleteObjectOutput>> {
         self.admit(&request, &request.input.bucket)?;
         check_key(&request.input.key)?;
-        if request.input.if_match.is_some() {
-            return Err(said(S3ErrorCode::NotImplemented, "Deleting knows no conditions here."));
-        }
+        heeded(&request.input)?;
         Arc::clone(&self.store).delete(vec![request.input.key]).await?;
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }

@@ -17,6 +17,7 @@ use super::super::errors::said;
 use super::super::parts::{Listed, Wish, part_tag};
 use super::super::receive::{Declared, receive, said_checksums};
 use super::super::store::StoreError;
+use super::options::heeded;
 use super::{Service, check_key, checksum_type, length, meta, say_checksum};
 use crate::limits::embedded as limits;
 
@@ -28,6 +29,7 @@ impl Service {
         self.admit(&request, &request.input.bucket)?;
         let input = request.input;
         check_key(&input.key)?;
+        heeded(&input)?;
         let plan = plan(input.checksum_algorithm.as_ref(), input.checksum_type.as_ref())?;
         let meta = meta::keep(input.metadata.as_ref())?;
         let most = self.config.max_open;
@@ -53,6 +55,7 @@ impl Service {
         self.admit(&request, &request.input.bucket)?;
         let input = &request.input;
         check_key(&input.key)?;
+        heeded(input)?;
         let n = u32::try_from(input.part_number).ok().filter(|n| (1..=limits::PARTS).contains(n));
         let n = n.ok_or_else(|| {
             said(S3ErrorCode::InvalidArgument, format!("Parts have numbers from 1 to {}.", limits::PARTS))
