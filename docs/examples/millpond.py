@@ -118,6 +118,9 @@ def send(member, file, size, sha256, **about):
     grant = member.ask("put", **about)
     if "to" in grant:
         _put(grant["to"], file)
+    if "part_size" in grant:
+        # What was granted stands: an earlier call may have named another length.
+        about["part_size"] = grant["part_size"]
     there = {n for first, last in grant.get("there", []) for n in range(first, last + 1)}
     for n in range(1, grant.get("part_count", 0) + 1):
         if n in there:

@@ -113,6 +113,32 @@ async fn commit(session: &Session, upload: &UploadId) -> Result<Receipt, Session
     }
 }
 
+/// How a file is cut, and which of its parts storage has.
+struct Plan {
+    /// None: it goes as a whole.
+    part_size: Option<u64>,
+    digests: Digests,
+    /// Learnt part by part: the list in an answer may be cut.
+    there: Vec<bool>,
+}
+
+impl Plan {
+    async fn of(file: &Path, put: &ask::Put, part_size: Option<u64>) -> Result<Self, LargeError> {
+        let digests = digests(file, put, part_size).await?;
+        Ok(Self { part_size, there: vec![false; digests.parts.len()], digests })
+    }
+
+    /// The ask for what is not there yet.
+    fn ask(&self, put: &ask::Put) -> ask::Put {
+        let parts = missing(&self.there, &self.digests);
+        ask::Put { part_size: self.part_size, parts, ..put.clone() }
+    }
+
+    fn count(&self) -> usize {
+        self.there.iter().filter(|there| **there).count()
+    }
+}
+
 /// Sends what `put` describes until storage has all of it; what the last answer said. Nothing is counted yet, unless that answer says so.
 ///
 /// # Errors
@@ -124,31 +150,28 @@ pub async fn send(
     put: &ask::Put,
     meter: &Meter,
 ) -> Result<answer::Put, LargeError> {
-    let digests = match part_size(put.size) {
-        Some(part_size) => Some((digests(file, put, Some(part_size)).await?, part_size)),
-        None => {
-            digests(file, put, None).await?;
-            None
-        }
-    };
-    // Learnt part by part: the list in an answer may be cut.
-    let mut there = vec![false; digests.as_ref().map_or(0, |(digests, _)| digests.parts.len())];
+    let mut plan = Plan::of(file, put, part_size(put.size)).await?;
     let mut in_vain = 0;
     loop {
-        let mut next = put.clone();
-        if let Some((digests, part_size)) = &digests {
-            (next.part_size, next.parts) = (Some(*part_size), missing(&there, digests));
-        }
-        let answer: answer::Put = session.ask(Op::Put, &wide(&next)?, ASK).await?;
+        let answer: answer::Put = session.ask(Op::Put, &wide(&plan.ask(put))?, ASK).await?;
         if answer.outcome != Outcome::Granted {
             return Ok(answer);
         }
-        let before = there.iter().filter(|there| **there).count();
-        let puts = match (&digests, &answer.to) {
-            (Some((digests, part_size)), _) => {
-                note(&mut there, &answer);
-                let wanted = answer.parts.iter().filter_map(|part| part_put(part, digests, *part_size));
-                wanted.collect()
+        if answer.part_size != plan.part_size {
+            // What was granted stands, and another release may have asked for it: its parts are gone on with.
+            in_vain += 1;
+            if in_vain > RENEWALS {
+                return Err(LargeError::Lost(file.display().to_string()));
+            }
+            plan = Plan::of(file, put, granted(&answer, put.size)?).await?;
+            continue;
+        }
+        let before = plan.count();
+        let puts = match (plan.part_size, &answer.to) {
+            (Some(part_size), _) => {
+                note(&mut plan.there, &answer);
+                let wanted = answer.parts.iter();
+                wanted.filter_map(|part| part_put(part, &plan.digests, part_size)).collect()
             }
             (None, Some(to)) => vec![single(to, put.size)],
             // Storage has the file, and only its commit is missing.
@@ -156,18 +179,28 @@ pub async fn send(
         };
         let sent = transfer.send(file, &puts, meter).await;
         if sent.is_ok() {
-            answer.parts.iter().for_each(|part| mark(&mut there, part.n, part.n));
-            if there.iter().all(|there| *there) {
+            answer.parts.iter().for_each(|part| mark(&mut plan.there, part.n, part.n));
+            if plan.there.iter().all(|there| *there) {
                 return Ok(answer);
             }
         }
-        let advanced = there.iter().filter(|there| **there).count() > before;
-        in_vain = if advanced { 0 } else { in_vain + 1 };
+        in_vain = if plan.count() > before { 0 } else { in_vain + 1 };
         match sent {
             Err(TransferError::Expired { .. }) | Ok(()) if in_vain <= RENEWALS => {}
             Ok(()) => return Err(LargeError::Lost(file.display().to_string())),
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// The length of the parts that were granted, if it can be one.
+fn granted(answer: &answer::Put, size: u64) -> Result<Option<u64>, LargeError> {
+    let fits = |part: u64| {
+        (limits::PART_MIN..=limits::PART_MAX).contains(&part) && size.div_ceil(part) <= limits::PARTS_MAX
+    };
+    match answer.part_size {
+        Some(part) if !fits(part) => Err(strange(&format!("parts of {part} bytes of a file of {size}"))),
+        part => Ok(part),
     }
 }
 
@@ -232,6 +265,23 @@ mod tests {
 
     use super::*;
 
+    fn nothing_granted() -> answer::Put {
+        answer::Put {
+            upload: None,
+            round: None,
+            attempt: None,
+            outcome: Outcome::Granted,
+            receipt: None,
+            version: None,
+            expires: None,
+            to: None,
+            part_size: None,
+            part_count: None,
+            there: Vec::new(),
+            parts: Vec::new(),
+        }
+    }
+
     #[test]
     fn files_go_whole_up_to_a_limit_and_never_in_too_many_parts() {
         assert_eq!(part_size(SINGLE), None);
@@ -239,6 +289,17 @@ mod tests {
         for size in [1 << 30, 100 << 30, 5 << 40, limits::UPLOAD_MAX] {
             let part = part_size(size).unwrap();
             assert!(size.div_ceil(part) <= limits::PARTS_MAX && part <= limits::PART_MAX, "{size}: {part}");
+        }
+    }
+
+    #[test]
+    fn parts_that_no_server_grants_are_not_cut() {
+        let answer = |part_size| answer::Put { part_size, ..nothing_granted() };
+        let size = 1 << 40;
+        assert_eq!(granted(&answer(None), size).unwrap(), None);
+        assert_eq!(granted(&answer(Some(1 << 30)), size).unwrap(), Some(1 << 30));
+        for bad in [0, 1, limits::PART_MIN - 1, limits::PART_MIN, limits::PART_MAX + 1] {
+            assert!(granted(&answer(Some(bad)), size).is_err(), "{bad}");
         }
     }
 
@@ -253,18 +314,11 @@ mod tests {
             curl: None,
         };
         let answer = answer::Put {
-            upload: None,
-            round: None,
-            attempt: None,
-            outcome: Outcome::Granted,
-            receipt: None,
-            version: None,
-            expires: None,
-            to: None,
             part_size: Some(1),
             part_count: Some(5),
             there: vec![(1, 1), (4, 4), (9, 12), (0, 0)],
             parts: vec![part(3, None), part(5, Some(to))],
+            ..nothing_granted()
         };
         let mut there = vec![false; 5];
         note(&mut there, &answer);

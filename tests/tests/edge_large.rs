@@ -4,8 +4,10 @@
 
 use std::time::Duration;
 
+use millpond_protocol::access::Op;
+use millpond_protocol::message::answer;
 use millpond_protocol::{Role, Sha256};
-use millpond_tests::{Edge, Relay, Server, edge_binary};
+use millpond_tests::{Credentials, Edge, Link, Relay, Server, edge_binary};
 use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -72,6 +74,54 @@ async fn a_push_that_is_killed_in_mid_transfer_is_resumed_with_the_parts_that_ar
     let sent = cast.storage.upward();
     assert!(sent < (40 + 32 + 1) * MIB as u64, "{sent}");
     assert_eq!(std::fs::read_dir(cast.edge.spool().join("ready")).unwrap().count(), 0);
+}
+
+/// Has an upload granted, as a client would that cuts files otherwise, and sends so many parts of it.
+async fn begun(
+    cast: &Cast,
+    who: &Credentials,
+    upload: &str,
+    bytes: &[u8],
+    part_size: Option<usize>,
+    send: usize,
+) {
+    let mut who = who.clone();
+    who.client_id = "another-release".into();
+    let link = Link::open(who).await.unwrap();
+    let mut ask = json!({ "id": upload, "upload": upload, "size": bytes.len(), "sha256": Sha256::of(bytes) });
+    if let Some(size) = part_size {
+        let parts = bytes.chunks(size).take(send).enumerate();
+        let parts: Vec<_> =
+            parts.map(|(i, part)| json!({ "n": i + 1, "sha256": Sha256::of(part) })).collect();
+        ask.as_object_mut()
+            .unwrap()
+            .extend([("part_size".into(), json!(size)), ("parts".into(), json!(parts))]);
+    }
+    let put: answer::Put = link.ask(Op::Put, &ask).await.unwrap();
+    for (part, bytes) in put.parts.iter().zip(bytes.chunks(part_size.unwrap_or(1))) {
+        assert_eq!(cast.server.api().send(part.to.as_ref().unwrap(), bytes.to_vec()).await, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_grant_of_another_release_is_gone_on_with_by_its_parts_or_without() {
+    let cast = cast().await;
+    let who = cast.server.member("demo", "edge-2", Role::Publisher).await;
+    let edge = Edge::new(&cast.server, who.clone()).await;
+    let bytes = content(40 * MIB);
+    edge.file("film.bin", &bytes);
+    begun(&cast, &who, "film", &bytes, Some(12 * MIB), 2).await;
+    let before = cast.storage.upward();
+    let out = edge.done(&["push", "--id", "film", "film.bin"]).await;
+    assert!(out.starts_with("stored"), "{out}");
+    let sent = cast.storage.upward() - before;
+    assert!((16 * MIB as u64..17 * MIB as u64).contains(&sent), "{sent}: parts 3 and 4");
+
+    edge.file("map.bin", &bytes[..20 * MIB]);
+    begun(&cast, &who, "map", &bytes[..20 * MIB], None, 0).await;
+    let out = edge.done(&["push", "--id", "map", "map.bin"]).await;
+    assert!(out.starts_with("stored"), "{out}");
+    assert_eq!(cast.server.uploads("demo").await.len(), 2);
 }
 
 #[tokio::test]

@@ -70,10 +70,13 @@ pub(super) async fn put(
     };
     answer.part_size = Some(part_size);
     answer.part_count = grant.part_count().and_then(|count| u32::try_from(count).ok());
+    // Parts of another length are other slices of the file: no URL fits them.
+    let fits = ask.part_size.is_none_or(|named| named == part_size);
+    let wanted = if fits { &ask.parts[..ask.parts.len().min(limits::PART_URLS_MAX)] } else { &[] };
     if whole {
         answer.there = answer.part_count.map(|count| (1, count)).into_iter().collect();
         let there = |wanted: &ask::WantedPart| answer::PutPart { n: wanted.n, to: None };
-        answer.parts = ask.parts.iter().take(limits::PART_URLS_MAX).map(there).collect();
+        answer.parts = wanted.iter().map(there).collect();
         return Ok(answer);
     }
     let until = note_urls(asks, &grant).await?;
@@ -81,7 +84,7 @@ pub(super) async fn put(
     let numbers = there.iter().map(|part| u32::from(part.n));
     answer.there = runs(numbers).into_iter().take(RUNS).map(|run| (*run.start(), *run.end())).collect();
     let mut left = room(head).saturating_sub(AROUND + answer.there.len() * 16);
-    for wanted in ask.parts.iter().take(limits::PART_URLS_MAX) {
+    for wanted in wanted {
         let part = part(asks, &grant, &id, &there, *wanted, until, name.as_deref())?;
         let size = serde_json::to_vec(&part).map_or(usize::MAX, |json| json.len() + 1);
         if size > left {

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Outcome, Receipt, answer};
 use millpond_protocol::{Code, Refusal, Role, Sha256};
-use millpond_tests::{Api, Link, SeaweedFs, Server, recent_hour};
+pub use millpond_tests::Place;
+use millpond_tests::{Api, Link, Server, recent_hour};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -115,32 +116,4 @@ pub fn bytes(seed: u8, len: usize) -> Vec<u8> {
         (state >> 24) as u8
     };
     (0..len).map(next).collect()
-}
-
-/// Where the files of a server go.
-pub enum Place {
-    /// To its own embedded storage.
-    Here,
-    SeaweedFs(SeaweedFs),
-}
-
-impl Place {
-    /// Whether storage says of each part that it has which hash it has.
-    pub fn lists_hashes_of_parts(&self) -> bool {
-        match self {
-            Self::Here => true,
-            Self::SeaweedFs(_) => false,
-        }
-    }
-
-    /// A server with the pool `demo`.
-    pub async fn server(&self, settings: &[(&str, &str)]) -> Server {
-        let mut all: Vec<_> = settings.to_vec();
-        if let Self::SeaweedFs(storage) = self {
-            all.extend(storage.settings());
-        }
-        let server = Server::with(&all).await;
-        server.pool("demo", json!({ "window_s": 3_600 })).await;
-        server
-    }
 }

@@ -48,10 +48,12 @@ claims! {
         the_command_line_of_a_grant_works_as_pasted,
         a_result_that_was_put_is_committed_by_done,
         a_small_result_that_was_put_is_sent_inline_too,
+        a_result_that_is_whole_when_its_grant_ends_is_committed_without_done,
         the_grant_of_a_result_ends_although_its_round_committed_other_bytes,
     }
     parts {
         a_file_in_parts_is_resumed_where_it_was_left_and_counts_once_it_was_read,
+        parts_of_another_length_than_was_granted_get_no_url_and_the_answer_says_which_was,
         parts_that_do_not_make_the_declared_file_never_count_and_free_the_id,
         what_was_to_count_with_a_file_that_is_another_is_open_again,
         a_verification_goes_on_after_a_kill,

@@ -5,7 +5,7 @@ use std::process::Command;
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Outcome, answer};
 use millpond_protocol::{Code, Refusal, Role, Sha256};
-use millpond_tests::{Link, Mill, tool};
+use millpond_tests::{Link, Mill, Relay, Server, Shape, tool};
 use serde_json::{Value, json};
 
 use crate::client::{Client, Place, bytes, refused};
@@ -75,6 +75,20 @@ pub async fn a_file_in_parts_is_resumed_where_it_was_left_and_counts_once_it_was
     let mill = Mill::join(server.member("demo", "mill", Role::Processor).await, server.api()).await;
     let lease = mill.trigger(&json!({})).await.unwrap();
     assert_eq!(mill.fetch(lease).await.unwrap().files["edge/film"], file);
+}
+
+pub async fn parts_of_another_length_than_was_granted_get_no_url_and_the_answer_says_which_was(on: &Place) {
+    let server = on.server(&[]).await;
+    let edge = Client::join(&server, "edge", Role::Publisher).await;
+    let file = bytes(1, PART + 1_000_000);
+    edge.send_parts("film", &file, &[1]).await;
+    let part = |n: usize| json!({ "n": n, "sha256": Sha256::of(b"another slice") });
+    let other = json!({ "part_size": PART + 1, "parts": [part(1), part(2)] });
+    let put = edge.put_with("film", &file, other).await.unwrap();
+    assert_eq!((put.part_size, put.part_count, put.parts.len()), (Some(PART as u64), Some(2), 0));
+    assert_eq!(put.there, [(1, 1)]);
+    edge.send_parts("film", &file, &[2]).await;
+    assert_eq!(edge.commit(&["film"]).await.unwrap()[0].outcome, Outcome::Stored);
 }
 
 pub async fn parts_that_do_not_make_the_declared_file_never_count_and_free_the_id(on: &Place) {
@@ -236,4 +250,48 @@ pub async fn a_result_in_parts_is_committed_once_it_was_read(on: &Place) {
     assert_eq!(edge.api.fetch(latest["result"]["url"].as_str().unwrap()).await, result);
     let round = server.api().get("/v1/pools/demo/rounds/1").await.to_string();
     assert_eq!(round.matches("written").count(), 1, "{round}");
+}
+
+#[tokio::test]
+async fn a_verification_says_how_far_it_has_come() {
+    let key = ("MILLPOND__STORAGE__ACCESS_KEY", "key");
+    let secret = ("MILLPOND__STORAGE__SECRET_KEY", "secret-of-the-test");
+    let s3 = Server::with(&[key, secret]).await;
+    let storage = s3.ports().storage.unwrap();
+    // The server reads what clients sent over a line that would take two minutes for it.
+    let line = Relay::to(storage).await;
+    let slow = Shape { rate: Some(128 << 10), ..Shape::default() };
+    line.shape(slow);
+    let endpoint = format!("http://{}", line.address());
+    let public = format!("http://{storage}");
+    let server = Place::Here
+        .server(&[
+            ("MILLPOND__STORAGE__MODE", "external"),
+            ("MILLPOND__STORAGE__ENDPOINT", &endpoint),
+            ("MILLPOND__STORAGE__PUBLIC_URL", &public),
+            key,
+            secret,
+        ])
+        .await;
+    let edge = Client::join(&server, "edge", Role::Publisher).await;
+    let film = bytes(1, 3 * PART);
+    edge.send_parts("film", &film, &[1, 2, 3]).await;
+    assert_eq!(edge.begin_commit(&["film"]).await.unwrap(), [Outcome::Pending]);
+    let mut heard = Vec::new();
+    while heard.len() < 3 {
+        let status = edge.status("film").await.unwrap();
+        assert_eq!(status.outcome, Outcome::Pending, "after {heard:?}");
+        let verified = status.verified.unwrap();
+        assert!(heard.last().is_none_or(|last| *last <= verified), "{verified} after {heard:?}");
+        if verified > heard.last().copied().unwrap_or(0) {
+            heard.push(verified);
+        }
+    }
+    assert!(heard.iter().all(|heard| *heard < film.len() as u64), "{heard:?}");
+    // From where it broke it goes on, on a line that is fast.
+    line.cut();
+    line.shape(Shape::default());
+    line.mend(storage);
+    assert_eq!(edge.settled("film").await, Outcome::Stored);
+    assert!(line.downward() < film.len() as u64 + (1 << 20), "{} bytes were read", line.downward());
 }

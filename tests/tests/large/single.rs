@@ -176,6 +176,24 @@ pub async fn a_small_result_that_was_put_is_sent_inline_too(on: &Place) {
     assert_eq!(listener.link.next().await.unwrap().payload, "hello");
 }
 
+pub async fn a_result_that_is_whole_when_its_grant_ends_is_committed_without_done(on: &Place) {
+    let server = on.server(&[("MILLPOND__LIMITS__GRANT_S", "5")]).await;
+    let edge = Client::join(&server, "edge", Role::Publisher).await;
+    edge.send("a", &bytes(1, 1_000)).await;
+    edge.commit(&["a"]).await.unwrap();
+    let mut mill = Client::join(&server, "mill", Role::Processor).await;
+    mill.ask::<Value>(Op::Trigger, json!({ "take": true, "wait_s": 30 })).await.unwrap();
+    let result = bytes(7, 3 << 20);
+    let put = json!({ "round": 1, "attempt": 1, "size": result.len(), "sha256": Sha256::of(&result) });
+    let granted: answer::Put = mill.ask(Op::Put, put).await.unwrap();
+    assert_eq!(mill.api.send(&granted.to.unwrap(), result.clone()).await, 200);
+    // It says no word more.
+    assert_eq!(mill.receipt("result/1/1").await.outcome, Outcome::Stored);
+    let latest: Value = edge.ask(Op::Latest, json!({})).await.unwrap();
+    assert_eq!(latest["result"]["version"], 1);
+    assert_eq!(edge.api.fetch(latest["result"]["url"].as_str().unwrap()).await, result);
+}
+
 pub async fn the_grant_of_a_result_ends_although_its_round_committed_other_bytes(on: &Place) {
     let server = on.server(&[("MILLPOND__LIMITS__GRANT_S", "5")]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
