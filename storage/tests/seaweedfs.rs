@@ -40,19 +40,22 @@ async fn started() -> Option<SeaweedFs> {
 #[tokio::test(flavor = "multi_thread")]
 async fn seaweedfs_keeps_the_contract_and_says_what_is_wrong() {
     let Some(server) = started().await else { return };
-    let plain = config(&server, &server.endpoint);
     let mut broken = Vec::new();
-    macro_rules! run {
-        ($($case:ident,)*) => {$(
-            let place = Place::new(plain.clone());
-            if tokio::spawn(async move { contract::$case(&place).await }).await.is_err() {
-                broken.push(stringify!($case));
-            }
-        )*};
+    for (form, config) in
+        [("in the path", config(&server, &server.endpoint)), ("in the host name", in_the_host_name(&server))]
+    {
+        macro_rules! run {
+            ($($case:ident,)*) => {$(
+                let place = Place::new(config.clone());
+                if tokio::spawn(async move { contract::$case(&place).await }).await.is_err() {
+                    broken.push((form, stringify!($case)));
+                }
+            )*};
+        }
+        object_cases!(run);
+        part_cases!(run);
     }
-    object_cases!(run);
-    part_cases!(run);
-    assert_eq!(broken, Vec::<&str>::new());
+    assert_eq!(broken, Vec::<(&str, &str)>::new());
 
     faults(&server).await;
     certificate(&server).await;
@@ -94,11 +97,15 @@ async fn certificate(server: &SeaweedFs) {
 }
 
 /// Nobody resolves the name: the server plays the proxy that knows the way, so that is tried as well.
-async fn bucket_in_the_host_name(server: &SeaweedFs) {
+fn in_the_host_name(server: &SeaweedFs) -> StorageConfig {
     let mut config = config(server, &format!("http://{}", SeaweedFs::DOMAIN));
     config.path_style = false;
     config.proxy = Some(server.endpoint.parse().unwrap());
-    let storage = Storage::new(&config).unwrap();
+    config
+}
+
+async fn bucket_in_the_host_name(server: &SeaweedFs) {
+    let storage = Storage::new(&in_the_host_name(server)).unwrap();
     assert_eq!(storage.check().await, Findings::default());
     let url = storage.presign_get(&common::object("k"), common::MINUTE, common::now()).url;
     assert!(url.starts_with("http://millpond.s3.test/k?"), "{url}");

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use millpond_protocol::Role;
 use millpond_protocol::access::Op;
-use millpond_tests::{Beside, Link, Mill, Server, recent_hour};
+use millpond_tests::{Beside, Link, Mill, Place, SeaweedFs, Server, listed, recent_hour};
 use serde_json::{Value, json};
 
 fn run(mut command: Command, args: &[&str]) -> String {
@@ -15,15 +15,25 @@ fn run(mut command: Command, args: &[&str]) -> String {
     String::from_utf8(done.stdout).unwrap()
 }
 
-/// Files of the embedded storage's objects.
-fn blobs(server: &Server) -> usize {
-    let shards = std::fs::read_dir(server.data().join("objects/blobs")).unwrap();
-    shards.map(|shard| std::fs::read_dir(shard.unwrap().path()).unwrap().count()).sum()
+/// How many objects there are.
+async fn objects(on: &Place, server: &Server) -> usize {
+    listed(&on.storage(server)).await.len()
 }
 
 #[tokio::test]
 async fn what_a_pool_does_not_keep_is_explained_then_deleted_and_members_are_told() {
-    let server = Server::start().await;
+    what_is_not_kept_goes(&Place::Here).await;
+}
+
+#[tokio::test]
+async fn what_a_pool_does_not_keep_is_deleted_on_seaweedfs_too() {
+    let Some(storage) = SeaweedFs::start() else { return };
+    storage.ready().await;
+    what_is_not_kept_goes(&Place::SeaweedFs(storage)).await;
+}
+
+async fn what_is_not_kept_goes(on: &Place) {
+    let server = on.server(&[]).await;
     server.pool("demo", json!({ "window_s": 3_600, "keep_uploads_s": 86_400 })).await;
     let edge = server.member("demo", "edge", Role::Publisher).await;
     let mill = Mill::join(server.member("demo", "mill", Role::Processor).await, server.api()).await;
@@ -46,7 +56,7 @@ async fn what_a_pool_does_not_keep_is_explained_then_deleted_and_members_are_tol
     );
     assert!(dry.contains("live: ") && dry.contains("version 1 is the current one"), "{dry}");
     run(server.cli(), &["gc"]);
-    assert_eq!(blobs(&server), 5, "a day has not gone by");
+    assert_eq!(objects(on, &server).await, 5, "a day has not gone by");
 
     run(server.cli(), &["pool", "set", "demo", "keep_uploads_s=0"]);
     let dry = run(server.cli(), &["gc", "demo", "--dry-run"]);
@@ -65,7 +75,7 @@ async fn what_a_pool_does_not_keep_is_explained_then_deleted_and_members_are_tol
         (&json!(1), &json!(3), &json!(3)),
         "{done}"
     );
-    assert_eq!(blobs(&server), 2, "the result and round.json");
+    assert_eq!(objects(on, &server).await, 2, "the result and round.json");
 
     let gone = link.ask::<Value>(Op::Get, &json!({ "upload": "large" })).await.unwrap_err();
     let gone = format!("{gone:#}");
@@ -99,7 +109,7 @@ async fn a_server_that_starts_with_its_clock_a_year_ahead_deletes_nothing_until_
     mill.answer(&lease, "flour").await.unwrap();
     let api = server.api();
     while !api.get("/v1/gc?limit=1000").await.to_string().contains("round.json of round 1") {}
-    let kept = blobs(&server);
+    let kept = objects(&Place::Here, &server).await;
     assert!(server.terminate().await.success());
 
     // As a clock that is a year ahead finds the rows: all of them a year old.
@@ -130,15 +140,15 @@ async fn a_server_that_starts_with_its_clock_a_year_ahead_deletes_nothing_until_
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(!refused.status.success() && said.contains("later than it can be"), "{said}");
     }
-    assert_eq!(blobs(&server), kept);
+    assert_eq!(objects(&Place::Here, &server).await, kept);
 
     // It is the server's clock, not a pool's.
     let by_boss =
         server.cli().env("MILLPOND_TOKEN", &boss.token).args(["gc", "--trust-clock"]).output().unwrap();
     assert!(!by_boss.status.success());
-    assert_eq!(blobs(&server), kept);
+    assert_eq!(objects(&Place::Here, &server).await, kept);
     run(server.cli(), &["gc", "--trust-clock"]);
-    assert_eq!(blobs(&server), kept - 2, "the large file and the manifest");
+    assert_eq!(objects(&Place::Here, &server).await, kept - 2, "the large file and the manifest");
     let dry = run(server.cli(), &["gc", "--dry-run"]);
     assert!(!dry.contains("waits: "), "{dry}");
     let events = run(server.cli(), &["events", "demo", "--since", "0", "--json"]);

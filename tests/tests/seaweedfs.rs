@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::io::{Read as _, Write as _};
+
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Outcome, Pointer, answer};
 use millpond_protocol::{Role, Sha256, limits};
@@ -16,6 +18,8 @@ async fn the_main_job_works_on_seaweedfs_with_small_and_large_files() {
     let Some(storage) = SeaweedFs::start() else { return };
     storage.ready().await;
     what_is_wrong_is_said(&storage);
+    what_is_right_but_for_others_is_a_warning_or_nothing(&storage);
+    a_clock_that_is_wrong_is_said(&storage);
 
     let server = Server::with(&storage.settings()).await;
     server.pool("demo", json!({ "window_s": 3_600 })).await;
@@ -76,6 +80,49 @@ fn what_is_wrong_is_said(storage: &SeaweedFs) {
     wrong("ACCESS_KEY", SeaweedFs::READER, "may not do this");
     wrong("ENDPOINT", "http://127.0.0.1:9", "Connection refused");
     wrong("ENDPOINT", &storage.tls_endpoint, "certificate");
+    // It tells nobody which buckets there are who may not make one.
+    wrong("BUCKET", "another-bucket", "may not do this");
     wrong("CA_FILE", "/nowhere", "storage.ca_file: /nowhere cannot be read");
     wrong("PROXY", "http://127.0.0.1:9", "Connection refused");
+}
+
+fn what_is_right_but_for_others_is_a_warning_or_nothing(storage: &SeaweedFs) {
+    let checked = |changed: &[(&str, &str)]| {
+        let checked = storage.check(changed);
+        let text = String::from_utf8(checked.stderr).unwrap();
+        assert!(checked.status.success(), "{changed:?}: {text}");
+        text
+    };
+    let said = checked(&[("MILLPOND__STORAGE__PUBLIC_URL", "http://127.0.0.1:9")]);
+    assert!(said.contains("http://127.0.0.1:9 does not answer"), "{said}");
+    // An authority of one's own that is named is trusted.
+    let directory = tempfile::tempdir().unwrap();
+    let ca = directory.path().join("ca.pem");
+    std::fs::write(&ca, &storage.ca).unwrap();
+    let tls = ("MILLPOND__STORAGE__ENDPOINT", storage.tls_endpoint.as_str());
+    assert_eq!(checked(&[tls, ("MILLPOND__STORAGE__CA_FILE", ca.to_str().unwrap())]), "");
+}
+
+/// A storage that refuses everybody, and lives in another year.
+fn a_clock_that_is_wrong_is_said(storage: &SeaweedFs) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // The head of a request is in one piece here, and its body need not be read.
+            let _ = stream.read(&mut [0; 8_192]);
+            let body = "<Error><Code>AccessDenied</Code><Message>no</Message></Error>";
+            let _ = write!(
+                stream,
+                "HTTP/1.1 403 Forbidden\r\ndate: Wed, 01 Jan 2020 00:00:00 GMT\r\nconnection: close\r\n\
+                 content-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+        }
+    });
+    let checked = storage.check(&[("MILLPOND__STORAGE__ENDPOINT", &endpoint)]);
+    let text = String::from_utf8(checked.stderr).unwrap();
+    let said = text.contains("the clocks of this machine and of storage differ") && text.contains("behind");
+    assert!(checked.status.code() == Some(2) && said, "{text}");
 }

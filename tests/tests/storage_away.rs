@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use millpond_protocol::{Role, limits};
-use millpond_tests::{Beside, Credentials, Link, Mill, Server, recent_hour};
+use millpond_tests::{Beside, Credentials, Link, Mill, Server, recent_hour, until};
+use reqwest::Method;
 use serde_json::json;
 
 /// A server whose only job is its embedded S3, on a port that it keeps over a restart.
@@ -80,6 +81,45 @@ async fn a_round_that_was_sealed_while_storage_is_away_becomes_ready_when_it_is_
     let lease = mill.link.ask(millpond_protocol::access::Op::Beat, &ask).await.unwrap();
     let leased = mill.fetch(lease).await.unwrap();
     assert_eq!(leased.files["edge/u1"], "file");
+}
+
+#[tokio::test]
+async fn a_storage_that_changes_its_key_or_its_bucket_keeps_the_server_from_being_ready_and_is_named() {
+    let mut s3 = s3().await;
+    let endpoint = format!("http://{}", s3.ports().storage.unwrap());
+    let server = Server::with(&[
+        ("MILLPOND__STORAGE__MODE", "external"),
+        ("MILLPOND__STORAGE__ENDPOINT", &endpoint),
+        ("MILLPOND__STORAGE__ACCESS_KEY", "key"),
+        ("MILLPOND__STORAGE__SECRET_KEY", "secret-of-the-test"),
+        ("MILLPOND__STORAGE__CALL_TIMEOUT_S", "2"),
+    ])
+    .await;
+    let api = server.api();
+    for (key, other, right, said) in [
+        (
+            "MILLPOND__STORAGE__SECRET_KEY",
+            "another-secret-of-the-test",
+            "secret-of-the-test",
+            "SignatureDoesNotMatch",
+        ),
+        ("MILLPOND__STORAGE__BUCKET", "another-bucket", "millpond", "NoSuchBucket"),
+    ] {
+        s3.kill();
+        s3.set_environment([(key, other.to_owned())]);
+        s3.launch().await;
+        until("what is wrong with storage is said", async || {
+            let (status, found) = api.call(Method::GET, "/readyz", None).await;
+            // It may still be away, or good, by what was found some seconds ago.
+            let problems = found["problems"].to_string();
+            problems.contains(said) && status == 503 && found["ready"] == false
+        })
+        .await;
+        s3.kill();
+        s3.set_environment([(key, right.to_owned())]);
+        s3.launch().await;
+        until("it is ready again", async || server.is_ready().await).await;
+    }
 }
 
 #[tokio::test]

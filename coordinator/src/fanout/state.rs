@@ -278,3 +278,46 @@ fn offer(sql: &Connection, pool: PoolId) -> ledger::Result<(u64, Option<Offer>)>
     };
     Ok((rank, Some(offer)))
 }
+
+#[cfg(test)]
+mod tests {
+    use millpond_storage::{Secret, StorageConfig};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_url_of_a_pointer_is_kept_for_half_of_its_life_and_then_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _ended) = Ledger::open(dir.path()).unwrap();
+        let config = StorageConfig::new(
+            "http://127.0.0.1:9".parse().unwrap(),
+            "millpond",
+            "access",
+            Secret::new("a-secret-of-the-tests"),
+        );
+        let shown = Shown { publish_max: 1, bundle_max: 1, upload_max: 1, storage_host: "x".into() };
+        let states = States::new(ledger, Storage::new(&config).unwrap(), shown);
+        let object = |id| objects::Object {
+            id,
+            key: "1/result/a".parse().unwrap(),
+            size: 1,
+            sha256: Sha256::of(b"x"),
+        };
+        let first = states.url(&object(1));
+        states.url(&object(2));
+        let kept = |id: i64| states.urls.lock().unwrap().get(&id).cloned();
+        let age = |by| {
+            for url in states.urls.lock().unwrap().values_mut() {
+                url.expires_at = url.expires_at.before(by);
+            }
+        };
+        let half = limits::RESULT_URL_VALIDITY / 2;
+        age(half - std::time::Duration::from_secs(60));
+        assert_eq!((states.url(&object(1)).url, kept(2).is_some()), (first.url, true));
+        age(std::time::Duration::from_secs(120));
+        // Those that nobody asked for again are forgotten.
+        let second = states.url(&object(1));
+        assert!(second.expires_at > now().after(half), "{second:?}");
+        assert_eq!((kept(1).map(|url| url.expires_at), kept(2).is_some()), (Some(second.expires_at), false));
+    }
+}

@@ -12,7 +12,7 @@ use millpond::ledger::uploads::{Body, NewUpload};
 use millpond_protocol::access::Op;
 use millpond_protocol::message::Outcome;
 use millpond_protocol::{Code, Principal, Role, Sha256, Timestamp, limits};
-use millpond_storage::ObjectKey;
+use millpond_storage::{MultipartId, ObjectKey};
 use serde_json::{Value, json};
 
 use crate::world::{World, file, window};
@@ -129,8 +129,18 @@ async fn the_sweep_leaves_an_object_alone_while_a_url_lets_somebody_write_it() {
     let edge = world.member("edge", Role::Publisher).await;
     let ask = json!({"id": "p", "upload": "u1", "size": 5, "sha256": Sha256::of(b"hello")});
     world.ask(&edge, Op::Put, ask).await.unwrap();
-    let ask = json!({"id": "p2", "upload": "u2", "size": 9 << 20, "sha256": Sha256::of(b"x"), "part_size": 5 << 20});
-    world.ask(&edge, Op::Put, ask).await.unwrap();
+    let ask = json!({"id": "p2", "upload": "u2", "size": (5 << 20) + 1, "sha256": Sha256::of(b"x"), "part_size": 5 << 20,
+        "parts": [{"n": 2, "sha256": Sha256::of(b"y")}]});
+    let granted = world.ask(&edge, Op::Put, ask).await.unwrap();
+    let part = &granted["parts"][0]["to"];
+    let checksum = part["headers"]["x-amz-checksum-sha256"].as_str().unwrap();
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let put = http.put(part["url"].as_str().unwrap()).header("x-amz-checksum-sha256", checksum).body("y");
+    assert_eq!(put.send().await.unwrap().status(), 200);
+    let text = "SELECT key, multipart FROM objects WHERE multipart IS NOT NULL";
+    let (parts, upload): (String, String) =
+        world.sql(move |sql| sql.query_row(text, [], |row| Ok((row.get(0)?, row.get(1)?)))).await;
+    let (parts, upload): (ObjectKey, MultipartId) = (parts.parse().unwrap(), upload.parse().unwrap());
     let text = "SELECT key FROM objects WHERE multipart IS NULL";
     let key: String = world.sql(move |sql| sql.query_row(text, [], |row| row.get(0))).await;
     let key: ObjectKey = key.parse().unwrap();
@@ -141,8 +151,11 @@ async fn the_sweep_leaves_an_object_alone_while_a_url_lets_somebody_write_it() {
     let soon = now().after(limits::URL_VALIDITY);
     assert_eq!(sweep(&world.ledger, &world.storage, soon, None).await.unwrap().deleted, 0);
     assert!(world.storage.stat(&key).await.unwrap().is_some());
+    assert_eq!(world.storage.list_parts(&parts, &upload).await.unwrap().len(), 1);
     assert_eq!(sweep(&world.ledger, &world.storage, now().after(HOUR), None).await.unwrap().deleted, 2);
     assert!(world.storage.stat(&key).await.unwrap().is_none());
+    // No object, and no part that only storage would know of.
+    assert_eq!(world.storage.list_parts(&parts, &upload).await, Err(millpond_storage::Error::NoUpload));
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use millpond::retention::{Collected, Collector, explain};
 use millpond_protocol::access::Op;
-use millpond_protocol::{Code, Timestamp, limits};
+use millpond_protocol::{Code, Sha256, Timestamp, limits};
 use serde_json::json;
 
 use crate::stage::{LONG, Stage, later};
@@ -300,6 +300,33 @@ async fn every_object_is_explained_and_the_dry_run_says_what_the_run_does() {
     assert_eq!(due[0].what, "the bytes of batch 1");
     let done = stage.collect(later(HOUR)).await;
     assert_eq!(done.objects, 3);
+
+    // What no batch, round or result has: granted, being written, given back, and a row that nothing explains.
+    let (world, edge, pool) = (&stage.world, &stage.edge, stage.world.pool);
+    for upload in ["film", "map"] {
+        let put = json!({ "id": upload, "upload": upload, "size": 5, "sha256": Sha256::of(b"hello") });
+        world.ask(edge, Op::Put, put).await.unwrap();
+    }
+    world.ask(edge, Op::Abort, json!({ "id": "abort", "upload": "map" })).await.unwrap();
+    let begun = world.ledger.write(move |tx| {
+        let stray = tx.grant_object(pool, "upload", 1, Sha256::of(b""))?;
+        tx.sql().execute("UPDATE objects SET state = 'live' WHERE id = ?1", [stray.id])?;
+        tx.grant_object(pool, "upload", 1, Sha256::of(b""))
+    });
+    begun.await.unwrap();
+    let (all, due) = explained(later(HOUR)).await.unwrap();
+    assert_eq!(verdicts(&all), ["doomed", "granted", "granted", "live", "live", "unowned"], "{all:#?}");
+    assert_eq!(due, []);
+    for (why, verdict) in [
+        ("granted to edge/film", "granted"),
+        ("the server is writing it since", "granted"),
+        ("it never came to count", "doomed"),
+        ("no row says for what", "unowned"),
+    ] {
+        let found: Vec<_> = all.iter().filter(|object| object.why.contains(why)).collect();
+        assert!(found.len() == 1 && found[0].verdict == verdict, "{why}: {all:#?}");
+        assert_eq!(found[0].until.is_some(), why.starts_with("granted to"), "{why}");
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub, reason = "every test file uses another part")]
 
 pub mod child;
+pub mod cutter;
 pub mod header;
 pub mod parts;
 

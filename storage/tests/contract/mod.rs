@@ -23,11 +23,17 @@ pub use urls::*;
 pub struct Place {
     pub config: StorageConfig,
     pub storage: Storage,
+    /// For those who have URLs: knows the way to them.
+    pub http: reqwest::Client,
 }
 
 impl Place {
     pub fn new(config: StorageConfig) -> Self {
-        Self { storage: Storage::new(&config).unwrap(), config }
+        let mut http = reqwest::Client::builder().no_proxy();
+        if let Some(proxy) = &config.proxy {
+            http = http.proxy(reqwest::Proxy::all(proxy.as_str()).unwrap());
+        }
+        Self { storage: Storage::new(&config).unwrap(), config, http: http.build().unwrap() }
     }
 }
 
@@ -51,6 +57,8 @@ macro_rules! object_cases {
             a_url_reads_its_object,
             a_url_for_writing_takes_the_declared_bytes_and_no_others,
             changed_headers_or_urls_are_refused,
+            a_hash_goes_on_where_the_connection_broke,
+            what_comes_after_a_key_is_listed_in_order_with_sizes_page_by_page,
         }
     };
 }

@@ -1,12 +1,15 @@
 //! Whole objects.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use millpond_protocol::Sha256;
 use millpond_storage::{Error, Stat};
 
 use super::{Place, fresh};
 use crate::common::bytes;
+use crate::common::cutter::cutter;
 
 pub async fn what_is_put_comes_back_until_it_is_deleted(place: &Place) {
     let storage = &place.storage;
@@ -66,4 +69,45 @@ pub async fn an_object_is_hashed_as_it_lies_there(place: &Place) {
         assert_eq!(heard, size as u64);
     }
     assert_eq!(place.storage.hash(&fresh("none"), |_| {}).await, Err(Error::NotFound));
+}
+
+pub async fn a_hash_goes_on_where_the_connection_broke(place: &Place) {
+    let (key, size) = (fresh("resumed"), 5 << 20);
+    let body = Bytes::from(bytes(size));
+    place.storage.put(&key, body.clone(), Sha256::of(&body)).await.unwrap();
+    let cutter = cutter(&place.config, 1 << 20, false).await;
+    let mut heard = 0;
+    let progress = |read| {
+        assert!(read > heard, "{read} after {heard}");
+        heard = read;
+    };
+    assert_eq!(cutter.storage.hash(&key, progress).await, Ok((size as u64, Sha256::of(&body))));
+    assert_eq!(heard, size as u64);
+    // Heads of answers are cut off as well, so five times 1 MiB are not enough.
+    assert_eq!(cutter.connections.load(Ordering::SeqCst), 6);
+}
+
+pub async fn what_comes_after_a_key_is_listed_in_order_with_sizes_page_by_page(place: &Place) {
+    const COUNT: usize = 1_003;
+    let prefix = fresh("list");
+    let key = |n: usize| format!("{prefix}/{n:04}");
+    let puts = futures_util::stream::iter((0..COUNT).map(|n| {
+        let body = Bytes::from(vec![b'x'; n % 7]);
+        let (storage, key, sha256) = (&place.storage, key(n).parse().unwrap(), Sha256::of(&body));
+        async move { storage.put(&key, body, sha256).await }
+    }));
+    puts.buffer_unordered(16).try_collect::<Vec<()>>().await.unwrap();
+    // Other cases have keys before these, and some may come behind them.
+    let (mut listed, mut after) = (Vec::new(), format!("{prefix}/"));
+    loop {
+        let page = place.storage.list(&after).await.unwrap();
+        let own: Vec<_> = page.into_iter().filter(|object| object.key.starts_with(prefix.as_str())).collect();
+        let Some(last) = own.last() else { break };
+        after = last.key.clone();
+        listed.extend(own.into_iter().map(|object| (object.key, object.size)));
+    }
+    let there: Vec<_> = (0..COUNT).map(|n| (key(n), n as u64 % 7)).collect();
+    assert_eq!(listed, there);
+    let behind = place.storage.list(&key(COUNT - 3)).await.unwrap();
+    assert_eq!((&behind[0].key, &behind[1].key), (&key(COUNT - 2), &key(COUNT - 1)));
 }

@@ -5,7 +5,7 @@ use millpond_protocol::Sha256;
 use millpond_storage::{Error, MultipartId, ObjectKey, Part, limits};
 
 use super::{Place, fresh};
-use crate::common::{MINUTE, bytes, http, now};
+use crate::common::{MINUTE, bytes, now};
 
 /// The least that S3 takes as a part that is not the last.
 const PART: usize = 5 << 20;
@@ -15,7 +15,7 @@ async fn send(place: &Place, key: &ObjectKey, upload: &MultipartId, n: u16, body
     let put = place.storage.presign_part(key, upload, n, body.len() as u64, Sha256::of(body), MINUTE, now());
     put.headers
         .iter()
-        .fold(http().put(put.url), |request, (name, value)| request.header(*name, value))
+        .fold(place.http.put(put.url), |request, (name, value)| request.header(*name, value))
         .body(body.to_vec())
         .send()
         .await
@@ -55,7 +55,7 @@ pub async fn parts_are_listed_page_by_page(place: &Place) {
     let key = fresh("pages");
     let upload = place.storage.create_multipart(&key).await.unwrap();
     // S3 lists at most 1,000 parts in a page.
-    let client = http();
+    let client = &place.http;
     let sent = futures_util::StreamExt::buffer_unordered(
         futures_util::stream::iter((1..=1003_u16).map(|n| {
             let body = n.to_le_bytes();
