@@ -88,6 +88,7 @@ async fn rounds(dir: &Path) -> Result<(Vec<f64>, [f64; 2])> {
     Ok((seconds, [idle, peak]))
 }
 
+/// Connects a member that [`prepare`] has made.
 pub async fn connect(server: &Server, member: &str) -> Result<Link> {
     let who = Credentials {
         mqtt: server.addresses.mqtt,
