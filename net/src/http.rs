@@ -208,4 +208,56 @@ mod tests {
         stop.cancel();
         served.await.unwrap();
     }
+
+    /// A server that answers everything with nothing, while its test runs.
+    async fn served(connections: Connections) -> (SocketAddr, tokio_util::sync::DropGuard) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (at, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let service = |_| service_fn(async |_| Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())));
+        tokio::spawn(connections.serve(listener, stop.clone(), service));
+        (at, stop.drop_guard())
+    }
+
+    /// What comes until the server ends the connection.
+    async fn rest(io: &mut TcpStream) -> String {
+        let mut said = Vec::new();
+        // Reset rather than closed, where it had not read everything.
+        let _ = tokio::time::timeout(LONG, io.read_to_end(&mut said)).await.expect("it stays for ever");
+        String::from_utf8(said).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_head_that_does_not_come_and_a_connection_that_is_idle_are_ended() {
+        let idle = Duration::from_millis(200);
+        let (at, _stop) = served(Connections { idle, ..connections(4, 4, LONG) }).await;
+        for begun in [&b""[..], &REQUEST[..10]] {
+            let mut io = TcpStream::connect(at).await.unwrap();
+            io.write_all(begun).await.unwrap();
+            let said = rest(&mut io).await;
+            assert!(!said.contains("200 OK"), "{said}");
+        }
+        let mut io = TcpStream::connect(at).await.unwrap();
+        io.write_all(REQUEST).await.unwrap();
+        let said = rest(&mut io).await;
+        assert!(said.starts_with("HTTP/1.1 200 OK") && said.matches("HTTP/1.1").count() == 1, "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_head_that_is_too_long_or_has_too_many_headers_is_refused_and_one_below_is_not() {
+        let (at, _stop) = served(connections(4, 4, LONG)).await;
+        let ask = async |headers: String| {
+            let mut io = TcpStream::connect(at).await.unwrap();
+            let head = format!("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
+            // It may hang up before all of it is written.
+            let _ = io.write_all(head.as_bytes()).await;
+            rest(&mut io).await.split(' ').nth(1).map(str::to_owned).unwrap_or_default()
+        };
+        let many = |count: usize| (0..count).map(|n| format!("x-{n}: x\r\n")).collect::<String>();
+        let long = |size: usize| format!("x: {}\r\n", "x".repeat(size));
+        // Beside the two that are always there.
+        assert_eq!(ask(many(HEADERS - 2)).await, "200");
+        assert_eq!(ask(many(HEADERS - 1)).await, "431");
+        assert_eq!(ask(long(HEAD - 1_000)).await, "200");
+        assert_ne!(ask(long(HEAD + 1_000)).await, "200");
+    }
 }

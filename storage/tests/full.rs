@@ -172,3 +172,24 @@ async fn a_disk_that_fills_in_the_middle_of_a_part_costs_nothing_but_the_part() 
     let whole = server.storage.get(&object("k"), first.len() + second.len()).await.unwrap();
     assert!(whole == [first, second].concat());
 }
+
+#[tokio::test]
+async fn a_disk_that_is_full_when_an_upload_is_completed_costs_nothing_but_the_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(server) = Server::start(dir.path()).await else { return };
+    let (old, first, second) = (Bytes::from(bytes(10_000)), bytes(100_000), bytes(50_000));
+    server.storage.put(&object("k"), old.clone(), Sha256::of(&old)).await.unwrap();
+    let upload = Upload::begin(&server.signer, "k").await.unwrap();
+    let (one, two) = (upload.put(1, &first).await.unwrap(), upload.put(2, &second).await.unwrap());
+    server.fill();
+    let refused = upload.complete(&[(1, &one), (2, &two)]).await.unwrap();
+    assert_eq!(refusal(refused).await, (507, "InsufficientStorage".into()));
+    assert_eq!(server.storage.get(&object("k"), 10_000).await.unwrap(), old);
+    server.settles_at(3).await;
+
+    server.make_room();
+    assert_eq!(upload.complete(&[(1, &one), (2, &two)]).await.unwrap().status(), 200);
+    let whole = server.storage.get(&object("k"), first.len() + second.len()).await.unwrap();
+    assert!(whole == [first, second].concat());
+    server.settles_at(2).await;
+}

@@ -205,6 +205,32 @@ async fn a_refused_client_that_writes_before_it_reads_still_sees_why() {
 }
 
 #[tokio::test]
+async fn what_is_read_of_a_refused_body_ends_by_its_bytes_and_by_its_time() {
+    const LONG: Duration = Duration::from_secs(3_600);
+    for (bytes_read, time, sent) in
+        [(1 << 20, LONG, (1 << 20) + 1), (1 << 30, Duration::from_millis(300), 10)]
+    {
+        let server = Server::start_with(|config| {
+            (config.drain_bytes, config.drain_time) = (bytes_read, time);
+            config.stall_timeout = LONG;
+        })
+        .await;
+        let body = bytes(8 << 20);
+        let long_ago = now().before(MINUTE * 60);
+        let (size, sha256) = (body.len() as u64, Sha256::of(&body));
+        let put = server.storage.presign_put(&object("k"), size, sha256, MINUTE, long_ago);
+        let mut stream = connect(&server).await;
+        stream.write_all(raw_put(&server, put, "").as_bytes()).await.unwrap();
+        stream.write_all(&body[..sent]).await.unwrap();
+        // The rest never comes, and nobody waits for it.
+        let mut answer = String::new();
+        let read = tokio::time::timeout(MINUTE, stream.read_to_string(&mut answer)).await;
+        read.expect("it is read for ever").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("connection: close"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn an_upload_that_stands_still_is_given_up() {
     let server = Server::start_with(|config| config.stall_timeout = Duration::from_millis(200)).await;
     let declared = bytes(1000);

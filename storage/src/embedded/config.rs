@@ -40,6 +40,11 @@ pub struct EmbeddedConfig {
     pub idle_timeout: Duration,
     /// How long a body may stand still, in either direction.
     pub stall_timeout: Duration,
+    /// Bytes that are read of a refused body, so that clients which write before they read still see the answer. Raising
+    /// it lets whoever is refused send more for nothing.
+    pub drain_bytes: u64,
+    /// How long that may take.
+    pub drain_time: Duration,
     /// How long after its last part an upload in parts is ended by the server, and its parts removed.
     pub abandoned: Duration,
     /// How often such uploads and files without a row are looked for.
@@ -67,6 +72,8 @@ impl EmbeddedConfig {
             max_open: limits::OPEN_UPLOADS,
             idle_timeout: limits::IDLE,
             stall_timeout: limits::STALL,
+            drain_bytes: limits::DRAIN_BYTES,
+            drain_time: limits::DRAIN_TIME,
             abandoned: limits::ABANDONED,
             sweep: limits::SWEEP,
             grace: limits::GRACE,

@@ -74,17 +74,17 @@ impl Shared {
         self.with(|state| state.broken)
     }
 
-    /// Reads and drops what is left, unless the client has not begun to send. Returns whether the connection can be used
-    /// again: the body is at its end, and the client was asked for it if it wanted to be. (Some clients take the next
+    /// Reads and drops what is left, up to so many bytes and for so long, unless the client has not begun to send. Returns
+    /// whether the connection can be used again: the body is at its end, and the client was asked for it if it wanted to be. (Some clients take the next
     /// answer for this one otherwise, even when there was nothing to send.)
-    pub(super) async fn drain(&self) -> bool {
+    pub(super) async fn drain(&self, most: u64, within: Duration) -> bool {
         if self.with(|state| state.held_back) {
             return false;
         }
         // What is dropped may be cut anyhow.
         self.with(|state| state.chunks = None);
         let drain = async {
-            let mut left = limits::DRAIN_BYTES;
+            let mut left = most;
             while let Some(frame) = std::future::poll_fn(|cx| self.poll(cx)).await {
                 let Ok(frame) = frame else { return false };
                 left = match left.checked_sub(frame.data_ref().map_or(0, |data| data.len() as u64)) {
@@ -94,7 +94,7 @@ impl Shared {
             }
             true
         };
-        tokio::time::timeout(limits::DRAIN_TIME, drain).await.unwrap_or(false)
+        tokio::time::timeout(within, drain).await.unwrap_or(false)
     }
 
     fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {

@@ -145,7 +145,8 @@ async fn answer(
     let status = response.status().as_u16().to_string();
     metrics::counter!("millpond_s3_requests_total", "method" => method, "status" => status).increment(1);
     // An answer that closes the connection by itself is for a client that does not send.
-    if !response.headers().contains_key(CONNECTION) && !body.drain().await {
+    let keeps = response.headers().get(CONNECTION).is_none();
+    if keeps && !body.drain(config.drain_bytes, config.drain_time).await {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
