@@ -63,6 +63,7 @@ pub(crate) async fn open(
         // For the look at what clients reach.
         client.ca = Some(authority.pem.clone().into_bytes());
     }
+    client.confirm = own.embedded.is_none();
     let handle = tried(&client).await?;
     if let Some((server, public)) = own.embedded.zip(public) {
         let (stop, public) = (stop.clone(), Listener::new(public, doors.storage()));

@@ -34,6 +34,9 @@ pub struct StorageConfig {
     pub call_timeout: Duration,
     /// How often a call is tried in all, at least 1.
     pub attempts: u32,
+    /// Whether storage is asked after a write whether the object is there. Only a storage that is known to answer after it
+    /// has synced is taken at its word: the embedded one.
+    pub confirm: bool,
 }
 
 /// Everything that is wrong with a [`StorageConfig`].
@@ -57,6 +60,7 @@ impl StorageConfig {
             path_style: true,
             call_timeout: limits::CALL,
             attempts: limits::ATTEMPTS,
+            confirm: true,
         }
     }
 

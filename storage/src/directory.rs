@@ -1,4 +1,4 @@
-//! Directories: their names survive a power cut, and their disks have room or not.
+//! Directories: their names survive a power cut, their disks have room or not, and databases are in them or not.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -35,6 +35,14 @@ pub fn sync_name_of(path: &Path) -> io::Result<()> {
 pub fn free(dir: &Path) -> io::Result<u64> {
     let disk = rustix::fs::statvfs(dir)?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// Whether there is no SQLite database at all: neither the file nor the log beside it has a byte.
+pub fn is_blank(database: &Path) -> bool {
+    let holds = |path: &Path| path.metadata().is_ok_and(|file| file.len() > 0);
+    let mut log = database.as_os_str().to_owned();
+    log.push("-wal");
+    !holds(database) && !holds(Path::new(&log))
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ struct Inner {
     outsider: Outsider,
     call_timeout: Duration,
     attempts: u32,
+    confirm: bool,
 }
 
 impl Storage {
@@ -46,13 +47,35 @@ impl Storage {
             outsider: Outsider::new(config)?,
             call_timeout: config.call_timeout,
             attempts: config.attempts,
+            confirm: config.confirm,
         })))
     }
 
     /// Stores an object, in place of one of the same key. `Ok` means that storage has compared the bytes with `sha256`
-    /// and keeps them.
+    /// and, as far as it says when it is asked, has them.
     pub async fn put(&self, key: &ObjectKey, bytes: Bytes, sha256: Sha256) -> Result<(), Error> {
-        self.call("put", || self.0.client.put(key, bytes.clone(), sha256)).await
+        self.call("put", || async {
+            self.0.client.put(key, bytes.clone(), sha256).await?;
+            self.confirm(key, bytes.len() as u64, sha256).await
+        })
+        .await
+    }
+
+    /// Whether what storage said yes to is there: on it depends what is deleted elsewhere, and what clients forget.
+    pub(crate) async fn confirm(&self, key: &ObjectKey, size: u64, sha256: Sha256) -> Result<(), Error> {
+        if !self.0.confirm {
+            return Ok(());
+        }
+        match self.0.client.stat(key).await {
+            Ok(stat) if stat.size == size && stat.sha256.is_none_or(|found| found == sha256) => Ok(()),
+            Ok(_) => {
+                Err(Error::Unavailable("storage said that it has an object, and has another one".into()))
+            }
+            Err(Error::NotFound) => {
+                Err(Error::Unavailable("storage said that it has an object, and has it not".into()))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Fetches a whole object of at most `max` bytes; a larger one is a [`Error::Mismatch`] and is not read.

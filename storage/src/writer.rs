@@ -96,6 +96,8 @@ impl Writer {
         } else if let Err(error) = self.complete().await {
             self.abort().await;
             return Err(error);
+        } else {
+            self.storage.call("confirm", || self.storage.confirm(&self.key, size, sha256)).await?;
         }
         Ok((size, sha256))
     }

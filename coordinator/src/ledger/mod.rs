@@ -58,6 +58,8 @@ const READERS: usize = 4;
 const LOOKERS: usize = 2;
 /// Pages that the writer keeps, in KiB: it takes them only under load.
 const CACHE_KIB: i32 = 8 << 10;
+/// What the embedded storage makes beside a ledger that is there before it.
+const OBJECTS: &str = "objects/catalog.sqlite";
 /// Commits that a slow listener may fall behind before it must look at the ledger afresh.
 const NOTICES: usize = 4_096;
 
@@ -110,6 +112,9 @@ impl Ledger {
         snapshot::remove_left_over(dir).map_err(io)?;
 
         let path = dir.join("ledger.db");
+        if millpond_storage::directory::is_blank(&path) && dir.join(OBJECTS).exists() {
+            return Err(OpenError::Lost { path: path.display().to_string() });
+        }
         keep_private(&path).map_err(io)?;
         let mut sql = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
         migrate::run(&mut sql, &path)?;
@@ -223,7 +228,14 @@ pub enum OpenError {
     Io { path: String, source: std::io::Error },
     #[error("the ledger has schema {found}, this program knows up to {known}: use a newer millpond")]
     Newer { found: u32, known: u32 },
-    #[error("the ledger does not open: {0}")]
+    #[error(
+        "{path} is empty or missing, and there are objects beside it that a ledger knows: nothing was changed; bring the ledger \
+         back, or restore a backup to an empty data directory"
+    )]
+    Lost { path: String },
+    #[error(
+        "the ledger does not open, and nothing was changed; if it is damaged, restore a backup to another data directory"
+    )]
     Sql(#[from] rusqlite::Error),
     #[error("the ledger's rows contradict each other: {0}")]
     Corrupt(String),

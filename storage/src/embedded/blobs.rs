@@ -69,6 +69,16 @@ impl Blobs {
         Ok(this)
     }
 
+    /// Whether there is any complete body.
+    pub(super) fn any(&self) -> io::Result<bool> {
+        for shard in 0..=u8::MAX {
+            if fs::read_dir(self.shard(shard))?.next().is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// A new body of as many bytes as the claim has, of which none is there yet, hashed by SHA-256 and `others`. Bodies
     /// on their way do not know of each other, so that many at once may still fill the disk; then writing fails.
     pub(super) fn create(&self, claim: Claim, hashing: Hashing) -> io::Result<Incoming> {

@@ -59,7 +59,10 @@ impl From<StoreError> for S3Error {
             StoreError::Disk(error) => disk(error),
             StoreError::Catalog(CatalogError::Full) => full(),
             StoreError::Catalog(
-                error @ (CatalogError::Newer(_) | CatalogError::Undone(_) | CatalogError::Failed(_)),
+                error @ (CatalogError::Newer(_)
+                | CatalogError::Lost
+                | CatalogError::Undone(_)
+                | CatalogError::Failed(_)),
             ) => {
                 tracing::error!(%error, "the catalogue of the embedded storage failed");
                 said(S3ErrorCode::InternalError, "The catalogue of this storage failed.")

@@ -83,8 +83,8 @@ impl Store {
         })?;
         let path = dir.join("catalog.sqlite");
         let rows = |error| OpenError::Catalog { path: path.clone(), error };
-        let catalog = Catalog::open(&path).map_err(rows)?;
         let blobs = Blobs::open(dir, config.min_free).map_err(disk)?;
+        let catalog = Catalog::open(&path, blobs.any().map_err(disk)?).map_err(rows)?;
         let room = Room::new(config.quota, catalog.bytes().map_err(rows)?);
         let this = Self { blobs, catalog, room, _lock: lock };
         this.sweep().map_err(rows)?;
@@ -330,7 +330,7 @@ impl Store {
     fn unsettle(self: &Arc<Self>, claim: Claim, error: CatalogError) -> StoreError {
         match error {
             CatalogError::Full | CatalogError::Undone(_) => self.give_up(claim),
-            CatalogError::Newer(_) | CatalogError::Failed(_) => claim.abandon(),
+            CatalogError::Newer(_) | CatalogError::Lost | CatalogError::Failed(_) => claim.abandon(),
         }
         error.into()
     }

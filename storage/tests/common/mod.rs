@@ -50,6 +50,8 @@ impl Server {
         let mut config = StorageConfig::new(endpoint, BUCKET, "access", secret());
         // Against a server in the same process, whatever fails fails for good.
         config.attempts = 1;
+        // As the coordinator has it for the embedded server; and some tests write one key from many places.
+        config.confirm = false;
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();
         let task = tokio::spawn(async move { embedded.serve(listener, stop).await.unwrap() });

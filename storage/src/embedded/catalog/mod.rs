@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 pub(super) use self::objects::{Check, Object, Replaced};
 pub(super) use self::uploads::{Ended, Finished, Part, Upload};
 use super::blobs::BlobId;
+use crate::directory;
 use crate::limits::embedded as limits;
 
 /// Behind a text, comes after every key that starts with the text.
@@ -37,6 +38,12 @@ pub enum CatalogError {
     /// A newer program wrote the file.
     #[error("the catalogue has format {0}, and this program knows {FORMAT}")]
     Newer(i32),
+    /// It has no rows at all, and there are bodies.
+    #[error(
+        "the catalogue is empty or missing, and there are files that it has to name: nothing was changed; restore it, or start \
+         with an empty data directory"
+    )]
+    Lost,
     /// The change was not made; the text is SQLite's.
     #[error("the catalogue failed, and nothing was changed: {0}")]
     Undone(String),
@@ -59,7 +66,7 @@ impl CatalogError {
     fn undone(self) -> Self {
         match self {
             Self::Failed(text) => Self::Undone(text),
-            other @ (Self::Full | Self::Newer(_) | Self::Undone(_)) => other,
+            other @ (Self::Full | Self::Newer(_) | Self::Lost | Self::Undone(_)) => other,
         }
     }
 }
@@ -143,7 +150,11 @@ pub(super) struct Catalog {
 }
 
 impl Catalog {
-    pub(super) fn open(path: &Path) -> Result<Self, CatalogError> {
+    /// `bodies` says whether there are files already: without a row for them a sweep would remove them all.
+    pub(super) fn open(path: &Path, bodies: bool) -> Result<Self, CatalogError> {
+        if bodies && directory::is_blank(path) {
+            return Err(CatalogError::Lost);
+        }
         let connection = Connection::open(path)?;
         connection.busy_timeout(std::time::Duration::from_secs(5))?;
         connection.pragma_update(None, "journal_mode", "wal")?;
