@@ -132,9 +132,9 @@ async fn the_manifests_of_a_pool_are_a_chain_over_skipped_batches_too() {
 
 #[tokio::test]
 async fn what_was_carried_into_a_batch_is_packed_and_listed_with_it() {
-    // The window ended up to an hour ago, and its batch is due in two seconds.
+    // The window ended up to an hour ago, and its batch is due soon, but not before a busy machine has sent the first file.
     let ended = window().after(std::time::Duration::from_secs(3600));
-    let deadline_s = millpond::ledger::now().since(ended).as_secs() + 2;
+    let deadline_s = millpond::ledger::now().since(ended).as_secs() + 6;
     let policy =
         json!({"window_s": 3600, "deadline_s": deadline_s, "min_uploads": 3, "below_minimum": "carry"});
     let mut world = World::new(policy).await;
