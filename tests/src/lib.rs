@@ -9,6 +9,7 @@
 mod api;
 mod edge;
 mod external;
+mod liar;
 mod mill;
 pub mod overload;
 mod place;
@@ -24,6 +25,7 @@ pub mod wire;
 
 pub use api::Api;
 pub use edge::Edge;
+pub use liar::{Liar, Lie};
 pub use mill::{Leased, Mill};
 pub use millpond::demo::{Beside, Credentials, Link, Message};
 pub use place::{Place, listed};

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::process::{arm, disarm};
-use crate::{Api, Credentials, Process, binary};
+use crate::{Api, Credentials, Process, Trace, binary};
 
 /// Longest time until the server is ready or gone, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -184,6 +184,23 @@ impl Server {
         let inside = |id: u32| PathBuf::from(format!("/proc/{id}/root"));
         assert!(self.launch_as(command, inside).await.is_ok(), "the server ended before it was ready");
         seen(&inside(self.process().id()), &self.data())
+    }
+
+    /// Starts the process under strace, and waits until it is ready; [`Server::terminate_traced`] ends both.
+    pub async fn launch_traced(&mut self) {
+        let command = Trace::server(&self.command(), self.directory.path());
+        let launched = self.launch_as(command, |_| PathBuf::new()).await;
+        assert!(launched.is_ok(), "the server ended before it was ready");
+    }
+
+    /// SIGTERM to a server under strace, and what strace saw.
+    pub async fn terminate_traced(&mut self) -> Trace {
+        let mut strace = self.process.take().unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", strace.id());
+        let children = std::fs::read_to_string(children).unwrap();
+        assert!(Command::new("kill").arg(children.trim()).status().unwrap().success());
+        strace.wait(PATIENCE).await;
+        Trace::read(self.directory.path())
     }
 
     /// `root` answers where the root of the process with that id is seen; empty: here.

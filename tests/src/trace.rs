@@ -9,6 +9,9 @@ use crate::tools::{skip, tool};
 const CALLS: &str =
     "fsync,fdatasync,mkdir,mkdirat,rename,renameat,renameat2,write,pwrite64,symlink,symlinkat";
 
+/// What a server does beside that: its connections.
+const NETWORK: &str = "read,readv,recvfrom,recvmsg,sendto,sendmsg,writev";
+
 /// Whether this test may look at system calls, under the same rule as [`tool`].
 pub fn may_trace() -> bool {
     let works = || {
@@ -47,7 +50,9 @@ pub fn killed_at(command: &Command, call: &str, nth: u32) -> Command {
 
 fn same(strace: &mut Command, command: &Command) {
     strace.arg(command.get_program()).args(command.get_args());
-    strace.current_dir(command.get_current_dir().unwrap());
+    if let Some(directory) = command.get_current_dir() {
+        strace.current_dir(directory);
+    }
     for (key, value) in command.get_envs() {
         strace.env(key, value.unwrap());
     }
@@ -77,6 +82,15 @@ impl Trace {
         strace
     }
 
+    /// The same for a server: what comes and goes on its connections is seen too, the first bytes of each call.
+    pub fn server(command: &Command, directory: &Path) -> Command {
+        let mut strace = Command::new("strace");
+        let calls = format!("trace={CALLS},{NETWORK}");
+        strace.args(["-f", "-yy", "-s", "400", "-e", &calls, "-o"]).arg(Self::log(directory));
+        same(&mut strace, command);
+        strace
+    }
+
     /// Reads what that command left.
     pub fn read(directory: &Path) -> Self {
         let log = std::fs::read_to_string(Self::log(directory)).unwrap();
@@ -90,7 +104,10 @@ impl Trace {
             }
             let Some((head, result)) = text.rsplit_once(" = ") else { continue };
             let (text, begun) = match head.starts_with("<... ") {
-                true => open.remove(process).unwrap(),
+                true => {
+                    let (begun, at) = open.remove(process).unwrap();
+                    (begun + head.split_once("resumed>").unwrap().1, at)
+                }
                 false => (head.to_owned(), line),
             };
             if !result.starts_with('-') {
@@ -121,8 +138,14 @@ impl Trace {
 
     /// Whether that file or directory was synced as a whole between these two moments.
     pub fn synced(&self, path: &Path, from: usize, until: usize) -> bool {
+        self.synced_at(path, from, until).is_some()
+    }
+
+    /// When it had been synced for the first time.
+    pub fn synced_at(&self, path: &Path, from: usize, until: usize) -> Option<usize> {
         let parts = ["sync(", &format!("<{}>", path.display())];
-        self.all(&parts).any(|call| call.begun >= from && call.ended <= until)
+        let syncs = self.all(&parts).filter(|call| call.begun >= from && call.ended <= until);
+        syncs.map(|call| call.ended).min()
     }
 
     /// Every rename, as (from, to, begin).
@@ -138,5 +161,47 @@ impl Trace {
     pub fn made(&self) -> Vec<(PathBuf, usize)> {
         let made = self.all(&["mkdir"]);
         made.map(|call| (call.text.split('"').nth(1).unwrap().into(), call.ended)).collect()
+    }
+
+    /// Those calls of these names on connections whose text holds all of these.
+    fn on_network(&self, names: &[&str], parts: [&str; 2]) -> impl Iterator<Item = &Call> {
+        let named = |call: &&Call| names.iter().any(|name| call.text.starts_with(name));
+        let meant =
+            |call: &&Call| call.text.contains("<TCP:[") && parts.iter().all(|part| call.text.contains(part));
+        self.0.iter().filter(named).filter(meant).collect::<Vec<_>>().into_iter()
+    }
+
+    /// The connection on which this text came for the first time, and when it was there.
+    pub fn received(&self, text: &str) -> (&str, usize) {
+        let calls = self.on_network(&["read(", "readv(", "recvfrom(", "recvmsg("], [text, ""]);
+        let call = calls.min_by_key(|call| call.ended).unwrap_or_else(|| panic!("{text} never came"));
+        let from = call.text.find("<TCP:[").unwrap();
+        let length = call.text[from..].find("]>").unwrap();
+        (&call.text[from..from + length], call.ended)
+    }
+
+    /// When this text was sent for the first time after that moment, on this connection.
+    pub fn sent(&self, connection: &str, text: &str, after: usize) -> usize {
+        let calls = self.on_network(&["write(", "writev(", "sendto(", "sendmsg("], [connection, text]);
+        let begun = calls.map(|call| call.begun).filter(|begun| *begun >= after).min();
+        begun.unwrap_or_else(|| panic!("{text} was never sent on {connection}"))
+    }
+
+    /// Each time that something was written to this file and then synced, between these two moments: when the first write
+    /// began, and when the sync had ended.
+    pub fn commits(&self, file: &Path, from: usize, until: usize) -> Vec<(usize, usize)> {
+        let tag = format!("<{}>", file.display());
+        let mut calls: Vec<_> =
+            self.all(&[&tag]).filter(|call| call.begun >= from && call.ended <= until).collect();
+        calls.sort_by_key(|call| call.begun);
+        let (mut commits, mut written) = (Vec::new(), None);
+        for call in calls {
+            if call.text.contains("sync(") {
+                commits.extend(written.take().map(|begun| (begun, call.ended)));
+            } else if call.text.contains("write") {
+                written.get_or_insert(call.begun);
+            }
+        }
+        commits
     }
 }

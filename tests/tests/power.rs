@@ -1,0 +1,150 @@
+//! The loss of power, for the server: no acknowledgement leaves before what it promises was synced, the file, the directory that
+//! names it, and the row. `edge_power` has the same of the edge client.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::path::PathBuf;
+
+use millpond_protocol::access::Op;
+use millpond_protocol::message::answer;
+use millpond_protocol::{Role, Sha256, limits};
+use millpond_tests::{Beside, Link, Mill, Server, Trace, may_trace, recent_hour};
+use serde_json::{Value, json};
+
+/// The shortest part that S3 takes.
+const PART: usize = 5 << 20;
+const LARGE: usize = limits::SMALL_MAX + 1;
+
+/// What was seen of a server.
+struct Seen {
+    trace: Trace,
+    data: PathBuf,
+}
+
+impl Seen {
+    /// Commits of the ledger, of storage's catalogue.
+    fn commits(&self, file: &str, from: usize, until: usize) -> Vec<(usize, usize)> {
+        self.trace.commits(&self.data.join(file), from, until)
+    }
+
+    /// A file came to its place in storage between these moments: it was synced before it was renamed, and then its
+    /// directory was. Answers when all of that was so.
+    fn settled(&self, from: usize, until: usize) -> usize {
+        let (incoming, blobs) = (self.data.join("objects/incoming"), self.data.join("objects/blobs"));
+        let renames = self.trace.renames();
+        let mut moves = renames.iter().filter(|(old, new, at)| {
+            old.starts_with(&incoming) && new.starts_with(&blobs) && (from..until).contains(at)
+        });
+        let (old, new, at) = moves.next().expect("no file came to storage");
+        assert!(
+            !self.trace.commits(old, from, *at).is_empty(),
+            "{} is whole before it has its name",
+            new.display()
+        );
+        let shard = new.parent().unwrap();
+        let synced = self.trace.synced_at(shard, *at, until);
+        synced.unwrap_or_else(|| panic!("{} is not in its directory", new.display()))
+    }
+}
+
+const LEDGER: &str = "ledger.db-wal";
+const CATALOG: &str = "objects/catalog.sqlite-wal";
+
+async fn publish(link: &Link, upload: &str, size: usize) {
+    let topic = format!("mp/demo/c/edge/up/{upload}/{}", recent_hour());
+    link.publish(&topic, vec![b'x'; size], Beside::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_acknowledgement_leaves_the_server_before_what_it_promises_is_synced() {
+    if !may_trace() {
+        return;
+    }
+    let mut server = Server::prepare(&[]);
+    server.launch_traced().await;
+    server.pool("demo", json!({ "window_s": 3_600, "spread_s": 0 })).await;
+    let link = Link::open(server.member("demo", "edge", Role::Publisher).await).await.unwrap();
+    let mut listener = Link::open(server.member("demo", "listener", Role::Listener).await).await.unwrap();
+    listener.subscribe("mp/demo/result").await.unwrap();
+    let mill = Mill::join(server.member("demo", "mill", Role::Processor).await, server.api()).await;
+
+    // One thing at a time: so it is clear what each answer is about.
+    publish(&link, "small-one", 500).await;
+    publish(&link, "staged-one", LARGE).await;
+    let film = vec![b'f'; PART + 1_000];
+    let parts: Vec<_> =
+        film.chunks(PART).zip(1..).map(|(part, n)| json!({ "n": n, "sha256": Sha256::of(part) })).collect();
+    let ask = json!({ "id": "ask-for-film", "upload": "film", "size": film.len(), "sha256": Sha256::of(&film),
+        "event_time": recent_hour(), "part_size": PART, "parts": parts });
+    let put: answer::Put = link.ask(Op::Put, &ask).await.unwrap();
+    let mut urls = Vec::new();
+    for (part, bytes) in put.parts.iter().zip(film.chunks(PART)) {
+        let to = part.to.as_ref().unwrap();
+        assert_eq!(server.api().send(to, bytes.to_vec()).await, 200);
+        urls.push(to.url.clone());
+    }
+    let whole = vec![b'w'; 2_000];
+    let ask = json!({ "id": "ask-for-whole", "upload": "whole", "size": whole.len(), "sha256": Sha256::of(&whole),
+        "event_time": recent_hour() });
+    let put: answer::Put = link.ask(Op::Put, &ask).await.unwrap();
+    let to = put.to.unwrap();
+    assert_eq!(server.api().send(&to, whole).await, 200);
+    urls.push(to.url);
+    let commit = json!({ "id": "commit-of-both", "uploads": ["film", "whole"], "wait_s": 60 });
+    let _: answer::Commit = link.ask(Op::Commit, &commit).await.unwrap();
+    let lease = mill.trigger(&json!({})).await.unwrap();
+    mill.answer(&lease, vec![b'r'; LARGE]).await.unwrap();
+    let shown = listener.next().await.unwrap();
+    assert!(serde_json::from_slice::<Value>(&shown.payload).unwrap()["version"] == 1);
+    let seen = Seen { data: server.data(), trace: server.terminate_traced().await };
+
+    puback_after_its_commit(&seen);
+    puback_after_file_and_commit(&seen, "up/staged-one");
+    urls.iter().for_each(|url| answer_200_after_the_file_is_settled(&seen, url));
+    commit_after_catalogue_and_ledger(&seen);
+    puback_after_file_and_commit(&seen, "result/1/1");
+    pointer_after_the_commit_of_the_result(&seen);
+}
+
+fn puback_after_its_commit(seen: &Seen) {
+    let (connection, came) = seen.trace.received("up/small-one");
+    let acknowledged = seen.trace.sent(connection, "\"@", came);
+    assert!(!seen.commits(LEDGER, came, acknowledged).is_empty(), "PUBACK before the row was synced");
+}
+
+/// Of what is staged: the row that names the object, the object, and the row that counts it.
+fn puback_after_file_and_commit(seen: &Seen, topic: &str) {
+    let (connection, came) = seen.trace.received(topic);
+    let acknowledged = seen.trace.sent(connection, "\"@", came);
+    let settled = seen.settled(came, acknowledged);
+    assert!(!seen.commits(LEDGER, came, settled).is_empty(), "{topic}: an object before its row");
+    assert!(
+        !seen.commits(CATALOG, settled, acknowledged).is_empty(),
+        "{topic}: storage has not said so for good"
+    );
+    assert!(!seen.commits(LEDGER, settled, acknowledged).is_empty(), "{topic}: PUBACK before it counts");
+}
+
+fn answer_200_after_the_file_is_settled(seen: &Seen, url: &str) {
+    // A part's number stands behind the key.
+    let path = &url[url.find("/millpond/").unwrap()..];
+    let (connection, came) = seen.trace.received(&format!("PUT {}", &path[..path.len().min(300)]));
+    let answered = seen.trace.sent(connection, "HTTP/1.1 200", came);
+    let settled = seen.settled(came, answered);
+    assert!(!seen.commits(CATALOG, settled, answered).is_empty(), "{path}: 200 before the row was synced");
+}
+
+fn commit_after_catalogue_and_ledger(seen: &Seen) {
+    let (connection, came) = seen.trace.received("commit-of-both");
+    let answered = seen.trace.sent(connection, "stored", came);
+    let completed = seen.commits(CATALOG, came, answered);
+    let (_, completed) = completed.first().expect("parts became an object without a synced row");
+    assert!(!seen.commits(LEDGER, *completed, answered).is_empty(), "`stored` before it was synced");
+}
+
+fn pointer_after_the_commit_of_the_result(seen: &Seen) {
+    let (_, came) = seen.trace.received("result/1/1");
+    let shown = seen.trace.sent("<TCP:[", "mp/demo/result", came);
+    let settled = seen.settled(came, shown);
+    assert!(!seen.commits(LEDGER, settled, shown).is_empty(), "a pointer before the commit of its result");
+}
