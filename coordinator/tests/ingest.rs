@@ -230,16 +230,7 @@ async fn what_is_granted_and_rejected_is_refused_without_the_bundle_that_it_came
     publisher.subscribe("mp/p/d/publisher/#").await;
     let sha256 = Sha256::of(b"a");
     publisher.ask("put", json!({"id": "g", "upload": "granted", "size": 1, "sha256": sha256})).await;
-    let entry = |upload, sha256| bundle::Entry {
-        upload,
-        event_time_ms: 0,
-        name: "",
-        content_type: None,
-        label: None,
-        sha256,
-        meta: None,
-        data: b"a",
-    };
+    let entry = |upload, sha256| bundle::Entry { upload, sha256, data: b"a", ..bundle::Entry::default() };
     let entries = vec![entry("granted", None), entry("other", Some(sha256.0))];
     let bytes = Bundle { clock_offset_ms: None, complete_through_ms: None, entries };
     let bytes = bundle::encode(&bytes).unwrap();
@@ -260,16 +251,7 @@ async fn large_entries_that_do_not_count_never_reach_storage() {
     let mut publisher = server.client(Role::Publisher).await;
     publisher.subscribe("mp/p/d/publisher/answer/+").await;
     let (fits, too_large) = (vec![1; 150_000], vec![2; 250_000]);
-    let entry = |upload, data| bundle::Entry {
-        upload,
-        event_time_ms: 0,
-        name: "",
-        content_type: None,
-        label: None,
-        sha256: None,
-        meta: None,
-        data,
-    };
+    let entry = |upload, data| bundle::Entry { upload, data, ..bundle::Entry::default() };
     for n in 0..2 {
         let entries = vec![entry("small", b"x".as_slice()), entry("fits", &fits), entry("big", &too_large)];
         let bytes = Bundle { clock_offset_ms: None, complete_through_ms: None, entries };

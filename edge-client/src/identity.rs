@@ -22,8 +22,8 @@ use millpond_protocol::{MemberName, PoolName};
 use serde::{Deserialize, Serialize};
 
 use crate::session::{Address, Config, Token, Trust};
-use crate::spool::{directories, make_directory, open_private, write_synced};
-use crate::transfer::{parent, sync_directory};
+use crate::spool::{open_private, private_directories, write_synced};
+use crate::transfer::sync_directory;
 
 const VERSION: u32 = 1;
 
@@ -125,7 +125,7 @@ pub(crate) fn forget(directory: &Path) -> Result<(), IdentityError> {
 
 /// Makes the directory for its owner alone, and holds it for one enrolment until the value is dropped.
 pub(crate) fn hold(directory: &Path) -> Result<File, IdentityError> {
-    at(directory, directories(parent(directory)).and_then(|()| make_directory(directory)))?;
+    at(directory, private_directories(directory))?;
     let path = directory.join("lock");
     let lock = at(&path, open_private(&path))?;
     at(&path, lock.lock())?;

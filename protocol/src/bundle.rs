@@ -29,7 +29,7 @@ pub struct Bundle<'a> {
 }
 
 /// One upload of a bundle.
-#[derive(Debug, Clone, PartialEq, Eq, SchemaRead, SchemaWrite)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub struct Entry<'a> {
     pub upload: &'a str,
     /// Milliseconds since 1970 in server time.

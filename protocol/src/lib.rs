@@ -11,6 +11,7 @@ pub mod hash;
 pub mod ids;
 pub mod limits;
 pub mod message;
+pub mod span;
 pub mod time;
 pub mod topic;
 
@@ -19,4 +20,5 @@ pub use app_topics::{AppTopics, NO_APP_TOPICS};
 pub use error::{Code, Refusal};
 pub use hash::Sha256;
 pub use ids::{AskId, BundleId, FileName, Label, MemberName, PoolName, UploadId};
+pub use span::Span;
 pub use time::Timestamp;

@@ -65,14 +65,7 @@ async fn a_result_that_storage_does_not_take_now_is_offered_until_it_does() {
         made.display(),
         go.display()
     );
-    let options = Options {
-        exec,
-        directory: directory.path().join("work"),
-        disk_max: 1 << 30,
-        trigger_every: None,
-        once: true,
-        content_type: None,
-    };
+    let options = Options { once: true, ..Options::new(exec, directory.path().join("work")) };
     let working = tokio::spawn(async move {
         let (session, mut inbox) = session::open(config.topics(process::TOPICS));
         // One attempt is what a transfer makes; another one is for the processor to make.

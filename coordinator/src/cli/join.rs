@@ -1,11 +1,10 @@
 //! `millpond join …`
 
-use millpond_protocol::{MemberName, PoolName, Role};
+use millpond_protocol::{MemberName, PoolName, Role, Span};
 use reqwest::Method;
 use serde_json::Value;
 
 use super::client::Client;
-use super::duration::Span;
 use super::failure::Failure;
 use super::member::with_new_token;
 use super::output::Out;

@@ -11,7 +11,6 @@ mod check;
 mod client;
 mod demo;
 mod dev;
-mod duration;
 mod events;
 mod failure;
 mod gc;

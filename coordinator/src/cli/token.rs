@@ -1,9 +1,8 @@
 //! `millpond token …`
 
-use millpond_protocol::{MemberName, PoolName};
+use millpond_protocol::{MemberName, PoolName, Span};
 
 use super::client::Client;
-use super::duration::Span;
 use super::failure::Failure;
 use super::member::{Format, hand_out, show_hand_out};
 use super::output::Out;

@@ -85,12 +85,9 @@ impl Publisher {
         let entries = files.iter().map(|file| Entry {
             upload: file.upload.as_str(),
             event_time_ms: file.event_time.as_millis(),
-            name: "",
-            content_type: None,
-            label: None,
             sha256: Some(Sha256::of(&file.bytes).0),
-            meta: None,
             data: &file.bytes,
+            ..Entry::default()
         });
         let bundle =
             Bundle { clock_offset_ms: Some(0), complete_through_ms: None, entries: entries.collect() };

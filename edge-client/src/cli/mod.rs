@@ -3,6 +3,7 @@
 mod complete;
 mod connect;
 mod enrol;
+mod export;
 mod failure;
 mod listen;
 mod process;

@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
+use millpond_protocol::Span;
 use serde_json::json;
 
+use super::connect::usage;
 use super::failure::{FAILED, Failure, RETRY};
 use super::progress::Progress;
 use super::{Cli, say};
-use crate::process::{self, Options, ProcessError, Report};
+use crate::process::{self, Options, ProcessError, Report, Trigger};
 use crate::session::{self, Cause};
 
 #[derive(Debug, clap::Args)]
@@ -23,27 +24,19 @@ pub(super) struct Args {
     /// Bytes of a round's files that may be there.
     #[arg(long, default_value_t = 10 << 30)]
     disk_max: u64,
-    /// Besides taking what is on offer: seal the oldest open batch every so often, such as 15m or 1h.
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    trigger_every: Option<Duration>,
+    /// What sets it to work. `every 15m`: the clock, the oldest open batch is sealed every so often, and what is on offer is taken too.
+    /// `on-offer`: rounds that others, or the pool's policy, have sealed. `never`: nothing, what is on offer now is taken, and then it ends.
+    #[arg(long, num_args = 1..=2, value_name = "every TIME|on-offer|never", default_value = "on-offer")]
+    trigger: Vec<String>,
     /// End after one round.
     #[arg(long)]
     once: bool,
     /// Media type of results.
     #[arg(long)]
     content_type: Option<String>,
-}
-
-/// A length of time such as 30s or 1h 30m; a day has 24 hours.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = |_| format!("{text:?} is no time: write 30s, 15m, 1h or 1d");
-    let span: jiff::Span = text.parse().map_err(wrong)?;
-    let signed = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(wrong)?;
-    let all = Duration::try_from(signed).map_err(wrong)?;
-    if (1..=366 * 86_400).contains(&all.as_secs()) {
-        return Ok(all);
-    }
-    Err(format!("{text:?} is not between a second and a year"))
+    /// At SIGTERM, when a command has just done its work: how long the result may take to get to the server.
+    #[arg(long, value_name = "TIME", default_value = "60s")]
+    grace: Span,
 }
 
 pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
@@ -51,12 +44,17 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         exec: args.exec.clone(),
         directory: args.dir.clone(),
         disk_max: args.disk_max,
-        trigger_every: args.trigger_every,
+        trigger: args.trigger.join(" ").parse().map_err(usage)?,
         once: args.once,
         content_type: args.content_type.clone(),
+        grace: args.grace.0,
     };
     let transfer = Arc::clone(&cli.options(&Progress::Silent)?.transfer);
     let (session, mut inbox) = session::open(cli.connect.config()?.topics(process::TOPICS));
+    if options.trigger == Trigger::Never {
+        // It does not wait for work, and so not for a network.
+        session.connected(cli.spool.patience()).await?;
+    }
     let mut report = |report: Report<'_>| told(cli, &report);
     let stop = Box::pin(super::asked_to_end());
     let ended = process::process(&session, &mut inbox, &transfer, &options, &mut report, stop).await;
@@ -89,17 +87,4 @@ fn told(cli: &Cli, report: &Report<'_>) {
     };
     // Who does not read it any more does not stop the processor.
     let _ = say(format_args!("{line}"));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_numbers_with_a_unit() {
-        assert_eq!(duration("15m"), Ok(Duration::from_secs(900)));
-        for wrong in ["", "15", "m", "0s", "-1s", "99999999999999999999d", "1ü"] {
-            assert!(duration(wrong).is_err(), "{wrong}");
-        }
-    }
 }

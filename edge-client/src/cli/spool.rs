@@ -1,24 +1,23 @@
-//! `spool list | flush | export`, and where the spool is.
+//! `spool list | flush | export | discard`, and where the spool is.
 
-use std::collections::HashSet;
-use std::io::Read as _;
 use std::num::NonZeroU64;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use millpond_protocol::Timestamp;
+use millpond_protocol::{Timestamp, UploadId};
 use serde_json::json;
 
 use super::complete::shown;
+use super::export::export;
 use super::failure::{FAILED, Failure, RETRY, USAGE};
 use super::progress::{Progress, Unit};
 use super::{Cli, say};
 use crate::sender::{self, Options, Report, SendError, Summary};
 use crate::session;
-use crate::spool::{Entry, Limits, Spool, SpoolError, WhenFull, directories};
-use crate::transfer::{self, Throttle, Transfer, place};
+use crate::spool::{Entry, Limits, Place, Spool, WhenFull, directories};
+use crate::transfer::{self, Throttle, Transfer};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Spool")]
@@ -89,7 +88,7 @@ fn default() -> Option<PathBuf> {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// List what waits, oldest first, and what the server refused.
+    /// List what waits, oldest first, what the server refused, and what was damaged.
     List,
     /// Send everything: today's files first, then the newest of the backlog.
     Flush,
@@ -101,6 +100,18 @@ pub(super) enum Command {
         #[arg(long)]
         remove: bool,
     },
+    /// Remove files that nobody wants any more, unsent; the spool's `dropped.log` says so.
+    Discard {
+        /// Upload ids, wherever they lie in the spool unless an option says where.
+        #[arg(required_unless_present_any = ["refused", "damaged"])]
+        uploads: Vec<UploadId>,
+        /// Of what the server refused: those named, or all.
+        #[arg(long)]
+        refused: bool,
+        /// Of what was damaged: those named, or all.
+        #[arg(long)]
+        damaged: bool,
+    },
 }
 
 pub(super) async fn run(cli: &Cli, command: &Command) -> Result<(), Failure> {
@@ -109,11 +120,18 @@ pub(super) async fn run(cli: &Cli, command: &Command) -> Result<(), Failure> {
         Command::List => list(cli, &mut spool),
         Command::Flush => flush(cli, &mut spool).await,
         Command::Export { directory, remove } => export(&mut spool, directory, *remove),
+        Command::Discard { uploads, refused, damaged } => {
+            discard(cli, &mut spool, uploads, (*refused, *damaged))
+        }
     }
 }
 
+/// When it belongs in the spool's order.
+fn time(entry: &Entry) -> Timestamp {
+    Timestamp::clamped(i64::try_from(entry.key).unwrap_or(i64::MAX))
+}
+
 fn list(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
-    let time = |entry: &Entry| Timestamp::clamped(i64::try_from(entry.key).unwrap_or(i64::MAX));
     for entry in spool.entries()? {
         if cli.json {
             let line = json!({ "state": "waiting", "upload": entry.upload, "size": entry.size, "time": time(entry) });
@@ -122,15 +140,17 @@ fn list(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
             say(format_args!("waiting  {}  {:>12}  {}", time(entry), entry.size, entry.upload))?;
         }
     }
-    for (entry, why) in spool.refused()? {
+    let (refused, damaged) = (spool.refused()?, spool.damaged()?);
+    let aside = (refused.len(), damaged.len());
+    let refused = refused.into_iter().map(|(entry, why)| ("refused", entry, why));
+    for (state, entry, why) in refused.chain(damaged.into_iter().map(|entry| ("damaged", entry, None))) {
         if cli.json {
             let (upload, size, at) = (&entry.upload, entry.size, time(&entry));
-            let line =
-                json!({ "state": "refused", "upload": upload, "size": size, "time": at, "error": why });
+            let line = json!({ "state": state, "upload": upload, "size": size, "time": at, "error": why });
             say(format_args!("{line}"))?;
         } else {
             let why = why.map_or_else(String::new, |why| format!("  {why}"));
-            say(format_args!("refused  {}  {:>12}  {}{why}", time(&entry), entry.size, entry.upload))?;
+            say(format_args!("{state}  {}  {:>12}  {}{why}", time(&entry), entry.size, entry.upload))?;
         }
     }
     for statement in spool.statements()? {
@@ -142,9 +162,65 @@ fn list(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
     }
     if !cli.json {
         let (files, bytes) = spool.held_now();
-        say(format_args!("{files} files with {bytes} bytes wait"))?;
+        let aside = match aside {
+            (0, 0) => String::new(),
+            (refused, damaged) => {
+                format!(
+                    "; {refused} refused and {damaged} damaged ones lie beside: `spool discard` removes them"
+                )
+            }
+        };
+        say(format_args!("{files} files with {bytes} bytes wait{aside}"))?;
     }
     Ok(())
+}
+
+fn discard(
+    cli: &Cli,
+    spool: &mut Spool,
+    uploads: &[UploadId],
+    (refused, damaged): (bool, bool),
+) -> Result<(), Failure> {
+    let anywhere = !refused && !damaged;
+    let named = |entry: &Entry| uploads.is_empty() || uploads.contains(&entry.upload);
+    // While somebody sends, what waits may be on its way.
+    let sending = if anywhere { spool.sending()? } else { None };
+    let mut found = Vec::new();
+    if anywhere {
+        found.push((
+            Place::Waiting,
+            "waiting",
+            spool.entries()?.filter(|entry| named(entry)).cloned().collect(),
+        ));
+    }
+    if anywhere || refused {
+        let entries: Vec<Entry> =
+            spool.refused()?.into_iter().map(|(entry, _)| entry).filter(named).collect();
+        found.push((Place::Refused, "refused", entries));
+    }
+    if anywhere || damaged {
+        let entries = spool.damaged()?.into_iter().filter(named).collect();
+        found.push((Place::Damaged, "damaged", entries));
+    }
+    let is_there = |id: &&UploadId| found.iter().any(|(_, _, list)| list.iter().any(|e| e.upload == **id));
+    if let Some(unknown) = uploads.iter().find(|id| !is_there(id)) {
+        return Err(Failure::new(FAILED, format!("{unknown} is not there: nothing was removed")));
+    }
+    let of_waiting = found.iter().any(|(place, _, list)| *place == Place::Waiting && !list.is_empty());
+    if of_waiting && sending.is_none() {
+        return Err(Failure::new(RETRY, "another process is sending from this spool"));
+    }
+    let mut count = 0;
+    for (place, state, entries) in &found {
+        spool.discard(*place, entries)?;
+        count += entries.len();
+        for entry in entries.iter().filter(|_| cli.json) {
+            let line =
+                json!({ "state": "discarded", "was": state, "upload": entry.upload, "size": entry.size });
+            say(format_args!("{line}"))?;
+        }
+    }
+    if cli.json { Ok(()) } else { say(format_args!("{count} files discarded")) }
 }
 
 async fn flush(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
@@ -207,66 +283,4 @@ impl From<SendOrUsage> for Failure {
             SendOrUsage::Usage(failure) => failure,
         }
     }
-}
-
-fn export(spool: &mut Spool, directory: &Path, remove: bool) -> Result<(), Failure> {
-    let _sending =
-        spool.sending()?.ok_or_else(|| Failure::new(RETRY, "another process is sending from this spool"))?;
-    let failed =
-        |path: &Path, error: std::io::Error| Failure::new(FAILED, format!("{}: {error}", path.display()));
-    let (files, about) = (directory.join("files"), directory.join("about"));
-    for path in [&files, &about] {
-        directories(path).map_err(|error| failed(path, error))?;
-    }
-    let entries: Vec<Entry> = spool.entries()?.cloned().collect();
-    let mut done = HashSet::new();
-    let mut gone = 0;
-    for entry in &entries {
-        // A push that is full may drop it at any time.
-        let document = match spool.describe(entry) {
-            Err(SpoolError::Gone(_)) => {
-                gone += 1;
-                continue;
-            }
-            document => document?,
-        };
-        let json = serde_json::to_vec_pretty(&document).unwrap_or_default();
-        let from = match std::fs::File::open(spool.path(entry)) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                gone += 1;
-                continue;
-            }
-            from => from?,
-        };
-        copy(&mut from.take(entry.size), &files.join(entry.upload.as_str()))?;
-        copy(&mut json.as_slice(), &about.join(entry.upload.as_str()))?;
-        let found = crate::transfer::digest(&files.join(entry.upload.as_str()), entry.size, None)?.sha256;
-        if found != document.sha256 {
-            return Err(Failure::new(FAILED, format!("{} is damaged, or its copy", entry.upload)));
-        }
-        done.insert(entry);
-        if remove {
-            spool.remove(std::slice::from_ref(entry))?;
-        }
-    }
-    let gone = if gone > 0 { format!(", {gone} had left the spool") } else { String::new() };
-    say(format_args!("{} files exported to {}{gone}", done.len(), directory.display()))
-}
-
-/// Writes a synced file under a name that has either all of it or nothing.
-fn copy(from: &mut impl std::io::Read, to: &Path) -> Result<(), Failure> {
-    let name = to.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let partial = to.with_file_name(format!(".{name}.part"));
-    let write = || {
-        let mut file = std::fs::File::create(&partial)?;
-        std::io::copy(from, &mut file)?;
-        file.sync_all()
-    };
-    let mut write = write;
-    if let Err(error) = write() {
-        // It takes room that somebody may need.
-        let _ = std::fs::remove_file(&partial);
-        return Err(Failure::new(FAILED, format!("{}: {error}", partial.display())));
-    }
-    Ok(place(&partial, to)?)
 }

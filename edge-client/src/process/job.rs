@@ -1,6 +1,7 @@
 //! One attempt: inputs, command, result; and beats beside it.
 
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,12 +43,18 @@ pub(super) struct Work {
 }
 
 /// Works on a lease to its end. Dropped, it kills the command.
-pub(super) async fn attempt(work: Work, lease: Lease, log: Log) -> Result<(), AttemptError> {
+/// It says when the command has ended.
+pub(super) async fn attempt(
+    work: Work,
+    lease: Lease,
+    log: Log,
+    is_over: Arc<AtomicBool>,
+) -> Result<(), AttemptError> {
     let lease = ready(&work.session, lease).await?;
     let handed_over = AtomicBool::new(false);
     // The first of the two that ends takes the other with it.
     tokio::select! {
-        done = work_on(&work, &lease, &log, &handed_over) => done,
+        done = work_on(&work, &lease, &log, &is_over, &handed_over) => done,
         lost = beats(&work.session, &lease, &log, &handed_over) => Err(lost),
     }
 }
@@ -102,9 +109,10 @@ async fn work_on(
     work: &Work,
     lease: &Lease,
     log: &Log,
+    is_over: &AtomicBool,
     handed_over: &AtomicBool,
 ) -> Result<(), AttemptError> {
-    let made = make(work, lease, log).await;
+    let made = make(work, lease, log, is_over).await;
     // After the result, or `fail`, nothing of it would be taken but what is in that message.
     while log.is_long() {
         match beat(&work.session, lease, log, ASK).await.map_err(lost) {
@@ -121,20 +129,27 @@ async fn work_on(
 }
 
 /// Fetches the files and runs the command; where its output is.
-async fn make(work: &Work, lease: &Lease, log: &Log) -> Result<PathBuf, AttemptError> {
+async fn make(work: &Work, lease: &Lease, log: &Log, is_over: &AtomicBool) -> Result<PathBuf, AttemptError> {
     // Never the same place twice: the command of a processor that was killed may still write to its own.
     let root = work.options.directory.join(format!("{DIRECTORY}{:016x}", random()));
-    std::fs::create_dir(&root)?;
+    // What others send is nobody else's on this machine, whatever the modes below it.
+    std::fs::DirBuilder::new().mode(0o700).create(&root)?;
     let root = std::path::absolute(&root)?;
     let paths = Paths::under(&root);
     input::fetch(&work.session, &work.transfer, &work.options, lease, &paths).await?;
     reach(Point::ProcessFetched);
-    run(&work.options.exec, &root, lease, &paths, log).await?;
+    run(&work.options.exec, &root, lease, &paths, (log, is_over)).await?;
     Ok(paths.output)
 }
 
 /// Runs the command.
-async fn run(line: &str, root: &Path, lease: &Lease, paths: &Paths, log: &Log) -> Result<(), AttemptError> {
+async fn run(
+    line: &str,
+    root: &Path,
+    lease: &Lease,
+    paths: &Paths,
+    (log, is_over): (&Log, &AtomicBool),
+) -> Result<(), AttemptError> {
     let json = |value: &Option<Value>| value.as_ref().map_or_else(|| "null".to_owned(), Value::to_string);
     let (reader, writer) = io::pipe()?;
     let output = writer.try_clone()?;
@@ -157,6 +172,7 @@ async fn run(line: &str, root: &Path, lease: &Lease, paths: &Paths, log: &Log) -
     let reading = log.clone();
     let read = tokio::task::spawn_blocking(move || reading.read(reader));
     let status = running.wait().await?;
+    is_over.store(true, Ordering::Relaxed);
     let _ = tokio::time::timeout(REST, read).await;
     match status.code() {
         Some(0) => Ok(()),

@@ -17,31 +17,33 @@
 //!
 //! A process that dies leaves a note of its lease; the next one gives that round back before it claims another.
 
+mod error;
 mod input;
 mod job;
 mod log;
+mod next;
 mod traces;
+mod trigger;
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use millpond_failpoint::{Point, reach};
-use millpond_protocol::Code;
 use millpond_protocol::access::Op;
-use millpond_protocol::message::answer::Triggered;
-use millpond_protocol::message::{Lease, ask};
-use serde_json::Value;
+use millpond_protocol::message::Lease;
 use tokio::time::Instant;
 
 use self::log::Log;
 use self::traces::{NOTE, Note, clear, forget, give_back};
-use crate::backoff::random;
-use crate::large::LargeError;
-use crate::session::{Cause, Event, Inbox, Session, SessionError, Topic};
-use crate::transfer::{Transfer, TransferError};
+use crate::session::{Cause, Event, Inbox, Session, Topic};
+use crate::transfer::Transfer;
+
+pub use self::error::{AttemptError, ProcessError};
+pub use self::trigger::Trigger;
 
 /// The topics that a session for [`process`] needs.
 pub const TOPICS: [Topic; 2] = [Topic::Offer, Topic::Card];
@@ -64,12 +66,28 @@ pub struct Options {
     pub directory: PathBuf,
     /// Bytes of a round's files that may be there.
     pub disk_max: u64,
-    /// Besides claiming what is on offer: seals the oldest open batch every so often.
-    pub trigger_every: Option<Duration>,
+    pub trigger: Trigger,
     /// Returns after one round.
     pub once: bool,
     /// Media type of results.
     pub content_type: Option<String>,
+    /// When it is to end and a command has just done its work: how long the result may take to get to the server.
+    pub grace: Duration,
+}
+
+impl Options {
+    /// Runs that line for every round on offer, in that directory: up to 10 GiB, and a minute for a result at the end.
+    pub fn new(exec: impl Into<String>, directory: impl Into<PathBuf>) -> Self {
+        Self {
+            exec: exec.into(),
+            directory: directory.into(),
+            disk_max: 10 << 30,
+            trigger: Trigger::OnOffer,
+            once: false,
+            content_type: None,
+            grace: Duration::from_secs(60),
+        }
+    }
 }
 
 /// What happened.
@@ -85,74 +103,6 @@ pub enum Report<'a> {
         round: u64,
         why: &'a AttemptError,
     },
-}
-
-/// Why processing ended.
-#[derive(Debug, thiserror::Error)]
-pub enum ProcessError {
-    #[error("no connection to the server: {0}")]
-    Offline(Cause),
-    #[error("{}: {source}", .path.display())]
-    Directory { path: PathBuf, source: io::Error },
-    /// This member may not do it.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    /// With `once`: the round did not come to a result.
-    #[error("round {round}: {why}")]
-    Ended { round: u64, why: String },
-}
-
-/// Why an attempt brought no result.
-#[derive(Debug, thiserror::Error)]
-pub enum AttemptError {
-    /// The server has given the round to somebody else, or ended it.
-    #[error("the lease is lost: {0}")]
-    Lost(String),
-    /// The command asked for another attempt (exit 75).
-    #[error("the command asks for another attempt")]
-    Retry,
-    #[error("{0}")]
-    Command(String),
-    /// The server does not take the result: it is too large for the pool, say.
-    #[error("{0}")]
-    Refused(String),
-    /// The round's files are not what they should be.
-    #[error("{0}")]
-    Input(String),
-    /// They do not fit here; another machine may have the room.
-    #[error("{0}")]
-    Room(String),
-    #[error(transparent)]
-    Transfer(#[from] TransferError),
-    #[error(transparent)]
-    Large(#[from] LargeError),
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// This process is to end.
-    #[error("the processor was stopped")]
-    Stopped,
-}
-
-impl AttemptError {
-    /// Whether another attempt can help.
-    fn is_retryable(&self) -> bool {
-        !matches!(self, Self::Command(_) | Self::Refused(_))
-    }
-
-    /// Whether another machine may do better: this one would only use up the round's attempts.
-    fn is_of_this_machine(&self) -> bool {
-        match self {
-            Self::Room(_) | Self::Transfer(_) | Self::Large(_) | Self::Session(_) | Self::Io(_) => true,
-            Self::Lost(_)
-            | Self::Retry
-            | Self::Command(_)
-            | Self::Refused(_)
-            | Self::Input(_)
-            | Self::Stopped => false,
-        }
-    }
 }
 
 /// What a run does at the moment.
@@ -171,13 +121,33 @@ struct Processor<'a> {
     /// An ask for a round that was not answered, and its id: the same again hears of the lease that it may have brought.
     unheard: Option<(Op, String)>,
     job: Option<Job>,
+    /// The first round that came to no result, where that is told at the end.
+    failed: Option<ProcessError>,
 }
 
 /// An attempt on its way.
 struct Job {
     lease: Lease,
     log: Log,
+    /// The command has ended: what is left is to tell the server.
+    is_over: Arc<AtomicBool>,
     work: BoxFuture<'static, Result<(), AttemptError>>,
+}
+
+/// The wish that this ends.
+struct Stop<F> {
+    wish: F,
+    asked: bool,
+}
+
+impl<F: Future<Output = ()> + Unpin> Stop<F> {
+    /// Returns when it was said, at any later time too.
+    async fn asked(&mut self) {
+        if !self.asked {
+            (&mut self.wish).await;
+            self.asked = true;
+        }
+    }
 }
 
 /// Processes rounds until `stop` is ready, or the session ends.
@@ -193,7 +163,7 @@ pub async fn process(
     stop: impl Future<Output = ()>,
 ) -> Result<(), ProcessError> {
     let at = |source| ProcessError::Directory { path: options.directory.clone(), source };
-    crate::spool::directories(&options.directory).map_err(at)?;
+    crate::spool::private_directories(&options.directory).map_err(at)?;
     let lock = crate::spool::open_private(&options.directory.join("lock")).map_err(at)?;
     if lock.try_lock().is_err() {
         return Err(at(io::Error::new(io::ErrorKind::WouldBlock, "another processor uses this directory")));
@@ -206,28 +176,41 @@ pub async fn process(
         look: Instant::now(),
         failures: 0,
         rest: Instant::now(),
-        trigger: options.trigger_every.map(|_| Instant::now()),
+        trigger: match options.trigger {
+            Trigger::Every(every) => Some(Instant::now() + trigger::first(&options.directory, every)),
+            Trigger::OnOffer | Trigger::Never => None,
+        },
         unheard: None,
         job: None,
+        failed: None,
     };
     tokio::pin!(stop);
+    let mut stop = Stop { wish: stop, asked: false };
     let ended = processor.run(inbox, &mut stop).await;
-    if let Some(Job { lease, log, work }) = processor.job.take() {
-        // Kills the command.
-        drop(work);
-        give_back(options, session, (&lease, &log), &AttemptError::Stopped, GIVE_BACK).await.map_err(at)?;
-    }
-    clear(&options.directory).map_err(at)?;
-    ended
+    let Some(Job { lease, log, is_over, mut work }) = processor.job.take() else {
+        return clear(&options.directory).map_err(at).and(ended);
+    };
+    // A result that is made gets the time that it needs to arrive; a command that runs is killed.
+    let outcome = if is_over.load(Ordering::Relaxed) && ended.is_ok() {
+        tokio::time::timeout(options.grace, &mut work).await.unwrap_or(Err(AttemptError::Stopped))
+    } else {
+        Err(AttemptError::Stopped)
+    };
+    drop(work);
+    processor.ended(&lease, &log, outcome, GIVE_BACK.min(options.grace), &mut stop).await.and(ended)
 }
 
 impl Processor<'_> {
     async fn run(
         &mut self,
         inbox: &mut Inbox,
-        stop: &mut (impl Future<Output = ()> + Unpin),
+        stop: &mut Stop<impl Future<Output = ()> + Unpin>,
     ) -> Result<(), ProcessError> {
-        self.abandoned().await?;
+        tokio::select! {
+            given_back = self.abandoned() => given_back?,
+            // The note stays.
+            () = stop.asked() => return Ok(()),
+        }
         loop {
             // The card says what may be returned over MQTT: no round before it is there.
             let idle = self.job.is_none() && self.session.card().is_some();
@@ -240,20 +223,23 @@ impl Processor<'_> {
                 }
                 ended = async { match &mut job { Some(job) => (&mut job.work).await, None => std::future::pending().await } } => {
                     if let Some(Job { lease, log, .. }) = job {
-                        self.ended(&lease, &log, ended).await?;
-                        if self.options.once {
+                        self.ended(&lease, &log, ended, ASK, stop).await?;
+                        if self.options.once || stop.asked {
                             return Ok(());
                         }
                     }
                 }
                 () = tokio::time::sleep_until(next), if idle => {
                     // A lease that is granted while this is given up runs out.
-                    tokio::select! {
+                    let nothing_left = tokio::select! {
                         begun = self.begin() => begun?,
-                        () = &mut *stop => return Ok(()),
+                        () = stop.asked() => return Ok(()),
+                    };
+                    if nothing_left && self.options.trigger == Trigger::Never {
+                        return self.failed.take().map_or(Ok(()), Err);
                     }
                 }
-                () = &mut *stop => {
+                () = stop.asked() => {
                     self.job = job;
                     return Ok(());
                 }
@@ -278,49 +264,14 @@ impl Processor<'_> {
         Ok(())
     }
 
-    /// Asks for a round.
-    async fn begin(&mut self) -> Result<(), ProcessError> {
-        let now = Instant::now();
-        self.look = now + LOOK;
-        let (op, id) = self.unheard.take().unwrap_or_else(|| {
-            let due = self.trigger.is_some_and(|at| at <= now);
-            (if due { Op::Trigger } else { Op::Claim }, format!("round-{:016x}", random()))
-        });
-        let asked = match (op, self.options.trigger_every) {
-            (Op::Trigger, Some(every)) => {
-                self.trigger = Some(now + every);
-                let trigger = ask::Trigger { take: true, ..ask::Trigger::default() };
-                let asked = self.session.ask_as::<Triggered>(&id, op, &trigger, ASK).await;
-                // Without one the round is offered.
-                asked.map(|triggered| triggered.lease)
-            }
-            _ => {
-                let asked = self.session.ask_as::<Value>(&id, op, &ask::Claim::default(), ASK).await;
-                asked.and_then(|answer| match &answer["round"] {
-                    Value::Null => Ok(None),
-                    _ => serde_json::from_value(answer)
-                        .map(Some)
-                        .map_err(|error| SessionError::Strange(op, error.to_string())),
-                })
-            }
-        };
-        if let Err(SessionError::Offline(Cause::Lost(_)) | SessionError::Unanswered(_)) = &asked {
-            self.unheard = Some((op, id));
-        }
-        let lease = asked.or_else(refused)?;
-        if let Some(lease) = lease {
-            self.take(lease)?;
-        }
-        Ok(())
-    }
-
     fn take(&mut self, lease: Lease) -> Result<(), ProcessError> {
         let root = self.options.directory.clone();
         let at = |source| ProcessError::Directory { path: root.clone(), source };
         clear(&root).map_err(at)?;
         reach(Point::ProcessLeased);
         let note = Note { round: lease.round, attempt: lease.attempt };
-        std::fs::write(root.join(NOTE), serde_json::to_vec(&note).unwrap_or_default()).map_err(at)?;
+        let json = serde_json::to_vec(&note).unwrap_or_default();
+        crate::spool::replace(&root.join(NOTE), &root.join("scratch"), &json).map_err(at)?;
         reach(Point::ProcessNoted);
         (self.report)(Report::Leased(&lease));
         let work = job::Work {
@@ -328,20 +279,24 @@ impl Processor<'_> {
             transfer: Arc::clone(self.transfer),
             options: self.options.clone(),
         };
-        let log = Log::default();
+        let (log, is_over) = (Log::default(), Arc::new(AtomicBool::new(false)));
         self.job = Some(Job {
             lease: lease.clone(),
             log: log.clone(),
-            work: Box::pin(job::attempt(work, lease, log)),
+            is_over: Arc::clone(&is_over),
+            work: Box::pin(job::attempt(work, lease, log, is_over)),
         });
         Ok(())
     }
 
+    /// An attempt has ended. What has to be told to the server has so much time, and little where this is to end.
     async fn ended(
         &mut self,
         lease: &Lease,
         log: &Log,
         ended: Result<(), AttemptError>,
+        within: Duration,
+        stop: &mut Stop<impl Future<Output = ()> + Unpin>,
     ) -> Result<(), ProcessError> {
         self.look = Instant::now();
         let (round, directory) = (lease.round, &self.options.directory);
@@ -360,41 +315,29 @@ impl Processor<'_> {
                 } else {
                     self.failures = 0;
                 }
-                give_back(self.options, self.session, (lease, log), why, ASK).await.map_err(at)?;
+                let hurry = async {
+                    stop.asked().await;
+                    tokio::time::sleep(GIVE_BACK.min(self.options.grace)).await;
+                };
+                tokio::select! {
+                    given = give_back(self.options, self.session, (lease, log), why, within) => given.map_err(at)?,
+                    // The note stays: the next process does it.
+                    () = hurry => {}
+                }
                 (self.report)(Report::Ended { round, why });
             }
         }
         clear(directory).map_err(at)?;
         match ended {
-            Err(why) if self.options.once => Err(ProcessError::Ended { round, why: why.to_string() }),
-            _ => Ok(()),
+            Ok(()) | Err(AttemptError::Stopped) => Ok(()),
+            Err(why) => {
+                let ended = ProcessError::Ended { round, why: why.to_string() };
+                if self.options.once {
+                    return Err(ended);
+                }
+                self.failed.get_or_insert(ended);
+                Ok(())
+            }
         }
-    }
-
-    /// Gives back what a process before this one held when it died.
-    async fn abandoned(&mut self) -> Result<(), ProcessError> {
-        let path = self.options.directory.join(NOTE);
-        let note = std::fs::read(&path).ok().and_then(|json| serde_json::from_slice::<Note>(&json).ok());
-        let Some(Note { round, attempt }) = note else { return Ok(()) };
-        let error = "the processor died while it worked on the round".to_owned();
-        let fail = ask::Fail { round, attempt, error, retryable: true, log: None };
-        match self.session.ask::<Value>(Op::Fail, &fail, ASK).await {
-            Ok(_) => {}
-            // It was returned, or somebody else's, long ago.
-            Err(SessionError::Answer(refusal))
-                if matches!(refusal.code, Code::Stale | Code::NotFound | Code::Conflict) => {}
-            Err(error) => return Err(error.into()),
-        }
-        forget(&self.options.directory).map_err(|source| ProcessError::Directory { path, source })
-    }
-}
-
-/// An ask for a round that brought none: nothing to do, or later, or never.
-fn refused(error: SessionError) -> Result<Option<Lease>, ProcessError> {
-    match error {
-        SessionError::Answer(refusal) if refusal.code != Code::Unauthorized => Ok(None),
-        SessionError::Offline(Cause::Lost(_)) | SessionError::Unanswered(_) | SessionError::Cut => Ok(None),
-        SessionError::Offline(cause) => Err(ProcessError::Offline(cause)),
-        error => Err(error.into()),
     }
 }

@@ -23,6 +23,12 @@ pub(crate) fn directories(path: &Path) -> io::Result<()> {
     made(path, &DirBuilder::new())
 }
 
+/// The same, the last one for its owner alone if it is made here.
+pub(crate) fn private_directories(path: &Path) -> io::Result<()> {
+    directories(parent(path))?;
+    directory(path)
+}
+
 fn made(path: &Path, how: &DirBuilder) -> io::Result<()> {
     match how.create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -37,7 +43,7 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Replaces a small file as a whole. Not synced.
-pub(super) fn replace(path: &Path, scratch: &Path, content: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, scratch: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = open(scratch)?;
     file.set_len(0)?;
     file.write_all(content)?;

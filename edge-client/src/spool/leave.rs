@@ -1,14 +1,31 @@
 //! How entries leave the spool.
 
-use millpond_protocol::Refusal;
-
 use super::disk::{self, at};
 use super::store::Spool;
 use super::{Entry, SpoolError};
 use crate::transfer::sync_directory;
 
-/// Refused entries that are kept for people to look at.
-const REFUSED_MAX: usize = 1_000;
+/// Where in the spool an entry lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// It waits to be sent.
+    Waiting,
+    /// The server refused it for good.
+    Refused,
+    /// Its checksum did not match.
+    Damaged,
+}
+
+impl Place {
+    /// The directory.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "ready",
+            Self::Refused => "refused",
+            Self::Damaged => "damaged",
+        }
+    }
+}
 
 impl Spool {
     /// Entries leave: the server has receipted them.
@@ -34,48 +51,36 @@ impl Spool {
         at(&ready, sync_directory(&ready))
     }
 
-    /// An entry leaves because the server refuses it for good; it is kept beside, with the reason if the disk has room for that.
+    /// Entries leave because nobody wants them any more; `dropped.log` says so. For those that wait, hold [`Spool::sending`]: what is
+    /// on its way would arrive all the same.
     ///
     /// # Errors
-    /// What the system says.
-    pub fn refuse(&mut self, entry: &Entry, refusal: &Refusal) -> Result<(), SpoolError> {
+    /// What the system says. Some may have left then.
+    pub fn discard(&mut self, from: Place, entries: &[Entry]) -> Result<(), SpoolError> {
         self.changed(|spool| {
-            let (refused, refusals) = (spool.root.join("refused"), spool.root.join("refusals"));
-            let name = entry.to_string();
-            let mut others = at(&refused, disk::list(&refused))?;
-            if others.len() >= REFUSED_MAX {
-                others.sort_unstable();
-                for old in &others[..=others.len() - REFUSED_MAX] {
-                    at(&refused, disk::remove(&refused.join(old.to_string())))?;
-                    at(&refusals, disk::remove(&refusals.join(old.to_string())))?;
+            spool.log_dropped(from, entries);
+            match from {
+                Place::Waiting => entries.iter().try_for_each(|entry| spool.take_out(entry))?,
+                Place::Refused | Place::Damaged => {
+                    spool.take_from(from, entries)?;
+                    let path = spool.root.join(from.name());
+                    at(&path, sync_directory(&path))?;
                 }
-                spool.log_dropped(&others[..=others.len() - REFUSED_MAX]);
             }
-            let why = serde_json::to_vec(refusal).unwrap_or_default();
-            let _ = disk::replace(&refusals.join(&name), &spool.scratch(), &why);
-            match std::fs::rename(spool.path(entry), refused.join(&name)) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                renamed => at(&refused, renamed)?,
-            }
-            spool.forget(entry);
-            at(&refused, sync_directory(&refused))?;
             spool.sync_ready()
         })
     }
 
-    /// What the server refused, with the reasons.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn refused(&self) -> Result<Vec<(Entry, Option<Refusal>)>, SpoolError> {
-        let (refused, refusals) = (self.root.join("refused"), self.root.join("refusals"));
-        let mut entries = at(&refused, disk::list(&refused))?;
-        entries.sort_unstable();
-        let why = |entry: &Entry| {
-            std::fs::read(refusals.join(entry.to_string()))
-                .ok()
-                .and_then(|json| serde_json::from_slice(&json).ok())
-        };
-        Ok(entries.into_iter().map(|entry| (entry.clone(), why(&entry))).collect())
+    /// Removes what was put aside, with the reasons. Not synced.
+    pub(super) fn take_from(&self, place: Place, entries: &[Entry]) -> Result<(), SpoolError> {
+        for entry in entries {
+            let path = self.root.join(place.name()).join(entry.to_string());
+            at(&path, disk::remove(&path))?;
+            if place == Place::Refused {
+                let why = self.root.join("refusals").join(entry.to_string());
+                at(&why, disk::remove(&why))?;
+            }
+        }
+        Ok(())
     }
 }

@@ -8,14 +8,16 @@
 //!   lock                flock, exclusive, around every change below; its first 8 bytes count the changes (little endian)
 //!   sending             flock, exclusive, held by the process that sends
 //!   ready/NAME          an entry that waits
-//!   refused/NAME        an entry that the server refused for good; at most 1,000
+//!   refused/NAME        an entry that the server refused for good
 //!   refusals/NAME       why, as the JSON of an error
-//!   damaged/NAME        an entry whose checksum did not match
+//!   damaged/NAME        an entry whose checksum did not match; here and in refused/ lie at most 1,000 each, and a tenth of the
+//!                       spool's bytes or one entry: the oldest go
 //!   staging/…           entries that are being written, each under an exclusive flock of its own
 //!   in-flight           names of entries that may have been sent, one a line
 //!   anchors             clock anchors, one JSON object a line, the newest last; at most 16
 //!   complete              statements that nothing more comes, one JSON object a line: { id, complete: { through | now | label } }; at most 1,000
-//!   dropped.log         what a full spool did without, one JSON object a line; at most 1 MiB, then begun anew
+//!   dropped.log         what went unsent, for want of room or because somebody discarded it, one JSON object a line; at most 1 MiB,
+//!                       then begun anew
 //! ```
 //!
 //! NAME is `{key}.{size}.{upload}`: 15 digits of milliseconds since 1970 (the stated event time, else the wall clock at
@@ -28,7 +30,7 @@
 //!
 //! An entry is written under `staging/`, synced, and renamed to `ready/`, and `ready/` is synced: from then on it is there
 //! after a power cut, and before then it is whole or not there at all. Entries that are added together are synced at the same
-//! time, and `ready/` once for all. An entry leaves when [`Spool::remove`] or [`Spool::refuse`] says so, or when a
+//! time, and `ready/` once for all. An entry leaves when [`Spool::remove`], [`Spool::refuse`] or [`Spool::discard`] says so, or when a
 //! full spool was told to drop the oldest. A file under `staging/` without a lock was left by a process that died, and is
 //! removed. A power cut can bring back entries that had left, [`crate::sender`]'s last thousand at the most: they are sent again, and the server
 //! knows them.
@@ -37,6 +39,7 @@
 //!
 //! `in-flight` is a hint for not sending twice, `anchors` one for better times: they are not synced, and may be lost.
 
+mod aside;
 mod disk;
 mod entry;
 mod leave;
@@ -47,8 +50,11 @@ mod stage;
 mod statements;
 mod store;
 
-pub(crate) use disk::{directories, directory as make_directory, open as open_private, write_synced};
+pub(crate) use disk::{
+    directories, directory as make_directory, open as open_private, private_directories, replace, write_synced,
+};
 pub use entry::{About, Document, Entry};
+pub use leave::Place;
 pub use room::{Limits, WhenFull};
 pub use stage::Staged;
 pub use statements::{Complete, Statement};

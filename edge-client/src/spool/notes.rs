@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::disk;
+use super::leave::Place;
 use super::store::Spool;
 use super::{Entry, SpoolError};
 use crate::clock::{Anchor, wall_ms};
@@ -73,18 +74,16 @@ impl Spool {
         disk::at(&path, disk::replace(&path, &self.scratch(), content))
     }
 
-    /// Logs what a full spool does without. That it cannot be logged must not keep room from being made.
-    pub(super) fn log_dropped(&self, entries: &[Entry]) {
+    /// Logs what goes unsent. That it cannot be logged must not keep room from being made.
+    pub(super) fn log_dropped(&self, from: Place, entries: &[Entry]) {
         if entries.is_empty() {
             return;
         }
         let at = wall_ms();
         let line = |entry: &Entry| {
-            let time = entry.key;
-            format!(
-                "{}\n",
-                json!({ "at_ms": at, "upload": entry.upload, "time_ms": time, "size": entry.size })
-            )
+            let (from, time) = (from.name(), entry.key);
+            let line = json!({ "at_ms": at, "from": from, "upload": entry.upload, "time_ms": time, "size": entry.size });
+            format!("{line}\n")
         };
         let lines: String = entries.iter().map(line).collect();
         let append = || {

@@ -8,6 +8,7 @@ use millpond_failpoint::{Point, reach};
 use millpond_protocol::{Sha256, UploadId};
 
 use super::disk::{self, at};
+use super::leave::Place;
 use super::room::{self, Limits};
 use super::stage::{self, Staged};
 use super::{Document, Entry, SpoolError};
@@ -101,7 +102,7 @@ impl Spool {
             max_bytes: self.limits.bytes,
         })?;
         self.changing()?;
-        self.log_dropped(&added.dropped);
+        self.log_dropped(Place::Waiting, &added.dropped);
         for entry in &added.dropped {
             self.take_out(entry)?;
         }
@@ -169,7 +170,7 @@ impl Spool {
     pub fn describe(&self, entry: &Entry) -> Result<Document, SpoolError> {
         let path = self.path(entry);
         let mut file = self.open_entry(entry)?;
-        at(&path, disk::describe(&mut file, entry))?.map_err(|why| self.damaged(entry, why))
+        at(&path, disk::describe(&mut file, entry))?.map_err(|why| self.put_aside(entry, why))
     }
 
     /// An entry with its bytes, whole in memory: for small ones.
@@ -179,9 +180,9 @@ impl Spool {
     pub fn load(&self, entry: &Entry) -> Result<(Document, Vec<u8>), SpoolError> {
         let path = self.path(entry);
         let (document, bytes) =
-            at(&path, disk::load(self.open_entry(entry)?, entry))?.map_err(|why| self.damaged(entry, why))?;
+            at(&path, disk::load(self.open_entry(entry)?, entry))?.map_err(|why| self.put_aside(entry, why))?;
         if Sha256::of(&bytes) != document.sha256 {
-            return Err(self.damaged(entry, "its bytes are not what was written".to_owned()));
+            return Err(self.put_aside(entry, "its bytes are not what was written".to_owned()));
         }
         Ok((document, bytes))
     }
@@ -194,15 +195,6 @@ impl Spool {
             }
             file => at(&path, file),
         }
-    }
-
-    /// Puts a damaged entry out of the way, as well as that goes.
-    fn damaged(&self, entry: &Entry, why: String) -> SpoolError {
-        if let Ok(_change) = self.change() {
-            let _ = self.changing();
-            let _ = std::fs::rename(self.path(entry), self.root.join("damaged").join(entry.to_string()));
-        }
-        SpoolError::Damaged { entry: entry.clone(), why }
     }
 
     /// The right to send, while the value lives; none if another process has it.
@@ -239,7 +231,7 @@ impl Spool {
     }
 
     /// Before a change, under the lock: whoever looks at the spool from now on reads it anew. This value knows its own change.
-    fn changing(&self) -> Result<(), SpoolError> {
+    pub(super) fn changing(&self) -> Result<(), SpoolError> {
         let next = at(&self.root, disk::changes(&self.lock))?.wrapping_add(1);
         at(&self.root, disk::set_changes(&self.lock, next))
     }

@@ -65,12 +65,8 @@ impl Publisher {
         let entry = |(id, data)| Entry {
             upload: id,
             event_time_ms: millpond_tests::recent_hour(),
-            name: "",
-            content_type: None,
-            label: None,
-            sha256: None,
-            meta: None,
             data,
+            ..Entry::default()
         };
         let entries = ids.iter().map(String::as_str).zip(files.iter().map(Vec::as_slice)).map(entry);
         let payload = bundle::encode(&Bundle { entries: entries.collect(), ..Bundle::default() }).unwrap();

@@ -1,11 +1,11 @@
-//! Lengths of time on the command line.
+//! Lengths of time as people write them.
 
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A length of time such as `90s`, `12h` or `7d`; a day has 24 hours.
+/// A length of time such as `90s`, `1h 30m` or `7d`; a day has 24 hours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span(pub Duration);
+pub struct Span(pub Duration);
 
 impl FromStr for Span {
     type Err = String;
@@ -30,7 +30,7 @@ mod tests {
         assert_eq!(read("90s"), Ok(90));
         assert_eq!(read("7d"), Ok(7 * 86_400));
         assert_eq!(read("1h 30m"), Ok(5_400));
-        for nonsense in ["", "7", "-1h", "soon", "1 month"] {
+        for nonsense in ["", "7", "m", "-1h", "soon", "1 month", "1ü", "99999999999999999999d"] {
             assert!(read(nonsense).is_err(), "{nonsense:?}");
         }
     }

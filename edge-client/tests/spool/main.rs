@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod aside;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -9,7 +11,7 @@ use std::time::Duration;
 
 use millpond_edge::clock::{Anchor, Boot, Stamp};
 use millpond_edge::spool::{About, Added, Complete, Entry, Limits, Spool, SpoolError, WhenFull};
-use millpond_protocol::{Code, Refusal, Timestamp};
+use millpond_protocol::Timestamp;
 
 fn about(upload: &str, at: i64) -> About {
     About {
@@ -175,29 +177,6 @@ fn a_damaged_entry_is_found_and_put_aside() {
     assert_eq!(names(&root.path().join("damaged")).len(), 3);
     add(&mut spool, "data", 1, b"precious").unwrap();
     assert_eq!(ids(&mut spool), ["data", "whole"]);
-}
-
-#[test]
-fn what_the_server_refused_is_kept_beside_with_the_reason() {
-    let root = tempfile::tempdir().unwrap();
-    let mut spool = open(root.path());
-    let entry = add(&mut spool, "a", 1, b"a").unwrap().new.remove(0);
-    let refusal = Refusal::new(Code::Conflict, "upload a exists with other bytes");
-    spool.refuse(&entry, &refusal).unwrap();
-    assert_eq!(ids(&mut spool), Vec::<String>::new());
-    assert_eq!(open(root.path()).refused().unwrap(), [(entry, Some(refusal))]);
-}
-
-#[test]
-fn an_entry_leaves_also_where_its_reason_cannot_be_kept() {
-    let root = tempfile::tempdir().unwrap();
-    let mut spool = open(root.path());
-    let entry = add(&mut spool, "a", 1, b"a").unwrap().new.remove(0);
-    // As on a full disk, the small file cannot be written.
-    fs::create_dir(root.path().join("staging/scratch")).unwrap();
-    spool.refuse(&entry, &Refusal::new(Code::Conflict, "other bytes")).unwrap();
-    assert_eq!(ids(&mut spool), Vec::<String>::new());
-    assert_eq!(spool.refused().unwrap(), [(entry, None)]);
 }
 
 #[test]

@@ -1,0 +1,105 @@
+//! How a processor comes to its next round, and what it does about the last one of a process before it.
+
+use std::time::Duration;
+
+use millpond_protocol::Code;
+use millpond_protocol::access::Op;
+use millpond_protocol::message::answer::Triggered;
+use millpond_protocol::message::{Lease, ask};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::error::ProcessError;
+use super::traces::{NOTE, Note, forget};
+use super::trigger::{self, Trigger};
+use super::{ASK, LOOK, Processor};
+use crate::backoff::random;
+use crate::clock::Stamp;
+use crate::session::{Cause, SessionError};
+
+impl Processor<'_> {
+    /// Asks for a round. Answers whether the server said that there is none.
+    pub(super) async fn begin(&mut self) -> Result<bool, ProcessError> {
+        let now = Instant::now();
+        self.look = now + LOOK;
+        let (op, id) = self.unheard.take().unwrap_or_else(|| {
+            let due = self.trigger.is_some_and(|at| at <= now);
+            (if due { Op::Trigger } else { Op::Claim }, format!("round-{:016x}", random()))
+        });
+        let asked = match (op, self.options.trigger) {
+            (Op::Trigger, Trigger::Every(every)) => self.seal(&id, now, every).await?,
+            _ => {
+                let asked = self.session.ask_as::<Value>(&id, op, &ask::Claim::default(), ASK).await;
+                asked.and_then(|answer| match &answer["round"] {
+                    Value::Null => Ok(None),
+                    _ => serde_json::from_value(answer)
+                        .map(Some)
+                        .map_err(|error| SessionError::Strange(op, error.to_string())),
+                })
+            }
+        };
+        if let Err(SessionError::Offline(Cause::Lost(_)) | SessionError::Unanswered(_)) = &asked {
+            self.unheard = Some((op, id));
+        }
+        let nothing_left = matches!(asked, Ok(None));
+        let lease = asked.or_else(refused)?;
+        if let Some(lease) = lease {
+            self.take(lease)?;
+        }
+        Ok(nothing_left)
+    }
+
+    /// Seals the oldest open batch.
+    async fn seal(
+        &mut self,
+        id: &str,
+        now: Instant,
+        every: Duration,
+    ) -> Result<Result<Option<Lease>, SessionError>, ProcessError> {
+        let trigger = ask::Trigger { take: true, ..ask::Trigger::default() };
+        let asked_at = Stamp::now();
+        let asked = self.session.ask_as::<Triggered>(id, Op::Trigger, &trigger, ASK).await;
+        match &asked {
+            Ok(_) => {}
+            Err(SessionError::Answer(refusal)) if !refusal.code.is_temporary() => {}
+            Err(_) => {
+                self.trigger = Some(now + every.min(LOOK));
+                return Ok(asked.map(|triggered| triggered.lease));
+            }
+        }
+        self.trigger = Some(now + every);
+        let directory = &self.options.directory;
+        trigger::note(directory, &asked_at)
+            .map_err(|source| ProcessError::Directory { path: directory.clone(), source })?;
+        // Without a lease there may be one to claim: a round that was sealed earlier, or this one, offered.
+        self.look = Instant::now();
+        Ok(asked.map(|triggered| triggered.lease))
+    }
+
+    /// Gives back what a process before this one held when it died.
+    pub(super) async fn abandoned(&mut self) -> Result<(), ProcessError> {
+        let path = self.options.directory.join(NOTE);
+        let note = std::fs::read(&path).ok().and_then(|json| serde_json::from_slice::<Note>(&json).ok());
+        let Some(Note { round, attempt }) = note else { return Ok(()) };
+        let error = "the processor died while it worked on the round".to_owned();
+        let fail = ask::Fail { round, attempt, error, retryable: true, log: None };
+        match self.session.ask::<Value>(Op::Fail, &fail, ASK).await {
+            Ok(_) => {}
+            // It was returned, or somebody else's, long ago.
+            Err(SessionError::Answer(refusal))
+                if matches!(refusal.code, Code::Stale | Code::NotFound | Code::Conflict) => {}
+            Err(error) => return Err(error.into()),
+        }
+        forget(&self.options.directory).map_err(|source| ProcessError::Directory { path, source })
+    }
+}
+
+/// An ask for a round that brought none: nothing to do, or later, or never.
+fn refused(error: SessionError) -> Result<Option<Lease>, ProcessError> {
+    match error {
+        SessionError::Answer(refusal) if refusal.code != Code::Unauthorized => Ok(None),
+        SessionError::Offline(Cause::Lost(_)) | SessionError::Unanswered(_) | SessionError::Cut => Ok(None),
+        SessionError::Offline(cause) => Err(ProcessError::Offline(cause)),
+        error => Err(error.into()),
+    }
+}

@@ -1,0 +1,92 @@
+//! What sets a processor to work: the clock, offers, or nothing.
+
+use std::time::{Duration, Instant};
+
+use millpond_edge::clock::Stamp;
+use millpond_protocol::Role;
+use millpond_protocol::access::Op;
+use millpond_tests::Mill;
+use serde_json::{Value, json};
+
+use crate::cast::{CONCATENATE, Cast, PATIENCE, until};
+
+#[tokio::test]
+async fn params_of_a_trigger_reach_the_command_and_batches_are_sealed_by_the_clock() {
+    let cast = Cast::new(json!({ "count": 1_000 })).await;
+    cast.three().await;
+    let exec = r#"echo "$MILLPOND_PARAMS $MILLPOND_REF" > "$MILLPOND_OUTPUT""#;
+    let mut process = cast.process(&["--trigger", "every", "1h", "--once", "--exec", exec]);
+    assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
+    assert!(cast.result().await == b"null null\n");
+    cast.publish(&[("d", vec![4])]).await;
+    let mill = Mill::join(cast.server.member("demo", "other", Role::Trigger).await, cast.api()).await;
+    let ask = json!({ "id": "t", "params": { "rate": 0.5 }, "ref": "job" });
+    let _: Value = mill.link.ask(Op::Trigger, &ask).await.unwrap();
+    let mut process = cast.process(&["--once", "--exec", exec]);
+    assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
+    assert!(cast.result().await == b"{\"rate\":0.5} \"job\"\n");
+}
+
+#[tokio::test]
+async fn a_processor_that_starts_often_triggers_as_often_as_it_was_told() {
+    let cast = Cast::new(json!({ "count": 1_000 })).await;
+    cast.three().await;
+    let arguments = ["--trigger", "every 1h", "--once", "--exec", CONCATENATE];
+    let mut process = cast.process(&arguments);
+    assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
+    // As if that had been almost an hour ago.
+    let (note, mut stamp) = (cast.file("work/triggered"), Stamp::now());
+    let noted: Stamp = serde_json::from_slice(&std::fs::read(&note).unwrap()).unwrap();
+    assert!((0..120_000).contains(&(stamp.wall_ms - noted.wall_ms)), "{noted:?}");
+    let (begin, left) = (Instant::now(), Duration::from_secs(4));
+    let ago = 3_600_000 - 4_000;
+    stamp.wall_ms -= ago;
+    stamp.boot.as_mut().unwrap().ms -= ago;
+    std::fs::write(&note, serde_json::to_vec(&stamp).unwrap()).unwrap();
+    cast.publish(&[("d", vec![4])]).await;
+    let mut process = cast.process(&arguments);
+    assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
+    assert!(begin.elapsed() >= left, "not at its start, but when the hour was over");
+    assert_eq!(cast.result().await, [4]);
+}
+
+#[tokio::test]
+async fn a_processor_that_works_on_offer_seals_nothing_and_takes_what_others_sealed() {
+    let cast = Cast::new(json!({ "count": 1_000 })).await;
+    cast.three().await;
+    let mut process = cast.process(&["--trigger", "on-offer", "--exec", CONCATENATE]);
+    let other = Mill::join(cast.server.member("demo", "other", Role::Trigger).await, cast.api()).await;
+    for (id, files) in [("first", "1\n2\n3\n"), ("second", "4\n")] {
+        let _: Value = other.link.ask(Op::Trigger, &json!({ "id": id, "ref": id })).await.unwrap();
+        let round = if id == "first" { 1 } else { 2 };
+        until("the result", &mut process, async || cast.round(round).await.to_string().contains("committed"))
+            .await;
+        assert_eq!(cast.result().await, files.as_bytes());
+        let told = cast.round(round).await.to_string();
+        assert!(told.contains(id), "sealed by the other one: {told}");
+        cast.publish(&[("d", b"4\n".to_vec())]).await;
+    }
+    assert!(process.status().is_none(), "it waits for the next offer");
+}
+
+#[tokio::test]
+async fn a_processor_that_nothing_sets_to_work_takes_what_is_on_offer_and_ends() {
+    let cast = Cast::new(json!({})).await;
+    cast.three().await;
+    cast.publish(&[("d", vec![b'4']), ("e", vec![b'5']), ("f", vec![b'6']), ("g", vec![b'7'])]).await;
+    let arguments = ["--trigger", "never", "--exec", CONCATENATE];
+    let mut process = cast.process(&arguments);
+    assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
+    assert_eq!(process.stdout(), "round 1 leased\nround 1 done\nround 2 leased\nround 2 done\n");
+    assert_eq!(cast.result().await, b"456");
+    let batch = cast.api().get("/v1/pools/demo/batches/3").await;
+    assert_eq!(batch["state"], "open", "{batch}");
+
+    cast.publish(&[("h", vec![8]), ("i", vec![9])]).await;
+    let mut failing = cast.process(&["--trigger", "never", "--exec", "exit 3"]);
+    assert_eq!(failing.wait(PATIENCE).await.code(), Some(1));
+    assert!(failing.stderr().contains("round 3"), "{}", failing.stderr());
+    cast.edge.relay.cut();
+    let mut offline = cast.process(&["--patience", "1", "--trigger", "never", "--exec", CONCATENATE]);
+    assert_eq!(offline.wait(PATIENCE).await.code(), Some(75), "{}", offline.stderr());
+}

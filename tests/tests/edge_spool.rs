@@ -1,0 +1,227 @@
+//! `millpond-edge spool` and what lies in one: entries that are discarded or exported, times over steps of the clock, and what another
+//! process has in flight.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use millpond_failpoint::Point;
+use millpond_protocol::{Role, Timestamp};
+use millpond_tests::{Edge, Server, Shim, edge_binary, was_killed};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+async fn device() -> (Server, Edge) {
+    let server = Server::start().await;
+    server.pool("demo", json!({ "grouping": "window", "window_s": 86_400 })).await;
+    let who = server.member("demo", "edge-1", Role::Publisher).await;
+    let edge = Edge::new(&server, who).await;
+    (server, edge)
+}
+
+fn now_ms() -> i64 {
+    millpond_edge::clock::wall_ms()
+}
+
+/// Runs the device's command with the umask that hides nothing.
+fn open_to_all(edge: &Edge, arguments: &[&str]) {
+    let mut command = Command::new("sh");
+    let plain = edge.command(&[]);
+    command.args(["-c", r#"umask 000; exec "$0" "$@""#]).arg(edge_binary()).args(arguments);
+    command
+        .current_dir(edge.directory())
+        .envs(plain.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[tokio::test]
+async fn what_is_refused_damaged_or_not_wanted_is_listed_and_discarded() {
+    let (server, edge) = device().await;
+    for name in ["one", "two", "three", "four"] {
+        edge.file(name, name.as_bytes());
+    }
+    edge.done(&["push", "--id", "taken", "one"]).await;
+    assert_eq!(edge.run(&["push", "--id", "taken", "two"]).await.status.code(), Some(1));
+    edge.done(&["push", "--offline", "--id", "rotten", "three"]).await;
+    let entry = std::fs::read_dir(edge.spool().join("ready")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&entry).unwrap();
+    bytes[0] ^= 1;
+    std::fs::write(&entry, bytes).unwrap();
+    assert_eq!(edge.run(&["spool", "flush"]).await.status.code(), Some(1));
+    edge.done(&["push", "--offline", "--id", "waits", "four"]).await;
+    let states = async || {
+        let list = edge.done(&["--json", "spool", "list"]).await;
+        let lines = list.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let text = |line: &Value, key: &str| line[key].as_str().unwrap().to_owned();
+        lines.map(|line| (text(&line, "state"), text(&line, "upload"))).collect::<Vec<_>>()
+    };
+    let all = [("waiting", "waits"), ("refused", "taken"), ("damaged", "rotten")];
+    assert_eq!(states().await, all.map(|(state, id)| (state.to_owned(), id.to_owned())));
+
+    let nothing = edge.run(&["spool", "discard"]).await;
+    assert_eq!(nothing.status.code(), Some(2));
+    let unknown = edge.run(&["spool", "discard", "waits", "stranger"]).await;
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("stranger is not there: nothing was removed"));
+    let elsewhere = edge.run(&["spool", "discard", "--refused", "rotten"]).await;
+    assert_eq!((elsewhere.status.code(), states().await.len()), (Some(1), 3));
+
+    assert_eq!(edge.done(&["spool", "discard", "--refused"]).await, "1 files discarded\n");
+    assert_eq!(std::fs::read_dir(edge.spool().join("refusals")).unwrap().count(), 0);
+    edge.done(&["spool", "discard", "rotten", "waits"]).await;
+    assert_eq!(states().await, []);
+    let log = std::fs::read_to_string(edge.spool().join("dropped.log")).unwrap();
+    for (from, id) in [("ready", "waits"), ("refused", "taken"), ("damaged", "rotten")] {
+        let line = log.lines().find(|line| line.contains(id)).unwrap();
+        assert!(line.contains(&format!(r#""from":"{from}""#)), "{log}");
+    }
+    assert_eq!(server.uploads("demo").await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_waits_is_not_discarded_while_somebody_sends() {
+    let (server, edge) = device().await;
+    edge.file("one", b"1");
+    edge.done(&["push", "--offline", "--id", "one", "one"]).await;
+    edge.relay.cut();
+    let mut flush = edge.start("flush", &["--patience", "600", "spool", "flush"]);
+    let spool = millpond_edge::spool::Spool::open(&edge.spool(), Default::default()).unwrap();
+    while spool.sending().unwrap().is_some() {
+        assert!(flush.status().is_none(), "{}", flush.stderr());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(edge.run(&["spool", "discard", "one"]).await.status.code(), Some(75));
+    edge.relay.mend(server.mqtt());
+    assert!(flush.wait(PATIENCE).await.success(), "{}", flush.stderr());
+    assert_eq!(server.uploads("demo").await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_exported_is_its_owners_alone_whatever_the_umask() {
+    let (_server, edge) = device().await;
+    edge.file("one", b"1");
+    open_to_all(&edge, &["push", "--offline", "--id", "one", "one"]);
+    open_to_all(&edge, &["spool", "export", "out"]);
+    let out = edge.directory().join("out");
+    for (path, expected) in [("files", 0o700), ("about", 0o700), ("files/one", 0o600), ("about/one", 0o600)] {
+        assert_eq!(mode(&out.join(path)), expected, "{path}");
+    }
+    assert_eq!(std::fs::read(out.join("files/one")).unwrap(), b"1");
+}
+
+/// Event time of each upload, by id.
+async fn times(server: &Server) -> Vec<(String, i64)> {
+    let uploads = server.uploads("demo").await;
+    let time =
+        |upload: &Value| upload["event_time"].as_str().unwrap().parse::<Timestamp>().unwrap().as_millis();
+    uploads.iter().map(|upload| (upload["upload"].as_str().unwrap().to_owned(), time(upload))).collect()
+}
+
+#[tokio::test]
+async fn a_clock_that_is_stepped_between_capture_and_sending_does_not_move_the_capture() {
+    let Some(shim) = Shim::new() else { return };
+    let (server, mut edge) = device().await;
+    edge.set_environment(shim.clocked());
+    edge.file("reading", b"21.5");
+    let (day, begin) = (86_400_000, now_ms());
+    // How far the device's clock is ahead when it captures, each time.
+    let clocks = [("in-1970", -begin), ("years-ahead", 1_000 * day), ("days-behind", -5 * day), ("right", 0)];
+    for (id, ahead) in clocks {
+        shim.set_clock(ahead);
+        edge.done(&["push", "--offline", "--id", id, "reading"]).await;
+    }
+    let end = now_ms();
+    // And when it sends.
+    shim.set_clock(-40 * day);
+    edge.done(&["spool", "flush"]).await;
+    // Once the server's time is known in this boot, a capture is dated by it, whatever the clock on the wall shows then or later.
+    shim.set_clock(700 * day);
+    edge.done(&["push", "--offline", "--id", "later", "reading"]).await;
+    let last = now_ms();
+    shim.set_clock(-begin);
+    edge.done(&["spool", "flush"]).await;
+    let times = times(&server).await;
+    let ids: BTreeSet<&str> = times.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(ids, BTreeSet::from(["in-1970", "years-ahead", "days-behind", "right", "later"]));
+    // The server's time is known to half of what the question for it took; the steps are of days.
+    let slack = 60_000;
+    for (id, time) in &times {
+        let until = if id == "later" { last } else { end };
+        assert!(
+            (begin - slack..=until + slack).contains(time),
+            "{id}: {time}, pushed from {begin} to {until}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_push_leaves_what_another_process_had_in_flight_in_doubt_and_nobody_sends_it_twice() {
+    let (server, edge) = device().await;
+    let names: Vec<String> = (0..20).map(|n| format!("file-{n}")).collect();
+    for name in &names {
+        edge.file(name, &name.bytes().cycle().take(20_000).collect::<Vec<_>>());
+    }
+    let mut push = vec!["push", "--offline"];
+    push.extend(names.iter().map(String::as_str));
+    edge.done(&push).await;
+    // The server has them all, and the device dies before it acts on the first receipts.
+    edge.arm(Point::FlushReceipted, 1);
+    let mut flush = edge.start("flush", &["spool", "flush"]);
+    assert!(was_killed(flush.wait(PATIENCE).await));
+    edge.disarm();
+    let sent = edge.relay.upward();
+    assert!(sent > 400_000);
+    let in_flight = std::fs::read_to_string(edge.spool().join("in-flight")).unwrap().lines().count();
+    assert_eq!(in_flight, 20);
+    edge.file("now", b"now");
+    assert!(edge.done(&["push", "--only", "now"]).await.starts_with("stored"));
+    // A push that is killed itself keeps them in doubt, too.
+    edge.file("then", b"then");
+    edge.arm(Point::FlushReceipted, 1);
+    let mut killed = edge.start("killed", &["push", "--only", "then"]);
+    assert!(was_killed(killed.wait(PATIENCE).await));
+    edge.disarm();
+    edge.done(&["spool", "flush"]).await;
+    assert!(edge.relay.upward() - sent < 40_000, "{} of {sent} bytes again", edge.relay.upward() - sent);
+    assert_eq!(server.uploads("demo").await.len(), 22);
+    assert_eq!(std::fs::read_dir(edge.spool().join("ready")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_push_beside_a_flush_that_lives_waits_for_its_turn_and_touches_nothing_in_flight() {
+    let (server, edge) = device().await;
+    let names: Vec<String> = (0..40).map(|n| format!("file-{n}")).collect();
+    for name in &names {
+        edge.file(name, &name.bytes().cycle().take(10_000).collect::<Vec<_>>());
+    }
+    let mut push = vec!["push", "--offline"];
+    push.extend(names.iter().map(String::as_str));
+    edge.done(&push).await;
+    edge.relay.cut_after(200_000);
+    let mut flush = edge.start("flush", &["--patience", "600", "spool", "flush"]);
+    edge.relay.was_cut().await;
+    edge.file("now", b"now");
+    let mut push = edge.start("push", &["push", "--only", "now"]);
+    let here = edge.spool().join("ready");
+    while std::fs::read_dir(&here).unwrap().count() < 41 {
+        assert!(push.status().is_none(), "{}", push.stderr());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    edge.relay.mend(server.mqtt());
+    assert!(flush.wait(PATIENCE).await.success(), "{}", flush.stderr());
+    assert!(push.wait(PATIENCE).await.success(), "{}", push.stderr());
+    assert!(push.stdout().starts_with("stored"), "{}", push.stdout());
+    assert_eq!(server.uploads("demo").await.len(), 41);
+    // What was cut, and all of it once more; not a second time by the other process.
+    assert!(edge.relay.upward() < 700_000, "{}", edge.relay.upward());
+}
