@@ -1,4 +1,14 @@
 //! Exponential back-off with full jitter: a fleet that lost its server together does not come back together.
+//!
+//! ```
+//! use std::time::Duration;
+//! use millpond_edge::backoff::{Backoff, random};
+//!
+//! let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
+//! assert!(backoff.next(random()) <= Duration::from_millis(500));
+//! assert!(backoff.next(random()) <= Duration::from_secs(1));
+//! backoff.reset();
+//! ```
 
 use std::time::Duration;
 

@@ -2,6 +2,20 @@
 //!
 //! A [`Stamp`] is taken from two clocks: the wall clock, and the one that counts since boot and is never set. A later measurement
 //! of the server's time in the same boot (an [`Anchor`]) tells when the stamp was taken, whatever was done to the wall clock in between.
+//!
+//! ```
+//! use millpond_edge::clock::{Boot, Stamp, measured};
+//! use millpond_protocol::Timestamp;
+//!
+//! // As `Stamp::now()` takes it on a device that booted in 1970, a minute ago.
+//! let at = |wall_ms, ms| Stamp { wall_ms, boot: Some(Boot { id: "this boot".to_owned(), ms }) };
+//! let captured = at(60_000, 60_000);
+//! // Later its clock is right, and the server says what time it is.
+//! let (before, after) = (at(1_795_302_000_000, 90_000), at(1_795_302_000_010, 90_010));
+//! let (offset, anchor) = measured(&before, 1_795_302_000_005, &after).expect("no clock was set meanwhile");
+//! let time = captured.in_server_time(anchor.as_slice(), offset.ms, Timestamp::clamped(after.wall_ms));
+//! assert_eq!(time.as_millis(), 1_795_302_000_000 - 30_000);
+//! ```
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

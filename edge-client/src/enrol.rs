@@ -4,21 +4,28 @@
 //! The token is on disk before the first request leaves, so an answer that was lost is asked for again with the same one,
 //! also by a later process, and costs one use of the join token in all.
 //!
-//! ```no_run
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
 //! use millpond_edge::enrol::{Request, enrol};
+//! use millpond_edge::identity::Identity;
 //! use millpond_edge::session::{self, Token};
 //!
-//! let request = Request {
-//!     server: "https://mill.example.org:8080".to_owned(),
-//!     pool: "demo".parse()?,
-//!     member: "edge-7".parse()?,
-//!     join: Token::new("mpj_…"),
-//!     ca: None,
-//! };
-//! let within = std::time::Duration::from_secs(30);
-//! let identity = enrol("/var/lib/device/identity".as_ref(), &request, within).await?;
-//! let (session, inbox) = session::open(identity.config()?.expect("the server has answered"));
+//! # let stage = millpond::demo::Stage::start().await?;
+//! # let server = stage.server_url().to_owned();
+//! # let new = serde_json::json!({ "name": "line-3", "role": "publisher", "uses": 1, "expires_s": 600 });
+//! # let join = stage.post("pools/demo/joins", &new).await?;
+//! # let join = join["token"].as_str().expect("a token").to_owned();
+//! # let directory = tempfile::tempdir()?;
+//! # let directory = directory.path().join("identity");
+//! let (pool, member, join) = ("demo".parse()?, "edge-9".parse()?, Token::new(join));
+//! let request = Request { server, pool, member, join, ca: None };
+//! enrol(&directory, &request, Duration::from_secs(60)).await?;
+//! // From then on, also in another process:
+//! let identity = Identity::read(&directory)?.expect("it was enrolled");
+//! let (session, _inbox) = session::open(identity.config()?.expect("the server has answered"));
+//! session.connected(Duration::from_secs(30)).await?;
 //! # Ok(()) }
 //! ```
 

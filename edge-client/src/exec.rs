@@ -4,6 +4,19 @@
 //! Beside each runs a guard, a shell of the same group that reads a pipe to which only this process holds the other end. If
 //! this process dies, even by SIGKILL, the pipe ends, and the guard kills the group. The command begins when its guard is there.
 //! Only what leaves its group (`setsid`) is not found.
+//!
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> std::io::Result<()> {
+//! use millpond_edge::exec::Running;
+//!
+//! let mut running = Running::start("sleep 1000 & exit \"$CODE\"", |command| {
+//!     command.env("CODE", "3");
+//! })?;
+//! // What it left behind has ended with it.
+//! assert_eq!(running.wait().await?.code(), Some(3));
+//! # Ok(()) }
+//! ```
 
 use std::io::{self, PipeWriter, Write as _};
 use std::os::unix::process::CommandExt as _;

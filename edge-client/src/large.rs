@@ -2,6 +2,33 @@
 //!
 //! Up to [`SINGLE`] bytes it is one PUT; above, parts, of which the server says which it has: whoever is interrupted, also by the
 //! death of its process, sends the others. URLs are asked for a few parts at a time, so none expires while it waits.
+//!
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use millpond_edge::large;
+//! use millpond_edge::session::{self, Config, Token};
+//! use millpond_edge::transfer::{self, Meter, Options, Transfer};
+//! use millpond_protocol::message::Outcome;
+//! use serde_json::json;
+//!
+//! # let stage = millpond::demo::Stage::start().await?;
+//! # let who = stage.member("edge-7", millpond_protocol::Role::Publisher).await?;
+//! # let (host, port, token) = (who.mqtt.ip().to_string(), who.mqtt.port(), who.token);
+//! # let directory = tempfile::tempdir()?;
+//! # let directory = directory.path();
+//! let file = directory.join("map.bin");
+//! std::fs::write(&file, vec![7; 20_000_000])?;
+//! let sha256 = transfer::digest(&file, 20_000_000, None)?.sha256;
+//! let config = Config::new(host, port, "demo".parse()?, "edge-7".parse()?, Token::new(token));
+//! let (session, _inbox) = session::open(config);
+//! let transfer = Transfer::new(Options::default());
+//! let put = serde_json::from_value(json!({ "name": "map.bin", "size": 20_000_000, "sha256": sha256 }))?;
+//! let meter = Meter::silent();
+//! let receipt = large::upload(&session, &transfer, &file, &"map-1".parse()?, put, &meter).await?;
+//! assert_eq!((receipt.outcome, large::part_size(20_000_000)), (Outcome::Stored, Some(8 << 20)));
+//! # Ok(()) }
+//! ```
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

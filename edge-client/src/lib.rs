@@ -20,16 +20,22 @@
 //! | [`enrol`], [`identity`] | a device that becomes a member by itself, and what it keeps of that |
 //! | [`clock`] | when something happened, on machines whose clock is wrong |
 //!
-//! From a file to its receipt:
+//! From a file to its receipt, as the examples of the modules do it with a server behind `host` and `port`:
 //!
-//! ```no_run
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use millpond_edge::clock::Stamp;
 //! use millpond_edge::sender::{self, Options, Report};
 //! use millpond_edge::session::{self, Config, Token};
 //! use millpond_edge::spool::{About, Limits, Spool};
 //!
-//! let mut spool = Spool::open("/var/lib/device/spool".as_ref(), Limits::default())?;
+//! # let stage = millpond::demo::Stage::start().await?;
+//! # let who = stage.member("edge-7", millpond_protocol::Role::Publisher).await?;
+//! # let (host, port, token) = (who.mqtt.ip().to_string(), who.mqtt.port(), who.token);
+//! # let directory = tempfile::tempdir()?;
+//! # let directory = directory.path().join("spool");
+//! let mut spool = Spool::open(&directory, Limits::default())?;
 //! let staged = spool.stage(&b"21.5 degrees\n"[..], |_sha256| About {
 //!     upload: "reading-1".parse().expect("an id"),
 //!     name: "reading.txt".parse().expect("a name"),
@@ -41,11 +47,12 @@
 //! })?;
 //! spool.add(vec![staged])?;
 //!
-//! let config = Config::new("127.0.0.1", 1883, "demo".parse()?, "edge-7".parse()?, Token::new("mpd_…"));
+//! let config = Config::new(host, port, "demo".parse()?, "edge-7".parse()?, Token::new(token));
 //! let (session, mut inbox) = session::open(config.topics(sender::TOPICS));
 //! if let Some(_sending) = spool.sending()? {
 //!     let mut report = |report: Report<'_>| println!("{report:?}");
-//!     sender::flush(&mut spool, &session, &mut inbox, &Options::default(), &mut report).await?;
+//!     let done = sender::flush(&mut spool, &session, &mut inbox, &Options::default(), &mut report).await?;
+//!     assert_eq!((done.stored, spool.held_now()), (1, (0, 0)));
 //! }
 //! # Ok(()) }
 //! ```

@@ -174,25 +174,32 @@ async fn a_push_leaves_what_another_process_had_in_flight_in_doubt_and_nobody_se
     let mut push = vec!["push", "--offline"];
     push.extend(names.iter().map(String::as_str));
     edge.done(&push).await;
-    // The server has them all, and the device dies before it acts on the first receipts.
+    // The server has some, perhaps all, and the device dies before it acts on the first receipts.
     edge.arm(Point::FlushReceipted, 1);
     let mut flush = edge.start("flush", &["spool", "flush"]);
     assert!(was_killed(flush.wait(PATIENCE).await));
     edge.disarm();
-    let sent = edge.relay.upward();
-    assert!(sent > 400_000);
-    let in_flight = std::fs::read_to_string(edge.spool().join("in-flight")).unwrap().lines().count();
-    assert_eq!(in_flight, 20);
+    let (sent, stored) = (edge.relay.upward(), server.uploads("demo").await.len() as u64);
+    assert!(stored > 0);
+    let in_flight = || {
+        let noted = std::fs::read_to_string(edge.spool().join("in-flight")).unwrap();
+        noted.lines().map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let doubtful = in_flight();
+    assert!(doubtful.len() as u64 >= stored, "{doubtful:?}");
     edge.file("now", b"now");
     assert!(edge.done(&["push", "--only", "now"]).await.starts_with("stored"));
+    assert!(in_flight().is_superset(&doubtful));
     // A push that is killed itself keeps them in doubt, too.
     edge.file("then", b"then");
     edge.arm(Point::FlushReceipted, 1);
     let mut killed = edge.start("killed", &["push", "--only", "then"]);
     assert!(was_killed(killed.wait(PATIENCE).await));
     edge.disarm();
+    assert!(in_flight().is_superset(&doubtful));
     edge.done(&["spool", "flush"]).await;
-    assert!(edge.relay.upward() - sent < 40_000, "{} of {sent} bytes again", edge.relay.upward() - sent);
+    let again = edge.relay.upward() - sent;
+    assert!(again < (20 - stored) * 20_000 + 40_000, "{again} bytes, and the server had {stored} files");
     assert_eq!(server.uploads("demo").await.len(), 22);
     assert_eq!(std::fs::read_dir(edge.spool().join("ready")).unwrap().count(), 0);
 }
@@ -213,7 +220,12 @@ async fn a_push_beside_a_flush_that_lives_waits_for_its_turn_and_touches_nothing
     edge.file("now", b"now");
     let mut push = edge.start("push", &["push", "--only", "now"]);
     let here = edge.spool().join("ready");
-    while std::fs::read_dir(&here).unwrap().count() < 41 {
+    let spooled = |name: &str| {
+        std::fs::read_dir(&here)
+            .unwrap()
+            .any(|item| item.unwrap().file_name().to_string_lossy().contains(name))
+    };
+    while !spooled(".now-") {
         assert!(push.status().is_none(), "{}", push.stderr());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -32,10 +32,10 @@ use millpond_protocol::Timestamp;
 pub use edge::{Client, client};
 pub use link::{Beside, Credentials, Link, Message};
 pub use report::{Large, Offline, Report, Resumed, RoundReport};
+pub use stage::Stage;
 
 use company::Company;
 use progress::Progress;
-use stage::Stage;
 
 /// Length of a window: days, so that the present one does not end under the demo's feet (and no harm if it does).
 const WINDOW: Duration = Duration::from_secs(86_400);

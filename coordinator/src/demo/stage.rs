@@ -19,8 +19,8 @@ use crate::server;
 /// How long storage may be silent.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A running server with the pool `demo`.
-pub(super) struct Stage {
+/// A running server on loopback with the pool `demo`, in a directory that is gone with it; for the demo, and for examples.
+pub struct Stage {
     pub(super) http: reqwest::Client,
     pool: PoolName,
     api: String,
@@ -34,7 +34,10 @@ pub(super) struct Stage {
 
 impl Stage {
     /// Starts the server and makes the pool.
-    pub(super) async fn start() -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// What kept it from starting.
+    pub async fn start() -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let mut config = Config::default();
         config.server.data_dir = directory.path().join("data");
@@ -97,7 +100,10 @@ impl Stage {
     }
 
     /// Adds a member, and answers what it connects with.
-    pub(super) async fn member(&self, name: &str, role: Role) -> anyhow::Result<Credentials> {
+    ///
+    /// # Errors
+    /// The server's refusal.
+    pub async fn member(&self, name: &str, role: Role) -> anyhow::Result<Credentials> {
         let path = format!("pools/{}/members", self.pool);
         let new = json!({ "member": name, "role": role });
         let hand_out: Value = self.api(reqwest::Method::POST, &path, &new).await?;
@@ -108,6 +114,19 @@ impl Stage {
             client_id: name.to_owned(),
             token: hand_out["token"].as_str().context("a hand-out without a token")?.to_owned(),
         })
+    }
+
+    /// Where the server's HTTP is.
+    pub fn server_url(&self) -> &str {
+        &self.api
+    }
+
+    /// POSTs to a path below `/v1`, as the admin.
+    ///
+    /// # Errors
+    /// The server's refusal.
+    pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.api(reqwest::Method::POST, path, body).await
     }
 
     async fn api<T: DeserializeOwned>(

@@ -7,6 +7,46 @@
 //!
 //! A result that was overtaken before it was shown is skipped. The command runs at least once for each version that was shown: if the process dies
 //! while it runs, it runs again.
+//!
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//! use millpond_edge::listen::{self, Options, Shelf, listen};
+//! use millpond_edge::session::{self, Config, Token};
+//! use millpond_edge::transfer::{self, Meters, Transfer};
+//! # use millpond_edge::process::{self, Trigger, process};
+//!
+//! # let stage = millpond::demo::Stage::start().await?;
+//! # let who = stage.member("lobby", millpond_protocol::Role::Listener).await?;
+//! # let (host, port, token) = (who.mqtt.ip().to_string(), who.mqtt.port(), who.token);
+//! # let device = stage.member("edge-7", millpond_protocol::Role::Publisher).await?;
+//! # let device = Config::new(&host, port, "demo".parse()?, "edge-7".parse()?, Token::new(device.token));
+//! # let (device, _inbox) = session::open(device);
+//! # device.connected(std::time::Duration::from_secs(30)).await?;
+//! # device.upload(&"hello-1".parse()?, &b"hello"[..], Default::default()).await?;
+//! # let directory = tempfile::tempdir()?;
+//! # let directory = directory.path();
+//! let transfer = Arc::new(Transfer::new(transfer::Options::default()));
+//! # let mill = stage.member("mill", millpond_protocol::Role::Processor).await?;
+//! # let mill = Config::new(&host, port, "demo".parse()?, "mill".parse()?, Token::new(mill.token));
+//! # let (mill, mut offers) = session::open(mill.topics(process::TOPICS));
+//! # let options = process::Options {
+//! #     trigger: Trigger::Every(Duration::from_secs(900)),
+//! #     once: true,
+//! #     ..process::Options::new(r#"cat "$MILLPOND_INPUT"/*/* > "$MILLPOND_OUTPUT""#, directory.join("work"))
+//! # };
+//! # process(&mill, &mut offers, &transfer, &options, &mut |_| {}, std::future::pending()).await?;
+//! let mut shelf = Shelf::open(&directory.join("model"))?;
+//! let config = Config::new(host, port, "demo".parse()?, "lobby".parse()?, Token::new(token));
+//! let (session, mut inbox) = session::open(config.topics(listen::TOPICS));
+//! let exec_timeout = Duration::from_secs(60);
+//! let options = Options { keep: 3, exec: None, exec_timeout, once: true, meters: Meters::default() };
+//! listen(&mut shelf, &session, &mut inbox, &transfer, &options, &mut |report| println!("{report:?}")).await?;
+//! assert_eq!(std::fs::read(directory.join("model/current"))?, b"hello");
+//! # Ok(()) }
+//! ```
 
 mod disk;
 mod fetch;

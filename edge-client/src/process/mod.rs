@@ -16,6 +16,37 @@
 //! Exit 0 with an output that is not empty: done. 75: the round is given back for another attempt. Anything else: the round has failed.
 //!
 //! A process that dies leaves a note of its lease; the next one gives that round back before it claims another.
+//!
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//! use millpond_edge::process::{self, Options, Report, Trigger, process};
+//! use millpond_edge::session::{self, Config, Token};
+//! use millpond_edge::transfer::{self, Transfer};
+//!
+//! # let stage = millpond::demo::Stage::start().await?;
+//! # let who = stage.member("mill", millpond_protocol::Role::Processor).await?;
+//! # let (host, port, token) = (who.mqtt.ip().to_string(), who.mqtt.port(), who.token);
+//! # let device = stage.member("edge-7", millpond_protocol::Role::Publisher).await?;
+//! # let device = Config::new(&host, port, "demo".parse()?, "edge-7".parse()?, Token::new(device.token));
+//! # let (device, _inbox) = session::open(device);
+//! # device.connected(std::time::Duration::from_secs(30)).await?;
+//! # device.upload(&"hello-1".parse()?, &b"hello"[..], Default::default()).await?;
+//! # let directory = tempfile::tempdir()?;
+//! # let directory = directory.path();
+//! let exec = r#"cat "$MILLPOND_INPUT"/*/* > "$MILLPOND_OUTPUT""#;
+//! let trigger = Trigger::Every(Duration::from_secs(900));
+//! let options = Options { trigger, once: true, ..Options::new(exec, directory.join("work")) };
+//! let config = Config::new(host, port, "demo".parse()?, "mill".parse()?, Token::new(token));
+//! let (session, mut inbox) = session::open(config.topics(process::TOPICS));
+//! let transfer = Arc::new(Transfer::new(transfer::Options::default()));
+//! let mut report = |report: Report<'_>| println!("{report:?}");
+//! let never = std::future::pending();
+//! process(&session, &mut inbox, &transfer, &options, &mut report, never).await?;
+//! # Ok(()) }
+//! ```
 
 mod error;
 mod input;

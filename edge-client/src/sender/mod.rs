@@ -7,7 +7,8 @@
 //! A statement of completion ([`crate::spool::Spool::complete`]) is told when every file that it speaks of has been receipted, or
 //! with the bundle that carries the last of them.
 //!
-//! [`flush`] reads the session's inbox while it runs. The spool's operations block for as long as the disk takes.
+//! [`flush`] reads the session's inbox while it runs. The spool's operations block for as long as the disk takes. The [page of the
+//! library](crate) shows it at work.
 
 mod complete;
 mod outcome;

@@ -12,22 +12,29 @@
 //! - A **receipt** is acknowledged when its [`Ack`] is, and comes again on the next connection if it was not. Of the state
 //!   topics the newest message counts; they are acknowledged when they are read.
 //!
-//! ```no_run
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use std::time::Duration;
 //! use millpond_edge::session::{self, Config, Event, Token, Topic};
 //! use millpond_protocol::{access::Op, message::answer};
 //!
-//! let config = Config::new("127.0.0.1", 1883, "demo".parse()?, "edge-7".parse()?, Token::new("mpd_…"));
+//! # let stage = millpond::demo::Stage::start().await?;
+//! # let who = stage.member("edge-7", millpond_protocol::Role::Publisher).await?;
+//! # let (host, port, token) = (who.mqtt.ip().to_string(), who.mqtt.port(), who.token);
+//! let config = Config::new(host, port, "demo".parse()?, "edge-7".parse()?, Token::new(token));
 //! let (session, mut inbox) = session::open(config.topics([Topic::Receipts]));
-//! let time: answer::Time = session.ask(Op::Time, &serde_json::json!({}), Duration::from_secs(10)).await?;
+//! let time: answer::Time = session.ask(Op::Time, &serde_json::json!({}), Duration::from_secs(30)).await?;
+//! println!("the server's clock shows {}", time.time);
 //! session.upload(&"hello-1".parse()?, &b"hello"[..], Default::default()).await?;
 //! while let Some(event) = inbox.next().await {
 //!     if let Event::Receipt(receipt, ack) = event {
-//!         println!("{}: {:?}", receipt.upload, receipt.outcome);
+//!         assert_eq!(receipt.upload, "hello-1");
 //!         ack.done().await;
+//!         break;
 //!     }
 //! }
+//! session.close().await;
 //! # Ok(()) }
 //! ```
 

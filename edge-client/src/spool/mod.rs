@@ -38,6 +38,37 @@
 //! `complete` is synced before it is promised. A statement leaves when the server has answered it; it may be told twice, under the same id.
 //!
 //! `in-flight` is a hint for not sending twice, `anchors` one for better times: they are not synced, and may be lost.
+//!
+//! # An example
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use millpond_edge::clock::Stamp;
+//! use millpond_edge::spool::{About, Entry, Limits, Place, Spool, WhenFull};
+//!
+//! # let directory = tempfile::tempdir()?;
+//! # let directory = directory.path().join("spool");
+//! let limits = Limits { files: 1_000, bytes: 1 << 30, when_full: WhenFull::DropOldest };
+//! let mut spool = Spool::open(&directory, limits)?;
+//! let staged = spool.stage(&b"21.5 degrees\n"[..], |sha256| About {
+//!     upload: format!("reading-{}", &sha256.to_string()[..16]).parse().expect("an id"),
+//!     name: "reading.txt".parse().expect("a name"),
+//!     event_time: None,
+//!     label: None,
+//!     content_type: None,
+//!     meta: None,
+//!     captured: Stamp::now(),
+//! })?;
+//! spool.add(vec![staged])?;
+//! // From here on it survives kill -9 and the loss of power; another process, or the next one, finds it.
+//! let mut another = Spool::open(&directory, limits)?;
+//! let entries: Vec<Entry> = another.entries()?.cloned().collect();
+//! let (document, bytes) = another.load(&entries[0])?;
+//! assert_eq!((document.about.name.as_str(), bytes.as_slice()), ("reading.txt", &b"21.5 degrees\n"[..]));
+//! another.discard(Place::Waiting, &entries)?;
+//! assert_eq!(spool.entries()?.count(), 0);
+//! # Ok(()) }
+//! ```
 
 mod aside;
 mod disk;
@@ -51,7 +82,8 @@ mod statements;
 mod store;
 
 pub(crate) use disk::{
-    directories, directory as make_directory, open as open_private, private_directories, replace, write_synced,
+    directories, directory as make_directory, open as open_private, private_directories, replace,
+    write_synced,
 };
 pub use entry::{About, Document, Entry};
 pub use leave::Place;

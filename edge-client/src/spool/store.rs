@@ -179,8 +179,8 @@ impl Spool {
     /// As [`Spool::describe`].
     pub fn load(&self, entry: &Entry) -> Result<(Document, Vec<u8>), SpoolError> {
         let path = self.path(entry);
-        let (document, bytes) =
-            at(&path, disk::load(self.open_entry(entry)?, entry))?.map_err(|why| self.put_aside(entry, why))?;
+        let (document, bytes) = at(&path, disk::load(self.open_entry(entry)?, entry))?
+            .map_err(|why| self.put_aside(entry, why))?;
         if Sha256::of(&bytes) != document.sha256 {
             return Err(self.put_aside(entry, "its bytes are not what was written".to_owned()));
         }

@@ -8,15 +8,35 @@
 //! attempt, and [`Options::attempts`] attempts without a new byte end the transfer. URLs expire in the meantime; then the
 //! error is [`TransferError::Expired`], and the same call with fresh URLs goes on where it was.
 //!
-//! ```no_run
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use millpond_edge::transfer::{Expected, Meter, Options, Transfer};
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
+//! use millpond_edge::transfer::{self, Expected, Meter, Options, Transfer};
+//! # use millpond_edge::{large, session::{self, Config, Token}};
+//! # use millpond_protocol::access::Op;
+//! # use serde_json::{Value, json};
 //!
+//! # let stage = millpond::demo::Stage::start().await?;
+//! # let who = stage.member("edge-7", millpond_protocol::Role::Publisher).await?;
+//! # let (host, port, token) = (who.mqtt.ip().to_string(), who.mqtt.port(), who.token);
+//! # let directory = tempfile::tempdir()?;
+//! # let directory = directory.path();
+//! # let config = Config::new(host, port, "demo".parse()?, "edge-7".parse()?, Token::new(token));
+//! # let (session, _inbox) = session::open(config);
+//! # let map = directory.join("map.bin");
+//! # std::fs::write(&map, vec![7; 300_000])?;
+//! let sha256 = transfer::digest(&map, 300_000, None)?.sha256;
 //! let transfer = Transfer::new(Options::default());
-//! let expected = Expected { size: 409_600, sha256: "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03".parse()? };
-//! let meter = Meter::new(expected.size, |done, total| eprintln!("{done} of {total} bytes"));
-//! transfer.fetch("http://127.0.0.1:9000/…", "result.part".as_ref(), &expected, &meter).await?;
-//! millpond_edge::transfer::place("result.part".as_ref(), "result".as_ref())?;
+//! # let put = serde_json::from_value(json!({ "name": "map.bin", "size": 300_000, "sha256": sha256 }))?;
+//! # large::upload(&session, &transfer, &map, &"map-1".parse()?, put, &Meter::silent()).await?;
+//! let answer: Value = session.ask(Op::Get, &json!({ "upload": "map-1" }), Duration::from_secs(30)).await?;
+//! let url = answer["url"].as_str().expect("larger files come by URL");
+//! let (partial, file) = (directory.join("map.part"), directory.join("map"));
+//! let meter = Meter::new(300_000, |done, total| eprintln!("{done} of {total} bytes"));
+//! transfer.fetch(url, &partial, &Expected { size: 300_000, sha256 }, &meter).await?;
+//! transfer::place(&partial, &file)?;
+//! assert_eq!(std::fs::read(&file)?, std::fs::read(&map)?);
 //! # Ok(()) }
 //! ```
 

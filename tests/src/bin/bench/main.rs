@@ -1,7 +1,7 @@
 //! The benchmarks: each prints its figure beside a reference measured in the same run.
 //!
 //!     cargo run --release -p millpond-tests --bin bench            all of them
-//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, seal, fanout, app, round, idle, tls, storage,
+//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, edge, seal, fanout, app, round, idle, tls, storage,
 //!                                                                 retention, overload, reconnect
 //!     cargo run --release -p millpond-tests --bin bench -- peers   RabbitMQ, nats-server, mosquitto, nginx and Flower, as far as they are installed;
 //!                                                                 download and flower are parts of it
@@ -12,6 +12,7 @@
 mod app;
 mod brokers;
 mod download;
+mod edge;
 mod fanout;
 mod flower;
 mod flush;
@@ -43,6 +44,7 @@ async fn main() -> Result<()> {
         (None, _) => {
             ingest::run().await?;
             flush::run().await?;
+            edge::run().await?;
             seal::run().await?;
             fanout::run().await?;
             app::run().await?;
@@ -54,6 +56,7 @@ async fn main() -> Result<()> {
         }
         (Some("ingest"), None) => ingest::run().await,
         (Some("flush"), None) => flush::run().await,
+        (Some("edge"), None) => edge::run().await,
         (Some("seal"), None) => seal::run().await,
         (Some("fanout"), None) => fanout::run().await,
         (Some("app"), None) => app::run().await,
@@ -74,7 +77,7 @@ async fn main() -> Result<()> {
         (Some("growth"), rows) => growth::run(rows.as_deref()).await,
         (Some(other), _) => {
             bail!(
-                "there is no benchmark {other}: ingest, flush, seal, fanout, app, round, idle, tls, storage, retention, overload, reconnect, download, flower, peers, growth, or none for all but the last six"
+                "there is no benchmark {other}: ingest, flush, edge, seal, fanout, app, round, idle, tls, storage, retention, overload, reconnect, download, flower, peers, growth, or none for all but the last six"
             )
         }
     }
