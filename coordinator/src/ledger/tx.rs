@@ -160,6 +160,13 @@ pub struct Tx<'a> {
     pub(super) effects: Effects,
 }
 
+impl<'a> Tx<'a> {
+    /// What a job does from now on.
+    pub(super) fn begin(sql: &'a Connection, state: &'a mut State) -> Self {
+        Self { sql, now: state.clock(), state, effects: Effects::default() }
+    }
+}
+
 impl Tx<'_> {
     /// The time of this job.
     pub fn now(&self) -> Timestamp {

@@ -116,7 +116,7 @@ impl Writer {
         self.sql.execute_batch("BEGIN IMMEDIATE")?;
         let mut group = Group::default();
         for id in ids {
-            let mut tx = tx(&self.sql, &mut self.state);
+            let mut tx = Tx::begin(&self.sql, &mut self.state);
             tx.reload(id).map_err(corrupt)?;
             group.merge(tx.effects);
         }
@@ -213,7 +213,7 @@ impl Writer {
             group.lost = true;
             return;
         }
-        let mut tx = tx(&self.sql, &mut self.state);
+        let mut tx = Tx::begin(&self.sql, &mut self.state);
         let failed = work(&mut tx);
         let effects = tx.effects;
         // Should the group be lost, all of these are read again.
@@ -269,7 +269,7 @@ impl Writer {
     }
 
     fn reload(&mut self, pool: PoolId, group: &mut Group) {
-        let mut tx = tx(&self.sql, &mut self.state);
+        let mut tx = Tx::begin(&self.sql, &mut self.state);
         let reloaded = tx.reload(pool);
         let effects = tx.effects;
         match reloaded {
@@ -360,10 +360,6 @@ impl Group {
             *sum = (sum.0 + count, sum.1 + bytes, sum.2 + small);
         }
     }
-}
-
-fn tx<'a>(sql: &'a Connection, state: &'a mut State) -> Tx<'a> {
-    Tx { sql, now: state.clock(), state, effects: Effects::default() }
 }
 
 /// Writes what is kept in memory during a group: the pools' counters and what uploads added to open batches.

@@ -48,6 +48,7 @@
 //! # Ok(()) }
 //! ```
 
+mod apply;
 mod disk;
 mod fetch;
 mod shelf;
@@ -60,7 +61,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use millpond_failpoint::{Point, reach};
-use millpond_protocol::message::{Delivery, DeliveryState, Pointer};
+use millpond_protocol::message::{DeliveryState, Pointer};
 use millpond_protocol::{Sha256, limits};
 use tokio::time::Instant;
 
@@ -71,7 +72,7 @@ use fetch::{Fetched, fetch, write};
 
 use crate::backoff::{Backoff, fraction, random};
 use crate::exec::Running;
-use crate::session::{Cause, Event, Inbox, Session, SessionError, Topic};
+use crate::session::{Cause, Event, Inbox, Session, Topic};
 use crate::transfer::{Meters, Transfer};
 
 /// The topics that a session for [`listen`] needs.
@@ -79,8 +80,6 @@ pub const TOPICS: [Topic; 2] = [Topic::Result, Topic::ResultData];
 
 /// How long the bytes of a small result may take after its pointer, before they are fetched by URL.
 const DATA: Duration = Duration::from_secs(3);
-/// How long a statement may wait for its acknowledgement.
-const TELL: Duration = Duration::from_secs(30);
 /// How results are kept.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -337,80 +336,6 @@ impl Listener<'_> {
         Ok(())
     }
 
-    /// Runs the command for what is shown.
-    async fn apply(&mut self) -> Result<(), ListenError> {
-        let (Some(line), Some(state)) = (&self.options.exec, self.shelf.state()) else {
-            return self.applied(None).await;
-        };
-        let started = Running::start(line, |command| {
-            command
-                .env("MILLPOND_FILE", absolute(&self.shelf.file(state)))
-                .env("MILLPOND_VERSION", state.version.to_string())
-                .env("MILLPOND_NAME", state.name.as_str())
-                .env("MILLPOND_SIZE", state.size.to_string())
-                .env("MILLPOND_SHA256", state.sha256.to_string())
-                .env("MILLPOND_CONTENT_TYPE", state.content_type.as_deref().unwrap_or_default())
-                // Standard output is for what this program says.
-                .stdout(io::stderr());
-        });
-        match started {
-            Ok(running) => {
-                self.command = Some((running, Instant::now() + self.options.exec_timeout));
-                Ok(())
-            }
-            Err(error) => self.applied(Some(error.to_string())).await,
-        }
-    }
-
-    /// The command has ended.
-    async fn applied(&mut self, failed: Option<String>) -> Result<(), ListenError> {
-        reach(Point::ResultApplied);
-        let stage = failed.map_or(Stage::Applied, Stage::Failed);
-        let Some(state) = self.shelf.state().cloned() else { return Ok(()) };
-        let noted = self.shelf.note(stage.clone(), false);
-        self.unless_full(noted, &state)?;
-        let pruned = self.shelf.prune(self.options.keep);
-        self.unless_full(pruned, &state)?;
-        match &stage {
-            Stage::Failed(why) => (self.report)(Report::Failed(&state, why)),
-            Stage::Applied | Stage::Shown => (self.report)(Report::Applied(&state)),
-        }
-        self.tell().await
-    }
-
-    /// Tells the server how far the shown version is, unless it knows.
-    async fn tell(&mut self) -> Result<(), ListenError> {
-        let Some(state) = self.shelf.state().filter(|state| !state.told).cloned() else { return Ok(()) };
-        let (delivery, reason) = match &state.stage {
-            Stage::Shown => return Ok(()),
-            Stage::Applied => (DeliveryState::Applied, None),
-            Stage::Failed(why) => (DeliveryState::Failed, Some(why.clone())),
-        };
-        match self.say(state.version, delivery, state.sha256, reason).await {
-            // A server that does not want to know need not be asked again.
-            Ok(()) | Err(SessionError::Refused(_)) => {
-                reach(Point::ResultTold);
-                let noted = self.shelf.note(state.stage.clone(), true);
-                self.unless_full(noted, &state)
-            }
-            // At the next connection.
-            Err(_) => Ok(()),
-        }
-    }
-
-    /// By `&mut`: so that the whole of [`listen`] may run on a task of its own.
-    async fn say(
-        &mut self,
-        version: u64,
-        state: DeliveryState,
-        sha256: Sha256,
-        reason: Option<String>,
-    ) -> Result<(), SessionError> {
-        let delivery = Delivery { state, sha256: Some(sha256), reason };
-        let said = tokio::time::timeout(TELL, self.session.delivery(version, &delivery)).await;
-        said.unwrap_or(Err(SessionError::Unanswered(TELL)))
-    }
-
     /// With `once`: whether a result is shown, applied, and told.
     fn is_done(&self) -> Result<bool, ListenError> {
         let idle = self.pointed && self.wanted.is_none() && self.command.is_none();
@@ -421,9 +346,4 @@ impl Listener<'_> {
             state => Ok(state.is_some()),
         }
     }
-}
-
-/// For a command that may run in another directory.
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }

@@ -104,10 +104,11 @@ pub(super) fn describe(file: &mut File, entry: &Entry) -> io::Result<Result<Docu
 /// Reads an entry's description and its bytes, in as few calls as that takes: thousands of small ones are read in a row. The inner
 /// error says what is wrong with it.
 pub(super) fn load(file: File, entry: &Entry) -> io::Result<Result<(Document, Vec<u8>), String>> {
-    let most = entry.size.saturating_add((ABOUT_MAX + TRAILER) as u64);
-    // Longer than it can be, it is damaged: the one byte more says so.
-    let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len().min(most) + 1).unwrap_or(0));
-    file.take(most + 1).read_to_end(&mut bytes)?;
+    // Longer than it can be, it is damaged: one byte more says so.
+    let most = entry.size.saturating_add((ABOUT_MAX + TRAILER) as u64 + 1);
+    let length = file.metadata()?.len().saturating_add(1);
+    let mut bytes = Vec::with_capacity(usize::try_from(length.min(most)).unwrap_or(0));
+    file.take(most).read_to_end(&mut bytes)?;
     let begin = usize::try_from(entry.size).unwrap_or(usize::MAX).min(bytes.len());
     Ok(match proven(&bytes[begin..], bytes.len() as u64, entry) {
         Ok(document) => {

@@ -2,12 +2,16 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
+use millpond_tests::Shim;
 use tempfile::TempDir;
+
+/// What a sync takes longer on a good disk than on this one.
+pub const SLOW_SYNC: Duration = Duration::from_millis(2);
 
 /// A broker that runs; dropped, it is killed.
 pub struct Broker {
@@ -87,8 +91,8 @@ pub fn nats() -> Result<Option<Broker>> {
     Broker::up(directory, port, vec![command])
 }
 
-/// RabbitMQ with its MQTT plugin, which acknowledges what its durable queues have on disk; `shim` is preloaded.
-pub fn rabbitmq(shim: Option<&Path>) -> Result<Option<Broker>> {
+/// RabbitMQ with its MQTT plugin, which acknowledges what its durable queues have on disk; with syncs that take longer if a shim says so.
+pub fn rabbitmq(shim: Option<&Shim>) -> Result<Option<Broker>> {
     let server = Path::new("/usr/lib/rabbitmq/bin/rabbitmq-server");
     if !server.exists() {
         return Ok(None);
@@ -115,25 +119,7 @@ pub fn rabbitmq(shim: Option<&Path>) -> Result<Option<Broker>> {
     command.env("RABBITMQ_DIST_PORT", distribution.to_string());
     command.env("ERL_EPMD_PORT", names.to_string()).env("ERL_EPMD_ADDRESS", "127.0.0.1");
     if let Some(shim) = shim {
-        command.env("LD_PRELOAD", shim);
+        command.envs(shim.slow(SLOW_SYNC));
     }
     Broker::up(directory, port, vec![epmd, command])
-}
-
-/// A library that, preloaded, makes every sync of a file take two milliseconds more, as a good disk does; none without a
-/// C compiler.
-pub fn slow_syncs(directory: &Path) -> Result<Option<PathBuf>> {
-    const SOURCE: &str = "
-        #include <sys/syscall.h>
-        #include <unistd.h>
-        int fsync(int fd) { usleep(2000); return syscall(SYS_fsync, fd); }
-        int fdatasync(int fd) { usleep(2000); return syscall(SYS_fdatasync, fd); }
-    ";
-    let (source, library) = (directory.join("sync.c"), directory.join("sync.so"));
-    std::fs::write(&source, SOURCE)?;
-    let compiled =
-        Command::new("cc").args(["-shared", "-fPIC", "-O2", "-o"]).args([&library, &source]).status();
-    let Ok(status) = compiled else { return Ok(None) };
-    ensure!(status.success(), "cc: {status}");
-    Ok(Some(library))
 }

@@ -3,16 +3,16 @@
 //! Only RabbitMQ promises what Millpond does: an acknowledged message is on disk. nats-server has it in a file that is
 //! synced later, mosquitto in memory.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use millpond::ledger::Ledger;
 use millpond::rounds::Policy;
+use millpond_tests::Shim;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 
-use super::brokers::{self, Broker};
+use super::brokers::{self, Broker, SLOW_SYNC};
 use super::ingest::{Load, load};
 use super::percentile;
 use super::server::{Server, prepare};
@@ -30,8 +30,7 @@ pub async fn run() -> Result<()> {
     for (size, connections) in LOADS {
         compare(size, connections, None).await?;
     }
-    let directory = tempfile::tempdir()?;
-    match brokers::slow_syncs(directory.path())? {
+    match Shim::new() {
         None => println!("  (no C compiler here: slower syncs are left out)"),
         Some(shim) => {
             println!("the same with syncs that take 2 ms more");
@@ -75,7 +74,7 @@ impl Peer {
     }
 }
 
-async fn compare(size: usize, connections: usize, shim: Option<&Path>) -> Result<()> {
+async fn compare(size: usize, connections: usize, shim: Option<&Shim>) -> Result<()> {
     let mut peers = vec![millpond(connections, shim).await?];
     if let Some(rabbitmq) = brokers::rabbitmq(shim)? {
         keep(&rabbitmq).await?;
@@ -114,7 +113,7 @@ async fn compare(size: usize, connections: usize, shim: Option<&Path>) -> Result
     Ok(())
 }
 
-async fn millpond(publishers: usize, shim: Option<&Path>) -> Result<Peer> {
+async fn millpond(publishers: usize, shim: Option<&Shim>) -> Result<Peer> {
     let directory = tempfile::tempdir()?;
     let (ledger, ended) = Ledger::open(directory.path())?;
     prepare(&ledger, Policy::default(), publishers, 0).await?;
@@ -122,7 +121,7 @@ async fn millpond(publishers: usize, shim: Option<&Path>) -> Result<Peer> {
     let _ = ended.await;
     let server = Server::start_with(directory.path(), |command| {
         if let Some(shim) = shim {
-            command.env("LD_PRELOAD", shim);
+            command.envs(shim.slow(SLOW_SYNC));
         }
     });
     Ok(Peer::Millpond { server: Box::new(server.await?), _directory: directory })

@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::collections::BTreeMap;
+mod asks;
+mod bundles;
 
 use millpond_protocol::access::Op;
-use millpond_protocol::bundle::{self, Bundle, Entry};
 use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::{Code, Role, limits};
 use millpond_tests::{Beside, Credentials, Link, Mill, Plain, Server};
@@ -204,141 +204,6 @@ async fn what_is_longer_than_the_gate_reads_past_ends_the_connection_alone() {
     stage.unharmed("a message of 33 MiB").await;
     let mut edge = Plain::connect(stage.edge.clone()).await.unwrap();
     edge.publish(&format!("mp/demo/c/edge/up/after/{GOOD_TIME}"), "x").await.unwrap();
-}
-
-#[tokio::test]
-async fn every_bad_ask_is_answered_with_its_code() {
-    use Code::{Malformed, NotFound, TooLarge};
-    let mut stage = Stage::set().await;
-    let edge = Link::open(stage.edge.clone()).await.unwrap();
-    let mill = Link::open(stage.server.member("demo", "mill", Role::Processor).await).await.unwrap();
-    for (link, op, ask, code) in [
-        (&edge, Op::Status, "", Malformed),
-        (&edge, Op::Status, "{", Malformed),
-        (&edge, Op::Status, "[]", Malformed),
-        (&edge, Op::Status, "{}", Malformed),
-        (&edge, Op::Status, r#"{"upload":"a/b"}"#, Malformed),
-        (&edge, Op::Status, r#"{"upload":"unknown"}"#, NotFound),
-        (&edge, Op::Get, r#"{"version":7}"#, NotFound),
-        (&edge, Op::Complete, r#"{"through":"2026-01-01T00:00:00Z"}"#, Malformed),
-        (&edge, Op::Complete, r#"{"id":"c1","through":"soon"}"#, Malformed),
-        (&edge, Op::Complete, r#"{"id":"a b","through":"2026-01-01T00:00:00Z"}"#, Malformed),
-        (&edge, Op::Complete, r#"{"id":"c2"}"#, Malformed),
-        (&edge, Op::History, r#"{"cursor":"garbage"}"#, Malformed),
-        (&mill, Op::Trigger, r#"{"id":"t1","window":"2020-01-01T00:00:00Z"}"#, NotFound),
-        (&mill, Op::Trigger, r#"{"id":"t2","which":"newest"}"#, Malformed),
-        (&mill, Op::Claim, r#"{"id":"k1","round":9}"#, NotFound),
-        (&mill, Op::Beat, r#"{"id":"b1","round":9,"attempt":1}"#, NotFound),
-        (&mill, Op::Files, r#"{"round":9,"attempt":1}"#, NotFound),
-        (&mill, Op::Fail, r#"{"id":"f1","round":9,"attempt":1,"error":"x","retryable":true}"#, NotFound),
-    ] {
-        let answer: Value = serde_json::from_slice(&link.ask_raw(op, ask).await.unwrap()).unwrap();
-        assert_eq!(answer["error"]["code"], json!(code), "{op} {ask}: {answer}");
-        stage.unharmed(ask).await;
-    }
-    let params = "x".repeat(limits::META_MAX);
-    let ask = json!({ "id": "t3", "params": params }).to_string();
-    let answer: Value = serde_json::from_slice(&mill.ask_raw(Op::Trigger, ask).await.unwrap()).unwrap();
-    assert_eq!(answer["error"]["code"], json!(TooLarge), "{answer}");
-}
-
-#[tokio::test]
-async fn a_repeated_ask_gets_the_first_answer_and_does_nothing_twice() {
-    let mut stage = Stage::set().await;
-    stage.unharmed("nothing").await;
-    let mill =
-        Mill::join(stage.server.member("demo", "mill", Role::Processor).await, stage.server.api()).await;
-    let ask = json!({ "id": "once", "take": true }).to_string();
-    let first: Value =
-        serde_json::from_slice(&mill.link.ask_raw(Op::Trigger, ask.clone()).await.unwrap()).unwrap();
-    assert_eq!((&first["round"], &first["lease"]["attempt"]), (&json!(1), &json!(1)), "{first}");
-    stage.unharmed("a trigger").await;
-    let again: Value = serde_json::from_slice(&mill.link.ask_raw(Op::Trigger, ask).await.unwrap()).unwrap();
-    assert_eq!((&again["round"], &again["lease"]["attempt"]), (&json!(1), &json!(1)), "{again}");
-    // Only a new id seals the next batch.
-    let lease = mill.claim().await.unwrap();
-    assert!(lease.is_none(), "the repeated trigger sealed another batch: {lease:?}");
-}
-
-#[tokio::test]
-async fn asks_that_change_something_are_remembered_whatever_they_are() {
-    let mut stage = Stage::set().await;
-    stage.unharmed("nothing").await;
-    let edge = Link::open(stage.edge.clone()).await.unwrap();
-    let mill =
-        Mill::join(stage.server.member("demo", "mill", Role::Processor).await, stage.server.api()).await;
-    let twice = async |link: &Link, op, ask: Value| {
-        let first = link.ask_raw(op, ask.to_string()).await.unwrap();
-        assert_eq!(link.ask_raw(op, ask.to_string()).await.unwrap(), first, "{op}");
-        serde_json::from_slice::<Value>(&first).unwrap()
-    };
-    twice(&edge, Op::Complete, json!({ "id": "c", "through": 1 })).await;
-    let lease = mill.trigger(&json!({})).await.unwrap();
-    let fail = json!({ "id": "f", "round": 1, "attempt": 1, "error": "no", "retryable": true });
-    let failed = twice(&mill.link, Op::Fail, fail).await;
-    assert!(failed.get("error").is_none(), "the second one would be stale: {failed}");
-    let story = stage.server.api().get("/v1/pools/demo/rounds/1").await;
-    assert_eq!(story["attempts"].as_array().map(Vec::len), Some(lease.attempt as usize), "{story}");
-}
-
-/// An entry of a bundle for the good time.
-fn entry<'a>(upload: &'a str, data: &'a [u8]) -> Entry<'a> {
-    let event_time_ms = GOOD_TIME.parse().unwrap();
-    Entry { upload, event_time_ms, name: "", content_type: None, label: None, sha256: None, meta: None, data }
-}
-
-fn bundle_of(entries: Vec<Entry<'_>>) -> Vec<u8> {
-    bundle::encode(&Bundle { entries, ..Bundle::default() }).unwrap()
-}
-
-#[tokio::test]
-async fn a_bundle_with_a_bad_entry_is_refused_whole_and_says_which_one() {
-    let mut stage = Stage::set().await;
-    let mut edge = Link::open(stage.edge.clone()).await.unwrap();
-    for (about, bad, code) in [
-        ("an id", Entry { upload: "-u", ..entry("u", b"x") }, Code::Malformed),
-        ("a name", Entry { name: "a/b", ..entry("u", b"x") }, Code::Malformed),
-        ("a label", Entry { label: Some("a b"), ..entry("u", b"x") }, Code::Malformed),
-        ("a time", Entry { event_time_ms: -1, ..entry("u", b"x") }, Code::Malformed),
-        ("a hash", Entry { sha256: Some([7; 32]), ..entry("u", b"x") }, Code::Mismatch),
-        ("meta", Entry { meta: Some("{"), ..entry("u", b"x") }, Code::Malformed),
-    ] {
-        let payload = bundle_of(vec![entry("good", b"x"), bad]);
-        let got = edge.offer("mp/demo/c/edge/bundle/b1", payload, Beside::default()).await.unwrap();
-        assert_eq!(got, reason(code), "{about}");
-        let receipt: Receipt = serde_json::from_slice(&edge.next().await.unwrap().payload).unwrap();
-        let error = receipt.error.unwrap();
-        assert_eq!((receipt.outcome, error.code), (Outcome::Refused, code), "{about}");
-        assert!(error.message.starts_with("entry 1: "), "{about}: {}", error.message);
-        stage.unharmed(about).await;
-    }
-    assert_eq!(stage.server.uploads("demo").await.len() as u32, stage.good);
-}
-
-#[tokio::test]
-async fn uploads_of_a_bundle_have_their_own_outcomes() {
-    let stage = Stage::set().await;
-    let mut edge = Link::open(stage.edge.clone()).await.unwrap();
-    for (upload, bytes) in [("taken", "bytes"), ("same", "same")] {
-        let topic = format!("mp/demo/c/edge/up/{upload}/{GOOD_TIME}");
-        edge.publish(&topic, bytes, Beside::default()).await.unwrap();
-        edge.next().await.unwrap();
-    }
-    let entries = [("taken", "other"), ("same", "same"), ("empty", ""), ("good", "good")];
-    let entries: Vec<_> = entries.iter().map(|(upload, data)| entry(upload, data.as_bytes())).collect();
-    edge.publish("mp/demo/c/edge/bundle/b1", bundle_of(entries), Beside::default()).await.unwrap();
-    let mut outcomes = BTreeMap::new();
-    while outcomes.len() < 4 {
-        let receipt: Receipt = serde_json::from_slice(&edge.next().await.unwrap().payload).unwrap();
-        outcomes.insert(receipt.upload, (receipt.outcome, receipt.error.map(|error| error.code)));
-    }
-    let expected = [
-        ("empty", (Outcome::Rejected, Some(Code::Rejected))),
-        ("good", (Outcome::Stored, None)),
-        ("same", (Outcome::Stored, None)),
-        ("taken", (Outcome::Refused, Some(Code::Conflict))),
-    ];
-    assert_eq!(outcomes, expected.map(|(upload, outcome)| (upload.to_owned(), outcome)).into());
 }
 
 #[tokio::test]
