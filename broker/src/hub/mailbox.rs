@@ -1,24 +1,18 @@
 //! What waits for one session, whether it has a connection or not.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
-use millpond_protocol::limits;
 use tokio::sync::Notify;
 
 use super::away::{Away, AwayBytes};
 use super::message::Mail;
-use super::queue::{Put, Queue};
+use super::queue::Put;
 use super::trie::Subscriber;
+use super::waiting::Waiting;
 use crate::backend::MemberMessage;
 use crate::registry::EndReason;
-
-/// Events that may wait for one connection; older ones are dropped, for the feed over HTTP to bring.
-const EVENTS_MAX: usize = 1_000;
-/// Bytes of messages on app topics that a connection takes at once, and one message more.
-const TAKEN_BYTES: usize = 1 << 20;
 
 /// The one place where others leave something for a session. Bounded: by bytes, by number, or to the newest of its kind.
 #[derive(Debug)]
@@ -35,26 +29,14 @@ pub(crate) struct Mailbox {
     away: Away,
 }
 
-#[derive(Debug)]
-struct Waiting {
-    messages: VecDeque<MemberMessage>,
-    bytes: usize,
-    receipts: bool,
-    end: Option<EndReason>,
-    /// The newest of each state topic.
-    states: HashMap<String, Mail>,
-    events: VecDeque<Mail>,
-    queue: Queue,
-    /// Bytes that were on their way to the connection which has gone, and are kept with the session.
-    unsent: usize,
-    /// How much of both stands in [`AwayBytes`]: nothing while there is a connection.
-    counted: usize,
-    /// Filters that the hub knows this session by.
-    filters: HashSet<String>,
-    /// What the connection wanted when it last looked.
-    wants: Wants,
-    /// Something that it wants came since then, and it was told or will be.
-    is_told: bool,
+/// What ending a session's connection would free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holding {
+    Online(usize),
+    /// It is ended for that already.
+    Leaving(usize),
+    /// It has none.
+    Away,
 }
 
 /// What a connection can take now.
@@ -80,27 +62,13 @@ pub(crate) struct Taken {
 
 impl Mailbox {
     pub(crate) fn new(id: u64, away: Away) -> Self {
-        let inner = Waiting {
-            messages: VecDeque::new(),
-            bytes: 0,
-            receipts: false,
-            end: None,
-            states: HashMap::new(),
-            events: VecDeque::new(),
-            queue: Queue::new(limits::SESSION_QUEUE_MAX, limits::SESSION_QUEUE_BYTES),
-            unsent: 0,
-            counted: 0,
-            filters: HashSet::new(),
-            wants: Wants { live: true, copies: 0 },
-            is_told: false,
-        };
         Self {
             id,
             is_online: AtomicBool::new(true),
             taken: AtomicU64::new(0),
             given_up: AtomicU64::new(u64::MAX),
             held: AtomicUsize::new(0),
-            inner: Mutex::new(inner),
+            inner: Mutex::new(Waiting::new()),
             notify: Notify::new(),
             away,
         }
@@ -171,17 +139,36 @@ impl Mailbox {
         self.held.store(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes that it holds, were each message only here. None where nothing is gained by ending it.
-    pub(super) fn weight(&self) -> Option<usize> {
+    /// Bytes that it holds, were each message only here.
+    pub(super) fn holding(&self) -> Holding {
         let waiting = self.lock();
         let weight = waiting.queue.weight() + self.held.load(Ordering::Relaxed);
-        (self.is_online() && waiting.end.is_none()).then_some(weight)
+        match (self.is_online(), waiting.gives_way) {
+            (false, _) => Holding::Away,
+            (true, true) => Holding::Leaving(weight),
+            (true, false) => Holding::Online(weight),
+        }
     }
 
     /// Ends its connection, which holds too much of what its pool may have.
     pub(super) fn overflow(&self) {
-        self.lock().end.get_or_insert(EndReason::QueueFull);
-        count_dropped("pool", 1);
+        let mut waiting = self.lock();
+        waiting.end.get_or_insert(EndReason::QueueFull);
+        waiting.gives_way = true;
+    }
+
+    /// Its session is over: nobody takes what waits, though its connection may be there for a while.
+    pub(super) fn close(&self) {
+        let mut waiting = self.lock();
+        self.is_online.store(false, Ordering::SeqCst);
+        self.holds(0);
+        waiting.unsent = 0;
+        waiting.empty();
+        if waiting.gives_way {
+            count_dropped("pool", waiting.queue.len());
+        }
+        waiting.queue.clear();
+        self.count(&mut waiting);
     }
 
     /// [`Mailbox::put`] while the pool has too much in memory: at QoS 0 who has something waiting gets nothing more.
@@ -204,7 +191,7 @@ impl Mailbox {
             }
             Put::Kept
         } else {
-            let weight = copy.message.bytes() + size_of::<Mail>();
+            let weight = copy.weight();
             let (room, limit) = if is_online { (weight, "session") } else { self.away.room() };
             let (put, limit) = if weight <= room {
                 (waiting.queue.put(copy, is_online), "session")
@@ -276,6 +263,7 @@ impl Mailbox {
     pub(crate) fn go_online(&self) {
         let mut waiting = self.lock();
         (waiting.end, waiting.receipts, waiting.is_told, waiting.unsent) = (None, false, false, 0);
+        waiting.gives_way = false;
         self.is_online.store(true, Ordering::SeqCst);
         self.count(&mut waiting);
     }
@@ -286,12 +274,9 @@ impl Mailbox {
         let mut waiting = self.lock();
         self.is_online.store(false, Ordering::SeqCst);
         self.holds(0);
-        waiting.messages.clear();
-        waiting.bytes = 0;
-        waiting.states.clear();
-        waiting.events.clear();
+        waiting.empty();
         waiting.queue.leave();
-        let (room, limit) = self.away.room();
+        let (room, limit) = if waiting.gives_way { (0, "pool") } else { self.away.room() };
         let (kept, dropped) = unsent(room);
         waiting.unsent = kept;
         count_dropped(limit, dropped + waiting.queue.shorten(room.saturating_sub(kept)));
@@ -336,54 +321,50 @@ impl Mailbox {
     }
 }
 
-impl Waiting {
-    fn take(&mut self, wants: Wants) -> Option<Taken> {
-        (self.wants, self.is_told) = (wants, false);
-        let has_live = wants.live && !(self.states.is_empty() && self.events.is_empty());
-        let has_copies = wants.copies > 0 && !self.queue.is_empty();
-        if !(has_live || has_copies || self.receipts || self.end.is_some() || !self.messages.is_empty()) {
-            return None;
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::message::Message;
+    use super::*;
+
+    fn filled() -> Mailbox {
+        let mailbox = Mailbox::new(1, Away::default());
+        for _ in 0..3 {
+            let message = Message::event("app/p/t".into(), Bytes::from_static(b"text"));
+            let message = Arc::new(message);
+            let copy = Mail { message, qos: 1, retain: false, replay: false, tags: vec![] };
+            mailbox.put(copy);
         }
-        let mut taken = Taken {
-            messages: std::mem::take(&mut self.messages),
-            receipts: std::mem::take(&mut self.receipts),
-            end: self.end.take(),
-            ..Taken::default()
-        };
-        self.bytes = 0;
-        if has_live {
-            taken.live.extend(self.states.drain().map(|(_, copy)| copy));
-            taken.live.extend(self.events.drain(..));
-        }
-        if has_copies {
-            let now = Instant::now();
-            let mut bytes = 0;
-            while taken.copies.len() < wants.copies
-                && bytes < TAKEN_BYTES
-                && let Some(copy) = self.queue.take(now)
-            {
-                bytes += copy.message.bytes();
-                taken.copies.push(copy);
-            }
-        }
-        Some(taken)
+        mailbox.holds(100);
+        mailbox
     }
 
-    fn put_live(&mut self, copy: Mail) {
-        if copy.message.is_event() {
-            if self.events.len() >= EVENTS_MAX {
-                self.events.pop_front();
-                metrics::counter!("millpond_gate_events_dropped_total").increment(1);
-            }
-            self.events.push_back(copy);
-            return;
-        }
-        match self.states.get_mut(&copy.message.topic) {
-            Some(held) if held.message.rank > copy.message.rank => {}
-            Some(held) => *held = copy,
-            None => {
-                self.states.insert(copy.message.topic.clone(), copy);
-            }
-        }
+    #[test]
+    fn who_is_ended_to_make_room_leaves_nothing_behind_and_is_not_ended_twice() {
+        let mailbox = filled();
+        let held = 100 + mailbox.lock().queue.weight();
+        assert_eq!(mailbox.holding(), Holding::Online(held));
+        mailbox.overflow();
+        assert_eq!(mailbox.holding(), Holding::Leaving(held));
+        let mut room = None;
+        mailbox.go_offline(|given| {
+            room = Some(given);
+            (0, 0)
+        });
+        assert_eq!((room, mailbox.holding()), (Some(0), Holding::Away));
+        assert!(mailbox.lock().queue.is_empty());
+        mailbox.go_online();
+        assert_eq!(mailbox.holding(), Holding::Online(0));
+    }
+
+    #[test]
+    fn a_session_that_is_over_holds_nothing_while_its_connection_says_goodbye() {
+        let mailbox = filled();
+        mailbox.end(EndReason::QueueFull);
+        mailbox.close();
+        assert_eq!(mailbox.holding(), Holding::Away);
+        let waiting = mailbox.lock();
+        assert_eq!((waiting.queue.len(), waiting.end), (0, Some(EndReason::QueueFull)));
     }
 }

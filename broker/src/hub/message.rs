@@ -49,6 +49,16 @@ pub(crate) struct Mail {
     pub(crate) tags: Vec<u32>,
 }
 
+impl Mail {
+    /// What one takes in memory beside the bytes of its message.
+    pub(crate) const AROUND: usize = size_of::<Self>() + size_of::<Message>() + ALLOCATIONS;
+
+    /// What it takes in memory, were its message only here.
+    pub(crate) fn weight(&self) -> usize {
+        size_of::<Self>() + self.message.footprint()
+    }
+}
+
 impl Message {
     /// What a member publishes to an app topic.
     pub(crate) fn new(head: Head, payload: Bytes, from: (u64, i64), now: Instant) -> Self {

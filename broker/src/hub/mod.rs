@@ -33,6 +33,7 @@ pub(crate) mod message;
 mod queue;
 mod retained;
 pub(crate) mod trie;
+mod waiting;
 pub(crate) mod weight;
 
 use std::collections::HashMap;
@@ -44,7 +45,7 @@ use millpond_protocol::{PoolName, Refusal, app_topics, limits};
 use tokio::sync::oneshot;
 
 use self::away::{Away, AwayBytes};
-use self::mailbox::Mailbox;
+use self::mailbox::{Holding, Mailbox};
 use self::message::{Mail, Message};
 use self::queue::Put;
 use self::retained::Retained;
@@ -99,7 +100,7 @@ struct Pool {
     /// What its messages take, whoever holds them.
     bytes: Arc<Sum>,
     /// Everybody who ever subscribed and is still there, and the number at which those are looked for who are not.
-    sessions: Vec<Weak<Mailbox>>,
+    sessions: HashMap<u64, Weak<Mailbox>>,
     look_at: usize,
     relieved: Option<Instant>,
 }
@@ -176,6 +177,7 @@ impl Hub {
 
     /// The session is over.
     pub(crate) fn forget(&self, pool: &PoolName, mailbox: &Mailbox) {
+        mailbox.close();
         let filters = mailbox.take_filters();
         if !filters.is_empty() {
             self.remove(pool, mailbox.id(), filters.iter().map(|filter| &**filter));
@@ -258,10 +260,10 @@ impl Pool {
     /// Remembers a session that may come to hold messages.
     fn meet(&mut self, mailbox: &Arc<Mailbox>) {
         if self.sessions.len() >= self.look_at {
-            self.sessions.retain(|session| session.strong_count() > 0);
+            self.sessions.retain(|_, session| session.strong_count() > 0);
             self.look_at = 64.max(2 * self.sessions.len());
         }
-        self.sessions.push(Arc::downgrade(mailbox));
+        self.sessions.insert(mailbox.id(), Arc::downgrade(mailbox));
     }
 
     /// Ends the connections that hold most, until what they hold is `over` bytes. Whoever shares it with others frees
@@ -271,10 +273,15 @@ impl Pool {
             return;
         }
         self.relieved = Some(now);
-        let sessions = self.sessions.iter().filter_map(Weak::upgrade);
-        let mut holders: Vec<(usize, Arc<Mailbox>)> = sessions
-            .filter_map(|mailbox| Some((mailbox.weight().filter(|held| *held > HELD_MIN)?, mailbox)))
-            .collect();
+        let mut holders = Vec::new();
+        for mailbox in self.sessions.values().filter_map(Weak::upgrade) {
+            match mailbox.holding() {
+                // Ended by an earlier turn, and about to let it go.
+                Holding::Leaving(held) => over = over.saturating_sub(held),
+                Holding::Online(held) if held > HELD_MIN => holders.push((held, mailbox)),
+                Holding::Online(_) | Holding::Away => {}
+            }
+        }
         holders.sort_by_key(|(held, _)| std::cmp::Reverse(*held));
         for (held, mailbox) in holders {
             if over == 0 {

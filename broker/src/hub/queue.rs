@@ -125,7 +125,15 @@ impl Queue {
 
     /// Bytes that it keeps in memory, were each message only here.
     pub(crate) fn weight(&self) -> usize {
-        self.bytes + self.replay_bytes + self.copies.len() * size_of::<Mail>()
+        self.bytes + self.replay_bytes + self.copies.len() * Mail::AROUND
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.copies.len() as u64
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::new(self.messages_max, self.bytes_max);
     }
 
     pub(crate) fn is_behind(&self) -> bool {

@@ -19,12 +19,12 @@ impl Unsent {
     /// As [`super::leaving::Kept::shorten`].
     pub(super) fn shorten(&mut self, room: usize) -> (usize, u64) {
         let flights = self.again.iter().map(|(_, flight)| weight(flight));
-        let mut held = flights.sum::<usize>() + self.copies.iter().map(weight_of).sum::<usize>();
+        let mut held = flights.sum::<usize>() + self.copies.iter().map(Mail::weight).sum::<usize>();
         let mut dropped = 0;
         while held > room
             && let Some(newest) = self.copies.pop_back()
         {
-            (held, dropped) = (held - weight_of(&newest), dropped + 1);
+            (held, dropped) = (held - newest.weight(), dropped + 1);
         }
         let mut kept = VecDeque::with_capacity(self.again.len());
         while let Some((id, flight)) = self.again.pop_back() {
@@ -41,11 +41,7 @@ impl Unsent {
 
 fn weight(flight: &Flight) -> usize {
     match &flight.what {
-        What::App(mail) => weight_of(mail),
+        What::App(mail) => mail.weight(),
         What::Once | What::Receipt(_) | What::State(..) | What::Released => 0,
     }
-}
-
-fn weight_of(mail: &Mail) -> usize {
-    size_of::<Mail>() + mail.message.bytes()
 }

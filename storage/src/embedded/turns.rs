@@ -3,8 +3,8 @@
 //! Keys that are alike up to their last `/` have one *owner* (of Millpond's keys: a member, or the server's packs of a pool),
 //! and those alike up to their second `/` one *group* (a pool's uploads). An owner gets another turn while it holds less than
 //! half of those that are free, a group while it holds less than are free. So an owner that takes what it can
-//! holds a third, a group half, and what is left is shared in the same way: whoever comes next finds a turn. Who may not have
-//! one waits, in order of arrival, and holds up nobody behind it who may.
+//! holds a third, a group half, and what is left is shared in the same way: whoever comes next finds a turn, also of a group that has
+//! its half, until three quarters are taken. Who may not have one waits, in order of arrival, and holds up nobody behind it who may.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,11 +15,15 @@ use tokio::time::timeout;
 use super::receive::Refused;
 use crate::limits::embedded as limits;
 
+/// The part of all turns that no newcomer of a crowded group takes from other groups.
+const RESERVE: usize = 4;
+
 /// All turns that there are.
 pub(super) struct Turns(Mutex<State>);
 
 #[derive(Default)]
 struct State {
+    total: usize,
     free: usize,
     /// Bodies that are on their way or wait for a turn, by key.
     keys: HashMap<String, usize>,
@@ -45,7 +49,7 @@ pub(super) struct Turn<'a> {
 
 impl Turns {
     pub(super) fn new(uploads: usize) -> Self {
-        Self(Mutex::new(State { free: uploads, ..State::default() }))
+        Self(Mutex::new(State { total: uploads, free: uploads, ..State::default() }))
     }
 
     /// A turn for a body of `key`, of which there may be `most` at once: whoever has one URL does not get all of its owner's.
@@ -99,7 +103,9 @@ impl State {
         waiting.retain_mut(|next| {
             let (owner, group) = (owner(&next.key), group(&next.key));
             let held = |of: &HashMap<String, usize>, who: &str| of.get(who).copied().unwrap_or(0);
-            if held(&self.owners, owner) * 2 >= self.free || held(&self.groups, group) >= self.free {
+            let is_crowded = held(&self.groups, group) >= self.free;
+            let is_first = held(&self.owners, owner) == 0 && self.free > self.total / RESERVE;
+            if held(&self.owners, owner) * 2 >= self.free || (is_crowded && !is_first) {
                 return true;
             }
             self.free -= 1;
@@ -159,6 +165,11 @@ mod tests {
         assert_eq!(first.len(), 86);
         let second = greedy(&turns, &two).await;
         assert_eq!(second.len(), 42, "the group has half");
+        assert_eq!(
+            greedy(&turns, &keys("1/upload/9/")).await.len(),
+            1,
+            "who has nothing gets one all the same"
+        );
         assert_eq!(greedy(&turns, &other).await.len(), 43);
         let packs = greedy(&turns, &pack).await;
         assert_eq!(packs.len(), 43);
