@@ -116,6 +116,11 @@ impl Relay {
         self.link.cuts.load(Ordering::Relaxed)
     }
 
+    /// Connections that clients have begun so far.
+    pub fn begun(&self) -> u64 {
+        self.link.begun.load(Ordering::Relaxed)
+    }
+
     /// Makes it slow, or lossy.
     pub fn shape(&self, shape: Shape) {
         self.link.control.send_modify(|control| control.shape = shape);

@@ -45,6 +45,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         directory: args.dir.clone(),
         disk_max: args.disk_max,
         trigger: args.trigger.join(" ").parse().map_err(usage)?,
+        patience: cli.spool.patience(),
         once: args.once,
         content_type: args.content_type.clone(),
         grace: args.grace.0,

@@ -29,6 +29,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long the server may take to say what became of one that is gone, at the most and at the least.
 const ASK: Duration = Duration::from_secs(30);
 const LEAST: Duration = Duration::from_secs(1);
+/// How long a push that waited for its turn goes without a network, at the least, unless it has less patience.
+const TURN: Duration = Duration::from_secs(15);
 /// Questions on their way at once.
 const ASKS: usize = 16;
 
@@ -137,9 +139,10 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     let (mut fates, mut fate) = (BTreeMap::new(), None);
     let begin = Instant::now();
     if let Some(_sending) = turn(&spool, ours).await? {
-        // Whoever sent before has waited already, if there is no network: who wait in line do not each begin anew.
+        // Whoever sent before has waited already, if there is no network: who wait in line do not each begin anew. Some time each
+        // has, for the one before it may just as well have worked.
         let patience = options.patience;
-        options.patience = patience.saturating_sub(begin.elapsed()).max(patience / 10);
+        options.patience = patience.saturating_sub(begin.elapsed()).max(patience.min(TURN));
         let total = if args.only { ids.len() as u64 } else { spool.held_now().0 };
         let sending = progress.step("sending", Unit::Files, total);
         let sent = send(cli, &mut spool, &options, &mut |report| match report {

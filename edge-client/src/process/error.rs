@@ -14,7 +14,7 @@ pub enum ProcessError {
     Offline(Cause),
     #[error("{}: {source}", .path.display())]
     Directory { path: PathBuf, source: io::Error },
-    /// This member may not do it.
+    /// This member may not do it; or an ask was not answered, where nobody waits for a network.
     #[error(transparent)]
     Session(#[from] SessionError),
     /// With `once`: the round did not come to a result.

@@ -212,16 +212,23 @@ async fn send(
             sha256,
             event_time: None,
             label: None,
-            content_type,
+            content_type: content_type.clone(),
             meta: None,
             part_size: None,
             parts: Vec::new(),
             curl: false,
         };
         // The file is made: no outage is reason enough to throw it away while the lease holds, which is for the beats to say.
-        while let Err(error) =
-            large::send(&work.session, &work.transfer, output, &put, &Meter::silent()).await
-        {
+        loop {
+            let sent = large::send(&work.session, &work.transfer, output, &put, &Meter::silent()).await;
+            let Err(error) = sent else {
+                handed_over.store(true, Ordering::Relaxed);
+                return Ok(());
+            };
+            if size <= publish_max && matches!(error, LargeError::Transfer(_)) {
+                // It was only for the slow line that it went by URL.
+                break;
+            }
             if !error.is_temporary() {
                 return Err(match error {
                     LargeError::Session(error) => lost(error),
@@ -230,8 +237,6 @@ async fn send(
             }
             backoff.pause().await;
         }
-        handed_over.store(true, Ordering::Relaxed);
-        return Ok(());
     }
     handed_over.store(true, Ordering::Relaxed);
     let bytes = bytes::Bytes::from(std::fs::read(output)?);

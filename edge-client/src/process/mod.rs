@@ -98,6 +98,8 @@ pub struct Options {
     /// Bytes of a round's files that may be there.
     pub disk_max: u64,
     pub trigger: Trigger,
+    /// With [`Trigger::Never`]: how long it goes without the server.
+    pub patience: Duration,
     /// Returns after one round.
     pub once: bool,
     /// Media type of results.
@@ -114,6 +116,7 @@ impl Options {
             directory: directory.into(),
             disk_max: 10 << 30,
             trigger: Trigger::OnOffer,
+            patience: Duration::from_secs(30),
             once: false,
             content_type: None,
             grace: Duration::from_secs(60),
@@ -184,7 +187,7 @@ impl<F: Future<Output = ()> + Unpin> Stop<F> {
 /// Processes rounds until `stop` is ready, or the session ends.
 ///
 /// # Errors
-/// As [`ProcessError`] says. Networks that are gone for a while are no error, and neither are rounds that fail.
+/// As [`ProcessError`] says. Networks that are gone for a while are no error, except with [`Trigger::Never`], and neither are rounds that fail.
 pub async fn process(
     session: &Session,
     inbox: &mut Inbox,
@@ -242,9 +245,11 @@ impl Processor<'_> {
             // The note stays.
             () = stop.asked() => return Ok(()),
         }
+        let card_by = Instant::now() + self.within();
         loop {
             // The card says what may be returned over MQTT: no round before it is there.
             let idle = self.job.is_none() && self.session.card().is_some();
+            let waits_in_vain = self.options.trigger == Trigger::Never && self.session.card().is_none();
             let next = self.trigger.map_or(self.look, |trigger| trigger.min(self.look)).max(self.rest);
             let mut job = self.job.take();
             tokio::select! {
@@ -259,6 +264,9 @@ impl Processor<'_> {
                             return Ok(());
                         }
                     }
+                }
+                () = tokio::time::sleep_until(card_by), if waits_in_vain => {
+                    return Err(ProcessError::Offline(Cause::Lost("the server does not say what it takes".into())));
                 }
                 () = tokio::time::sleep_until(next), if idle => {
                     // A lease that is granted while this is given up runs out.

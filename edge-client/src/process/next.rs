@@ -17,6 +17,9 @@ use crate::backoff::random;
 use crate::clock::Stamp;
 use crate::session::{Cause, SessionError};
 
+/// How long an ask may take at the least, however little patience there is.
+const LEAST: Duration = Duration::from_secs(1);
+
 impl Processor<'_> {
     /// Asks for a round. Answers whether the server said that there is none.
     pub(super) async fn begin(&mut self) -> Result<bool, ProcessError> {
@@ -29,7 +32,8 @@ impl Processor<'_> {
         let asked = match (op, self.options.trigger) {
             (Op::Trigger, Trigger::Every(every)) => self.seal(&id, now, every).await?,
             _ => {
-                let asked = self.session.ask_as::<Value>(&id, op, &ask::Claim::default(), ASK).await;
+                let asked =
+                    self.session.ask_as::<Value>(&id, op, &ask::Claim::default(), self.within()).await;
                 asked.and_then(|answer| match &answer["round"] {
                     Value::Null => Ok(None),
                     _ => serde_json::from_value(answer)
@@ -42,11 +46,17 @@ impl Processor<'_> {
             self.unheard = Some((op, id));
         }
         let nothing_left = matches!(asked, Ok(None));
-        let lease = asked.or_else(refused)?;
+        let is_job = self.options.trigger == Trigger::Never;
+        let lease = asked.or_else(|error| refused(error, is_job))?;
         if let Some(lease) = lease {
             self.take(lease)?;
         }
         Ok(nothing_left)
+    }
+
+    /// How long an ask may take.
+    pub(super) fn within(&self) -> Duration {
+        if self.options.trigger == Trigger::Never { self.options.patience.clamp(LEAST, ASK) } else { ASK }
     }
 
     /// Seals the oldest open batch.
@@ -83,7 +93,7 @@ impl Processor<'_> {
         let Some(Note { round, attempt }) = note else { return Ok(()) };
         let error = "the processor died while it worked on the round".to_owned();
         let fail = ask::Fail { round, attempt, error, retryable: true, log: None };
-        match self.session.ask::<Value>(Op::Fail, &fail, ASK).await {
+        match self.session.ask::<Value>(Op::Fail, &fail, self.within()).await {
             Ok(_) => {}
             // It was returned, or somebody else's, long ago.
             Err(SessionError::Answer(refusal))
@@ -94,12 +104,35 @@ impl Processor<'_> {
     }
 }
 
-/// An ask for a round that brought none: nothing to do, or later, or never.
-fn refused(error: SessionError) -> Result<Option<Lease>, ProcessError> {
+/// An ask for a round that brought none: nothing to do, or later, or never. A job that takes what is there asks once.
+fn refused(error: SessionError, is_job: bool) -> Result<Option<Lease>, ProcessError> {
     match error {
+        SessionError::Offline(cause) if is_job => Err(ProcessError::Offline(cause)),
+        error if is_job => Err(error.into()),
         SessionError::Answer(refusal) if refusal.code != Code::Unauthorized => Ok(None),
         SessionError::Offline(Cause::Lost(_)) | SessionError::Unanswered(_) | SessionError::Cut => Ok(None),
         SessionError::Offline(cause) => Err(ProcessError::Offline(cause)),
         error => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millpond_protocol::Refusal;
+
+    use super::*;
+
+    #[test]
+    fn a_processor_waits_for_its_network_and_a_job_that_takes_what_is_there_does_not() {
+        let lost = || SessionError::Offline(Cause::Lost("gone".into()));
+        let unanswered = || SessionError::Unanswered(Duration::from_secs(1));
+        let busy = || SessionError::Answer(Refusal::new(Code::Unavailable, "later"));
+        for error in [lost(), unanswered(), busy()] {
+            assert!(matches!(refused(error, false), Ok(None)));
+        }
+        assert!(matches!(refused(lost(), true), Err(ProcessError::Offline(Cause::Lost(_)))));
+        for error in [unanswered(), busy()] {
+            assert!(matches!(refused(error, true), Err(ProcessError::Session(_))));
+        }
     }
 }

@@ -66,7 +66,8 @@ pub(super) fn first(directory: &Path, every: Duration) -> Duration {
 /// Notes when the server was asked to seal, and has answered.
 pub(super) fn note(directory: &Path, asked: &Stamp) -> io::Result<()> {
     let json = serde_json::to_vec(asked).unwrap_or_default();
-    crate::spool::replace(&directory.join(NOTE), &directory.join("scratch"), &json)
+    // After a power cut an empty one would have a batch sealed at once.
+    crate::spool::write_synced(&directory.join(NOTE), &directory.join("scratch"), &json, || {})
 }
 
 #[cfg(test)]

@@ -50,11 +50,15 @@ impl Run<'_> {
     /// Something came from the server.
     pub(super) fn told(&mut self, event: Event) -> Result<(), SendError> {
         match event {
-            Event::Online => self.online = true,
+            Event::Online => {
+                self.online = true;
+                self.hearing.answered();
+            }
             Event::Offline(cause @ (Cause::Refused(_) | Cause::Closed)) => {
                 return Err(SendError::Offline(cause));
             }
             Event::Offline(Cause::Lost(_)) => {
+                self.hearing.answered();
                 if std::mem::replace(&mut self.online, false) {
                     // Of a server that was silent at the end, that counts too.
                     let now = Instant::now();
@@ -292,14 +296,16 @@ impl Run<'_> {
             )));
         }
         let moved = self.large.as_ref().map_or(0, |meter| meter.moved());
-        let (heard, gone) = self.silence();
-        match self.hearing.look(now, heard, gone, moved) {
-            Silence::Gone if self.online => {
-                let what = format!("the server has said nothing for {:?}", heard.elapsed());
-                return Err(SendError::Offline(Cause::Lost(what)));
+        if self.online {
+            let (heard, gone) = self.silence();
+            match self.hearing.look(now, heard, gone, moved) {
+                Silence::Gone => {
+                    let what = format!("the server has said nothing for {:?}", heard.elapsed());
+                    return Err(SendError::Offline(Cause::Lost(what)));
+                }
+                Silence::Ask => self.ask_whether_it_is_there(),
+                Silence::Bear => {}
             }
-            Silence::Ask if self.online => self.ask_whether_it_is_there(),
-            Silence::Gone | Silence::Ask | Silence::Bear => {}
         }
         if self.watch.is_stuck(now, moved) {
             return Err(SendError::Stuck(STUCK));

@@ -47,8 +47,8 @@ impl Watch {
 #[derive(Debug)]
 pub(super) struct Hearing {
     patience: Duration,
-    /// It was asked, and has not answered.
-    asked: bool,
+    /// When it was asked, if it has not answered.
+    asked: Option<Instant>,
     /// How far the large file was, and when that was seen to have changed.
     moved: u64,
     moved_at: Instant,
@@ -64,18 +64,21 @@ pub(super) enum Silence {
 
 impl Hearing {
     pub(super) fn new(patience: Duration, now: Instant) -> Self {
-        Self { patience, asked: false, moved: 0, moved_at: now }
+        Self { patience, asked: None, moved: 0, moved_at: now }
     }
 
     /// The question was answered, or given up.
     pub(super) fn answered(&mut self) {
-        self.asked = false;
+        self.asked = None;
     }
 
     /// When to look again, if it was heard then and may be silent until `gone`.
     pub(super) fn deadline(&self, heard: Instant, gone: Instant) -> Instant {
-        let gone = gone.max(self.moved_at + self.patience);
-        if self.asked { gone } else { gone.min(heard + self.patience / 2) }
+        match self.asked {
+            // Who was asked late, because this process did something else meanwhile, has time for the answer all the same.
+            Some(at) => gone.max(self.moved_at + self.patience).max(at + self.patience / 2),
+            None => heard + self.patience / 2,
+        }
     }
 
     /// What now; `moved` bytes of the large file that is on its way have been taken by the network so far.
@@ -83,13 +86,13 @@ impl Hearing {
         if moved != self.moved {
             (self.moved, self.moved_at) = (moved, now);
         }
-        if now >= gone.max(self.moved_at + self.patience) {
-            Silence::Gone
-        } else if now >= heard + self.patience / 2 && !self.asked {
-            self.asked = true;
-            Silence::Ask
-        } else {
-            Silence::Bear
+        match self.asked {
+            _ if now < self.deadline(heard, gone) => Silence::Bear,
+            Some(_) => Silence::Gone,
+            None => {
+                self.asked = Some(now);
+                Silence::Ask
+            }
         }
     }
 }
@@ -127,5 +130,20 @@ mod tests {
         hearing.answered();
         let heard = gone + 10 * second;
         assert_eq!(hearing.look(heard + 5 * second, heard, heard + 10 * second, 7), Silence::Ask);
+    }
+
+    #[test]
+    fn nobody_is_gone_who_was_not_asked_however_late_that_is_noticed_and_the_question_has_half_the_time() {
+        let (begin, second) = (Instant::now(), Duration::from_secs(1));
+        let mut hearing = Hearing::new(10 * second, begin);
+        let gone = begin + 10 * second;
+        let late = begin + 60 * second;
+        assert_eq!(hearing.look(late, begin, gone, 0), Silence::Ask);
+        assert_eq!(hearing.deadline(begin, gone), late + 5 * second);
+        assert_eq!(hearing.look(late + 4 * second, begin, gone, 0), Silence::Bear);
+        assert_eq!(hearing.look(late + 5 * second, begin, gone, 0), Silence::Gone);
+        // A question that a new connection makes void is put again.
+        hearing.answered();
+        assert_eq!(hearing.look(late + 5 * second, begin, gone, 0), Silence::Ask);
     }
 }

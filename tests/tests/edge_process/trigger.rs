@@ -35,10 +35,10 @@ async fn a_processor_that_starts_often_triggers_as_often_as_it_was_told() {
     let mut process = cast.process(&arguments);
     assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
     // As if that had been almost an hour ago.
+    let (begin, left) = (Instant::now(), Duration::from_secs(4));
     let (note, mut stamp) = (cast.file("work/triggered"), Stamp::now());
     let noted: Stamp = serde_json::from_slice(&std::fs::read(&note).unwrap()).unwrap();
     assert!((0..120_000).contains(&(stamp.wall_ms - noted.wall_ms)), "{noted:?}");
-    let (begin, left) = (Instant::now(), Duration::from_secs(4));
     let ago = 3_600_000 - 4_000;
     stamp.wall_ms -= ago;
     stamp.boot.as_mut().unwrap().ms -= ago;
@@ -69,11 +69,22 @@ async fn a_processor_that_works_on_offer_seals_nothing_and_takes_what_others_sea
     assert!(process.status().is_none(), "it waits for the next offer");
 }
 
+/// Waits until the round is one that a claim brings: its files are written then.
+async fn offered(cast: &Cast, round: u32) {
+    let begin = Instant::now();
+    while cast.round(round).await["state"] != "offered" {
+        assert!(begin.elapsed() < PATIENCE, "{}", cast.round(round).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_processor_that_nothing_sets_to_work_takes_what_is_on_offer_and_ends() {
     let cast = Cast::new(json!({})).await;
     cast.three().await;
     cast.publish(&[("d", vec![b'4']), ("e", vec![b'5']), ("f", vec![b'6']), ("g", vec![b'7'])]).await;
+    offered(&cast, 1).await;
+    offered(&cast, 2).await;
     let arguments = ["--trigger", "never", "--exec", CONCATENATE];
     let mut process = cast.process(&arguments);
     assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
@@ -83,10 +94,24 @@ async fn a_processor_that_nothing_sets_to_work_takes_what_is_on_offer_and_ends()
     assert_eq!(batch["state"], "open", "{batch}");
 
     cast.publish(&[("h", vec![8]), ("i", vec![9])]).await;
+    offered(&cast, 3).await;
     let mut failing = cast.process(&["--trigger", "never", "--exec", "exit 3"]);
     assert_eq!(failing.wait(PATIENCE).await.code(), Some(1));
     assert!(failing.stderr().contains("round 3"), "{}", failing.stderr());
     cast.edge.relay.cut();
     let mut offline = cast.process(&["--patience", "1", "--trigger", "never", "--exec", CONCATENATE]);
     assert_eq!(offline.wait(PATIENCE).await.code(), Some(75), "{}", offline.stderr());
+}
+
+#[tokio::test]
+async fn a_processor_that_nothing_sets_to_work_ends_when_the_network_goes_after_it_was_there() {
+    let cast = Cast::new(json!({})).await;
+    let arguments = ["--patience", "3", "--trigger", "never", "--exec", CONCATENATE];
+    // How many bytes it says before it knows that there is nothing: the ask for a round is the last of them, but for a goodbye.
+    let before = cast.edge.relay.upward();
+    let mut process = cast.process(&arguments);
+    assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
+    cast.edge.relay.vanish_after(cast.edge.relay.upward() - before - 40);
+    let mut process = cast.process(&arguments);
+    assert_eq!(process.wait(PATIENCE).await.code(), Some(75), "{}", process.stderr());
 }
