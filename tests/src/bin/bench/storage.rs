@@ -214,7 +214,7 @@ impl Nginx {
             &config,
             format!(
                 "daemon off; user root; worker_processes 1; pid {at}/nginx.pid; error_log {at}/nginx.log;
-                 events {{}} http {{ access_log off; sendfile on; tcp_nopush on; client_body_temp_path {at}/n1;
+                 events {{ worker_connections 4096; }} http {{ access_log off; sendfile on; tcp_nopush on; client_body_temp_path {at}/n1;
                  proxy_temp_path {at}/n2; fastcgi_temp_path {at}/n3; uwsgi_temp_path {at}/n4; scgi_temp_path {at}/n5;
                  server {{ listen 127.0.0.1:{port}; root {at}; }} }}"
             ),
