@@ -113,7 +113,7 @@ impl Queue {
     /// The next shipment: files that fit together, or the one that goes by itself. `large` says whether one of those may begin now.
     pub(super) fn next(&mut self, sizes: &Sizes, large: bool) -> Option<Shipment> {
         let mut bundle = Vec::new();
-        let (mut bytes, mut passed_over) = (0, VecDeque::new());
+        let (mut bytes, mut passed_over) = (0, Vec::new());
         while bundle.len() < limits::BUNDLE_ENTRIES_MAX {
             let of_today = !self.today.is_empty();
             let Some(entry) = self.line(of_today).pop_front() else { break };
@@ -122,7 +122,7 @@ impl Queue {
                 is_large || entry.size > limits::SMALL_MAX as u64 || self.alone.contains(&entry.upload);
             if is_large && !large {
                 // The way of large files is taken; small ones need not wait for it.
-                passed_over.push_back(entry);
+                passed_over.push((of_today, entry));
                 continue;
             }
             if by_itself && bundle.is_empty() {
@@ -136,8 +136,8 @@ impl Queue {
             bytes += entry.size + OVERHEAD;
             bundle.push(entry);
         }
-        for entry in passed_over.into_iter().rev() {
-            self.today.push_front(entry);
+        for (of_today, entry) in passed_over.into_iter().rev() {
+            self.line(of_today).push_front(entry);
         }
         for entry in &bundle {
             self.sent.insert(entry.upload.clone(), entry.clone());
@@ -269,6 +269,18 @@ mod tests {
         queue.settled(&all[0].upload);
         queue.take_in(all.iter(), 40);
         assert_eq!(ids(queue.next(&SIZES, true)), ["a"]);
+    }
+
+    #[test]
+    fn a_large_file_of_today_that_comes_while_another_is_on_its_way_goes_before_large_ones_of_the_backlog() {
+        let large = SIZES.publish_max + 1;
+        let entries = [entry("a", 10, large), entry("b", 20, large), entry("c", 30, large)];
+        let mut queue = queue(&entries, &[], 40);
+        assert_eq!(ids(queue.next(&SIZES, true)), ["c"]);
+        assert_eq!(queue.next(&SIZES, false), None);
+        queue.take_in([entry("d", 50, large)].iter(), 40);
+        let order: Vec<_> = std::iter::from_fn(|| queue.next(&SIZES, true)).map(|s| ids(Some(s))).collect();
+        assert_eq!(order, [["d"], ["b"], ["a"]]);
     }
 
     #[test]
