@@ -41,6 +41,10 @@ impl Pending {
             What::Label(label) => document.about.label.as_ref() == Some(label),
         }
     }
+
+    fn is_through(&self, time: Timestamp) -> bool {
+        matches!(self.what, What::Through(through) if through == time)
+    }
 }
 
 /// Everything that was stated. A file that is spooled after its statement was read is not waited for.
@@ -133,10 +137,10 @@ impl Statements {
         pending.telling.then(|| through(pending)).flatten()
     }
 
-    /// A bundle that said it was not taken.
-    pub(super) fn not_with_bundle(&mut self) {
-        for pending in &mut self.0 {
-            pending.telling &= matches!(pending.what, What::Label(_));
+    /// The bundle that said it was not taken.
+    pub(super) fn not_with_bundle(&mut self, through: Timestamp) {
+        for pending in self.0.iter_mut().filter(|pending| pending.is_through(through)) {
+            pending.telling = false;
         }
     }
 
@@ -200,10 +204,9 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A bundle that said it was committed.
-    pub(super) fn told_with_bundle(&mut self) -> Result<(), SendError> {
-        let told =
-            self.statements.take(|pending| pending.telling && matches!(pending.what, What::Through(_)));
+    /// The bundle that said it was committed.
+    pub(super) fn told_with_bundle(&mut self, through: Timestamp) -> Result<(), SendError> {
+        let told = self.statements.take(|pending| pending.telling && pending.is_through(through));
         self.forget_statements(&told)?;
         if let Some(statement) = told.first() {
             (self.report)(Report::Told(statement));

@@ -141,9 +141,9 @@ impl Run<'_> {
             Done::Shipped { shipment, complete, result } => {
                 self.shipments -= 1;
                 match (complete, &result) {
-                    (true, Ok(())) => self.told_with_bundle()?,
-                    (true, Err(_)) => self.statements.not_with_bundle(),
-                    (false, _) => {}
+                    (Some(through), Ok(())) => self.told_with_bundle(through)?,
+                    (Some(through), Err(_)) => self.statements.not_with_bundle(through),
+                    (None, _) => {}
                 }
                 let until = Instant::now() + RECEIPT;
                 match (result, shipment) {

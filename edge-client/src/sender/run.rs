@@ -39,10 +39,10 @@ pub(super) const LEAST: Duration = Duration::from_secs(1);
 const LONG: u64 = 64 << 10;
 /// Something that was waited for.
 pub(super) enum Done {
-    /// `complete`: it carried a statement.
+    /// `complete`: until when it said that nothing more comes.
     Shipped {
         shipment: Shipment,
-        complete: bool,
+        complete: Option<Timestamp>,
         result: Result<(), SessionError>,
     },
     Asked(Entry, Result<UploadInfo, SessionError>),
@@ -312,8 +312,8 @@ impl Run<'_> {
                 Ok(message) if message.len() <= bundle_max => break message,
                 // Long descriptions: half of it will fit sooner.
                 _ => {
-                    if complete.take().is_some() {
-                        self.statements.not_with_bundle();
+                    if let Some(through) = complete.take() {
+                        self.statements.not_with_bundle(through);
                     }
                     let rest: Vec<Entry> = files.drain(files.len() / 2..).map(|file| file.entry).collect();
                     self.queue.again(&rest);
@@ -337,7 +337,7 @@ impl Run<'_> {
         self.work.push(Box::pin(async move {
             throttle.pass(message.len()).await;
             let result = message.send(&session).await;
-            Done::Shipped { shipment, complete: complete.is_some(), result }
+            Done::Shipped { shipment, complete, result }
         }));
         Ok(())
     }
