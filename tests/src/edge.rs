@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use millpond_failpoint::{Point, VARIABLE};
+use millpond_protocol::Role;
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::process::{arm, disarm};
@@ -26,6 +28,26 @@ impl Edge {
             directory: tempfile::tempdir().unwrap(),
             environment: Vec::new(),
         }
+    }
+
+    /// A server with the pool `demo`, whose windows are days, and its member `edge-1`'s device.
+    pub async fn device() -> (Server, Self) {
+        let server = Server::start().await;
+        server.pool("demo", json!({ "grouping": "window", "window_s": 86_400 })).await;
+        let who = server.member("demo", "edge-1", Role::Publisher).await;
+        let edge = Self::new(&server, who).await;
+        (server, edge)
+    }
+
+    /// Puts `count` files of `size` bytes into its spool.
+    pub async fn spooled(&self, count: usize, size: usize) {
+        let names: Vec<String> = (0..count).map(|n| format!("file-{n}")).collect();
+        for name in &names {
+            self.file(name, &name.bytes().cycle().take(size).collect::<Vec<_>>());
+        }
+        let mut push = vec!["push", "--offline"];
+        push.extend(names.iter().map(String::as_str));
+        self.done(&push).await;
     }
 
     /// Puts more into the environment of its processes from now on.

@@ -15,14 +15,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What takes seconds where it works, and minutes where it does not.
 const SOON: Duration = Duration::from_secs(40);
 
-async fn device() -> (Server, Edge) {
-    let server = Server::start().await;
-    server.pool("demo", json!({ "grouping": "window", "window_s": 86_400 })).await;
-    let who = server.member("demo", "edge-1", Role::Publisher).await;
-    let edge = Edge::new(&server, who).await;
-    (server, edge)
-}
-
 fn slow(rate: u64) -> Shape {
     Shape { rate: Some(rate), ..Shape::default() }
 }
@@ -33,7 +25,7 @@ async fn told(inbox: &mut Inbox, is_it: impl Fn(&Event) -> bool) {
 
 #[tokio::test]
 async fn a_push_on_a_network_that_vanishes_in_mid_file_returns_when_its_patience_ends_and_the_file_waits() {
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     // Not so large that the line would be measured before; what is on its way may take ten seconds on the slowest one then.
     edge.file("one", &[7; 20_000]);
     edge.relay.vanish_after(10_000);
@@ -55,7 +47,7 @@ async fn a_push_on_a_network_that_vanishes_in_mid_file_returns_when_its_patience
 
 #[tokio::test]
 async fn a_session_notices_after_one_and_a_half_keep_alives_that_nobody_is_there_and_connects_again() {
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     let who = server.member("demo", "edge-2", Role::Publisher).await;
     let at = edge.relay.address();
     let config = Config::new(at.ip().to_string(), at.port(), who.pool, who.member, Token::new(&who.token));
@@ -113,7 +105,7 @@ async fn a_listener_whose_network_vanished_has_the_result_soon_after_it_is_back(
 
 #[tokio::test]
 async fn a_file_that_takes_longer_than_a_keep_alive_gets_through_a_slow_line_and_no_byte_of_it_twice() {
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     edge.file("one", &[7; 100_000]);
     edge.relay.shape(slow(8_000));
     let out = edge.done(&["--keep-alive", "5", "push", "one"]).await;
@@ -125,14 +117,8 @@ async fn a_file_that_takes_longer_than_a_keep_alive_gets_through_a_slow_line_and
 
 #[tokio::test]
 async fn small_files_go_over_a_slow_line_in_bundles_of_a_few_seconds() {
-    let (server, edge) = device().await;
-    let names: Vec<String> = (0..40).map(|n| format!("file-{n}")).collect();
-    for name in &names {
-        edge.file(name, &name.bytes().cycle().take(2_000).collect::<Vec<_>>());
-    }
-    let mut push = vec!["push", "--offline"];
-    push.extend(names.iter().map(String::as_str));
-    edge.done(&push).await;
+    let (server, edge) = Edge::device().await;
+    edge.spooled(40, 2_000).await;
     edge.relay.shape(slow(8_000));
     let out = edge.done(&["--keep-alive", "5", "--json", "spool", "flush"]).await;
     let summary: serde_json::Value = serde_json::from_str(&out).unwrap();
@@ -144,7 +130,7 @@ async fn small_files_go_over_a_slow_line_in_bundles_of_a_few_seconds() {
 
 #[tokio::test]
 async fn what_would_hold_up_a_slow_line_for_a_minute_goes_by_url() {
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     edge.file("one", &[7; 200_000]);
     // Of MQTT alone: storage is reached by another way here.
     edge.relay.shape(slow(3_000));

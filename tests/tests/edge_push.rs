@@ -8,18 +8,10 @@ use std::time::Duration;
 use millpond_edge::spool::{Limits, Spool};
 use millpond_protocol::Role;
 use millpond_tests::{Credentials, Edge, Server, edge_binary, skip, tool};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const DAY_MS: i64 = 86_400_000;
-
-async fn device() -> (Server, Edge) {
-    let server = Server::start().await;
-    server.pool("demo", json!({ "grouping": "window", "window_s": 86_400 })).await;
-    let who = server.member("demo", "edge-1", Role::Publisher).await;
-    let edge = Edge::new(&server, who).await;
-    (server, edge)
-}
 
 /// Milliseconds since 1970, so many days ago.
 fn days_ago(days: i64) -> i64 {
@@ -58,7 +50,7 @@ async fn waiting(edge: &Edge) -> usize {
 
 #[tokio::test]
 async fn a_push_returns_when_the_file_is_receipted_and_the_same_file_is_sent_once() {
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     edge.file("temperatures.csv", b"21.5\n");
     let push = ["push", "--content-type", "text/csv", "--meta", r#"{"sensor":7}"#, "temperatures.csv"];
     let out = edge.done(&push).await;
@@ -74,7 +66,7 @@ async fn a_push_returns_when_the_file_is_receipted_and_the_same_file_is_sent_onc
 
 #[tokio::test]
 async fn a_push_of_some_files_only_leaves_the_backlog_where_it_is() {
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     spool_files(&edge, &[3], 5, 100).await;
     edge.file("now.csv", b"21.5");
     let out = edge.done(&["push", "--only", "now.csv"]).await;
@@ -86,7 +78,7 @@ async fn a_push_of_some_files_only_leaves_the_backlog_where_it_is() {
 
 #[tokio::test]
 async fn without_a_network_a_push_keeps_the_file_and_the_next_one_sends_it() {
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     edge.relay.cut();
     edge.file("one", b"1");
     let out = edge.done(&["--patience", "1", "push", "one"]).await;
@@ -103,7 +95,7 @@ async fn without_a_network_a_push_keeps_the_file_and_the_next_one_sends_it() {
 async fn after_days_offline_todays_files_go_first_then_the_newest_and_in_bundles() {
     // 10,000 files are for the long tier.
     let each = if std::env::var_os("MILLPOND_SLOW").is_some() { 2_500 } else { 150 };
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     let ids = spool_files(&edge, &[3, 2, 1, 0], each, 700).await;
     let out = edge.done(&["--json", "spool", "flush"]).await;
     let summary: Value = serde_json::from_str(&out).unwrap();
@@ -119,7 +111,7 @@ async fn after_days_offline_todays_files_go_first_then_the_newest_and_in_bundles
 
 #[tokio::test]
 async fn a_network_that_is_cut_in_mid_bundle_costs_no_file_and_little_repetition() {
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     let ids = spool_files(&edge, &[0], 400, 10_000).await;
     edge.relay.cut_after(1_500_000);
     let mut flush = edge.start("flush", &["spool", "flush"]);
@@ -134,7 +126,7 @@ async fn a_network_that_is_cut_in_mid_bundle_costs_no_file_and_little_repetition
 
 #[tokio::test]
 async fn a_flush_that_is_killed_at_any_point_loses_nothing_and_sends_nothing_twice_that_was_stored() {
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     let ids = spool_files(&edge, &[1, 0], 150, 20_000).await;
     let mut kills = 0;
     for after in [1_u64, 200, 900_000, 1_100_000, 1_400_000, 600_000, 3_000_000] {
@@ -155,7 +147,7 @@ async fn a_flush_that_is_killed_at_any_point_loses_nothing_and_sends_nothing_twi
 
 #[tokio::test]
 async fn a_push_that_is_killed_at_any_point_leaves_a_whole_file_or_none() {
-    let (_server, edge) = device().await;
+    let (_server, edge) = Edge::device().await;
     edge.file("whole", &[7; 3_000_000]);
     for pause in 0..25_u64 {
         let mut push = edge.start("push", &["push", "--offline", "--again", "whole"]);
@@ -174,7 +166,7 @@ async fn a_push_that_is_killed_at_any_point_leaves_a_whole_file_or_none() {
 
 #[tokio::test]
 async fn several_pushes_at_once_share_the_spool() {
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     let mut pushes = Vec::new();
     for n in 0..6 {
         let name = format!("file-{n}");
@@ -190,7 +182,7 @@ async fn several_pushes_at_once_share_the_spool() {
 
 #[tokio::test]
 async fn more_files_go_at_once_than_a_process_may_have_open() {
-    let (_server, edge) = device().await;
+    let (_server, edge) = Edge::device().await;
     let names: Vec<String> = (0..200).map(|n| format!("file-{n}")).collect();
     for name in &names {
         edge.file(name, name.as_bytes());
@@ -206,7 +198,7 @@ async fn more_files_go_at_once_than_a_process_may_have_open() {
 
 #[tokio::test]
 async fn only_what_the_server_has_is_said_to_be_stored() {
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     edge.file("one", b"1");
     let mut spool = Spool::open(&edge.spool(), Limits::default()).unwrap();
     let sending = spool.sending().unwrap();
@@ -229,7 +221,7 @@ async fn only_what_the_server_has_is_said_to_be_stored() {
 
 #[tokio::test]
 async fn what_the_server_refuses_is_kept_beside_and_holds_nothing_up() {
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     for (name, content) in [("one", "1"), ("two", "2"), ("three", "3")] {
         edge.file(name, content.as_bytes());
     }
@@ -246,7 +238,7 @@ async fn what_the_server_refuses_is_kept_beside_and_holds_nothing_up() {
 
 #[tokio::test]
 async fn who_is_not_wanted_keeps_its_files() {
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     edge.file("one", b"1");
     edge.done(&["push", "--offline", "one"]).await;
     let listener = server.member("demo", "listener", Role::Listener).await;
@@ -266,7 +258,7 @@ async fn a_full_disk_refuses_new_files_and_keeps_the_old_ones() {
     if !tool("unshare") {
         return;
     }
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     edge.file("small", &[1; 100_000]);
     edge.file("large", &[2; 3_000_000]);
     std::fs::create_dir(edge.spool()).unwrap();

@@ -10,19 +10,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use millpond_failpoint::Point;
-use millpond_protocol::{Role, Timestamp};
+use millpond_protocol::Timestamp;
 use millpond_tests::{Edge, Server, Shim, edge_binary, was_killed};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(120);
-
-async fn device() -> (Server, Edge) {
-    let server = Server::start().await;
-    server.pool("demo", json!({ "grouping": "window", "window_s": 86_400 })).await;
-    let who = server.member("demo", "edge-1", Role::Publisher).await;
-    let edge = Edge::new(&server, who).await;
-    (server, edge)
-}
 
 fn now_ms() -> i64 {
     millpond_edge::clock::wall_ms()
@@ -46,7 +38,7 @@ fn mode(path: &Path) -> u32 {
 
 #[tokio::test]
 async fn what_is_refused_damaged_or_not_wanted_is_listed_and_discarded() {
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     for name in ["one", "two", "three", "four"] {
         edge.file(name, name.as_bytes());
     }
@@ -90,7 +82,7 @@ async fn what_is_refused_damaged_or_not_wanted_is_listed_and_discarded() {
 
 #[tokio::test]
 async fn what_waits_is_not_discarded_while_somebody_sends() {
-    let (server, edge) = device().await;
+    let (server, edge) = Edge::device().await;
     edge.file("one", b"1");
     edge.done(&["push", "--offline", "--id", "one", "one"]).await;
     edge.relay.cut();
@@ -109,7 +101,7 @@ async fn what_waits_is_not_discarded_while_somebody_sends() {
 
 #[tokio::test]
 async fn what_is_exported_is_its_owners_alone_whatever_the_umask() {
-    let (_server, edge) = device().await;
+    let (_server, edge) = Edge::device().await;
     edge.file("one", b"1");
     open_to_all(&edge, &["push", "--offline", "--id", "one", "one"]);
     open_to_all(&edge, &["spool", "export", "out"]);
@@ -131,7 +123,7 @@ async fn times(server: &Server) -> Vec<(String, i64)> {
 #[tokio::test]
 async fn a_clock_that_is_stepped_between_capture_and_sending_does_not_move_the_capture() {
     let Some(shim) = Shim::new() else { return };
-    let (server, mut edge) = device().await;
+    let (server, mut edge) = Edge::device().await;
     edge.set_environment(shim.clocked());
     edge.file("reading", b"21.5");
     let (day, begin) = (86_400_000, now_ms());
@@ -167,14 +159,8 @@ async fn a_clock_that_is_stepped_between_capture_and_sending_does_not_move_the_c
 
 #[tokio::test]
 async fn a_push_leaves_what_another_process_had_in_flight_in_doubt_and_nobody_sends_it_twice() {
-    let (server, edge) = device().await;
-    let names: Vec<String> = (0..20).map(|n| format!("file-{n}")).collect();
-    for name in &names {
-        edge.file(name, &name.bytes().cycle().take(20_000).collect::<Vec<_>>());
-    }
-    let mut push = vec!["push", "--offline"];
-    push.extend(names.iter().map(String::as_str));
-    edge.done(&push).await;
+    let (server, edge) = Edge::device().await;
+    edge.spooled(20, 20_000).await;
     // The server has some, perhaps all, and the device dies before it acts on the first receipts.
     edge.arm(Point::FlushReceipted, 1);
     let mut flush = edge.start("flush", &["spool", "flush"]);
@@ -207,14 +193,8 @@ async fn a_push_leaves_what_another_process_had_in_flight_in_doubt_and_nobody_se
 
 #[tokio::test]
 async fn a_push_beside_a_flush_that_lives_waits_for_its_turn_and_touches_nothing_in_flight() {
-    let (server, edge) = device().await;
-    let names: Vec<String> = (0..40).map(|n| format!("file-{n}")).collect();
-    for name in &names {
-        edge.file(name, &name.bytes().cycle().take(10_000).collect::<Vec<_>>());
-    }
-    let mut push = vec!["push", "--offline"];
-    push.extend(names.iter().map(String::as_str));
-    edge.done(&push).await;
+    let (server, edge) = Edge::device().await;
+    edge.spooled(40, 10_000).await;
     edge.relay.cut_after(200_000);
     let mut flush = edge.start("flush", &["--patience", "600", "spool", "flush"]);
     edge.relay.was_cut().await;

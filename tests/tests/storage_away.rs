@@ -20,18 +20,23 @@ async fn s3() -> Server {
     .await
 }
 
-#[tokio::test]
-async fn small_uploads_go_on_while_storage_is_away_and_large_ones_come_through_when_it_is_back() {
-    let mut s3 = s3().await;
+/// A server whose storage that is.
+async fn over(s3: &Server) -> Server {
     let endpoint = format!("http://{}", s3.ports().storage.unwrap());
-    let server = Server::with(&[
+    Server::with(&[
         ("MILLPOND__STORAGE__MODE", "external"),
         ("MILLPOND__STORAGE__ENDPOINT", &endpoint),
         ("MILLPOND__STORAGE__ACCESS_KEY", "key"),
         ("MILLPOND__STORAGE__SECRET_KEY", "secret-of-the-test"),
         ("MILLPOND__STORAGE__CALL_TIMEOUT_S", "2"),
     ])
-    .await;
+    .await
+}
+
+#[tokio::test]
+async fn small_uploads_go_on_while_storage_is_away_and_large_ones_come_through_when_it_is_back() {
+    let mut s3 = s3().await;
+    let server = over(&s3).await;
     server.pool("demo", json!({ "window_s": 3_600 })).await;
     let edge = server.member("demo", "edge", Role::Publisher).await;
     let mill = server.member("demo", "mill", Role::Processor).await;
@@ -86,15 +91,7 @@ async fn a_round_that_was_sealed_while_storage_is_away_becomes_ready_when_it_is_
 #[tokio::test]
 async fn a_storage_that_changes_its_key_or_its_bucket_keeps_the_server_from_being_ready_and_is_named() {
     let mut s3 = s3().await;
-    let endpoint = format!("http://{}", s3.ports().storage.unwrap());
-    let server = Server::with(&[
-        ("MILLPOND__STORAGE__MODE", "external"),
-        ("MILLPOND__STORAGE__ENDPOINT", &endpoint),
-        ("MILLPOND__STORAGE__ACCESS_KEY", "key"),
-        ("MILLPOND__STORAGE__SECRET_KEY", "secret-of-the-test"),
-        ("MILLPOND__STORAGE__CALL_TIMEOUT_S", "2"),
-    ])
-    .await;
+    let server = over(&s3).await;
     let api = server.api();
     for (key, other, right, said) in [
         (
