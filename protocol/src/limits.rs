@@ -116,6 +116,14 @@ pub const APP_BYTES_PER_POOL: usize = 512 << 20;
 pub const TOPIC_ALIASES: u16 = 16;
 /// Bytes of one pack.
 pub const PACK_MAX: u64 = 16 << 20;
+/// Bytes of a batch's first packs, which are written when there is as much.
+pub const PACK_MIN: u64 = 1 << 20;
+
+/// Bytes that the next pack of a batch may have, of which `packed` bytes are in packs: an eighth of those, within
+/// [`PACK_MIN`] and [`PACK_MAX`]. So what is left to be packed when a batch is sealed is a small part of it, whatever its size.
+pub fn pack_room(packed: u64) -> u64 {
+    (packed / 8).clamp(PACK_MIN, PACK_MAX)
+}
 
 /// Bytes that a file of `size` bytes takes in a pack: a tar header, and the file padded to whole blocks of 512.
 pub const fn packed(size: u64) -> u64 {

@@ -1,7 +1,7 @@
 //! Packs: tar files of a batch's small uploads.
 //!
 //! A pack takes the batch's small uploads in order of commit, superseded ones aside, and is closed when the next file would
-//! bring it over [`limits::PACK_MAX`]. Entries are plain ustar: path `{member}/{upload}`, mode 0644, user, group and time 0.
+//! bring it over [`limits::pack_room`], which grows with what is packed before it. Entries are plain ustar: path `{member}/{upload}`, mode 0644, user, group and time 0.
 //! So where a pack begins and ends and what its bytes are depends on committed rows alone, not on when it was written.
 
 use bytes::Bytes;
@@ -77,13 +77,16 @@ pub(super) async fn write(
 
 /// The next pack of a batch from its rows.
 pub(super) fn build(sql: &Connection, batch: i64, fill: Fill) -> Result<Option<Pack>> {
-    let (after, unpacked): (i64, u64) = sql
-        .prepare_cached("SELECT packed_seq, max(small_bytes - packed_bytes, 0) FROM batches WHERE id = ?1")?
-        .query_row([batch], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (after, unpacked, before): (i64, u64, u64) = sql
+        .prepare_cached(
+            "SELECT packed_seq, max(small_bytes - packed_bytes, 0), packed_bytes FROM batches WHERE id = ?1",
+        )?
+        .query_row([batch], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     if unpacked == 0 {
         return Ok(None);
     }
-    let capacity = usize::try_from((unpacked + END).min(limits::PACK_MAX)).unwrap_or_default();
+    let room = limits::pack_room(before);
+    let capacity = usize::try_from((unpacked + END).min(room)).unwrap_or_default();
     let mut tar = tar::Builder::new(buffer::with_room(capacity));
     let (mut files, mut packed, mut last, mut full) = (0, 0, after, false);
 
@@ -97,7 +100,7 @@ pub(super) fn build(sql: &Connection, batch: i64, fill: Fill) -> Result<Option<P
     let mut rows = statement.query(params![batch, after])?;
     while let Some(row) = rows.next()? {
         let size: u64 = row.get(3)?;
-        if packed + limits::packed(size) + END > limits::PACK_MAX {
+        if packed + limits::packed(size) + END > room {
             full = true;
             break;
         }

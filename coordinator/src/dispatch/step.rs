@@ -80,13 +80,18 @@ fn next(sql: &Connection, pool: PoolId) -> Result<Option<Step>> {
 
 /// An open batch with a pack's worth of small files, in which every file counts.
 fn full(sql: &Connection, pool: PoolId) -> Result<Option<i64>> {
-    Ok(sql
-        .prepare_cached(
-            "SELECT id FROM batches WHERE pool_id = ?1 AND state = 'open' AND selected = 'all' \
-             AND small_bytes - packed_bytes >= ?2 ORDER BY id LIMIT 1",
-        )?
-        .query_row(params![pool, limits::PACK_MAX], |row| row.get(0))
-        .optional()?)
+    let mut statement = sql.prepare_cached(
+        "SELECT id, small_bytes - packed_bytes, packed_bytes FROM batches \
+         WHERE pool_id = ?1 AND state = 'open' AND selected = 'all' AND small_bytes - packed_bytes >= ?2 ORDER BY id",
+    )?;
+    let mut rows = statement.query(params![pool, limits::PACK_MIN])?;
+    while let Some(row) = rows.next()? {
+        let (unpacked, packed): (u64, u64) = (row.get(1)?, row.get(2)?);
+        if unpacked >= limits::pack_room(packed) {
+            return Ok(Some(row.get(0)?));
+        }
+    }
+    Ok(None)
 }
 
 async fn ready(context: &Context, pool: PoolId, round: u64) -> std::result::Result<(), Trouble> {

@@ -365,14 +365,14 @@ impl Group {
 /// Writes what is kept in memory during a group: the pools' counters and what uploads added to open batches.
 fn flush(sql: &Connection, state: &State, effects: &mut Effects) -> Result<()> {
     for (batch, (count, bytes, small)) in std::mem::take(&mut effects.batches) {
-        let unpacked: u64 = sql
+        let (unpacked, packed): (u64, u64) = sql
             .prepare_cached(
                 "UPDATE batches SET count = count + ?2, bytes = bytes + ?3, small_bytes = small_bytes + ?4 \
-                 WHERE id = ?1 RETURNING small_bytes - packed_bytes",
+                 WHERE id = ?1 RETURNING max(small_bytes - packed_bytes, 0), packed_bytes",
             )?
-            .query_row(params![batch, count, bytes, small], |row| row.get(0))?;
+            .query_row(params![batch, count, bytes, small], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let pool = batch >> 40;
-        if unpacked >= limits::PACK_MAX
+        if unpacked >= limits::pack_room(packed)
             && let Some(entry) = state.pools.get(&pool)
         {
             effects.commit.pool(pool, &entry.name).pack = true;

@@ -8,7 +8,6 @@ mod fuzz;
 mod grants;
 mod manifests;
 mod packs;
-mod seal_to_ready;
 mod sweep;
 mod trouble;
 mod world;

@@ -10,11 +10,25 @@ use serde_json::json;
 
 use crate::world::{World, file, files};
 
-const PACKS: &str = "SELECT count(*) FROM packs";
+const A_PACK: &str = "SELECT EXISTS (SELECT 1 FROM packs)";
 const PURGED: &str = "SELECT count(*) FROM packs WHERE purged = 1";
 const MANIFESTS: &str = "SELECT count(*) FROM manifests";
-/// Just under two packs of files of 100 KiB.
-const MANY: usize = 300;
+/// Bytes that one of the files takes in a pack, and the end of a pack.
+const FILE: u64 = limits::packed(100 << 10);
+const END: u64 = 1024;
+/// Files that are packs of both kinds: of the least size, and of an eighth of what came before.
+const MANY: u64 = 150;
+/// Packs that are written ahead of so many files of 100 KiB, and the files that are left.
+fn ahead(files: u64) -> (u64, u64) {
+    let (mut packs, mut packed) = (0, 0);
+    loop {
+        let fit = (limits::pack_room(packed * FILE) - END) / FILE;
+        if packed + fit >= files {
+            return (packs, files - packed);
+        }
+        (packs, packed) = (packs + 1, packed + fit);
+    }
+}
 
 async fn trigger(world: &World) {
     let operator = world.member("boss", Role::Operator).await;
@@ -41,10 +55,10 @@ async fn packs_and_manifest_are_the_same_bytes_however_often_the_server_restarts
     // Everything at once, cut off after the first pack.
     let mut interrupted = World::new(json!({})).await;
     let who = interrupted.member("edge", Role::Publisher).await;
-    interrupted.upload(&who, files(0..MANY, 100 << 10)).await;
+    interrupted.upload(&who, files(0..MANY as usize, 100 << 10)).await;
     trigger(&interrupted).await;
     interrupted.dispatch();
-    interrupted.until(PACKS, 1).await;
+    interrupted.until(A_PACK, 1).await;
     let mut interrupted = interrupted.restart().await;
     interrupted.dispatch();
     let first = interrupted.manifest(1).await;
@@ -53,10 +67,10 @@ async fn packs_and_manifest_are_the_same_bytes_however_often_the_server_restarts
     let mut steady = World::new(json!({})).await;
     steady.dispatch();
     let who = steady.member("edge", Role::Publisher).await;
-    for file in files(0..MANY, 100 << 10) {
+    for file in files(0..MANY as usize, 100 << 10) {
         steady.upload(&who, vec![file]).await;
     }
-    steady.until(PACKS, 1).await;
+    steady.until(A_PACK, 1).await;
     trigger(&steady).await;
     let second = steady.manifest(1).await;
 
@@ -69,7 +83,7 @@ async fn packs_and_manifest_are_the_same_bytes_however_often_the_server_restarts
         other.push(Sha256::of(&steady.object_bytes(&key).await));
     }
     assert_eq!(one, other);
-    assert_eq!(one.len(), 2);
+    assert_eq!(one.len() as u64, ahead(MANY).0 + 1);
 }
 
 #[tokio::test]
@@ -77,21 +91,25 @@ async fn packing_ahead_leaves_the_tail_to_the_seal() {
     let mut world = World::new(json!({})).await;
     world.dispatch();
     let who = world.member("edge", Role::Publisher).await;
-    world.upload(&who, files(0..350, 100 << 10)).await;
-    world.until(PURGED, 2).await;
+    world.upload(&who, files(0..MANY as usize, 100 << 10)).await;
+    let (packs, left) = ahead(MANY);
+    world.until(PURGED, packs).await;
     assert_eq!(world.number(MANIFESTS).await, 0);
     let before = world.packs().await;
+    let mut packed = 0;
     for key in &before {
-        let pack = world.object_bytes(key).await;
-        assert!(pack.len() as u64 <= limits::PACK_MAX);
-        assert!(pack.len() as u64 + limits::packed(100 << 10) > limits::PACK_MAX, "not full: {}", pack.len());
+        let (pack, room) = (world.object_bytes(key).await.len() as u64, limits::pack_room(packed));
+        assert!(pack <= room && pack + FILE > room, "{pack} of {room}");
+        packed += pack - END;
     }
+    assert_eq!(packed, FILE * (MANY - left));
+    assert!(left * FILE + END <= packed / 8, "the tail is a small part: {left} files");
     trigger(&world).await;
     world.manifest(1).await;
     let after = world.packs().await;
-    assert_eq!(after[..2], before[..]);
-    assert_eq!(after.len(), 3);
-    assert_eq!(world.number("SELECT sum(files) FROM packs").await, 350);
+    assert_eq!(after[..before.len()], before[..]);
+    assert_eq!(after.len(), before.len() + 1);
+    assert_eq!(world.number("SELECT sum(files) FROM packs").await, MANY);
     assert_eq!(world.number("SELECT sum(small_bytes - packed_bytes) FROM batches").await, 0);
 }
 
@@ -163,11 +181,12 @@ async fn what_is_packed_ahead_counts_though_the_policy_selects_otherwise_by_now(
     let who = world.member("edge", Role::Publisher).await;
     let sent = files(0..170, 100 << 10);
     world.upload(&who, sent.clone()).await;
-    world.until(PURGED, 1).await;
+    let (packs, _) = ahead(170);
+    world.until(PURGED, packs).await;
     let policy = serde_json::from_value(json!({"select": "latest"})).unwrap();
     world.ledger.write(move |tx| tx.apply_pool(&"p".parse().unwrap(), &policy)).await.unwrap();
     trigger(&world).await;
-    world.until(PURGED, 2).await;
+    world.until(PURGED, packs + 1).await;
     assert_eq!(world.number("SELECT sum(files) FROM packs").await, 170);
     assert_eq!(world.number("SELECT count(*) FROM superseded").await, 0);
     for (seq, sent) in [(0, &sent[0]), (97, &sent[97])] {

@@ -135,13 +135,16 @@ pub async fn packed_ahead(dir: &Path) -> Result<()> {
         rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY,
     )?;
     for _ in 0..12_000 {
-        let unpacked: u64 =
-            sql.query_row("SELECT max(small_bytes - packed_bytes) FROM batches", [], |row| row.get(0))?;
+        let mut batches =
+            sql.prepare("SELECT small_bytes - packed_bytes, packed_bytes FROM batches WHERE state = 'open'")?;
+        let full = batches
+            .query_map([], |row| Ok(row.get::<_, i64>(0)? >= limits::pack_room(row.get(1)?) as i64))?
+            .collect::<rusqlite::Result<Vec<_>>>()?;
         let unpurged: u64 =
             sql.query_row("SELECT count(*) FROM packs WHERE purged = 0", [], |row| row.get(0))?;
         let sealed: u64 =
             sql.query_row("SELECT count(*) FROM rounds WHERE state = 'sealed'", [], |row| row.get(0))?;
-        if unpacked < limits::PACK_MAX && unpurged == 0 && sealed == 0 {
+        if !full.contains(&true) && unpurged == 0 && sealed == 0 {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
