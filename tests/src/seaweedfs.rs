@@ -76,6 +76,22 @@ impl SeaweedFs {
             _alone: alone,
         })
     }
+
+    /// It answers nobody any more, and connections to it stay open.
+    pub fn hang(&self) {
+        self.signal("-STOP");
+    }
+
+    /// It goes on where it was.
+    pub fn go_on(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        assert!(
+            Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success()
+        );
+    }
 }
 
 /// Who may do what.

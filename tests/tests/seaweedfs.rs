@@ -4,11 +4,12 @@
 
 use std::io::{Read as _, Write as _};
 
+use bytes::Bytes;
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Outcome, Pointer, answer};
 use millpond_protocol::{Role, Sha256, limits};
-use millpond_tests::{Beside, Link, Mill, SeaweedFs, Server, recent_hour};
-use serde_json::json;
+use millpond_tests::{Beside, Edge, Link, Mill, Place, SeaweedFs, Server, listed, recent_hour};
+use serde_json::{Value, json};
 
 /// The least that S3 takes as a part that is not the last.
 const PART: usize = 5 << 20;
@@ -61,6 +62,62 @@ async fn the_main_job_works_on_seaweedfs_with_small_and_large_files() {
     mill.answer(&leased.lease, result.clone()).await.unwrap();
     let pointer: Pointer = serde_json::from_slice(&listener.next().await.unwrap().payload).unwrap();
     assert_eq!(api.fetch(&pointer.url).await, result);
+}
+
+#[tokio::test]
+async fn a_device_is_served_a_storage_that_hangs_is_waited_for_and_a_check_finds_what_it_lost() {
+    let Some(storage) = SeaweedFs::start() else { return };
+    storage.ready().await;
+    let place = Place::SeaweedFs(storage);
+    let server = place.server(&[("MILLPOND__STORAGE__CALL_TIMEOUT_S", "2")]).await;
+    let Place::SeaweedFs(storage) = &place else { unreachable!() };
+
+    // Above what MQTT takes, so by URL; and in parts.
+    let device = Edge::new(&server, server.member("demo", "device", Role::Publisher).await).await;
+    let sizes = [3_000_000, 17 << 20];
+    for size in sizes {
+        device.file(&size.to_string(), &(0..size).map(|n| (n / 13) as u8).collect::<Vec<_>>());
+        let out = device.done(&["push", &size.to_string()]).await;
+        assert!(out.starts_with("stored"), "{out}");
+    }
+    let sent: Vec<_> = server.uploads("demo").await.iter().map(|upload| upload["size"].clone()).collect();
+    assert_eq!(sent, sizes);
+
+    let edge = server.member("demo", "edge", Role::Publisher).await;
+    let topic = |upload: &str| format!("mp/demo/c/edge/up/{upload}/{}", recent_hour());
+    let medium = vec![b'm'; limits::SMALL_MAX + 1];
+    storage.hang();
+    let link = Link::connect(edge.clone()).await.unwrap();
+    link.publish(&topic("small"), "small", Beside::default()).await.unwrap();
+    let refused = link.publish(&topic("medium"), medium.clone(), Beside::default()).await;
+    assert!(refused.is_err(), "an upload was acknowledged that is nowhere");
+    storage.go_on();
+    let link = Link::connect(edge).await.unwrap();
+    link.publish(&topic("medium"), medium, Beside::default()).await.unwrap();
+    let mill = Mill::join(server.member("demo", "mill", Role::Processor).await, server.api()).await;
+    let leased = mill.fetch(mill.trigger(&json!({})).await.unwrap()).await.unwrap();
+    assert_eq!(leased.files.keys().collect::<Vec<_>>(), ["edge/medium", "edge/small"]);
+
+    let objects = place.storage(&server);
+    let differences = || {
+        let done = server.cli().args(["check", "--deep", "--json"]).output().unwrap();
+        let lines = String::from_utf8(done.stdout).unwrap();
+        let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let found = lines.filter_map(|line| {
+            let difference = line.get("difference")?;
+            Some((difference["kind"].as_str()?.to_owned(), difference["about"].as_str()?.to_owned()))
+        });
+        (done.status.code(), found.collect::<Vec<_>>())
+    };
+    assert_eq!(differences(), (Some(0), vec![]));
+    let extra = Bytes::from_static(b"extra");
+    objects.put(&"9/pack/extra".parse().unwrap(), extra.clone(), Sha256::of(&extra)).await.unwrap();
+    let lost = listed(&objects).await.into_iter().find(|key| key.contains("/upload/")).unwrap();
+    objects.delete(&lost.parse().unwrap()).await.unwrap();
+    let (code, found) = differences();
+    let planted =
+        [("object-missing".to_owned(), lost), ("object-unknown".to_owned(), "9/pack/extra".to_owned())];
+    assert!(code == Some(1) && planted.iter().all(|planted| found.contains(planted)), "{found:?}");
 }
 
 fn grant(upload: &str, bytes: &[u8], more: &serde_json::Value) -> serde_json::Value {
