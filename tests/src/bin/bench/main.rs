@@ -3,8 +3,8 @@
 //!     cargo run --release -p millpond-tests --bin bench            all of them
 //!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, edge, seal, fanout, app, round, idle, tls, storage,
 //!                                                                 retention, overload, reconnect
-//!     cargo run --release -p millpond-tests --bin bench -- peers   RabbitMQ, nats-server, mosquitto, nginx and Flower, as far as they are installed;
-//!                                                                 download and flower are parts of it
+//!     cargo run --release -p millpond-tests --bin bench -- peers   RabbitMQ, nats-server, mosquitto, SeaweedFS, nginx and Flower, as far as they are
+//!                                                                 installed; objects, download and flower are parts of it
 //!     cargo run --release -p millpond-tests --bin bench -- growth  how figures grow, as CSV
 //!
 //! The server is a child process, so that its memory can be told from the load's.
@@ -69,15 +69,17 @@ async fn main() -> Result<()> {
         (Some("reconnect"), None) => reconnect::run().await,
         (Some("peers"), None) => {
             peers::run().await?;
+            storage::beside::run().await?;
             download::run().await?;
             round::beside_flower().await
         }
+        (Some("objects"), None) => storage::beside::run().await,
         (Some("download"), None) => download::run().await,
         (Some("flower"), None) => round::beside_flower().await,
         (Some("growth"), rows) => growth::run(rows.as_deref()).await,
         (Some(other), _) => {
             bail!(
-                "there is no benchmark {other}: ingest, flush, edge, seal, fanout, app, round, idle, tls, storage, retention, overload, reconnect, download, flower, peers, growth, or none for all but the last six"
+                "there is no benchmark {other}: ingest, flush, edge, seal, fanout, app, round, idle, tls, storage, retention, overload, reconnect, objects, download, flower, peers, growth, or none for all but the last seven"
             )
         }
     }

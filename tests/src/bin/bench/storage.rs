@@ -2,6 +2,7 @@
 //!
 //! The load is bytes over bare sockets, so that it costs little beside the server.
 
+pub mod beside;
 mod load;
 mod memory;
 
@@ -98,22 +99,16 @@ impl Bench {
 
     /// Objects over so many connections at once, each with a number of them, beside as many plain files.
     fn many(&self, connections: usize, size: u64, each: usize) -> Result<()> {
-        let sha256 = hash(size);
-        let key = |n: usize, m: usize| -> Result<ObjectKey> { Ok(format!("bench/{size}/{n}/{m}").parse()?) };
         let total = (connections * each) as f64;
         let plain = together(connections, |n| {
             (0..each).try_for_each(|m| plain_durable(&self.dir.join(format!("plain-{n}-{m}")), size))
         })?;
+        let objects =
+            Objects { storage: &self.storage, name: &format!("bench/{size}"), connections, each, size };
         let cpu = self.cpu()?;
-        let put = together(connections, |n| {
-            let mut connection = Connection::open(&self.get_url(&key(n, 0)?))?;
-            (0..each).try_for_each(|m| connection.put(&self.put_url(&key(n, m)?, size, sha256), size))
-        })?;
+        let put = objects.put()?;
         let put_cpu = self.cpu()? - cpu;
-        let get = together(connections, |n| {
-            let mut connection = Connection::open(&self.get_url(&key(n, 0)?))?;
-            (0..each).try_for_each(|m| connection.get(&self.get_url(&key(n, m)?), size))
-        })?;
+        let get = objects.get()?;
         let get_cpu = self.cpu()? - put_cpu - cpu;
         let (bytes, gigabytes) = (total * size as f64, total * size as f64 / 1e9);
         let what = format!("{connections} × {each} × {size} B");
@@ -141,6 +136,47 @@ impl Bench {
         let fields = stat.rsplit_once(") ").context("an odd /proc/PID/stat")?.1;
         let ticks = |n: usize| fields.split(' ').nth(n).and_then(|ticks| ticks.parse::<f64>().ok());
         Ok((ticks(11).context("no utime")? + ticks(12).context("no stime")?) / 100.0)
+    }
+}
+
+/// Objects that are sent and fetched over so many connections at once, a number over each. Blocks.
+struct Objects<'a> {
+    storage: &'a Storage,
+    /// What their keys begin with.
+    name: &'a str,
+    connections: usize,
+    each: usize,
+    size: u64,
+}
+
+impl Objects<'_> {
+    fn key(&self, n: usize, m: usize) -> Result<ObjectKey> {
+        Ok(format!("{}/{n}/{m}", self.name).parse()?)
+    }
+
+    fn url(&self, n: usize, m: usize) -> Result<String> {
+        Ok(self.storage.presign_get(&self.key(n, m)?, HOUR, millpond::ledger::now()).url)
+    }
+
+    /// Seconds that it takes to send all.
+    fn put(&self) -> Result<f64> {
+        let sha256 = hash(self.size);
+        together(self.connections, |n| {
+            let mut connection = Connection::open(&self.url(n, 0)?)?;
+            (0..self.each).try_for_each(|m| {
+                let now = millpond::ledger::now();
+                let to = self.storage.presign_put(&self.key(n, m)?, self.size, sha256, HOUR, now);
+                connection.put(&to, self.size)
+            })
+        })
+    }
+
+    /// Seconds that it takes to fetch all.
+    fn get(&self) -> Result<f64> {
+        together(self.connections, |n| {
+            let mut connection = Connection::open(&self.url(n, 0)?)?;
+            (0..self.each).try_for_each(|m| connection.get(&self.url(n, m)?, self.size))
+        })
     }
 }
 
