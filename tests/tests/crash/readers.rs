@@ -183,7 +183,8 @@ pub struct Miller {
 impl Client for Miller {
     async fn work(&mut self, _: Here, home: &Home) -> anyhow::Result<()> {
         while !home.is_last() {
-            a_while(self.edge.start("process", &["process", "--once", "--exec", GRIND]), home).await?;
+            let process = ["process", "--once", "--grace", "10s", "--exec", GRIND];
+            a_while(self.edge.start("process", &process), home).await?;
         }
         Ok(())
     }
