@@ -1,4 +1,6 @@
 //! The coordinator: groups uploads into batches, hands them to the external processor, and returns its result.
+//!
+//! One module for each box of the bird's-eye view in ARCHITECTURE.md, wired in [`server`]; start with [`rounds`], the pure core.
 
 pub mod asks;
 pub mod authority;

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""A program for `millpond-edge process --exec ./aggregate.py`: the mean of every number in the round's files, one a line.
+"""A program for `millpond-edge process --exec /full/path/of/aggregate.py`: the mean of every number in the
+round's files, one a line.
 
 What a file holds that is no number is passed over and counted.
 """

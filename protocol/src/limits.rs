@@ -54,16 +54,19 @@ pub const HTTP_CONNECTIONS_PER_ADDRESS: usize = 512;
 /// Sign-ins with wrong credentials that one name may have from one address at once, and how fast they are forgiven: a
 /// person who mistypes, or a device that was rotated and is about to get its new token.
 pub const SIGN_IN_FAILURES_PER_NAME: u32 = 10;
+/// How long one such failure counts.
 pub const SIGN_IN_NAME_PAUSE: Duration = Duration::from_secs(30);
 /// Names that may begin to fail from one address: a fleet may stand behind it.
 pub const SIGN_IN_FAILURES_PER_ADDRESS: u32 = 300;
+/// How long one such name counts.
 pub const SIGN_IN_ADDRESS_PAUSE: Duration = Duration::from_secs(1);
 /// Valid tokens of one member, those included that were replaced and hold on for a while.
 pub const TOKENS_MAX: u32 = 8;
 /// How long replaced tokens may hold on.
 pub const TOKEN_OVERLAP_MAX: Duration = Duration::from_secs(30 * 86_400);
-/// How long a join token may hold, and for how many devices.
+/// How long a join token may hold.
 pub const JOIN_LIFE_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// Devices that one join token may be for.
 pub const JOIN_USES_MAX: u32 = 100_000;
 /// Connections of one member: a device and its restarts, not a fleet behind one credential.
 pub const CONNECTIONS_PER_MEMBER: usize = 8;

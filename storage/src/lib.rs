@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `handle` | [`Storage`]: time-outs, retries and metrics around each call |
 //! | `client` | the operations of S3 that the server uses |
-//! | `http`, `xml` | what those are over the network; the only users of `reqwest` and `quick-xml` |
+//! | `http`, `xml` | what those are over the network; `quick-xml` is named in the latter alone |
 //! | `multipart` | objects that arrive in parts |
 //! | `writer` | an object that is written piece by piece |
 //! | [`directory`] | directories whose names survive a power cut |
@@ -18,12 +18,12 @@
 //! | `probe` | what is wrong with a storage that does not work |
 //! | [`embedded`] | the server on local disk; the only user of the `s3s` crate |
 //!
-//! `rusty-s3` signs everything, the server's own calls as well as URLs for others. The `minio` crate, which was meant
-//! to make the former, is only played against the embedded server in tests, because its version 0.4 cannot be told to
-//! do what is promised here: it has no call that lists parts (an upload is resumed and completed by that list), always
-//! hashes a body itself although its hash is known, builds its HTTP client without time-outs and so that the proxies of
-//! the environment hold for it, and takes a CA by the path of a file alone. The answers of `rusty-s3` have no checksums
-//! of parts and no error codes, so those are read here, with `quick-xml` and `serde`.
+//! `rusty-s3` signs everything, the server's own calls as well as URLs for others. It is not the `minio` crate, which is
+//! played against the embedded server in tests, because its version 0.4 has no call that lists parts (an upload is
+//! resumed and completed by that list), always hashes a body itself although its hash is known, builds its HTTP client
+//! without time-outs and so that the proxies of the environment hold for it, and takes a CA by the path of a file alone.
+//! The answers of `rusty-s3` have no checksums of parts and no error codes, so those are read here, with `quick-xml`
+//! and `serde`.
 //!
 //! Keys are random and known to the ledger before a URL for them exists, so nothing here lists a bucket to learn what
 //! there is, and a call that fails half-way may simply be made again: every method of [`Storage`] is idempotent.

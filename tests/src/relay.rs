@@ -266,7 +266,8 @@ async fn relay(mut client: TcpStream, link: Arc<Link>, connection: u64) {
     }
 }
 
-/// Passes bytes on until one side ends. `allow` says how many of some that come after so many others may pass; if not all, they are the last.
+/// Passes bytes on until one side ends. `allow` says how many of some that come after so many others may pass; if not
+/// all, they are the last.
 async fn pump(
     (mut from, mut to): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
     (link, connection): (&Link, u64),

@@ -3,7 +3,7 @@
 //! | step | what is compared |
 //! |---|---|
 //! | `ledger` | SQLite's own check of the file, then rows with each other (`rules`) |
-//! | `manifests` | each pool's chain of hashes; each header with its batch; the manifest that the rows give today with the one that was written (`chain`) |
+//! | `manifests` | each pool's chain of hashes; each header with its batch; the manifest of today's rows with the one written (`chain`) |
 //! | `objects` | what storage lists with what the ledger knows: missing, of another size, unknown (`objects`) |
 //! | `payloads`, `bytes` | thoroughly only: the SHA-256 of every file in the ledger, and of every object, read whole |
 //!

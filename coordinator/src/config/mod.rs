@@ -59,7 +59,8 @@ pub struct Mqtt {
     /// Where they connect with TLS, if `[tls]` names a certificate; empty: nowhere.
     #[serde(with = "optional")]
     pub tls_listen: Option<SocketAddr>,
-    /// Host that `member add` prints for clients; empty: the listener's own address.
+    /// Host that `member add` prints for clients; empty: the listener's own address, or the host of `storage.public_url` where
+    /// that is every address.
     pub public_host: String,
     /// Bytes of a file in one PUBLISH. Raising it lets one packet hold a slow link longer.
     pub publish_max: usize,
@@ -102,6 +103,7 @@ pub struct Http {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Storage {
+    /// Whose storage it is.
     pub mode: StorageMode,
     /// Where the embedded server listens. `mode = "embedded"`.
     pub listen: SocketAddr,
@@ -161,6 +163,7 @@ pub enum StorageMode {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
+    /// In which shape.
     pub format: LogFormat,
     /// What is logged: a level, or `target=level` pairs separated by commas.
     pub filter: String,

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! Keys stand in this order; those marked `?` are left out where they do not apply. `from` and `to` belong to windows,
-//! `part` and the header's `label` to labels; an entry's `label` is what its member said, in any pool. `prev` is the SHA-256 of the pool's manifest before this one, null in the first. Nothing in
-//! it depends on when an upload arrived or when the manifest was written: the same rows always give the same bytes.
+//! `part` and the header's `label` to labels; an entry's `label` is what its member said, in any pool. `prev` is the
+//! SHA-256 of the pool's manifest before this one, null in the first. Nothing in it depends on when an upload arrived
+//! or when the manifest was written: the same rows always give the same bytes.
 
 use std::collections::HashMap;
 use std::io;

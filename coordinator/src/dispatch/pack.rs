@@ -1,8 +1,9 @@
 //! Packs: tar files of a batch's small uploads.
 //!
-//! A pack takes the batch's small uploads in order of commit, superseded ones aside, and is closed when the next file would
-//! bring it over [`limits::pack_room`], which grows with what is packed before it. Entries are plain ustar: path `{member}/{upload}`, mode 0644, user, group and time 0.
-//! So where a pack begins and ends and what its bytes are depends on committed rows alone, not on when it was written.
+//! A pack takes the batch's small uploads in order of commit, superseded ones aside, and is closed when the next file
+//! would bring it over [`limits::pack_room`], which grows with what is packed before it. Entries are plain ustar: path
+//! `{member}/{upload}`, mode 0644, user, group and time 0. So where a pack begins and ends and what its bytes are
+//! depends on committed rows alone, not on when it was written.
 
 use bytes::Bytes;
 use millpond_failpoint::{Point, reach};

@@ -21,7 +21,8 @@ pub enum Of {
     MemberInBatch(i64, u64),
 }
 
-/// Columns of an [`UploadInfo`]. Uploads are the outer loop, so that an index gives their order. `batches.carried_into` always names the last batch of a chain.
+/// Columns of an [`UploadInfo`]. Uploads are the outer loop, so that an index gives their order. `batches.carried_into`
+/// always names the last batch of a chain.
 const SELECT: &str = "SELECT u.seq, m.name, u.upload, u.rule, u.name, u.size, u.sha256, u.event_time, u.received, u.flags, \
      u.label, b.batch, b.state, b.round, r.state, \
      (SELECT version FROM results s WHERE s.pool_id = b.pool_id AND s.round = b.round AND s.of IS NULL), \

@@ -2,9 +2,9 @@
 //!
 //! | what | is needed by | then kept |
 //! |---|---|---|
-//! | bytes of a batch's uploads, its packs, the body of its manifest | the open batch, the live round, packing | `keep_uploads_s` from the end of the round |
+//! | bytes of uploads, packs, a manifest's body | the open batch, the live round, packing | `keep_uploads_s` from the round's end |
 //! | rows of its uploads: key and hash | their bytes | 180 days after the bytes |
-//! | a result | the pointer; the `keep_results` newest; a kept version of the same object | `keep_results_s` from when it was last pointed to |
+//! | a result | the pointer; the `keep_results` newest; a kept version of the same object | `keep_results_s` after it was the current one |
 //! | attempts, log, deliveries, `round.json` | the live round, a result of it that is kept | `keep_rounds_s` from the end of the round |
 //! | rows of rejected uploads | | `keep_uploads_s` and 180 days from receipt |
 //! | events | | `keep_events_s` |

@@ -1,8 +1,8 @@
 //! Which batch an upload belongs to.
 //!
-//! A window is *closed* when its batch was sealed or carried away, or when its end + deadline has passed, whether or not it
-//! ever had an upload; it never opens again. An upload whose window is closed, or whose label has a sealed part, is *late*; so is one that would
-//! open a batch when the pool has as many as it may.
+//! A window is *closed* when its batch was sealed or carried away, or when its end + deadline has passed, whether or
+//! not it ever had an upload; it never opens again. An upload whose window is closed, or whose label has a sealed part,
+//! is *late*; so is one that would open a batch when the pool has as many as it may.
 
 use millpond_protocol::{Timestamp, limits};
 

@@ -14,34 +14,34 @@ use crate::session::{Address, Config, Token, Trust};
 #[command(next_help_heading = "Connection")]
 pub(super) struct Connect {
     /// Where the server is, in place of host and port: mqtt://, mqtts:// (TLS), ws:// or wss:// HOST[:PORT][/PATH].
-    #[arg(long, env = "MILLPOND_MQTT_URL", value_name = "URL")]
+    #[arg(long, global = true, env = "MILLPOND_MQTT_URL", value_name = "URL")]
     url: Option<Address>,
     /// Host of the MQTT listener without TLS [default: 127.0.0.1].
-    #[arg(long, env = "MILLPOND_MQTT_HOST")]
+    #[arg(long, global = true, env = "MILLPOND_MQTT_HOST")]
     host: Option<String>,
     /// Port of the MQTT listener without TLS [default: 1883].
-    #[arg(long, env = "MILLPOND_MQTT_PORT")]
+    #[arg(long, global = true, env = "MILLPOND_MQTT_PORT")]
     port: Option<u16>,
     /// POOL/MEMBER. Without it this is who was enrolled, with its token, and its server where no other one is named.
-    #[arg(long, env = "MILLPOND_MQTT_USER")]
+    #[arg(long, global = true, env = "MILLPOND_MQTT_USER")]
     user: Option<String>,
     /// File with the device token. Without it the variable MILLPOND_MQTT_TOKEN counts: a token on the command line would be seen by all.
-    #[arg(long, env = "MILLPOND_MQTT_TOKEN_FILE")]
+    #[arg(long, global = true, env = "MILLPOND_MQTT_TOKEN_FILE")]
     token_file: Option<PathBuf>,
     /// Authorities in PEM that the server's certificate comes from, in place of the public ones; storage's may come from either.
-    #[arg(long, env = "MILLPOND_CA_FILE", value_name = "FILE")]
+    #[arg(long, global = true, env = "MILLPOND_CA_FILE", value_name = "FILE")]
     pub(super) ca_file: Option<PathBuf>,
     /// The member's certificate in PEM; with it no token is needed.
-    #[arg(long, env = "MILLPOND_CERT_FILE", value_name = "FILE", requires = "key_file")]
+    #[arg(long, global = true, env = "MILLPOND_CERT_FILE", value_name = "FILE", requires = "key_file")]
     cert_file: Option<PathBuf>,
     /// The key of that certificate, in PEM.
-    #[arg(long, env = "MILLPOND_KEY_FILE", value_name = "FILE", requires = "cert_file")]
+    #[arg(long, global = true, env = "MILLPOND_KEY_FILE", value_name = "FILE", requires = "cert_file")]
     key_file: Option<PathBuf>,
     /// Seconds after which the server is asked whether it is there; after one and a half times as long without a word it is gone.
-    #[arg(long, env = "MILLPOND_KEEP_ALIVE", default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(5..=43_200))]
+    #[arg(long, global = true, env = "MILLPOND_KEEP_ALIVE", default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(5..=43_200))]
     keep_alive: u64,
     /// The directory in which `enrol` leaves who this is [default: $XDG_CONFIG_HOME or ~/.config, then millpond-edge].
-    #[arg(long, env = "MILLPOND_IDENTITY", value_name = "DIR")]
+    #[arg(long, global = true, env = "MILLPOND_IDENTITY", value_name = "DIR")]
     identity: Option<PathBuf>,
 }
 

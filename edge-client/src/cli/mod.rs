@@ -126,3 +126,24 @@ fn say(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
     writeln!(std::io::stdout(), "{text}")
         .map_err(|error| Failure::new(FAILED, format!("standard output: {error}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn options_of_the_connection_stand_before_the_command_or_after_it() {
+        Cli::command().debug_assert();
+        let options = ["--user", "demo/a", "--url", "mqtts://mill", "--cert-file", "c", "--key-file", "k"];
+        for line in [
+            [&["millpond-edge", "push"], &options[..], &["file"]].concat(),
+            [&["millpond-edge"], &options[..], &["push", "file"]].concat(),
+        ] {
+            let cli = Cli::try_parse_from(&line).unwrap();
+            assert!(format!("{:?}", cli.connect).contains(r#"user: Some("demo/a")"#), "{line:?}");
+        }
+        assert!(Cli::try_parse_from(["millpond-edge", "push", "--cert-file", "c", "file"]).is_err());
+    }
+}

@@ -74,9 +74,9 @@ impl Shared {
         self.with(|state| state.broken)
     }
 
-    /// Reads and drops what is left, up to so many bytes and for so long, unless the client has not begun to send. Returns
-    /// whether the connection can be used again: the body is at its end, and the client was asked for it if it wanted to be. (Some clients take the next
-    /// answer for this one otherwise, even when there was nothing to send.)
+    /// Reads and drops what is left, up to so many bytes and for so long, unless the client has not begun to send.
+    /// Returns whether the connection can be used again: the body is at its end, and the client was asked for it if it
+    /// wanted to be. (Some clients take the next answer for this one otherwise, even when there was nothing to send.)
     pub(super) async fn drain(&self, most: u64, within: Duration) -> bool {
         if self.with(|state| state.held_back) {
             return false;

@@ -49,9 +49,9 @@
 //!
 //! # Where things are
 //!
-//! `serve` hands requests on, `cors` speaks to browsers;
-//! `service` speaks S3; `conditions`, `list`, `parts`, `checksum` and `errors` are its rules; `receive` and `send` move bodies; `store` ties `blobs` (files), `catalog` (rows) and `room`
-//! (what is taken without a row) together.
+//! `serve` hands requests on, `cors` speaks to browsers; `service` speaks S3; `conditions`, `list`, `parts`, `checksum`
+//! and `errors` are its rules; `receive` and `send` move bodies; `store` ties `blobs` (files), `catalog` (rows) and
+//! `room` (what is taken without a row) together.
 
 mod blobs;
 mod catalog;

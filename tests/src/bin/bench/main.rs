@@ -1,10 +1,11 @@
 //! The benchmarks: each prints its figure beside a reference measured in the same run.
 //!
-//!     cargo run --release -p millpond-tests --bin bench            all of them
-//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, edge, seal, fanout, app, round, idle, tls, storage,
-//!                                                                 retention, overload, reconnect
-//!     cargo run --release -p millpond-tests --bin bench -- peers   RabbitMQ, nats-server, mosquitto, SeaweedFS, nginx and Flower, as far as they are
-//!                                                                 installed; objects, download and flower are parts of it
+//!     cargo run --release -p millpond-tests --bin bench            all that take some two minutes together
+//!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, edge, seal, fanout, app, round, idle, tls,
+//!                                                                 storage, retention, overload, reconnect
+//!     cargo run --release -p millpond-tests --bin bench -- peers   RabbitMQ, nats-server, mosquitto, SeaweedFS, nginx and Flower,
+//!                                                                 as far as they are installed; objects, download and flower
+//!                                                                 are parts of it
 //!     cargo run --release -p millpond-tests --bin bench -- growth  how figures grow, as CSV
 //!
 //! The server is a child process, so that its memory can be told from the load's.
