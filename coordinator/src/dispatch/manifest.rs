@@ -235,7 +235,8 @@ fn page(
         let member = place.and_then(|place| members.names.get(place as usize)).map_or("", String::as_str);
         let text = |i| row.get_ref(i).map(|value| value.as_str_or_null().ok().flatten());
         let upload = text(2)?.unwrap_or_default();
-        let meta = text(10)?.map(serde_json::from_str).transpose()?;
+        // No upload may keep its pool from going on.
+        let meta = text(10)?.map(|text| serde_json::from_str(text).unwrap_or_else(|_| text.into()));
         let flags: u32 = row.get(6)?;
         let entry = Entry {
             member,

@@ -97,7 +97,7 @@ impl Dispatch {
         let dispatcher = Dispatcher {
             context: Context { ledger, storage, reading: Arc::new(Semaphore::new(READS)) },
             tell: watch::Sender::new(Troubles::new()),
-            dirty: BTreeSet::new(),
+            dirty: Dirty::default(),
             paused: HashMap::new(),
             running: HashMap::new(),
             tasks: JoinSet::new(),
@@ -121,15 +121,33 @@ impl Dispatch {
     }
 }
 
+/// Pools to look at. Each has its turn, however busy the others are.
+#[derive(Default)]
+struct Dirty {
+    pools: BTreeSet<PoolId>,
+    /// Whose turn it was last.
+    last: PoolId,
+}
+
+impl Dirty {
+    /// The next pool, of those that may run.
+    fn take(&mut self, may: impl Fn(PoolId) -> bool) -> Option<PoolId> {
+        let behind = self.pools.range(self.last + 1..).chain(self.pools.range(..=self.last));
+        let pool = behind.copied().find(|pool| may(*pool))?;
+        self.pools.remove(&pool);
+        self.last = pool;
+        Some(pool)
+    }
+}
+
 struct Dispatcher {
     context: Context,
     tell: watch::Sender<Troubles>,
-    /// Pools to look at.
-    dirty: BTreeSet<PoolId>,
+    dirty: Dirty,
     /// Pools that failed: how often in a row, and until when they wait.
     paused: HashMap<PoolId, (u32, Instant)>,
     running: HashMap<Id, PoolId>,
-    tasks: JoinSet<Result<(), Trouble>>,
+    tasks: JoinSet<Result<bool, Trouble>>,
     /// When to look at every pool.
     look: Option<Instant>,
 }
@@ -170,7 +188,7 @@ impl Dispatcher {
 
     fn note(&mut self, commit: &Commit) {
         let concerned = commit.pools.iter().filter(|(_, change)| change.pack || change.rounds);
-        self.dirty.extend(concerned.map(|(pool, _)| *pool));
+        self.dirty.pools.extend(concerned.map(|(pool, _)| *pool));
     }
 
     async fn look_at_everything(&mut self) {
@@ -179,7 +197,7 @@ impl Dispatcher {
         }
         match step::pools(&self.context.ledger).await {
             Ok(pools) => {
-                self.dirty.extend(pools);
+                self.dirty.pools.extend(pools);
                 self.look = None;
             }
             Err(error) => {
@@ -200,30 +218,28 @@ impl Dispatcher {
         let now = Instant::now();
         let runs = |pool: &PoolId| self.running.values().any(|running| running == pool);
         let due = self.paused.iter().filter(|(pool, (_, until))| *until <= now && !runs(pool));
-        self.dirty.extend(due.map(|(pool, _)| *pool));
-        let ready: Vec<_> = self
-            .dirty
-            .iter()
-            .copied()
-            .filter(|pool| self.paused.get(pool).is_none_or(|(_, until)| *until <= now))
-            .filter(|pool| !runs(pool))
-            .take(POOLS.saturating_sub(self.running.len()))
-            .collect();
+        self.dirty.pools.extend(due.map(|(pool, _)| *pool));
+        let may =
+            |pool: PoolId| !runs(&pool) && self.paused.get(&pool).is_none_or(|(_, until)| *until <= now);
+        let room = POOLS.saturating_sub(self.running.len());
+        let ready: Vec<_> = std::iter::from_fn(|| self.dirty.take(may)).take(room).collect();
         for pool in ready {
-            self.dirty.remove(&pool);
             let task = self.tasks.spawn(step::work(self.context.clone(), pool));
             self.running.insert(task.id(), pool);
         }
     }
 
-    fn ended(&mut self, ended: Result<(Id, Result<(), Trouble>), tokio::task::JoinError>) {
+    fn ended(&mut self, ended: Result<(Id, Result<bool, Trouble>), tokio::task::JoinError>) {
         let (id, outcome) = match ended {
             Ok((id, outcome)) => (id, outcome),
             Err(error) => (error.id(), Err(Trouble::Bug(error.to_string()))),
         };
         let Some(pool) = self.running.remove(&id) else { return };
         match outcome {
-            Ok(()) => {
+            Ok(more) => {
+                if more {
+                    self.dirty.pools.insert(pool);
+                }
                 if self.paused.remove(&pool).is_some() {
                     self.tell.send_modify(|troubles| drop(troubles.remove(&pool)));
                 }
@@ -239,5 +255,24 @@ impl Dispatcher {
         metrics::counter!("millpond_dispatch_failures_total", "cause" => trouble.word()).increment(1);
         tracing::warn!(pool, failures, %trouble, "dispatch: a pool's work does not get on; it is tried again");
         self.tell.send_modify(|troubles| drop(troubles.insert(pool, trouble.to_string())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pools_that_always_have_more_to_do_let_the_others_have_their_turn() {
+        let mut dirty = Dirty::default();
+        let mut served = Vec::new();
+        for _ in 0..6 {
+            // Whoever was served has more to do at once.
+            dirty.pools.extend([1, 2, 7]);
+            served.extend(dirty.take(|_| true));
+        }
+        assert_eq!(served, [1, 2, 7, 1, 2, 7]);
+        assert_eq!(dirty.take(|pool| pool == 2), Some(2), "the others may not run");
+        assert_eq!(dirty.take(|pool| pool == 2), None);
     }
 }

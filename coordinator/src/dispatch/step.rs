@@ -1,5 +1,7 @@
 //! What is to be done for a pool, found from its rows; the most urgent first.
 
+use std::time::{Duration, Instant};
+
 use millpond_protocol::{Refusal, limits};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
@@ -23,8 +25,12 @@ enum Step {
     Story(u64),
 }
 
-/// Takes one step after the other until nothing is left.
-pub(super) async fn work(context: Context, pool: PoolId) -> std::result::Result<(), Trouble> {
+/// Time after which a pool that has more to do waits for its next turn, as long as the step that is under way takes.
+const TURN: Duration = Duration::from_secs(1);
+
+/// Takes one step after the other until nothing is left, or the turn is over: then there may be more.
+pub(super) async fn work(context: Context, pool: PoolId) -> std::result::Result<bool, Trouble> {
+    let begun = Instant::now();
     while let Some(step) = context.ledger.read(move |sql| next(sql, pool)).await? {
         match step {
             Step::Seal(sealed) => seal::finish(&context, pool, *sealed).await?,
@@ -37,8 +43,11 @@ pub(super) async fn work(context: Context, pool: PoolId) -> std::result::Result<
             }
             Step::Story(round) => story::write(&context, pool, round).await?,
         }
+        if begun.elapsed() >= TURN {
+            return Ok(true);
+        }
     }
-    Ok(())
+    Ok(false)
 }
 
 fn next(sql: &Connection, pool: PoolId) -> Result<Option<Step>> {

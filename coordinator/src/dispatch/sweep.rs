@@ -77,7 +77,7 @@ async fn pass(
         let page = ledger
             .read(move |sql| {
                 let mut statement = sql.prepare_cached(
-                    "SELECT id, key, multipart FROM objects WHERE state = 'doomed' AND state IN ('granted', 'doomed') \
+                    "SELECT id, key, multipart, 0 FROM objects WHERE state = 'doomed' AND state IN ('granted', 'doomed') \
                      AND (lived OR created <= ?1) AND coalesce(url_until, 0) <= ?4 AND id > ?2 \
                      ORDER BY id LIMIT ?3",
                 )?;
@@ -127,20 +127,20 @@ pub async fn forget(
     until: Instant,
 ) -> Result<(), Refusal> {
     let before = now.before(limits::GONE_KEPT_FOR).as_millis();
-    let (mut after, mut failures, mut refused) = (0, Vec::new(), Refused::default());
+    let (mut after, mut failures, mut refused) = ((0, 0), Vec::new(), Refused::default());
     while failures.is_empty() {
         let page = ledger
             .read(move |sql| {
                 let mut statement = sql.prepare_cached(
-                    "SELECT id, key, multipart FROM objects WHERE gone IS NOT NULL AND gone <= ?1 AND id > ?2 \
-                     ORDER BY id LIMIT ?3",
+                    "SELECT id, key, multipart, gone FROM objects WHERE gone IS NOT NULL AND gone <= ?1 \
+                     AND (gone, id) > (?2, ?3) ORDER BY gone, id LIMIT ?4",
                 )?;
-                let rows = statement.query_map(params![before, after, PAGE], doomed)?;
+                let rows = statement.query_map(params![before, after.0, after.1, PAGE], doomed)?;
                 Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?)
             })
             .await?;
         let Some(last) = page.last() else { break };
-        after = last.id;
+        after = (last.gone, last.id);
         let gone = delete(storage, page, &mut failures, &mut refused).await;
         ledger
             .write(move |tx| {
@@ -157,7 +157,7 @@ pub async fn forget(
 }
 
 fn doomed(row: &Row<'_>) -> rusqlite::Result<Doomed> {
-    Ok(Doomed { id: row.get(0)?, key: row.get(1)?, multipart: row.get(2)? })
+    Ok(Doomed { id: row.get(0)?, key: row.get(1)?, multipart: row.get(2)?, gone: row.get(3)? })
 }
 
 fn said(failures: &[Error]) -> Result<(), Refusal> {
@@ -172,6 +172,8 @@ struct Doomed {
     id: i64,
     key: String,
     multipart: Option<String>,
+    /// Since when it is gone; 0 if it is not.
+    gone: i64,
 }
 
 /// Objects that storage refuses to delete, whenever it is asked: each is said once.

@@ -42,7 +42,8 @@ pub(super) fn meta(text: &str) -> Result<String, Refusal> {
         let message = format!("meta has {} bytes", text.len());
         return Err(Refusal::new(Code::TooLarge, message).limit(limits::META_MAX as u64));
     }
-    match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+    // Read whole: what is skipped over may hold escapes, numbers and depths that nobody can read who needs it.
+    match serde_json::from_str::<serde_json::Value>(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(e) => Err(Refusal::new(Code::Malformed, format!("meta is not JSON: {e}"))),
     }

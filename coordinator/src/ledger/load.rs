@@ -39,7 +39,7 @@ pub(super) fn pool(sql: &Connection, id: PoolId, now: Timestamp) -> Result<(Entr
         policy,
         live: records::<Round>(
             sql,
-            "SELECT record FROM rounds WHERE pool_id = ?1 AND state NOT IN ('committed', 'failed') ORDER BY round",
+            "SELECT record FROM rounds INDEXED BY rounds_live WHERE pool_id = ?1 AND state NOT IN ('committed', 'failed') ORDER BY round",
             params![id],
         )?,
         publishers: publishers(sql, id)?,

@@ -241,27 +241,31 @@ impl Tx<'_> {
     /// Revokes members of removed pools and ends their grants, as many as one job may; whether there is more.
     pub fn end_members(&mut self) -> Result<bool> {
         let mut room = ENDED;
-        while room > 0 {
-            let next: Option<(i64, PoolId, i64)> = self
-                .sql
-                .prepare_cached(
-                    "SELECT m.id, p.id, p.removed FROM pools p CROSS JOIN members m ON m.pool_id = p.id \
-                     WHERE p.removed IS NOT NULL AND m.revoked IS NULL LIMIT 1",
-                )?
-                .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-                .optional()?;
-            let Some((member, pool, removed)) = next else { return Ok(false) };
+        let members: Vec<(i64, PoolId, i64)> = self
+            .sql
+            .prepare_cached(
+                "SELECT m.id, p.id, p.removed FROM pools p CROSS JOIN members m ON m.pool_id = p.id \
+                 WHERE p.removed IS NOT NULL AND m.revoked IS NULL LIMIT ?1",
+            )?
+            .query_map([room], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        let all = members.len() < room;
+        for (member, pool, removed) in members {
             let ended = self.forget_grants(pool, member, room)?;
             room -= ended;
-            if room > 0 {
-                self.sql
-                    .prepare_cached("UPDATE members SET revoked = ?2 WHERE id = ?1")?
-                    .execute([member, removed])?;
-                self.sql.prepare_cached("DELETE FROM tokens WHERE member_id = ?1")?.execute([member])?;
-                room -= 1;
+            if room == 0 {
+                return Ok(true);
+            }
+            self.sql
+                .prepare_cached("UPDATE members SET revoked = ?2 WHERE id = ?1")?
+                .execute([member, removed])?;
+            self.sql.prepare_cached("DELETE FROM tokens WHERE member_id = ?1")?.execute([member])?;
+            room -= 1;
+            if room == 0 {
+                return Ok(true);
             }
         }
-        Ok(true)
+        Ok(!all)
     }
 }
 

@@ -270,6 +270,16 @@ fn keep_private(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// How SQLite would go about a query, over an empty ledger.
+#[cfg(test)]
+pub(crate) fn plan(query: &str) -> Vec<String> {
+    let sql = Connection::open_in_memory().unwrap();
+    sql.execute_batch(include_str!("schema/0001.sql")).unwrap();
+    let mut plan = sql.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
+    let steps = plan.raw_query().mapped(|row| row.get(3)).collect::<rusqlite::Result<_>>();
+    steps.unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -119,6 +119,8 @@ pub(super) struct Effects {
     pub moved: bool,
     /// What uploads added to open batches: files, bytes, small bytes.
     pub batches: BTreeMap<i64, (u64, u64, u64)>,
+    /// What uploads added to what their pool keeps, in bytes.
+    pub kept: Vec<(PoolId, u64)>,
     pub made: Made,
 }
 

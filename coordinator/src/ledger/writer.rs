@@ -254,6 +254,7 @@ impl Writer {
                 (_, None) => {}
             }
         }
+        self.state.take_back(&effects.kept);
         // A core that refuses has not changed.
         if !effects.moved {
             return Ok(());
@@ -334,6 +335,7 @@ impl Writer {
         self.state.roles.extend(group.effects.roles.iter().rev().map(|(member, old, _)| (*member, *old)));
         let now = self.state.clock();
         for pool in &group.effects.touched {
+            self.state.kept.remove(pool);
             match load::pool(&self.sql, *pool, now) {
                 Ok((entry, _)) => self.state.put(*pool, entry),
                 Err(error) if error.is_no_row() => self.state.remove(*pool),

@@ -28,7 +28,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use crate::dispatch::sweep;
-use crate::ledger::{self, Ledger};
+use crate::ledger::{self, Ledger, PoolId};
 use apply::Hands;
 use clock::Trust;
 
@@ -67,16 +67,16 @@ pub struct Collected {
     pub more: bool,
 }
 
-/// The right to run; others wait until it is dropped.
+/// The right to run; others wait until it is dropped. It knows the pool at which the time of the last run was over.
 #[derive(Debug)]
-pub struct Turn(#[expect(dead_code, reason = "it is held, not read")] OwnedMutexGuard<()>);
+pub struct Turn(OwnedMutexGuard<PoolId>);
 
 /// Runs retention, one run at a time. Clones share it.
 #[derive(Clone)]
 pub struct Collector {
     ledger: Ledger,
     storage: Storage,
-    turn: Arc<Mutex<()>>,
+    turn: Arc<Mutex<PoolId>>,
     /// When the clock was looked at last.
     looked: Arc<Mutex<Option<Instant>>>,
 }
@@ -198,14 +198,14 @@ impl Collector {
     /// The ledger or storage cannot be used now: what was done until then stays done.
     pub async fn collect_in(
         &self,
-        turn: Turn,
+        mut turn: Turn,
         now: Timestamp,
         only: Option<&PoolName>,
         longest: Duration,
     ) -> Result<Collected, Refusal> {
         let until = Instant::now() + longest;
         let mut done = Collected::default();
-        let ran = self.pools(now, only, until, &mut done).await;
+        let ran = self.pools(&mut turn.0, now, only, until, &mut done).await;
         count(&done);
         if done != Collected::default() {
             tracing::info!(?done, "retention: deleted");
@@ -223,13 +223,19 @@ impl Collector {
 
     async fn pools(
         &self,
+        last: &mut PoolId,
         now: Timestamp,
         only: Option<&PoolName>,
         until: Instant,
         done: &mut Collected,
     ) -> Result<(), Refusal> {
         let mut moved = false;
-        for (pool, rows) in self.ledger.read(rows::pools).await? {
+        let mut pools = self.ledger.read(rows::pools).await?;
+        // Behind the one with which the last run did not come to an end: each has its turn.
+        let begin = pools.partition_point(|(pool, _)| *pool <= *last);
+        pools.rotate_left(begin);
+        let mut cut = None;
+        for (pool, rows) in pools {
             if only.is_some_and(|only| *only != rows.name) {
                 continue;
             }
@@ -246,6 +252,7 @@ impl Collector {
                 }
                 if hands.spent() {
                     hands.done.more = true;
+                    cut = cut.or_else(|| (Instant::now() >= until).then_some(pool));
                     break;
                 }
                 // What is due and cannot be moved waits for the next run.
@@ -255,6 +262,7 @@ impl Collector {
             }
             moved = hands.moved;
         }
+        *last = cut.unwrap_or(*last);
         sweep::forget(&self.ledger, &self.storage, now, until).await
     }
 }

@@ -32,7 +32,10 @@ async fn a_manifest_lists_every_upload_with_what_its_member_said_of_it() {
     told.content_type = Some("text/csv".into());
     told.label = Some("night-shift".parse().unwrap());
     told.meta = Some("{\n  \"unit\": \"K\"\n}".into());
-    world.upload(&b, vec![told, file("plain", "x")]).await;
+    // None of it comes past the gate, and of what did once no upload keeps its pool from going on.
+    let mut odd = file("odd", "x");
+    odd.meta = Some("1e999".into());
+    world.upload(&b, vec![told, file("plain", "x"), odd]).await;
     world.upload_large(&a, "large", vec![1; 200 << 10]).await;
     let trigger = json!({"id": "t", "window": window()});
     let operator = world.member("boss", Role::Operator).await;
@@ -42,13 +45,14 @@ async fn a_manifest_lists_every_upload_with_what_its_member_said_of_it() {
     let (header, entries) = lines(&manifest);
     let to = window().after(std::time::Duration::from_secs(3600));
     let expected = json!({"pool": "p", "seq": 1, "prev": null, "cause": "trigger", "from": window(), "to": to,
-        "count": 3, "bytes": (200 << 10) + 7, "policy_version": 1});
+        "count": 4, "bytes": (200 << 10) + 8, "policy_version": 1});
     assert_eq!(header, expected);
-    assert_eq!(uploads(&entries), ["a/large", "b/plain", "b/told"]);
+    assert_eq!(uploads(&entries), ["a/large", "b/odd", "b/plain", "b/told"]);
     let expected = json!({"member": "b", "upload": "told", "name": "täglich.csv", "size": 6,
         "sha256": Sha256::of(b"hello\n"), "event_time": window(), "label": "night-shift",
         "content_type": "text/csv", "meta": {"unit": "K"}});
-    assert_eq!(entries[2], expected);
+    assert_eq!(entries[3], expected);
+    assert_eq!(entries[1]["meta"], "1e999");
     let key: String = world
         .sql(|sql| {
             sql.query_row("SELECT key FROM objects WHERE key LIKE '%/manifest/%'", [], |row| row.get(0))

@@ -78,6 +78,9 @@ fn publishes() -> Vec<Bad> {
         bad(up, "x", Malformed, "u1").with("sha256", "abc"),
         bad(up, "x", Mismatch, "u1").with("sha256", "0".repeat(64)),
         bad(up, "x", Malformed, "u1").with("meta", "{not json"),
+        bad(up, "x", Malformed, "u1").with("meta", r#""\ud800""#),
+        bad(up, "x", Malformed, "u1").with("meta", "1e999"),
+        bad(up, "x", Malformed, "u1").with("meta", format!("{}{}", "[".repeat(200), "]".repeat(200))),
         bad(up, "x", TooLarge, "u1").with("meta", format!("\"{}\"", "x".repeat(limits::META_MAX))),
         // Payloads.
         bad(up, vec![0; limits::PUBLISH_MAX + 1], TooLarge, "u1"),

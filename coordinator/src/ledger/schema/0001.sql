@@ -19,6 +19,8 @@ CREATE TABLE pools (
     granted_bytes INTEGER NOT NULL DEFAULT 0 -- of all its grants
 ) STRICT;
 CREATE UNIQUE INDEX pools_name ON pools (name) WHERE removed IS NULL;
+CREATE INDEX pools_every ON pools (name);
+CREATE INDEX pools_removed ON pools (removed) WHERE removed IS NOT NULL;
 
 CREATE TABLE members (
     id INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again
@@ -137,6 +139,7 @@ CREATE TABLE grants (
 ) STRICT;
 CREATE UNIQUE INDEX grants_upload ON grants (member_id, upload) WHERE upload IS NOT NULL;
 CREATE UNIQUE INDEX grants_result ON grants (pool_id, round, attempt) WHERE round IS NOT NULL;
+CREATE INDEX grants_member ON grants (member_id);
 CREATE INDEX grants_pool ON grants (pool_id);
 CREATE INDEX grants_expires ON grants (expires) WHERE verifying IS NULL;
 CREATE INDEX grants_verifying ON grants (verifying) WHERE verifying IS NOT NULL;
