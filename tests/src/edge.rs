@@ -55,6 +55,11 @@ impl Edge {
         self.environment.extend(more);
     }
 
+    /// Who it is.
+    pub fn who(&self) -> &Credentials {
+        &self.who
+    }
+
     /// Its directory.
     pub fn directory(&self) -> &Path {
         self.directory.path()

@@ -6,8 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use millpond_edge::backoff::Backoff;
-use millpond_edge::session::{self, Config, Event, Inbox, Properties, Token};
+use millpond_edge::session::{self, Config, Event, Inbox, Properties, Token, Topic};
 use millpond_protocol::Role;
+use millpond_protocol::access::Op;
 use millpond_tests::{Edge, Link, Mill, Process, Server, Shape};
 use serde_json::json;
 
@@ -138,4 +139,46 @@ async fn what_would_hold_up_a_slow_line_for_a_minute_goes_by_url() {
     assert!(out.starts_with("stored"), "{out}");
     assert_eq!(server.uploads("demo").await.len(), 1);
     assert!(edge.relay.upward() < 40_000, "{} bytes", edge.relay.upward());
+}
+
+#[tokio::test]
+async fn a_long_message_on_its_way_over_a_slow_line_is_no_silence() {
+    let server = Server::start().await;
+    server.pool("demo", json!({ "grouping": "count", "count": 1_000, "spread_s": 0 })).await;
+    let link = Link::open(server.member("demo", "edge-1", Role::Publisher).await).await.unwrap();
+    let mill = Mill::join(server.member("demo", "mill", Role::Processor).await, server.api()).await;
+    link.publish("mp/demo/c/edge-1/up/u1", vec![1], Default::default()).await.unwrap();
+    let lease = mill.trigger(&json!({ "which": "oldest" })).await.unwrap();
+    let bytes = vec![7; 80_000];
+    mill.answer(&lease, bytes.clone()).await.unwrap();
+    // At 8,000 bytes a second each of the two takes longer than seven and a half seconds, after which the server would be gone.
+    let open = async |name: &str, topics: &[Topic]| {
+        let edge = Edge::new(&server, server.member("demo", name, Role::Listener).await).await;
+        edge.relay.shape(slow(8_000));
+        let (who, at) = (edge.who(), edge.relay.address());
+        let (pool, member) = (who.pool.clone(), who.member.clone());
+        let config = Config::new(at.ip().to_string(), at.port(), pool, member, Token::new(&who.token));
+        let keep_alive = Duration::from_secs(5);
+        let (session, inbox) = session::open(Config { keep_alive, ..config }.topics(topics));
+        (edge, session, inbox)
+    };
+    let told = async {
+        let (edge, _session, mut inbox) = open("told", &[Topic::Result, Topic::ResultData]).await;
+        told(&mut inbox, |event| match event {
+            Event::Offline(cause) => panic!("{cause}"),
+            Event::ResultData { bytes: came, .. } => *came == bytes,
+            _ => false,
+        })
+        .await;
+        edge.relay.begun()
+    };
+    let asks = async {
+        let (edge, session, _inbox) = open("asks", &[]).await;
+        session.connected(PATIENCE).await.unwrap();
+        let get = json!({ "version": 1, "max_answer": 256 << 10 });
+        let answer: serde_json::Value = session.ask(Op::Get, &get, PATIENCE).await.unwrap();
+        assert!(answer["data"].as_str().unwrap().len() > bytes.len());
+        edge.relay.begun()
+    };
+    assert_eq!(tokio::join!(told, asks), (1, 1), "connections");
 }

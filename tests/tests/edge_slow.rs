@@ -82,6 +82,19 @@ async fn a_listener_on_such_a_network_has_the_result_and_fetches_no_byte_of_it_t
     assert!(fetched < 1_000_000 + (cuts + 1) * 80_000, "{fetched} bytes with {cuts} cuts");
 }
 
+#[tokio::test]
+async fn a_small_result_comes_whole_over_a_slow_line_and_by_mqtt_alone() {
+    let bytes = vec![7; 80_000];
+    let Cast { server: _server, edge, storage } = result(&bytes).await;
+    let before = storage.downward();
+    edge.relay.shape(Shape { rate: Some(8_000), ..Shape::default() });
+    let mut listen = edge.start("listen", &["--keep-alive", "5", "listen", "--once"]);
+    assert!(listen.wait(PATIENCE).await.success(), "{}", listen.stderr());
+    assert!(std::fs::read(edge.directory().join("results/current")).unwrap() == bytes);
+    assert_eq!(storage.downward(), before, "nothing is fetched by URL");
+    assert!(edge.relay.downward() < 90_000, "{} bytes", edge.relay.downward());
+}
+
 /// Starts the client with that directory on a file system of 1 MiB; none without the right to mount.
 fn on_a_small_disk(edge: &Edge, directory: &str, arguments: &[&str]) -> Option<Process> {
     let allowed = Command::new("unshare").args(["-m", "true"]).output().is_ok_and(|o| o.status.success());

@@ -1,7 +1,7 @@
 //! What is on its way to a client: as far as its window and its packet size permit, and never an older state after a
 //! newer one.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -37,7 +37,8 @@ pub(super) struct Outbound {
     bytes: usize,
     /// Of app topics.
     copies: VecDeque<Mail>,
-    states: HashMap<String, State>,
+    /// In the order in which they are sent: a pointer goes before the bytes that it points to, so that who waits knows of them.
+    states: BTreeMap<String, State>,
     /// Topics that the client knows by a number.
     aliases: HashMap<String, u16>,
     alias_max: usize,

@@ -191,6 +191,23 @@ fn of_several_changes_that_wait_only_the_newest_is_sent() {
 }
 
 #[test]
+fn a_pointer_goes_before_the_bytes_that_it_points_to() {
+    let now = Instant::now();
+    let mut session = session(Version::V4, now);
+    let topics = ["mp/p/result/data", "mp/p/result", "mp/p/pool", "mp/p/offer"];
+    for topic in topics {
+        session.packet(subscribe(topic), now);
+    }
+    written(&mut session);
+    for topic in topics {
+        session.live(Arc::new(Message::event(topic.into(), Bytes::from_static(b"1"))));
+    }
+    let out = String::from_utf8_lossy(&written(&mut session)).into_owned();
+    let at = |what: &str| out.find(what).unwrap();
+    assert!(at("mp/p/result") < at("mp/p/result/data"), "{out:?}");
+}
+
+#[test]
 fn an_error_of_a_look_up_ends_the_session_for_a_retry() {
     let now = Instant::now();
     for apply in [

@@ -1,12 +1,12 @@
 //! Keeps the newest result of a pool in a directory.
 //!
-//! A pointer leads to a download (after a random part of its `spread_s`, so that a fleet does not fetch all at once; small results come over MQTT),
-//! which goes on by range where it was cut, also by the death of the process. What does not have the promised
-//! size and SHA-256 is never shown. Then [`Shelf`] shows it, the command runs, and the server learns how far it is: `fetched`, `verified`, and `applied`
-//! or `failed`; the last of these also after a time without a network, or a restart.
+//! A pointer leads to a download (after a random part of its `spread_s`, so that a fleet does not fetch all at once; small results
+//! come over MQTT), which goes on by range where it was cut, also by the death of the process. What does not have the promised size
+//! and SHA-256 is never shown. Then [`Shelf`] shows it, the command runs, and the server learns how far it is: `fetched`,
+//! `verified`, and `applied` or `failed`; the last of these also after a time without a network, or a restart.
 //!
-//! A result that was overtaken before it was shown is skipped. The command runs at least once for each version that was shown: if the process dies
-//! while it runs, it runs again.
+//! A result that was overtaken before it was shown is skipped. The command runs at least once for each version that was shown: if
+//! the process dies while it runs, it runs again.
 //!
 //! ```
 //! # #[tokio::main]
@@ -72,20 +72,22 @@ use fetch::{Fetched, fetch, write};
 
 use crate::backoff::{Backoff, fraction, random};
 use crate::exec::Running;
-use crate::session::{Cause, Event, Inbox, Session, Topic};
+use crate::session::{Cause, Event, Inbox, Session, Topic, arriving};
 use crate::transfer::{Meters, Transfer};
 
 /// The topics that a session for [`listen`] needs.
 pub const TOPICS: [Topic; 2] = [Topic::Result, Topic::ResultData];
 
-/// How long the bytes of a small result may take after its pointer, before they are fetched by URL.
+/// How long the bytes of a small result may take after its pointer, beside the time that they are on their way, before they are
+/// fetched by URL.
 const DATA: Duration = Duration::from_secs(3);
 /// How results are kept.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Versions that stay.
     pub keep: usize,
-    /// A line for the shell that runs for each result: `MILLPOND_FILE`, `_VERSION`, `_NAME`, `_SIZE`, `_SHA256` and `_CONTENT_TYPE` say what it is.
+    /// A line for the shell that runs for each result: `MILLPOND_FILE`, `_VERSION`, `_NAME`, `_SIZE`, `_SHA256` and `_CONTENT_TYPE`
+    /// say what it is.
     pub exec: Option<String>,
     /// How long that may take; then it is killed, and the version has failed.
     pub exec_timeout: Duration,
@@ -115,6 +117,11 @@ pub enum ListenError {
     /// With `once`: the command failed.
     #[error("version {version}: {reason}")]
     Failed { version: u64, reason: String },
+}
+
+/// Whether its bytes come over MQTT too.
+fn is_small(pointer: &Pointer) -> bool {
+    pointer.size <= limits::SMALL_MAX as u64
 }
 
 struct Listener<'a> {
@@ -230,6 +237,10 @@ impl Listener<'_> {
                     self.begin = Some(Instant::now());
                 }
             }
+            // By URL what was cut off goes on where it ended.
+            Event::Offline(Cause::Lost(_)) if self.wanted.as_ref().is_some_and(is_small) => {
+                self.begin = self.begin.map(|begin| begin.min(Instant::now() + DATA));
+            }
             Event::Offline(Cause::Lost(_))
             | Event::Result(None)
             | Event::Receipt(..)
@@ -252,11 +263,10 @@ impl Listener<'_> {
             self.wanted = Some(pointer);
             return;
         }
-        let small = pointer.size <= limits::SMALL_MAX as u64;
         let here = self.data.as_ref().is_some_and(|(version, _)| *version == pointer.version);
-        let wait = match (small, here) {
+        let wait = match (is_small(&pointer), here) {
             (true, true) => Duration::ZERO,
-            (true, false) => DATA,
+            (true, false) => DATA + arriving(usize::try_from(pointer.size).unwrap_or(limits::SMALL_MAX)),
             (false, _) => fraction(Duration::from_secs(pointer.spread_s), random()),
         };
         self.backoff.reset();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use millpond_protocol::access::Op;
 use millpond_protocol::error::ErrorBody;
 use millpond_protocol::message::answer;
-use millpond_protocol::topic;
+use millpond_protocol::{limits, topic};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -22,6 +22,8 @@ use crate::clock::{self, Anchor, ClockOffset, Stamp};
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// Bytes by which the line is measured: eight seconds of the slowest one.
 const MEASURE: usize = 16 << 10;
+/// Bytes of the server's time.
+const TIME_MAX: usize = 1 << 10;
 
 impl Session {
     /// Asks, and waits for the answer as long as `within`, over as many connections as it takes. The ask gets an id of its own;
@@ -55,19 +57,29 @@ impl Session {
         if let Value::Object(keys) = &mut body {
             keys.insert("id".to_owned(), id.into());
         }
+        let named = body["max_answer"].as_u64().and_then(|most| usize::try_from(most).ok());
+        let most = named.map_or(limits::ANSWER_DEFAULT, |most| most.min(limits::ANSWER_MAX));
         let (payload, deadline) = (Bytes::from(body.to_string()), Instant::now() + within);
         loop {
             let online = self.online(deadline).await?;
-            let asked = self.ask_once(&online, op, payload.clone());
+            let asked = self.ask_once(&online, op, payload.clone(), most);
             if let Some(answer) = waited_out(asked, within, deadline).await? {
                 return serde_json::from_slice(&answer).map_err(strange);
             }
         }
     }
 
-    async fn ask_once(&self, online: &Online, op: Op, payload: Bytes) -> Result<Bytes, SessionError> {
+    /// `most`: bytes that the answer may have.
+    async fn ask_once(
+        &self,
+        online: &Online,
+        op: Op,
+        payload: Bytes,
+        most: usize,
+    ) -> Result<Bytes, SessionError> {
         let correlation = Bytes::from(format!("{:016x}", random()));
-        let wait = self.shared.book().ask(online.connection, correlation.clone()).ok_or(SessionError::Cut)?;
+        let asked = self.shared.book().ask(online.connection, correlation.clone(), most);
+        let wait = asked.ok_or(SessionError::Cut)?;
         // Whoever stops waiting leaves nothing behind.
         let _forget = Forget { shared: &self.shared, correlation: &correlation };
         let response = (topic::answer(&self.config.pool, &self.config.member, op), correlation.clone());
@@ -100,7 +112,7 @@ impl Session {
         loop {
             let online = self.online(deadline).await?;
             let before = Stamp::now();
-            let asked = self.ask_once(&online, Op::Time, Bytes::from_static(b"{}"));
+            let asked = self.ask_once(&online, Op::Time, Bytes::from_static(b"{}"), TIME_MAX);
             let Some(answer) = waited_out(asked, within, deadline).await? else { continue };
             let after = Stamp::now();
             let server: answer::Time = serde_json::from_slice(&answer)

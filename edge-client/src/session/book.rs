@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::uplink::Uplink;
+use super::uplink::{RATE_MIN, Uplink};
 
 /// How a publish was acknowledged: taken, or refused with an MQTT 5 reason code.
 pub(super) type Verdict = Result<(), u8>;
@@ -21,6 +21,14 @@ struct Publish {
     handed_over: Instant,
 }
 
+/// An answer that is waited for.
+#[derive(Debug)]
+struct Answer {
+    waiter: oneshot::Sender<Bytes>,
+    /// Bytes that it may have.
+    most: usize,
+}
+
 /// Waiters of one connection. Forgotten when it ends, which tells each of them so.
 #[derive(Debug)]
 pub(super) struct Book {
@@ -29,9 +37,11 @@ pub(super) struct Book {
     pub(super) uplink: Uplink,
     /// When the server was heard last, or the connection begun.
     heard: Instant,
+    /// Until when a message may be on its way here that the server has announced.
+    announced: Option<Instant>,
     unsent: VecDeque<Publish>,
     sent: HashMap<u16, Publish>,
-    answers: HashMap<Bytes, oneshot::Sender<Bytes>>,
+    answers: HashMap<Bytes, Answer>,
 }
 
 impl Default for Book {
@@ -40,6 +50,7 @@ impl Default for Book {
             connection: 0,
             uplink: Uplink::default(),
             heard: Instant::now(),
+            announced: None,
             unsent: VecDeque::new(),
             sent: HashMap::new(),
             answers: HashMap::new(),
@@ -53,9 +64,22 @@ impl Book {
         self.heard = Instant::now();
     }
 
-    /// Until when a server may be silent that says something every so often.
+    /// Until when a server may be silent that says something every so often. It cannot while what was handed over is on its way
+    /// to it, nor, for this side, while a long message is on its way here: of that nothing is seen before its last byte.
     pub(super) fn silent_until(&self, every: Duration) -> Instant {
-        self.heard + every + self.uplink.busy()
+        let answer = self.answers.values().map(|answer| arriving(answer.most)).max().unwrap_or_default();
+        let heard = self.announced.map_or(self.heard, |until| until.max(self.heard));
+        heard + answer + every + self.uplink.busy()
+    }
+
+    /// The server's next message has so many bytes.
+    pub(super) fn announced(&mut self, bytes: usize) {
+        self.announced = Some(Instant::now() + arriving(bytes));
+    }
+
+    /// It is here.
+    pub(super) fn arrived(&mut self) {
+        self.announced = None;
     }
 
     /// When the server was heard last.
@@ -106,10 +130,15 @@ impl Book {
         }
     }
 
-    /// An answer with that correlation will be waited for.
-    pub(super) fn ask(&mut self, connection: u64, correlation: Bytes) -> Option<oneshot::Receiver<Bytes>> {
+    /// An answer of at most so many bytes with that correlation will be waited for.
+    pub(super) fn ask(
+        &mut self,
+        connection: u64,
+        correlation: Bytes,
+        most: usize,
+    ) -> Option<oneshot::Receiver<Bytes>> {
         let (waiter, wait) = oneshot::channel();
-        (self.connection == connection).then(|| self.answers.insert(correlation, waiter))?;
+        (self.connection == connection).then(|| self.answers.insert(correlation, Answer { waiter, most }))?;
         Some(wait)
     }
 
@@ -119,8 +148,13 @@ impl Book {
 
     /// Whether a message with that correlation was an answer that somebody asked for; then it is handed over.
     pub(super) fn answered(&mut self, correlation: &Bytes, payload: &Bytes) -> bool {
-        self.answers.remove(correlation).map(|waiter| waiter.send(payload.clone())).is_some()
+        self.answers.remove(correlation).map(|answer| answer.waiter.send(payload.clone())).is_some()
     }
+}
+
+/// How long a message of so many bytes is on its way here on the slowest line.
+pub(crate) fn arriving(bytes: usize) -> Duration {
+    Duration::from_millis((bytes as u64).saturating_mul(1_000) / RATE_MIN)
 }
 
 #[cfg(test)]
@@ -144,16 +178,40 @@ mod tests {
     fn when_the_connection_ends_every_waiter_learns_it_and_nothing_enters_the_next_one() {
         let mut book = Book::default();
         let mut publish = book.publish(0, 10).unwrap();
-        let mut answer = book.ask(0, "a".into()).unwrap();
+        let mut answer = book.ask(0, "a".into(), 1).unwrap();
         book.turn_over();
         assert_eq!(publish.try_recv(), Err(oneshot::error::TryRecvError::Closed));
         assert_eq!(answer.try_recv(), Err(oneshot::error::TryRecvError::Closed));
-        assert!(book.publish(0, 10).is_none() && book.ask(0, "b".into()).is_none());
+        assert!(book.publish(0, 10).is_none() && book.ask(0, "b".into(), 1).is_none());
         // A publish of the connection before must not take away one of this one.
         let mut fresh = book.publish(1, 10).unwrap();
         book.publish_failed(0);
         book.published(1);
         book.acknowledged(1, Ok(()));
         assert_eq!(fresh.try_recv(), Ok(Ok(())));
+    }
+
+    #[test]
+    fn a_server_may_be_silent_while_what_it_has_announced_or_was_asked_for_can_be_on_its_way() {
+        let (mut book, every) = (Book::default(), Duration::from_secs(5));
+        let usual = book.heard + every;
+        assert_eq!(book.silent_until(every), usual);
+        let _answer = book.ask(0, "a".into(), 16 << 10).unwrap();
+        let _another = book.ask(0, "b".into(), 64 << 10).unwrap();
+        assert_eq!(book.silent_until(every), usual + Duration::from_secs(32));
+        book.forget(&"b".into());
+        assert!(book.answered(&"a".into(), &"{}".into()));
+        assert_eq!(book.silent_until(every), usual);
+        book.announced(128 << 10);
+        assert!(book.silent_until(every) >= usual + Duration::from_secs(64));
+        // What is said meanwhile does not make it longer.
+        let until = book.silent_until(every);
+        book.heard();
+        assert_eq!(book.silent_until(every), until);
+        book.arrived();
+        assert_eq!(book.silent_until(every), book.heard + every);
+        book.announced(128 << 10);
+        book.turn_over();
+        assert_eq!(book.silent_until(every), book.heard + every);
     }
 }

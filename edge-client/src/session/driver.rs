@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use millpond_protocol::message::Card;
-use millpond_protocol::{MemberName, PoolName, topic};
+use millpond_protocol::message::{Card, Pointer};
+use millpond_protocol::{MemberName, PoolName, limits, topic};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::inbox::{Ack, Deliver, Event};
 use super::mqtt::{self, Happening, Pipe, Token};
-use super::{Cause, Config, Message, Online, Shared, Status};
+use super::{Cause, Config, Message, Online, Shared, Status, Topic};
 
 /// A connection that lasted so long was a good one: the pause after its end is short again. One that the server closes at once is none.
 const LASTED: Duration = Duration::from_secs(10);
@@ -117,8 +117,18 @@ fn sort(
             return Ok(());
         }
     };
-    if let Event::Card(now) = &event {
-        card.send_replace(Some(now.clone()));
+    match &event {
+        Event::Card(now) => {
+            card.send_replace(Some(now.clone()));
+        }
+        // The bytes come right behind it.
+        Event::Result(Some(Pointer { size, .. })) if config.topics.contains(&Topic::ResultData) => {
+            if let Some(size) = usize::try_from(*size).ok().filter(|size| *size <= limits::SMALL_MAX) {
+                shared.book().announced(size);
+            }
+        }
+        Event::ResultData { .. } => shared.book().arrived(),
+        _ => {}
     }
     deliver.put(event, ack)
 }

@@ -60,6 +60,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub use address::{Address, Scheme};
+pub(crate) use book::arriving;
 pub use config::{Config, Token, Topic};
 pub use inbox::{Ack, Event, Inbox};
 pub use tls::Trust;

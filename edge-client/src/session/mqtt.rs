@@ -156,7 +156,8 @@ impl Wire {
     }
 
     /// The next event. The connection has ended if the server says nothing for one and a half keep-alives, in which it
-    /// has to answer a ping, beside the time that what is on its way to it takes.
+    /// has to answer a ping, beside the time that what is on its way to it takes, and what may be on its way here: bytes that
+    /// are no whole packet yet are not seen.
     async fn event(&mut self, shared: &Shared) -> Result<Event, Cause> {
         let silence = self.0.options.keep_alive() * 3 / 2;
         let polled = {
@@ -166,7 +167,7 @@ impl Wire {
                 let until = shared.book().silent_until(silence);
                 match tokio::time::timeout_at(until, &mut poll).await {
                     Ok(polled) => break polled,
-                    // Something was handed over meanwhile.
+                    // Something was handed over, or asked for, meanwhile.
                     Err(_) if shared.book().silent_until(silence) > until => {}
                     Err(_) => return Err(Cause::Lost(format!("the server was silent for {silence:?}"))),
                 }
