@@ -1,8 +1,8 @@
 //! Makes any program the external processor of a pool.
 //!
-//! A round is claimed when one is on offer (and triggered, if it was asked for), its files are fetched to disk and proven, the command runs,
-//! and the one file that it leaves is the result. While it runs the lease is kept alive by beats, which carry what the command
-//! writes; when the lease is lost the command is killed with its children.
+//! A round is claimed when one is on offer (and triggered, if it was asked for), its files are fetched to disk and proven, the
+//! command runs, and the one file that it leaves is the result. While it runs the lease is kept alive by beats, which carry what
+//! the command writes; when the lease is lost the command is killed with its children.
 //!
 //! | variable | holds |
 //! |---|---|
@@ -12,8 +12,9 @@
 //! | `MILLPOND_ROUND`, `MILLPOND_ATTEMPT`, `MILLPOND_BATCH` | numbers |
 //! | `MILLPOND_PARAMS`, `MILLPOND_REF` | the trigger's, as JSON; `null` without |
 //!
-//! The command runs in a directory of its own, which is removed afterwards. Its standard output and error are the log; a line `progress 0.4` states progress.
-//! Exit 0 with an output that is not empty: done. 75: the round is given back for another attempt. Anything else: the round has failed.
+//! The command runs in a directory of its own, which is removed afterwards. Its standard output and error are the log; a line
+//! `progress 0.4` states progress. Exit 0 with an output that is not empty: done. 75: the round is given back for another attempt.
+//! Anything else: the round has failed.
 //!
 //! A process that dies leaves a note of its lease; the next one gives that round back before it claims another.
 //!
@@ -150,8 +151,10 @@ struct Processor<'a> {
     /// This machine's attempts in a row that failed for reasons of its own, and until when it leaves rounds to others.
     failures: u32,
     rest: Instant,
-    /// When to seal the oldest batch.
+    /// When to seal the oldest batch; not known before the server's time is.
     trigger: Option<Instant>,
+    /// The server's time, in milliseconds, as the newest card told it, and when that came.
+    server: Option<(i64, Instant)>,
     /// An ask for a round that was not answered, and its id: the same again hears of the lease that it may have brought.
     unheard: Option<(Op, String)>,
     job: Option<Job>,
@@ -187,7 +190,8 @@ impl<F: Future<Output = ()> + Unpin> Stop<F> {
 /// Processes rounds until `stop` is ready, or the session ends.
 ///
 /// # Errors
-/// As [`ProcessError`] says. Networks that are gone for a while are no error, except with [`Trigger::Never`], and neither are rounds that fail.
+/// As [`ProcessError`] says. Networks that are gone for a while are no error, except with [`Trigger::Never`], and neither are
+/// rounds that fail.
 pub async fn process(
     session: &Session,
     inbox: &mut Inbox,
@@ -210,10 +214,8 @@ pub async fn process(
         look: Instant::now(),
         failures: 0,
         rest: Instant::now(),
-        trigger: match options.trigger {
-            Trigger::Every(every) => Some(Instant::now() + trigger::first(&options.directory, every)),
-            Trigger::OnOffer | Trigger::Never => None,
-        },
+        trigger: None,
+        server: None,
         unheard: None,
         job: None,
         failed: None,
@@ -247,9 +249,9 @@ impl Processor<'_> {
         }
         let card_by = Instant::now() + self.within();
         loop {
-            // The card says what may be returned over MQTT: no round before it is there.
-            let idle = self.job.is_none() && self.session.card().is_some();
-            let waits_in_vain = self.options.trigger == Trigger::Never && self.session.card().is_none();
+            // The card says what may be returned over MQTT, and what time it is: no round before it is there.
+            let idle = self.job.is_none() && self.server.is_some();
+            let waits_in_vain = self.options.trigger == Trigger::Never && self.server.is_none();
             let next = self.trigger.map_or(self.look, |trigger| trigger.min(self.look)).max(self.rest);
             let mut job = self.job.take();
             tokio::select! {
@@ -292,10 +294,16 @@ impl Processor<'_> {
                 return Err(ProcessError::Offline(cause));
             }
             Event::Offer(Some(_)) => self.look = Instant::now(),
+            Event::Card(card) => {
+                self.server = Some((card.server_time.as_millis(), Instant::now()));
+                if let (Trigger::Every(every), None) = (self.options.trigger, self.trigger) {
+                    let wait = trigger::first(&self.options.directory, &self.moment(), every);
+                    self.trigger = Some(Instant::now() + wait);
+                }
+            }
             Event::Online
             | Event::Offline(Cause::Lost(_))
             | Event::Offer(None)
-            | Event::Card(_)
             | Event::Receipt(..)
             | Event::Result(_)
             | Event::ResultData { .. } => {}

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::error::ProcessError;
 use super::traces::{NOTE, Note, forget};
-use super::trigger::{self, Trigger};
+use super::trigger::{self, Moment, Trigger};
 use super::{ASK, LOOK, Processor};
 use crate::backoff::random;
 use crate::clock::Stamp;
@@ -59,6 +59,14 @@ impl Processor<'_> {
         if self.options.trigger == Trigger::Never { self.options.patience.clamp(LEAST, ASK) } else { ASK }
     }
 
+    /// This moment, as far as the server has told its time.
+    pub(super) fn moment(&self) -> Moment {
+        let Stamp { wall_ms, boot } = Stamp::now();
+        let since = |told: Instant| i64::try_from(told.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let server_ms = self.server.map_or(wall_ms, |(ms, told)| ms.saturating_add(since(told)));
+        Moment { server_ms, boot }
+    }
+
     /// Seals the oldest open batch.
     async fn seal(
         &mut self,
@@ -67,7 +75,7 @@ impl Processor<'_> {
         every: Duration,
     ) -> Result<Result<Option<Lease>, SessionError>, ProcessError> {
         let trigger = ask::Trigger { take: true, ..ask::Trigger::default() };
-        let asked_at = Stamp::now();
+        let asked_at = self.moment();
         let asked = self.session.ask_as::<Triggered>(id, Op::Trigger, &trigger, ASK).await;
         match &asked {
             Ok(_) => {}

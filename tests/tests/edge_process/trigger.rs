@@ -34,20 +34,28 @@ async fn a_processor_that_starts_often_triggers_as_often_as_it_was_told() {
     let arguments = ["--trigger", "every 1h", "--once", "--exec", CONCATENATE];
     let mut process = cast.process(&arguments);
     assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
-    // As if that had been almost an hour ago.
-    let (begin, left) = (Instant::now(), Duration::from_secs(4));
-    let (note, mut stamp) = (cast.file("work/triggered"), Stamp::now());
-    let noted: Stamp = serde_json::from_slice(&std::fs::read(&note).unwrap()).unwrap();
-    assert!((0..120_000).contains(&(stamp.wall_ms - noted.wall_ms)), "{noted:?}");
-    let ago = 3_600_000 - 4_000;
-    stamp.wall_ms -= ago;
-    stamp.boot.as_mut().unwrap().ms -= ago;
-    std::fs::write(&note, serde_json::to_vec(&stamp).unwrap()).unwrap();
-    cast.publish(&[("d", vec![4])]).await;
-    let mut process = cast.process(&arguments);
-    assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
-    assert!(begin.elapsed() >= left, "not at its start, but when the hour was over");
-    assert_eq!(cast.result().await, [4]);
+    let note = cast.file("work/triggered");
+    let noted: Value = serde_json::from_slice(&std::fs::read(&note).unwrap()).unwrap();
+    let Stamp { wall_ms, boot } = Stamp::now();
+    assert!((0..120_000).contains(&(wall_ms - noted["server_ms"].as_i64().unwrap())), "{noted}");
+    assert_eq!(noted["boot"]["id"], boot.unwrap().id);
+    // As if that had been almost an hour ago: by this boot's clock, then by the server's in another boot.
+    for (content, same_boot) in [(4, true), (5, false)] {
+        let (begin, left, ago) = (Instant::now(), Duration::from_secs(4), 3_600_000 - 4_000);
+        let Stamp { wall_ms, boot } = Stamp::now();
+        let boot = boot.unwrap();
+        let noted = if same_boot {
+            json!({ "server_ms": 0, "boot": { "id": boot.id, "ms": boot.ms - ago } })
+        } else {
+            json!({ "server_ms": wall_ms - ago, "boot": { "id": "another", "ms": 1 } })
+        };
+        std::fs::write(&note, noted.to_string()).unwrap();
+        cast.publish(&[(if same_boot { "d" } else { "e" }, vec![content])]).await;
+        let mut process = cast.process(&arguments);
+        assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
+        assert!(begin.elapsed() >= left, "not at its start, but when the hour was over");
+        assert_eq!(cast.result().await, [content]);
+    }
 }
 
 #[tokio::test]
