@@ -2,17 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use millpond_edge::process::{self, Options, Report};
+use millpond_edge::process::{self, Options, ProcessError, Report};
 use millpond_edge::session::{self, Config, Token};
 use millpond_edge::transfer::{self, Transfer};
 use millpond_protocol::Role;
-use millpond_tests::{Edge, Link, Relay, Server, until};
+use millpond_tests::{Edge, Link, Relay, Server, Shape, until};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -38,53 +41,130 @@ async fn the_first_round_already_knows_what_the_server_takes_over_mqtt() {
     assert!(committed(&server).await);
 }
 
-#[tokio::test]
-async fn a_result_that_storage_does_not_take_now_is_offered_until_it_does() {
+/// What answers in storage's place: it closes every connection, and counts.
+struct Broken {
+    at: SocketAddr,
+    refused: Arc<AtomicU32>,
+    task: JoinHandle<()>,
+}
+
+impl Broken {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (at, refused) = (listener.local_addr().unwrap(), Arc::new(AtomicU32::new(0)));
+        let count = Arc::clone(&refused);
+        let task = tokio::spawn(async move {
+            while listener.accept().await.is_ok() {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self { at, refused, task }
+    }
+
+    fn refused(&self) -> u32 {
+        self.refused.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Broken {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A server with a round, and its storage behind a relay.
+async fn behind_a_relay() -> (Server, Relay) {
     let storage = Relay::to("127.0.0.1:1".parse().unwrap()).await;
     let public = format!("http://{}", storage.address());
     let server = Server::with(&[("MILLPOND__STORAGE__PUBLIC_URL", &public)]).await;
     storage.mend(server.ports().storage.unwrap());
     round(&server).await;
-    // What answers in storage's place closes every connection, and counts.
-    let broken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let broken_at = broken.local_addr().unwrap();
-    let refused = Arc::new(AtomicU32::new(0));
-    let count = Arc::clone(&refused);
-    let refusing = tokio::spawn(async move {
-        while broken.accept().await.is_ok() {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-    });
+    (server, storage)
+}
+
+/// Works on one round as the member `mill`, which reaches the server there.
+async fn work(
+    server: &Server,
+    at: SocketAddr,
+    directory: &Path,
+    exec: String,
+) -> JoinHandle<Result<(), ProcessError>> {
     let mill = server.member("demo", "mill", Role::Processor).await;
-    let at = server.mqtt();
     let config = Config::new(at.ip().to_string(), at.port(), mill.pool, mill.member, Token::new(&mill.token));
-    let directory = tempfile::tempdir().unwrap();
-    let (made, go) = (directory.path().join("made"), directory.path().join("go"));
-    let exec = format!(
-        "touch '{}'; while ! test -e '{}'; do sleep 0.02; done; head -c 3000000 /dev/zero > \"$MILLPOND_OUTPUT\"",
-        made.display(),
-        go.display()
-    );
-    let options = Options { once: true, ..Options::new(exec, directory.path().join("work")) };
-    let working = tokio::spawn(async move {
+    let options = Options { once: true, ..Options::new(exec, directory.join("work")) };
+    tokio::spawn(async move {
         let (session, mut inbox) = session::open(config.topics(process::TOPICS));
         // One attempt is what a transfer makes; another one is for the processor to make.
         let transfer = transfer::Options { attempts: 1, ..transfer::Options::default() };
         let (transfer, mut quiet) = (Arc::new(Transfer::new(transfer)), |_: Report<'_>| {});
         let never = Box::pin(std::future::pending());
         process::process(&session, &mut inbox, &transfer, &options, &mut quiet, never).await
-    });
+    })
+}
+
+/// A line of a command that waits for a file.
+fn wait_for(file: &Path) -> String {
+    format!("while ! test -e '{}'; do sleep 0.02; done", file.display())
+}
+
+#[tokio::test]
+async fn a_result_that_storage_does_not_take_now_is_offered_until_it_does() {
+    let (server, storage) = behind_a_relay().await;
+    let broken = Broken::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let (made, go) = (directory.path().join("made"), directory.path().join("go"));
+    let exec = format!(
+        "touch '{}'; {}; head -c 3000000 /dev/zero > \"$MILLPOND_OUTPUT\"",
+        made.display(),
+        wait_for(&go)
+    );
+    let working = work(&server, server.mqtt(), directory.path(), exec).await;
     until("the command runs", async || made.exists()).await;
     storage.cut();
-    storage.mend(broken_at);
+    storage.mend(broken.at);
     std::fs::write(&go, "").unwrap();
     until("refused attempts", async || {
         assert!(!working.is_finished(), "it gave up");
-        refused.load(Ordering::Relaxed) >= 2
+        broken.refused() >= 2
     })
     .await;
     storage.mend(server.ports().storage.unwrap());
     working.await.unwrap().unwrap();
-    refusing.abort();
+    assert!(committed(&server).await);
+}
+
+#[tokio::test]
+async fn a_result_that_went_by_url_for_a_slow_line_alone_goes_as_a_message_where_storage_is_not_reached() {
+    let (server, storage) = behind_a_relay().await;
+    let broken = Broken::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let (told, go) = (directory.path().join("told"), directory.path().join("go"));
+    let exec = format!(
+        "head -c 8000 /dev/zero | tr '\\0' x; echo; {}; echo again; {}; head -c 200000 /dev/zero > \"$MILLPOND_OUTPUT\"",
+        wait_for(&told),
+        wait_for(&go)
+    );
+    // At this rate the result would keep the line busy for more than half a minute.
+    let line = Relay::to(server.mqtt()).await;
+    line.shape(Shape { rate: Some(4_000), ..Shape::default() });
+    let working = work(&server, line.address(), directory.path(), exec).await;
+    let says = async |what: &str| {
+        assert!(!working.is_finished());
+        server.api().get("/v1/pools/demo/rounds/1").await["log"].to_string().contains(what)
+    };
+    // The second message follows the answer to the first, so how long that took is known by then.
+    until("its log", async || says("xxxx").await).await;
+    std::fs::write(&told, "").unwrap();
+    until("more of its log", async || says("again").await).await;
+    // Of what was measured nothing is forgotten when the connection ends, and the next one is fast.
+    line.shape(Shape::default());
+    line.cut();
+    line.mend(server.mqtt());
+    storage.cut();
+    storage.mend(broken.at);
+    std::fs::write(&go, "").unwrap();
+    tokio::time::timeout(PATIENCE, working).await.unwrap().unwrap().unwrap();
+    assert!(broken.refused() > 0, "by URL first");
+    assert!(line.upward() > 200_000, "then as a message");
     assert!(committed(&server).await);
 }
