@@ -1,13 +1,15 @@
 //! The client of Millpond for devices, for listeners, and for the machine of the external server.
 //!
-//! **It guarantees**: a file that [`spool::Spool::add`] took is on disk, survives kill -9, power loss and a full disk, and leaves only when the server has said what
-//! became of it; it is counted once, however often it is sent. A result is shown only when its size and SHA-256 are the promised ones and it is on
-//! disk, and then at one instant. Memory is bounded whatever the size of a file, and no transfer fails while its bytes
-//! advance. **It does not guarantee** that files arrive in order; that bytes are never sent twice (it asks before it does, but after a
-//! power cut nobody may know); that a command runs only once for a result (at least once); that what a command of `--exec` takes out of its process group ends with it;
-//! or anything about files that were never put into a spool.
+//! **It guarantees**: a file that [`spool::Spool::add`] took is on disk, survives kill -9, power loss and a full disk, and leaves
+//! only when the server has said what became of it; it is counted once, however often it is sent. A result is shown only when its
+//! size and SHA-256 are the promised ones and it is on disk, and then at one instant. Memory is bounded whatever the size of a
+//! file, and no transfer fails while its bytes advance. **It does not guarantee** that files arrive in order; that bytes are never
+//! sent twice (it asks before it does, but after a power cut nobody may know); that a command runs only once for a result (at least
+//! once); that what a command of `--exec` takes out of its process group ends with it; or anything about files that were never put
+//! into a spool.
 //!
-//! There is no global state. [`session::open`] starts one task of the runtime, which ends with the session; everything else runs where it is called.
+//! There is no global state. [`session::open`] starts one task of the runtime, which ends with the session; everything else runs
+//! where it is called.
 //!
 //! | module | what |
 //! |---|---|

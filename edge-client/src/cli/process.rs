@@ -15,7 +15,8 @@ use crate::session::{self, Cause};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A line for the shell that makes one file, MILLPOND_OUTPUT, of those in MILLPOND_INPUT. Exit 0: done; 75: another attempt; else failed.
+    /// A line for the shell that makes one file, MILLPOND_OUTPUT, of those in MILLPOND_INPUT. Exit 0: done; 75: another attempt;
+    /// else failed.
     #[arg(long, value_name = "CMD")]
     exec: String,
     /// Where inputs and outputs are while a command runs; nothing else may be there.
@@ -24,8 +25,9 @@ pub(super) struct Args {
     /// Bytes of a round's files that may be there.
     #[arg(long, default_value_t = 10 << 30)]
     disk_max: u64,
-    /// What sets it to work. `every 15m`: the clock, the oldest open batch is sealed every so often, and what is on offer is taken too.
-    /// `on-offer`: rounds that others, or the pool's policy, have sealed. `never`: nothing, what is on offer now is taken, and then it ends.
+    /// What sets it to work. `every 15m`: the clock, the oldest open batch is sealed every so often, and what is on offer is taken
+    /// too. `on-offer`: rounds that others, or the pool's policy, have sealed. `never`: nothing, what is on offer now is taken, and
+    /// then it ends.
     #[arg(long, num_args = 1..=2, value_name = "every TIME|on-offer|never", default_value = "on-offer")]
     trigger: Vec<String>,
     /// End after one round.

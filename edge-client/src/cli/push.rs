@@ -45,7 +45,8 @@ pub(super) struct Args {
     /// The batch, in a pool that groups by label.
     #[arg(long)]
     label: Option<Label>,
-    /// Upload id, of a single file. Without it, it is made of the file's name and bytes, `--event-time` and `--label`: the same file is sent once.
+    /// Upload id, of a single file. Without it, it is made of the file's name and bytes, `--event-time` and `--label`: the same
+    /// file is sent once.
     #[arg(long, conflicts_with = "again")]
     id: Option<UploadId>,
     /// Send the file even if it was sent before: a new id each time.

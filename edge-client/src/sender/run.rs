@@ -94,8 +94,9 @@ pub(super) struct Run<'a> {
     pub(super) summary: Summary,
 }
 
-/// Sends the spool until it is empty, also of what others put there meanwhile, which takes its place in the order at once, or the first ones are settled. The session needs the topics [`super::TOPICS`].
-/// Only one process may do it at a time: hold [`Spool::sending`].
+/// Sends the spool until it is empty, also of what others put there meanwhile, which takes its place in the order at once, or the
+/// first ones are settled. The session needs the topics [`super::TOPICS`]. Only one process may do it at a time: hold
+/// [`Spool::sending`].
 ///
 /// # Errors
 /// As [`SendError`] says; what is not settled waits in the spool.

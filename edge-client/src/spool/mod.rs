@@ -1,4 +1,5 @@
-//! Files that wait to be sent, in a directory that survives kill -9, power loss and a full disk, and that several processes may use at once.
+//! Files that wait to be sent, in a directory that survives kill -9, power loss and a full disk, and that several processes may use
+//! at once.
 //!
 //! # The format, version 1
 //!
@@ -15,25 +16,27 @@
 //!   staging/…           entries that are being written, each under an exclusive flock of its own
 //!   in-flight           names of entries that may have been sent, one a line
 //!   anchors             clock anchors, one JSON object a line, the newest last; at most 16
-//!   complete              statements that nothing more comes, one JSON object a line: { id, complete: { through | now | label } }; at most 1,000
+//!   complete            statements that nothing more comes, one JSON object a line: { id, complete: { through | now | label } };
+//!                       at most 1,000
 //!   dropped.log         what went unsent, for want of room or because somebody discarded it, one JSON object a line; at most 1 MiB,
 //!                       then begun anew
 //! ```
 //!
-//! NAME is `{key}.{size}.{upload}`: 15 digits of milliseconds since 1970 (the stated event time, else the wall clock at
-//! capture, unless the description has a `key`: where the clock was behind the anchor of its boot, or, without one, behind the newest entry), the file's size, and its upload id. So a listing alone tells what there is, in order, without opening a file.
+//! NAME is `{key}.{size}.{upload}`: 15 digits of milliseconds since 1970 (the stated event time, else the wall clock at capture,
+//! unless the description has a `key`: where the clock was behind the anchor of its boot, or, without one, behind the newest
+//! entry), the file's size, and its upload id. So a listing alone tells what there is, in order, without opening a file.
 //!
-//! An entry's file is the bytes of the file, then its description ([`Document`]) as JSON, the SHA-256 of that JSON (32 bytes), its length (u32,
-//! little endian), and `MPSPOOL1`. The description holds the SHA-256 of the bytes.
+//! An entry's file is the bytes of the file, then its description ([`Document`]) as JSON, the SHA-256 of that JSON (32 bytes), its
+//! length (u32, little endian), and `MPSPOOL1`. The description holds the SHA-256 of the bytes.
 //!
 //! # What holds
 //!
-//! An entry is written under `staging/`, synced, and renamed to `ready/`, and `ready/` is synced: from then on it is there
-//! after a power cut, and before then it is whole or not there at all. Entries that are added together are synced at the same
-//! time, and `ready/` once for all. An entry leaves when [`Spool::remove`], [`Spool::refuse`] or [`Spool::discard`] says so, or when a
-//! full spool was told to drop the oldest. A file under `staging/` without a lock was left by a process that died, and is
-//! removed. A power cut can bring back entries that had left, [`crate::sender`]'s last thousand at the most: they are sent again, and the server
-//! knows them.
+//! An entry is written under `staging/`, synced, and renamed to `ready/`, and `ready/` is synced: from then on it is there after a
+//! power cut, and before then it is whole or not there at all. Entries that are added together are synced at the same time, and
+//! `ready/` once for all. An entry leaves when [`Spool::remove`], [`Spool::refuse`] or [`Spool::discard`] says so, or when a full
+//! spool was told to drop the oldest. A file under `staging/` without a lock was left by a process that died, and is removed. A
+//! power cut can bring back entries that had left, [`crate::sender`]'s last thousand at the most: they are sent again, and the
+//! server knows them.
 //!
 //! `complete` is synced before it is promised. A statement leaves when the server has answered it; it may be told twice, under the same id.
 //!

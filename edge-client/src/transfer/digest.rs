@@ -35,7 +35,8 @@ impl Hasher {
     }
 }
 
-/// Reads the first `size` bytes of a file once and hashes them, with `part_size` (not zero) also by parts. Blocks: call it on a blocking thread.
+/// Reads the first `size` bytes of a file once and hashes them, with `part_size` (not zero) also by parts. Blocks: call it on a
+/// blocking thread.
 ///
 /// # Errors
 /// What the system says; `UnexpectedEof` if the file is shorter.

@@ -21,9 +21,9 @@ pub struct Expected {
 }
 
 impl Transfer {
-    /// Fetches into the file `partial` what the URL stands for, going on from what an earlier call left there. When it returns, the file has the promised
-    /// size and SHA-256 and is synced; [`place`] shows it under its name. After an error the file holds what came so far, or
-    /// nothing if that was wrong.
+    /// Fetches into the file `partial` what the URL stands for, going on from what an earlier call left there. When it returns, the
+    /// file has the promised size and SHA-256 and is synced; [`place`] shows it under its name. After an error the file holds what
+    /// came so far, or nothing if that was wrong.
     ///
     /// # Errors
     /// As [`TransferError`] says. With `Expired`, call again with a fresh URL.
