@@ -5,7 +5,8 @@
 mod support;
 
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use millpond_edge::backoff::Backoff;
@@ -13,7 +14,7 @@ use millpond_edge::transfer::{
     Expected, Meter, Options, Put, Throttle, Transfer, TransferError, digest, place,
 };
 use millpond_protocol::Sha256;
-use support::{Act, peer};
+use support::{Act, Log, peer};
 use tempfile::TempDir;
 
 fn bytes(n: usize) -> Vec<u8> {
@@ -93,6 +94,27 @@ async fn each_part_is_repeated_by_itself_until_it_is_through() {
         let range = part.offset as usize..(part.offset + part.size) as usize;
         assert!(log.iter().any(|seen| seen.body == content[range.clone()]), "part at {}", part.offset);
     }
+}
+
+#[tokio::test]
+async fn parts_that_were_cut_off_go_one_at_a_time_so_that_a_line_which_ends_early_carries_one_at_least() {
+    let (directory, content) = (tempfile::tempdir().unwrap(), bytes(400_000));
+    let (seen, together) = (Arc::new(OnceLock::<Log>::new()), Arc::new(AtomicUsize::new(0)));
+    let (log, most) = (Arc::clone(&seen), Arc::clone(&together));
+    let (base, all) = peer(move |n, _| {
+        if n < 4 {
+            return Act::Cut(1_000);
+        }
+        let log = log.get().unwrap().lock().unwrap();
+        most.fetch_max(log[..n].iter().filter(|seen| seen.body.is_empty()).count(), Ordering::Relaxed);
+        Act::Take("200 OK")
+    })
+    .await;
+    seen.set(Arc::clone(&all)).unwrap();
+    let parts: Vec<Put> = (0..8).map(|n| put(&base, n * 50_000, 50_000)).collect();
+    let transfer = Transfer::new(Options { parallel: 4, ..quick() });
+    transfer.send(&file(&directory, &content), &parts, &Meter::silent()).await.unwrap();
+    assert_eq!((all.lock().unwrap().len(), together.load(Ordering::Relaxed)), (12, 0));
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use futures_util::{StreamExt as _, stream};
 use reqwest::{Body, StatusCode, Url};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, SeekFrom};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::attempt::{Failure, Patience, refusal, stands_still, told};
 use super::throttle::Throttle;
@@ -25,6 +26,31 @@ pub struct Put {
     /// Where in the file the bytes begin.
     pub offset: u64,
     pub size: u64,
+}
+
+/// How many attempts may be on their way at once: one less whenever one was cut, down to one at a time. On a line that ends before it
+/// has carried all of them, none would ever be through.
+#[derive(Debug)]
+struct Lanes {
+    free: Semaphore,
+    open: AtomicUsize,
+}
+
+impl Lanes {
+    fn new(count: usize) -> Self {
+        let count = count.clamp(1, Semaphore::MAX_PERMITS);
+        Self { free: Semaphore::new(count), open: AtomicUsize::new(count) }
+    }
+
+    /// The attempt in that lane was cut.
+    fn cut(&self, lane: Option<SemaphorePermit<'_>>) {
+        let closed = |open: usize| (open > 1).then(|| open - 1);
+        if let (Ok(_), Some(lane)) =
+            (self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, closed), lane)
+        {
+            lane.forget();
+        }
+    }
 }
 
 /// What an attempt leaves behind for those who watch it.
@@ -42,12 +68,13 @@ impl Transfer {
     /// # Errors
     /// As [`TransferError`] says. With `Expired`, ask for the grant again and call again with what is still missing.
     pub async fn send(&self, file: &Path, puts: &[Put], meter: &Meter) -> Result<(), TransferError> {
+        let lanes = Lanes::new(self.options.parallel);
         let (mut waiting, mut running) = (puts.iter(), FuturesUnordered::new());
         loop {
             while running.len() < self.options.parallel.max(1)
                 && let Some(put) = waiting.next()
             {
-                running.push(self.put(file, put, meter));
+                running.push(self.put(file, put, &lanes, meter));
             }
             match running.next().await {
                 Some(through) => through?,
@@ -56,10 +83,12 @@ impl Transfer {
         }
     }
 
-    async fn put(&self, file: &Path, put: &Put, meter: &Meter) -> Result<(), TransferError> {
+    async fn put(&self, file: &Path, put: &Put, lanes: &Lanes, meter: &Meter) -> Result<(), TransferError> {
         let mut patience = Patience::new(&self.options);
         loop {
             let watch = Arc::new(Watch::default());
+            // They are never closed.
+            let lane = lanes.free.acquire().await.ok();
             let result = self.attempt(file, put, &watch, meter).await;
             let moved = watch.moved.load(Ordering::Relaxed);
             match result {
@@ -67,7 +96,10 @@ impl Transfer {
                     meter.add(put.size);
                     return Ok(());
                 }
-                Err(failure) => patience.after(failure, moved).await?,
+                Err(failure) => {
+                    lanes.cut(lane);
+                    patience.after(failure, moved).await?;
+                }
             }
         }
     }
