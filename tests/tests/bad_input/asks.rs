@@ -19,6 +19,8 @@ async fn every_bad_ask_is_answered_with_its_code() {
         (&edge, Op::Status, "[]", Malformed),
         (&edge, Op::Status, "{}", Malformed),
         (&edge, Op::Status, r#"{"upload":"a/b"}"#, Malformed),
+        // Counted as one that wants little, it would get much.
+        (&edge, Op::Latest, r#"{"max_answer":1024,"max_answer":1048576}"#, Malformed),
         (&edge, Op::Status, r#"{"upload":"unknown"}"#, NotFound),
         (&edge, Op::Get, r#"{"version":7}"#, NotFound),
         (&edge, Op::Complete, r#"{"through":"2026-01-01T00:00:00Z"}"#, Malformed),
