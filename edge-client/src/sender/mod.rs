@@ -3,6 +3,8 @@
 //! A file leaves the spool when the server has said what became of it: `stored`, or refused for good (then it lies in the
 //! spool's `refused/`, with the reason). A connection that ends leaves doubt, not loss: `status` is asked for every file that may
 //! have arrived before any is sent again, also of what an earlier process left in doubt, so bytes go twice only where nobody can know.
+//! Files are read and removed beside the work with messages. A receipt is acknowledged when it is understood: should the process die
+//! before the file is removed, that is one of those in doubt.
 //!
 //! A statement of completion ([`crate::spool::Spool::complete`]) is told when every file that it speaks of has been receipted, or
 //! with the bundle that carries the last of them.
@@ -10,6 +12,7 @@
 //! [`flush`] reads the session's inbox while it runs. The spool's operations block for as long as the disk takes. The [page of the
 //! library](crate) shows it at work.
 
+mod begin;
 mod complete;
 mod outcome;
 mod queue;

@@ -16,13 +16,16 @@ use super::watch::{STUCK, Silence};
 use super::{Report, SendError};
 use crate::large::LargeError;
 use crate::session::{Cause, Event, SessionError};
-use crate::spool::{Entry, SpoolError};
+use crate::spool::{Entry, Removal, SpoolError};
 
 /// How long a receipt may take after the acknowledgement, before it is asked for.
 const RECEIPT: Duration = Duration::from_secs(20);
 
 /// Files that may have left the spool without a sync, about.
 const UNSYNCED: usize = 1_000;
+
+/// Files that are removed at a time, at the most.
+const REMOVED: usize = 256;
 
 /// What a receipt says of the file that lies in the spool.
 #[derive(Debug, PartialEq, Eq)]
@@ -77,37 +80,26 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Acts on the receipts that were read, and only then acknowledges them.
+    /// Acts on the receipts that were read, and acknowledges them. What is stored leaves the spool beside that: should this process
+    /// die before, it is noted as one that may have been sent, and its fate is asked for.
     pub(super) async fn settle(&mut self) -> Result<(), SendError> {
-        let (mut acks, mut stored, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut acks, mut refused, before) = (Vec::new(), Vec::new(), self.leaving.len());
         for (entry, receipt, ack) in std::mem::take(&mut self.settled) {
             acks.extend(ack);
             let Some(entry) = entry else { continue };
             match verdict(&receipt, self.digests.get(&entry.upload)) {
-                Verdict::Stored => stored.push((entry, receipt)),
+                Verdict::Stored => {
+                    self.queue.leaves(&entry.upload);
+                    self.leaving.push((entry, receipt));
+                }
                 Verdict::Refused(refusal) => refused.push((entry, refusal)),
                 Verdict::Nothing => {}
             }
         }
-        let entries: Vec<Entry> = stored.iter().map(|(entry, _)| entry.clone()).collect();
-        if !entries.is_empty() {
+        if self.leaving.len() > before {
             reach(Point::FlushReceipted);
-            // Not synced each time: what a power cut brings back is sent again, which costs less than thousands of syncs.
-            self.spool.remove_unsynced(&entries)?;
-            self.unsynced += entries.len();
-            if self.unsynced >= UNSYNCED {
-                self.spool.sync_removed()?;
-                self.unsynced = 0;
-            }
-            reach(Point::FlushRemoved);
             self.watch.progress();
         }
-        for (entry, receipt) in &stored {
-            self.let_go(&entry.upload);
-            self.summary.stored += 1;
-            (self.report)(Report::Stored(entry, receipt));
-        }
-        // After the others have left: a full disk has room for these then.
         for (entry, refusal) in refused {
             self.refuse(&entry, refusal)?;
         }
@@ -115,6 +107,42 @@ impl Run<'_> {
             ack.done().await;
         }
         Ok(())
+    }
+
+    /// Has what is stored removed, some at a time: the lock of the spool is not held for long.
+    pub(super) fn clear(&mut self) {
+        if self.removing || self.leaving.is_empty() {
+            return;
+        }
+        self.removing = true;
+        let stored: Vec<_> = self.leaving.drain(..self.leaving.len().min(REMOVED)).collect();
+        self.unsynced += stored.len();
+        // Not synced each time: what a power cut brings back is sent again, which costs less than thousands of syncs.
+        let sync = self.unsynced >= UNSYNCED;
+        if sync {
+            self.unsynced = 0;
+        }
+        let (remover, path) = (self.spool.remover(), self.spool.path_of_waiting());
+        let entries: Vec<Entry> = stored.iter().map(|(entry, _)| entry.clone()).collect();
+        let removing = tokio::task::spawn_blocking(move || remover.remove(&entries, sync));
+        self.work.push(Box::pin(async move {
+            let removal = removing
+                .await
+                .unwrap_or_else(|error| Err(SpoolError::Io { path, source: std::io::Error::other(error) }));
+            Done::Removed(stored, removal)
+        }));
+    }
+
+    fn removed(&mut self, stored: &[(Entry, Receipt)], removal: Removal) {
+        reach(Point::FlushRemoved);
+        self.removing = false;
+        self.spool.removed(stored.iter().map(|(entry, _)| entry), removal);
+        for (entry, receipt) in stored {
+            self.let_go(&entry.upload);
+            self.summary.stored += 1;
+            (self.report)(Report::Stored(entry, receipt));
+        }
+        self.watch.progress();
     }
 
     fn refuse(&mut self, entry: &Entry, refusal: Refusal) -> Result<(), SendError> {
@@ -138,6 +166,11 @@ impl Run<'_> {
 
     pub(super) async fn done(&mut self, done: Done) -> Result<(), SendError> {
         match done {
+            Done::Removed(stored, removal) => {
+                self.removed(&stored, removal?);
+                Ok(())
+            }
+            Done::Loaded(shipment, read) => self.ship(&shipment, read?),
             Done::Shipped { shipment, complete, result } => {
                 self.shipments -= 1;
                 match (complete, &result) {

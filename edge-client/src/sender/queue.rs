@@ -7,6 +7,8 @@
 //!            ▲          └──── cut, or no receipt in time ──▶ doubtful
 //!            └── its bundle was refused (from then on it goes alone)
 //! ```
+//!
+//! What is stored is `leaving` between its receipt and its removal from the spool, and settled then.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -57,6 +59,8 @@ pub(super) struct Queue {
     doubtful: VecDeque<Entry>,
     /// On their way, or acknowledged and without receipt.
     sent: HashMap<UploadId, Entry>,
+    /// Stored, and to be removed from the spool.
+    leaving: HashMap<UploadId, Entry>,
     /// All of those.
     known: HashSet<UploadId>,
     alone: HashSet<UploadId>,
@@ -186,10 +190,16 @@ impl Queue {
         self.sent.get(&upload.parse().ok()?)
     }
 
-    /// The server has decided; the file is no longer this queue's.
+    /// The server has it; what is left is to remove it from the spool. Nobody asks for it any more.
+    pub(super) fn leaves(&mut self, upload: &UploadId) {
+        self.leaving.extend(self.sent.remove_entry(upload));
+    }
+
+    /// The server has decided, and the file is no longer this queue's.
     pub(super) fn settled(&mut self, upload: &UploadId) {
         self.known.remove(upload);
         self.sent.remove(upload);
+        self.leaving.remove(upload);
     }
 
     /// It is not known whether these arrived. Those that were settled meanwhile are not asked for.
@@ -218,12 +228,12 @@ impl Queue {
 
     /// Files that are not settled.
     pub(super) fn len(&self) -> usize {
-        self.today.len() + self.backlog.len() + self.doubtful.len() + self.sent.len()
+        self.today.len() + self.backlog.len() + self.doubtful.len() + self.sent.len() + self.leaving.len()
     }
 
-    /// Those on their way.
+    /// Those on their way, and those that have arrived and are not removed yet.
     pub(super) fn on_the_way(&self) -> impl Iterator<Item = &Entry> {
-        self.sent.values()
+        self.sent.values().chain(self.leaving.values())
     }
 }
 
@@ -327,6 +337,21 @@ mod tests {
         queue.again(&entries[1..2]);
         assert_eq!(ids(queue.next(&SIZES, true)), ["b"]);
         assert_eq!(queue.len(), 2);
+    }
+
+    #[test]
+    fn what_is_stored_is_asked_for_no_more_and_is_the_queues_until_it_is_removed() {
+        let entries = [entry("a", 1, 10), entry("b", 2, 10)];
+        let mut queue = queue(&entries, &[], 0);
+        let shipment = queue.next(&SIZES, true).unwrap();
+        queue.leaves(&entries[0].upload);
+        assert_eq!(queue.sent("a"), None);
+        queue.doubt(shipment.entries());
+        assert_eq!(queue.doubtful(10), entries[1..]);
+        queue.take_in(entries.iter(), 0);
+        assert_eq!((queue.len(), queue.on_the_way().count(), queue.next(&SIZES, true)), (2, 2, None));
+        queue.settled(&entries[0].upload);
+        assert_eq!((queue.len(), queue.on_the_way().count()), (1, 1));
     }
 
     #[test]

@@ -7,38 +7,39 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use millpond_protocol::access::Op;
 use millpond_protocol::message::answer::UploadInfo;
 use millpond_protocol::message::{Card, Receipt};
 use millpond_protocol::{Sha256, Timestamp, UploadId};
-use serde_json::json;
 use tokio::time::Instant;
 
 use super::complete::Statements;
-use super::queue::{Queue, Shipment, Sizes};
-use super::ship::{self, Clock, Loaded, Message};
+use super::queue::{Queue, Shipment};
+use super::ship::Clock;
 use super::watch::{Hearing, Watch};
 use super::{Options, Report, SendError, Summary};
 use crate::clock::wall_ms;
-use crate::large::{self, LargeError};
+use crate::large::LargeError;
 use crate::session::{Ack, Cause, Event, Inbox, Session, SessionError};
-use crate::spool::{Entry, Spool, SpoolError, Statement};
+use crate::spool::{Document, Entry, Removal, Spool, SpoolError, Statement, Unread};
 use crate::transfer::Meter;
 
-/// Messages on their way at once: the next one is there when the server has taken one.
-const SHIPMENTS: usize = 2;
+/// Messages on their way at once, that which is read included: the next one is there when the server has taken one.
+pub(super) const SHIPMENTS: usize = 2;
 /// How often to look whether something came meanwhile, while nothing else happens and more could be sent.
 const LOOK: Duration = Duration::from_millis(200);
-/// Questions on their way at once.
-const ASKS: usize = 16;
-/// How long one answer may take.
-const ASK: Duration = Duration::from_secs(30);
 /// The least that is waited for anything, however little patience there is.
 pub(super) const LEAST: Duration = Duration::from_secs(1);
 /// Bytes of a file that is not sent before it is known how fast the line is.
 const LONG: u64 = 64 << 10;
+/// What was read of a shipment.
+pub(super) type Read = Vec<(Entry, Result<(Document, Vec<u8>), Unread>)>;
+
 /// Something that was waited for.
 pub(super) enum Done {
+    /// These have left the spool.
+    Removed(Vec<(Entry, Receipt)>, Result<Removal, SpoolError>),
+    /// Its files are in memory.
+    Loaded(Shipment, Result<Read, SpoolError>),
     /// `complete`: until when it said that nothing more comes.
     Shipped {
         shipment: Shipment,
@@ -70,6 +71,8 @@ pub(super) struct Run<'a> {
     pub(super) card: Option<Card>,
     pub(super) work: FuturesUnordered<BoxFuture<'static, Done>>,
     pub(super) shipments: usize,
+    /// The files of one are read.
+    pub(super) loading: bool,
     pub(super) asks: usize,
     /// How far the large file is that is on its way.
     pub(super) large: Option<Arc<Meter>>,
@@ -85,6 +88,10 @@ pub(super) struct Run<'a> {
     /// Receipts that were read and not acted on yet, with their acknowledgements, in order;
     /// without an entry they are of something else, or of long ago.
     pub(super) settled: Vec<(Option<Entry>, Receipt, Option<Ack>)>,
+    /// Stored, and still in the spool.
+    pub(super) leaving: Vec<(Entry, Receipt)>,
+    /// Some of them are being removed.
+    pub(super) removing: bool,
     pub(super) online: bool,
     pub(super) offline_since: Instant,
     /// Files that have left the spool since that was synced last.
@@ -136,6 +143,7 @@ pub async fn flush(
         card: session.card(),
         work: FuturesUnordered::new(),
         shipments: 0,
+        loading: false,
         asks: 0,
         large: None,
         left: HashSet::new(),
@@ -144,6 +152,8 @@ pub async fn flush(
         digests: HashMap::new(),
         awaited: Vec::new(),
         settled: Vec::new(),
+        leaving: Vec::new(),
+        removing: false,
         online: session.is_connected(),
         offline_since: Instant::now(),
         unsynced: 0,
@@ -153,7 +163,12 @@ pub async fn flush(
     };
     let sent = run.send_all(inbox, doubtful).await;
     // Also of what was sent before it failed.
-    run.spool.sync_removed()?;
+    let left: Vec<Entry> = run.leaving.drain(..).map(|(entry, _)| entry).collect();
+    if left.is_empty() {
+        run.spool.sync_removed()?;
+    } else {
+        run.spool.remove(&left)?;
+    }
     sent
 }
 
@@ -205,7 +220,7 @@ impl Run<'_> {
     }
 
     /// Notes what may have been sent. A hint: without it bytes may go twice after a crash.
-    fn note_in_flight(&self) {
+    pub(super) fn note_in_flight(&self) {
         let _ = self.spool.set_in_flight(self.queue.on_the_way().chain(&self.others));
     }
 
@@ -214,6 +229,7 @@ impl Run<'_> {
         while !self.finished() {
             self.look()?;
             self.begin()?;
+            self.clear();
             let deadline = self.deadline();
             tokio::select! {
                 event = inbox.next() => {
@@ -233,6 +249,10 @@ impl Run<'_> {
 
     /// Takes in what came meanwhile, files and statements.
     fn look(&mut self) -> Result<(), SendError> {
+        if self.removing {
+            // It would be taken for a change by others. It is over soon.
+            return Ok(());
+        }
         let Self { spool, queue, statements, clock, options, left, today, read, .. } = self;
         // Before the entries: what was spooled before a statement is among them.
         let mark = spool.statements_mark();
@@ -250,130 +270,6 @@ impl Run<'_> {
             queue.take_in(spool.entries()?.filter(is_ours), *today);
         }
         Ok(())
-    }
-
-    /// Begins whatever can begin now.
-    fn begin(&mut self) -> Result<(), SendError> {
-        let Some(card) = self.card.as_ref().filter(|_| self.online) else { return Ok(()) };
-        let sizes = Sizes {
-            publish_max: card.limits.publish_max,
-            inline: self.session.inline(),
-            bundle: self.options.bundle.min(card.limits.bundle_max / 2).min(self.session.message()),
-        };
-        let bundle_max = usize::try_from(card.limits.bundle_max).unwrap_or(usize::MAX);
-        self.tell();
-        for entry in self.queue.doubtful(ASKS.saturating_sub(self.asks)) {
-            self.ask(entry);
-        }
-        while self.shipments < SHIPMENTS {
-            match self.queue.next(&sizes, self.large.is_none()) {
-                Some(Shipment::Large(entry)) => self.put(entry)?,
-                Some(shipment) => self.ship(shipment, bundle_max)?,
-                None => break,
-            }
-        }
-        Ok(())
-    }
-
-    fn ask(&mut self, entry: Entry) {
-        self.asks += 1;
-        let session = self.session.clone();
-        self.work.push(Box::pin(async move {
-            let answer = session.ask(Op::Status, &json!({ "upload": entry.upload }), ASK).await;
-            Done::Asked(entry, answer)
-        }));
-    }
-
-    fn ship(&mut self, shipment: Shipment, bundle_max: usize) -> Result<(), SendError> {
-        let mut files = Vec::new();
-        for entry in shipment.entries() {
-            match self.spool.load(entry) {
-                Ok((document, bytes)) => files.push(Loaded { entry: entry.clone(), document, bytes }),
-                Err(SpoolError::Gone(_)) => self.let_go(&entry.upload),
-                Err(SpoolError::Damaged { why, .. }) => self.damaged(entry, &why),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let mut complete = None;
-        let message = loop {
-            let message = match files.len() {
-                0 => return Ok(()),
-                1 => {
-                    let Some(file) = files.first_mut() else { return Ok(()) };
-                    let bytes = std::mem::take(&mut file.bytes);
-                    let file = Loaded { entry: file.entry.clone(), document: file.document.clone(), bytes };
-                    break Message::single(file, &self.clock);
-                }
-                _ => {
-                    complete = self.statements.with_bundle(&files);
-                    Message::bundle(&files, complete, &self.clock)
-                }
-            };
-            match message {
-                Ok(message) if message.len() <= bundle_max => break message,
-                // Long descriptions: half of it will fit sooner.
-                _ => {
-                    if let Some(through) = complete.take() {
-                        self.statements.not_with_bundle(through);
-                    }
-                    let rest: Vec<Entry> = files.drain(files.len() / 2..).map(|file| file.entry).collect();
-                    self.queue.again(&rest);
-                }
-            }
-        };
-        for file in &files {
-            self.digests.insert(file.entry.upload.clone(), file.document.sha256);
-            self.summary.bytes += file.entry.size;
-        }
-        let mut entries: Vec<Entry> = files.into_iter().map(|file| file.entry).collect();
-        self.summary.bundles += u64::from(entries.len() > 1);
-        let shipment = match (entries.len(), entries.pop()) {
-            (1, Some(entry)) => Shipment::Single(entry),
-            (_, last) => Shipment::Bundle(entries.into_iter().chain(last).collect()),
-        };
-        // Before the first byte leaves.
-        self.note_in_flight();
-        self.shipments += 1;
-        let (session, throttle) = (self.session.clone(), Arc::clone(self.options.transfer.throttle()));
-        self.work.push(Box::pin(async move {
-            throttle.pass(message.len()).await;
-            let result = message.send(&session).await;
-            Done::Shipped { shipment, complete, result }
-        }));
-        Ok(())
-    }
-
-    /// Begins a large file, straight from the spool's copy.
-    fn put(&mut self, entry: Entry) -> Result<(), SendError> {
-        let document = match self.spool.describe(&entry) {
-            Ok(document) => document,
-            Err(SpoolError::Gone(_)) => {
-                self.let_go(&entry.upload);
-                return Ok(());
-            }
-            Err(SpoolError::Damaged { why, .. }) => {
-                self.damaged(&entry, &why);
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        };
-        self.note_in_flight();
-        let (put, sha256) = (ship::put(&document, &self.clock), document.sha256);
-        let (path, upload) = (self.spool.path(&entry), entry.upload.clone());
-        let (session, transfer) = (self.session.clone(), Arc::clone(&self.options.transfer));
-        let meter = Arc::new(self.options.meters.meter(document.about.name.as_str(), document.size));
-        self.large = Some(Arc::clone(&meter));
-        self.work.push(Box::pin(async move {
-            let sent = large::upload(&session, &transfer, &path, &upload, put, &meter).await;
-            Done::Put(entry, sha256, sent)
-        }));
-        Ok(())
-    }
-
-    fn damaged(&mut self, entry: &Entry, why: &str) {
-        self.let_go(&entry.upload);
-        self.summary.damaged += 1;
-        (self.report)(Report::Damaged(entry, why));
     }
 
     fn deadline(&self) -> Instant {

@@ -1,9 +1,41 @@
 //! How entries leave the spool.
 
+use std::path::PathBuf;
+
 use super::disk::{self, at};
 use super::store::Spool;
 use super::{Entry, SpoolError};
 use crate::transfer::sync_directory;
+
+/// Removes entries on any thread, beside whatever else is done with the spool. [`Spool::removed`] has to hear of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Remover(PathBuf);
+
+/// The change counter before and after.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Removal(u64, u64);
+
+impl Remover {
+    /// Entries leave. `sync`: with all that left before, they are gone for good.
+    pub(crate) fn remove(&self, entries: &[Entry], sync: bool) -> Result<Removal, SpoolError> {
+        let (root, ready) = (&self.0, self.0.join(Place::Waiting.name()));
+        // A lock of its own: the spool's value waits for it like everybody else.
+        let lock = at(root, disk::open(&root.join("lock")))?;
+        at(root, lock.lock())?;
+        let before = at(root, disk::changes(&lock))?;
+        let after = before.wrapping_add(1);
+        at(root, disk::set_changes(&lock, after))?;
+        for entry in entries {
+            let path = ready.join(entry.to_string());
+            at(&path, disk::remove(&path))?;
+        }
+        drop(lock);
+        if sync {
+            at(&ready, sync_directory(&ready))?;
+        }
+        Ok(Removal(before, after))
+    }
+}
 
 /// Where in the spool an entry lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,16 +65,23 @@ impl Spool {
     /// # Errors
     /// What the system says. Some may have left then.
     pub fn remove(&mut self, entries: &[Entry]) -> Result<(), SpoolError> {
-        self.remove_unsynced(entries)?;
-        self.sync_removed()
-    }
-
-    /// The same without a sync: until [`Spool::sync_removed`], a power cut brings them back, and they are sent once more.
-    pub(crate) fn remove_unsynced(&mut self, entries: &[Entry]) -> Result<(), SpoolError> {
         self.changed(|spool| {
             entries.iter().try_for_each(|entry| spool.take_out(entry))?;
-            spool.is_known()
+            spool.sync_ready()
         })
+    }
+
+    /// Removes its entries, wherever it is sent to.
+    pub(crate) fn remover(&self) -> Remover {
+        Remover(self.root.clone())
+    }
+
+    /// What a remover did; unless others changed the directory too, it need not be read anew.
+    pub(crate) fn removed<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>, removal: Removal) {
+        entries.for_each(|entry| self.forget(entry));
+        if self.known == Some(removal.0) {
+            self.known = Some(removal.1);
+        }
     }
 
     /// From now on, what was removed is gone for good.

@@ -79,6 +79,7 @@ mod entry;
 mod leave;
 mod notes;
 mod open;
+mod read;
 mod room;
 mod stage;
 mod statements;
@@ -90,6 +91,8 @@ pub(crate) use disk::{
 };
 pub use entry::{About, Document, Entry};
 pub use leave::Place;
+pub(crate) use leave::Removal;
+pub(crate) use read::Unread;
 pub use room::{Limits, WhenFull};
 pub use stage::Staged;
 pub use statements::{Complete, Statement};

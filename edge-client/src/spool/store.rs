@@ -5,7 +5,7 @@ use std::fs::{File, TryLockError};
 use std::path::PathBuf;
 
 use millpond_failpoint::{Point, reach};
-use millpond_protocol::{Sha256, UploadId};
+use millpond_protocol::UploadId;
 
 use super::disk::{self, at};
 use super::leave::Place;
@@ -158,9 +158,14 @@ impl Spool {
         (self.ready.len() as u64, self.bytes)
     }
 
+    /// Where those are that wait.
+    pub(crate) fn path_of_waiting(&self) -> PathBuf {
+        self.root.join(Place::Waiting.name())
+    }
+
     /// Where an entry's bytes are: they are the first [`Entry::size`] of this file.
     pub fn path(&self, entry: &Entry) -> PathBuf {
-        self.root.join("ready").join(entry.to_string())
+        self.path_of_waiting().join(entry.to_string())
     }
 
     /// What is known of an entry.
@@ -178,23 +183,11 @@ impl Spool {
     /// # Errors
     /// As [`Spool::describe`].
     pub fn load(&self, entry: &Entry) -> Result<(Document, Vec<u8>), SpoolError> {
-        let path = self.path(entry);
-        let (document, bytes) = at(&path, disk::load(self.open_entry(entry)?, entry))?
-            .map_err(|why| self.put_aside(entry, why))?;
-        if Sha256::of(&bytes) != document.sha256 {
-            return Err(self.put_aside(entry, "its bytes are not what was written".to_owned()));
-        }
-        Ok((document, bytes))
+        self.reader().load(entry).map_err(|unread| self.unread(entry, unread))
     }
 
     fn open_entry(&self, entry: &Entry) -> Result<File, SpoolError> {
-        let path = self.path(entry);
-        match File::open(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Err(SpoolError::Gone(entry.clone()))
-            }
-            file => at(&path, file),
-        }
+        self.reader().open(entry).map_err(|unread| self.unread(entry, unread))
     }
 
     /// The right to send, while the value lives; none if another process has it.

@@ -1,0 +1,177 @@
+//! What leaves: files are read, and go as messages, or by URL.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millpond_protocol::access::Op;
+use serde_json::json;
+
+use super::queue::{Shipment, Sizes};
+use super::run::{Done, Read, Run, SHIPMENTS};
+use super::ship::{self, Loaded, Message};
+use super::{Report, SendError};
+use crate::large;
+use crate::spool::{Entry, SpoolError};
+
+/// Questions on their way at once.
+const ASKS: usize = 16;
+/// Files that are stored and not removed yet, about, above which no more are sent: of those a crash leaves to be asked for.
+const LEAVING: usize = 2_000;
+/// How long one answer may take.
+const ASK: Duration = Duration::from_secs(30);
+
+impl Run<'_> {
+    /// Begins whatever can begin now.
+    pub(super) fn begin(&mut self) -> Result<(), SendError> {
+        let Some(card) = self.card.as_ref().filter(|_| self.online) else { return Ok(()) };
+        let sizes = Sizes {
+            publish_max: card.limits.publish_max,
+            inline: self.session.inline(),
+            bundle: self.options.bundle.min(card.limits.bundle_max / 2).min(self.session.message()),
+        };
+        self.tell();
+        for entry in self.queue.doubtful(ASKS.saturating_sub(self.asks)) {
+            self.ask(entry);
+        }
+        // One after the other, so that they leave in order.
+        while self.shipments < SHIPMENTS && !self.loading && self.leaving.len() < LEAVING {
+            match self.queue.next(&sizes, self.large.is_none()) {
+                Some(Shipment::Large(entry)) => self.put(entry)?,
+                Some(shipment) => self.load(shipment),
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, entry: Entry) {
+        self.asks += 1;
+        let session = self.session.clone();
+        self.work.push(Box::pin(async move {
+            let answer = session.ask(Op::Status, &json!({ "upload": entry.upload }), ASK).await;
+            Done::Asked(entry, answer)
+        }));
+    }
+
+    /// Reads the files of a shipment, beside everything else: receipts are acted on meanwhile.
+    fn load(&mut self, shipment: Shipment) {
+        self.shipments += 1;
+        self.loading = true;
+        let (reader, entries) = (self.spool.reader(), shipment.entries().to_vec());
+        let reading = tokio::task::spawn_blocking(move || {
+            let read = |entry: Entry| {
+                let loaded = reader.load(&entry);
+                (entry, loaded)
+            };
+            entries.into_iter().map(read).collect()
+        });
+        let path = self.spool.path_of_waiting();
+        self.work.push(Box::pin(async move {
+            let read =
+                reading.await.map_err(|error| SpoolError::Io { path, source: io::Error::other(error) });
+            Done::Loaded(shipment, read)
+        }));
+    }
+
+    /// Sends what was read.
+    pub(super) fn ship(&mut self, shipment: &Shipment, read: Read) -> Result<(), SendError> {
+        self.shipments -= 1;
+        self.loading = false;
+        let Some(card) = self.card.as_ref().filter(|_| self.online) else {
+            // Nothing of it has left.
+            self.queue.again(shipment.entries());
+            return Ok(());
+        };
+        let bundle_max = usize::try_from(card.limits.bundle_max).unwrap_or(usize::MAX);
+        let mut files = Vec::new();
+        for (entry, loaded) in read {
+            match loaded.map_err(|unread| self.spool.unread(&entry, unread)) {
+                Ok((document, bytes)) => files.push(Loaded { entry, document, bytes }),
+                Err(SpoolError::Gone(_)) => self.let_go(&entry.upload),
+                Err(SpoolError::Damaged { why, .. }) => self.damaged(&entry, &why),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let mut complete = None;
+        let message = loop {
+            let message = match files.len() {
+                0 => return Ok(()),
+                1 => {
+                    let Some(file) = files.first_mut() else { return Ok(()) };
+                    let bytes = std::mem::take(&mut file.bytes);
+                    let file = Loaded { entry: file.entry.clone(), document: file.document.clone(), bytes };
+                    break Message::single(file, &self.clock);
+                }
+                _ => {
+                    complete = self.statements.with_bundle(&files);
+                    Message::bundle(&files, complete, &self.clock)
+                }
+            };
+            match message {
+                Ok(message) if message.len() <= bundle_max => break message,
+                // Long descriptions: half of it will fit sooner.
+                _ => {
+                    if let Some(through) = complete.take() {
+                        self.statements.not_with_bundle(through);
+                    }
+                    let rest: Vec<Entry> = files.drain(files.len() / 2..).map(|file| file.entry).collect();
+                    self.queue.again(&rest);
+                }
+            }
+        };
+        for file in &files {
+            self.digests.insert(file.entry.upload.clone(), file.document.sha256);
+            self.summary.bytes += file.entry.size;
+        }
+        let mut entries: Vec<Entry> = files.into_iter().map(|file| file.entry).collect();
+        self.summary.bundles += u64::from(entries.len() > 1);
+        let shipment = match (entries.len(), entries.pop()) {
+            (1, Some(entry)) => Shipment::Single(entry),
+            (_, last) => Shipment::Bundle(entries.into_iter().chain(last).collect()),
+        };
+        // Before the first byte leaves.
+        self.note_in_flight();
+        self.shipments += 1;
+        let (session, throttle) = (self.session.clone(), Arc::clone(self.options.transfer.throttle()));
+        self.work.push(Box::pin(async move {
+            throttle.pass(message.len()).await;
+            let result = message.send(&session).await;
+            Done::Shipped { shipment, complete, result }
+        }));
+        Ok(())
+    }
+
+    /// Begins a large file, straight from the spool's copy.
+    fn put(&mut self, entry: Entry) -> Result<(), SendError> {
+        let document = match self.spool.describe(&entry) {
+            Ok(document) => document,
+            Err(SpoolError::Gone(_)) => {
+                self.let_go(&entry.upload);
+                return Ok(());
+            }
+            Err(SpoolError::Damaged { why, .. }) => {
+                self.damaged(&entry, &why);
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.note_in_flight();
+        let (put, sha256) = (ship::put(&document, &self.clock), document.sha256);
+        let (path, upload) = (self.spool.path(&entry), entry.upload.clone());
+        let (session, transfer) = (self.session.clone(), Arc::clone(&self.options.transfer));
+        let meter = Arc::new(self.options.meters.meter(document.about.name.as_str(), document.size));
+        self.large = Some(Arc::clone(&meter));
+        self.work.push(Box::pin(async move {
+            let sent = large::upload(&session, &transfer, &path, &upload, put, &meter).await;
+            Done::Put(entry, sha256, sent)
+        }));
+        Ok(())
+    }
+
+    fn damaged(&mut self, entry: &Entry, why: &str) {
+        self.let_go(&entry.upload);
+        self.summary.damaged += 1;
+        (self.report)(Report::Damaged(entry, why));
+    }
+}
