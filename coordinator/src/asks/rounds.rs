@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{Asks, lease, room};
 use crate::ledger::manage::find_pool;
 use crate::ledger::{PoolId, Result, Tx};
-use crate::rounds::{Event, Reply, Round, Target};
+use crate::rounds::{Event, Reply, Round, RoundState, Target};
 
 /// Seals a batch; for a processor with `take` the round is leased too.
 pub(super) async fn trigger(
@@ -132,7 +132,13 @@ pub(super) async fn files(
         .ledger
         .read(move |sql| {
             let pool = find_pool(sql, &reader.pool)?;
-            Ok((pool, fence(sql, pool, &reader, round, attempt)?))
+            let record = fence(sql, pool, &reader, round, attempt)?;
+            // Whoever gave it back, or lost its right to it, reads no more of it; whoever was only slow does.
+            if record.holder != Some(reader.id) && !matches!(record.state, RoundState::Committed { .. }) {
+                let message = format!("attempt {attempt} of round {round} has ended");
+                return Err(Refusal::new(Code::Stale, message).hint("claim the round again").into());
+            }
+            Ok((pool, record))
         })
         .await?;
     if !record.ready {
