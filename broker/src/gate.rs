@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use millpond_net::{Arrival, Entered, Entrance, Listener, Places, Stream};
+use millpond_net::{Arrival, Entered, Entrance, Listener, Outside, Places, Stream};
 use millpond_protocol::{Principal, Refusal, limits};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -219,8 +219,20 @@ fn entrance(config: &GateConfig) -> Entrance {
 /// From a connection that was accepted to a session; none: it has been told why, where that is possible.
 async fn welcome(arrival: Arrival, gate: &Shared) -> Option<(Stream, Welcome)> {
     let from = arrival.from();
-    let Entered { stream: mut io, certified } = arrival.enter(gate.config.stall_timeout).await?;
-    let welcome = handshake::welcome(&mut io, from, certified, gate).await?;
+    let Entered { stream: mut io, shown } = match arrival.enter(gate.config.stall_timeout).await {
+        Ok(entered) => entered,
+        Err(Outside::Certificate) => {
+            handshake::refused(
+                gate,
+                None,
+                from,
+                "no authority of members signed the certificate, or it has ended",
+            );
+            return None;
+        }
+        Err(Outside::Other) => return None,
+    };
+    let welcome = handshake::welcome(&mut io, from, shown, gate).await?;
     Some((io, welcome))
 }
 

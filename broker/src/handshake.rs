@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
-use millpond_net::{Certified, Full};
+use millpond_net::{Full, Shown};
 use millpond_protocol::{MemberName, PoolName, Principal, limits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -49,17 +49,14 @@ struct Refused {
     why: &'static str,
 }
 
+const WRONG_USER: &str = "the user name is {pool}/{member}, and the password is the member's token";
+
 const NO_ANSWER: Refused =
     Refused { v4: 3, v5: reason::SERVER_UNAVAILABLE, why: "credentials cannot be checked now" };
 
 /// Reads CONNECT. What answers it is the first that the session has to write; `None`: the connection has been told why there
 /// is none, where that is possible.
-pub(crate) async fn welcome<S>(
-    io: &mut S,
-    from: SocketAddr,
-    certified: Option<Certified>,
-    gate: &Shared,
-) -> Option<Welcome>
+pub(crate) async fn welcome<S>(io: &mut S, from: SocketAddr, shown: Shown, gate: &Shared) -> Option<Welcome>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -73,8 +70,12 @@ where
         }
     };
     let mut out = Out::default();
+    let user = connect.user.clone().or_else(|| match &shown {
+        Shown::Member(certified) => Some(format!("{}/{}", certified.pool, certified.member)),
+        Shown::Nothing | Shown::Nobody => None,
+    });
     let signed_in =
-        tokio::time::timeout(gate.config.sign_in_timeout, sign_in(&connect, from, certified, gate)).await;
+        tokio::time::timeout(gate.config.sign_in_timeout, sign_in(&connect, from, shown, gate)).await;
     match signed_in.unwrap_or(Err(NO_ANSWER)) {
         Ok(SignedIn { who, registration, kept, assigned }) => {
             let own = connect.wants_response_information.then(|| format!("mp/{}/d/{}/", who.pool, who.name));
@@ -104,8 +105,7 @@ where
             Some(Welcome { session, from, registration, version: connect.version, rest: stream })
         }
         Err(refused) => {
-            metrics::counter!("millpond_gate_sign_ins_refused_total").increment(1);
-            gate.backend.sign_in_refused(connect.user.as_deref(), from, refused.why);
+            self::refused(gate, user.as_deref(), from, refused.why);
             refuse(&mut out, connect.version, connect.wants_problem_information, &refused);
             // Whoever cannot be told is not told.
             let _ = tokio::time::timeout(gate.config.connect_timeout, write(io, &mut out)).await;
@@ -113,6 +113,12 @@ where
             None
         }
     }
+}
+
+/// Counts a refused sign-in, and tells the backend of it.
+pub(crate) fn refused(gate: &Shared, user: Option<&str>, from: SocketAddr, why: &'static str) {
+    metrics::counter!("millpond_gate_sign_ins_refused_total").increment(1);
+    gate.backend.sign_in_refused(user, from, why);
 }
 
 /// `None`: the connection ended, or what came is no CONNECT within its limit.
@@ -182,7 +188,7 @@ fn refuse(out: &mut Out, version: Version, explains: bool, refused: &Refused) {
 async fn sign_in(
     connect: &Connect,
     from: SocketAddr,
-    certified: Option<Certified>,
+    shown: Shown,
     gate: &Shared,
 ) -> Result<SignedIn, Refused> {
     if connect.auth_method {
@@ -194,7 +200,7 @@ async fn sign_in(
         let why = "use a client id of 1–1024 bytes, or a clean session";
         return Err(Refused { v4: 2, v5: reason::CLIENT_ID, why });
     }
-    let attempt = attempt(connect, from, certified)?;
+    let attempt = attempt(connect, from, shown)?;
     let assigned = empty.then(|| gate.next_client_id());
     let client_id = assigned.as_deref().unwrap_or(&connect.client_id);
     let mut force = false;
@@ -245,11 +251,16 @@ fn count_refused(limit: &'static str) {
 
 /// Who the client says it is, and what is to prove it: a password where there is one, else its certificate. Where it has
 /// shown a certificate, its user name may not say anything else.
-fn attempt(connect: &Connect, from: SocketAddr, certified: Option<Certified>) -> Result<SignIn, Refused> {
+fn attempt(connect: &Connect, from: SocketAddr, shown: Shown) -> Result<SignIn, Refused> {
     let refused = |why| Refused { v4: 4, v5: reason::BAD_CREDENTIALS, why };
-    let wrong = || refused("the user name is {pool}/{member}, and the password is the member's token");
+    let (certified, wrong) = match shown {
+        Shown::Member(certified) => (Some(certified), WRONG_USER),
+        Shown::Nothing => (None, WRONG_USER),
+        Shown::Nobody => (None, "the certificate names no member here, or was revoked"),
+    };
+    let wrong = || refused(wrong);
     let named = match connect.user.as_deref() {
-        Some(user) => Some(parse_user(user).ok_or_else(wrong)?),
+        Some(user) => Some(parse_user(user).ok_or_else(|| refused(WRONG_USER))?),
         None => None,
     };
     let (certified, issued) = certified.map(|it| ((it.pool, it.member), it.issued)).unzip();

@@ -109,7 +109,7 @@ impl Connections {
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let entered = tokio::select! {
-            entered = arrival.enter(self.stall) => entered,
+            entered = arrival.enter(self.stall) => entered.ok(),
             () = shutdown.cancelled() => None,
         };
         let Some(Entered { stream, .. }) = entered else { return };

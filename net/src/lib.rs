@@ -26,7 +26,7 @@ pub mod tls;
 pub mod websocket;
 
 pub use http::Connections;
-pub use listener::{Arrival, Door, Entered, Handover, Listener};
+pub use listener::{Arrival, Door, Entered, Handover, Listener, Outside, Shown};
 pub use places::{Entrance, Full, Place, Places, network};
 pub use stream::Stream;
 pub use tls::{Certified, Tls};

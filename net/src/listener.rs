@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rustls::Error as TlsError;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -107,13 +108,31 @@ impl Handover {
 /// A connection that has passed the door.
 pub struct Entered {
     pub stream: Stream,
-    /// The member whose certificate was shown, and is good.
-    pub certified: Option<Certified>,
+    pub shown: Shown,
+}
+
+/// What a client showed of itself at the door.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shown {
+    Nothing,
+    /// A certificate by which no member signs in: it names none of a pool whose authority signed it, or was revoked.
+    Nobody,
+    /// The good certificate of a member.
+    Member(Certified),
+}
+
+/// Why a connection did not pass the door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outside {
+    /// It showed a certificate that no authority of members signed, or that does not hold now.
+    Certificate,
+    /// It took too long, or is not what the door is for.
+    Other,
 }
 
 impl Entered {
     fn stranger(stream: Stream) -> Self {
-        Self { stream, certified: None }
+        Self { stream, shown: Shown::Nothing }
     }
 }
 
@@ -134,32 +153,39 @@ impl Arrival {
         self.from
     }
 
-    /// Passes the door. `None`: it did not open in time, or the other side is not what it is for; it has been told where
-    /// TLS has words for that. Writes on the stream may stand still for `stall`.
-    pub async fn enter(self, stall: Duration) -> Option<Entered> {
+    /// Passes the door. Writes on the stream may stand still for `stall`.
+    ///
+    /// # Errors
+    /// Why it did not; the client has been told where TLS has words for that.
+    pub async fn enter(self, stall: Duration) -> Result<Entered, Outside> {
         let (socket, door) = match self.came {
             Came::Socket(socket, door) => (socket, door),
-            Came::Stream(stream) => return Some(Entered::stranger(stream)),
+            Came::Stream(stream) => return Ok(Entered::stranger(stream)),
         };
         // A socket that refuses it is as good as closed.
-        prepare(&socket).ok()?;
+        prepare(&socket).map_err(|_| Outside::Other)?;
         let io = Moving::new(socket, stall);
         let Some(Lock { of, tls, time, asks }) = door.0 else {
-            return Some(Entered::stranger(Stream::plain(io)));
+            return Ok(Entered::stranger(Stream::plain(io)));
         };
         let in_use = tls.current();
         let handshake = TlsAcceptor::from(in_use.config(asks)).accept(io);
         let (outcome, entered) = match tokio::time::timeout(time, handshake).await {
             Ok(Ok(stream)) => {
-                let chain = stream.get_ref().1.peer_certificates().filter(|_| asks);
-                let certified = chain.and_then(|chain| in_use.certified(chain));
-                ("done", Some(Entered { stream: Stream::tls(stream), certified }))
+                let shown = match stream.get_ref().1.peer_certificates().filter(|_| asks) {
+                    None => Shown::Nothing,
+                    Some(chain) => in_use.certified(chain).map_or(Shown::Nobody, Shown::Member),
+                };
+                ("done", Ok(Entered { stream: Stream::tls(stream), shown }))
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, of, client.address = %self.from, "a TLS handshake failed");
-                ("failed", None)
+                // The only certificate that a server verifies is its client's.
+                let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+                let is_refused = matches!(cause, Some(TlsError::InvalidCertificate(_)));
+                ("failed", Err(if is_refused { Outside::Certificate } else { Outside::Other }))
             }
-            Err(_) => ("late", None),
+            Err(_) => ("late", Err(Outside::Other)),
         };
         metrics::counter!("millpond_tls_handshakes_total", "listener" => of, "outcome" => outcome)
             .increment(1);

@@ -90,9 +90,9 @@ pub(super) async fn enrol(
 ) -> Answer<HandOut> {
     let join = Sha256::of(token.as_bytes());
     api.0.identity.may_try(from.ip(), &join)?;
-    let (job, member) = {
+    let job = {
         let (pool, member) = (pool.clone(), new.member.clone());
-        let job = move |tx: &mut Tx<'_>| {
+        move |tx: &mut Tx<'_>| {
             let enrolled = tx.enrol(&join, &pool, &member, &new.token_sha256)?;
             if let Some(by) = enrolled.by {
                 let detail = json!({"member": member, "role": enrolled.role});
@@ -100,13 +100,12 @@ pub(super) async fn enrol(
                 tx.audit(Some(&pool), &by, &from.to_string(), "member-add", &detail)?;
             }
             Ok(enrolled.role)
-        };
-        (job, new.member)
+        }
     };
     match api.0.ledger.write(job).await {
-        Ok(role) => Ok(Json(hand_out(&api, pool, member, role, None))),
+        Ok(role) => Ok(Json(hand_out(&api, pool, new.member, role, None))),
         Err(refusal) if refusal.code == Code::Unauthorized => {
-            api.0.identity.not_a_token(from.ip(), &join);
+            api.0.identity.not_a_join_token(from.ip(), &join, &pool, &new.member);
             Err(refusal.into())
         }
         Err(refusal) => Err(refusal.into()),

@@ -88,10 +88,19 @@ impl Identity {
 
     /// Counts a bearer token that is nobody's.
     pub fn not_a_token(&self, from: IpAddr, token: &Sha256) -> Refusal {
+        self.failed(None, from, token, "a bearer token that is not valid");
+        Refusal::new(Code::Unauthorized, "the token is not valid")
+    }
+
+    /// Counts a join token by which nobody becomes that member.
+    pub fn not_a_join_token(&self, from: IpAddr, token: &Sha256, pool: &PoolName, member: &MemberName) {
+        self.failed(Some(&format!("{pool}/{member}")), from, token, "a join token that is not valid");
+    }
+
+    fn failed(&self, user: Option<&str>, from: IpAddr, token: &Sha256, why: &'static str) {
         metrics::counter!("millpond_http_sign_in_failures_total").increment(1);
         self.limiter().failed(Instant::now(), from, Some(&token.to_string()));
-        self.refused(None, from, "a bearer token that is not valid");
-        Refusal::new(Code::Unauthorized, "the token is not valid")
+        self.refused(user, from, why);
     }
 
     /// Notes a refused sign-in for the audit trail. `user` is what the client named, whatever it is.

@@ -112,6 +112,27 @@ async fn a_certificate_signs_its_member_in_and_nobody_else() {
     // Who is revoked is out, and stays out when the name is given to another.
     server.api().delete("/v1/pools/lab/members/dev").await;
     refused(publish(&server, &good, &up(5), &[]));
+
+    // All of them are in the audit trail, by the name that they gave or proved.
+    let not_trusted = "no authority of members signed the certificate, or it has ended";
+    let of_nobody = "the certificate names no member here, or was revoked";
+    let wrong = "unknown user name or wrong token";
+    for (who, why) in [
+        ("lab/other", "the user name is another than the certificate's"),
+        ("lab/dev", wrong),
+        ("lab/nobody", wrong),
+        ("unknown", of_nobody),
+        ("unknown", not_trusted),
+    ] {
+        until(&format!("{who}, {why}: is in the trail"), async || {
+            let trail = server.api().get("/v1/audit?limit=1000").await;
+            trail["entries"].as_array().unwrap().iter().any(|entry| {
+                (&entry["who"], &entry["detail"]["reason"]) == (&json!(who), &json!(why))
+                    && entry["from"] == "127.0.0.1"
+            })
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
