@@ -117,10 +117,11 @@ impl Connection {
                 // First, because what follows may always be ready.
                 () = &mut stopping, if !is_draining => self.intake.stop(&self.session),
                 () = &mut timer => {
-                    // Whatever the server did meanwhile, what the client has said by now was said in time.
-                    if listens && !self.read_at_once(io).await {
+                    // Whatever the server did meanwhile, what the client has said or taken by now is in time.
+                    if !self.move_at_once(io, listens).await {
                         return;
                     }
+                    self.intake.feed(&mut self.session);
                     if self.is_late() {
                         metrics::counter!("millpond_gate_stalled_total").increment(1);
                         return;
@@ -144,19 +145,25 @@ impl Connection {
         }
     }
 
-    /// Reads what is there, if anything is. Answers whether the connection goes on.
-    async fn read_at_once<S>(&mut self, io: &mut S) -> bool
+    /// Writes what the socket takes, and reads what is there, of a long packet all of it. Answers whether the connection
+    /// goes on.
+    async fn move_at_once<S>(&mut self, io: &mut S, reads: bool) -> bool
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let room = self.intake.room();
-        let mut nothing = Out::default();
-        let read =
-            poll_fn(|cx| Poll::Ready(poll_io(io, &mut nothing, &mut self.intake.stream, room, true, cx)));
-        // Whatever this task has done since it last rested.
-        match tokio::task::unconstrained(read).await {
-            Poll::Ready(moved) => self.moved(moved),
-            Poll::Pending => true,
+        loop {
+            let room = self.intake.room();
+            let (out, stream) = (&mut self.session.out, &mut self.intake.stream);
+            let moving = poll_fn(|cx| Poll::Ready(poll_io(io, out, stream, room, reads, cx)));
+            // Whatever this task has done since it last rested.
+            let Poll::Ready(moved) = tokio::task::unconstrained(moving).await else { return true };
+            let has_read = matches!(moved, Ok(Moved::Read(_)));
+            if !self.moved(moved) {
+                return false;
+            }
+            if has_read && !self.intake.is_short_of_long() {
+                return true;
+            }
         }
     }
 

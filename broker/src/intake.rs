@@ -20,6 +20,8 @@ use crate::socket::Due;
 /// Bytes of the read buffer of an idle connection, and the most that it grows to for small packets.
 const READ_MIN: usize = 2 << 10;
 const READ_MAX: usize = 64 << 10;
+/// How late a gate that does not stand still may look at what is due.
+const PUNCTUAL: Duration = Duration::from_millis(100);
 /// Packets of one connection in one go, after which it is others' turn: what was read at once may be thousands.
 const TURN: usize = 64;
 
@@ -46,6 +48,8 @@ pub(crate) struct Intake {
     /// When the next byte of it must be there.
     byte_by: Due,
     read_at: Instant,
+    /// The longest time between two reads of the packet that is being read.
+    gap: Duration,
     stopped: bool,
 }
 
@@ -72,6 +76,7 @@ impl Intake {
             whole_by: None,
             byte_by: Due::default(),
             read_at: Instant::now(),
+            gap: Duration::ZERO,
             stopped: false,
         }
     }
@@ -175,6 +180,7 @@ impl Intake {
         if self.packet > LONG {
             let time = Duration::from_secs((self.packet / self.config.rate_min.max(1)) as u64);
             self.whole_by = Some(Instant::now() + self.config.stall_timeout + time);
+            self.gap = Duration::ZERO;
         }
         self.framer.grant();
     }
@@ -188,6 +194,21 @@ impl Intake {
         self.share.keep(needed);
     }
 
+    /// Whether more of a long packet is to come than has.
+    pub(crate) fn is_short_of_long(&self) -> bool {
+        self.packet > LONG && self.stream.len() < self.packet
+    }
+
+    /// Where the gate looks at a long packet later than it had to be whole, and read bytes of it after that time, it stood
+    /// still: its client gets the time that it lost. How fast a client sends is not for the gate to slow down.
+    fn excuse(&mut self, now: Instant) {
+        let stood_still = self.whole_by.is_some_and(|by| now > by + PUNCTUAL && self.read_at >= by);
+        if stood_still {
+            let lost = std::mem::take(&mut self.gap).min(self.config.stall_timeout);
+            self.whole_by = Some(now + lost);
+        }
+    }
+
     /// Bytes for which there must be room in `stream` before it is read into.
     pub(crate) fn room(&self) -> usize {
         // For a long packet the framer has made exactly as much room as it needs.
@@ -196,7 +217,9 @@ impl Intake {
 
     /// The socket gave `n` bytes.
     pub(crate) fn was_read(&mut self, n: usize) -> Instant {
-        self.read_at = Instant::now();
+        let now = Instant::now();
+        self.gap = self.gap.max(now.saturating_duration_since(self.read_at));
+        self.read_at = now;
         self.unpaid += n;
         self.byte_by.moved();
         // Grow with a busy client, shrink with an idle one.
@@ -214,6 +237,7 @@ impl Intake {
 
     /// Whether the client has stalled inside a packet.
     pub(crate) fn is_late(&mut self, session: &Session, now: Instant) -> bool {
+        self.excuse(now);
         if self.whole_by.is_some_and(|by| now >= by) {
             if self.listens(session) {
                 return true;

@@ -80,6 +80,27 @@ async fn a_long_publish_that_trickles_in_is_closed() {
 }
 
 #[tokio::test]
+async fn a_client_that_the_gate_did_not_read_for_a_while_is_not_late_with_a_long_publish() {
+    // What the sockets hold of it, all or less than half, and how long it may take.
+    for bytes in [200 << 10, 4 << 20] {
+        let stall_timeout = Duration::from_millis(500);
+        let server =
+            server_with(GateConfig { stall_timeout, rate_min: 64 << 20, ..GateConfig::default() }).await;
+        let mut client = server.client(4, "publisher").await;
+        begin(&mut client, "publisher", bytes).await;
+        let whole = publish(4, 1, 9, "mp/p/c/publisher/bundle/slow", &[], &vec![7; bytes]);
+        let sending = tokio::spawn(async move {
+            client.send(&whole[1_000..]).await;
+            client.packet().await
+        });
+        tokio::task::yield_now().await;
+        // Everything stands still here, client and gate.
+        std::thread::sleep(3 * stall_timeout);
+        assert_eq!(sending.await.unwrap(), (0x40, vec![0, 9]), "{bytes} bytes");
+    }
+}
+
+#[tokio::test]
 async fn short_messages_do_not_wait_behind_long_ones_that_come_in_slowly() {
     for level in LEVELS {
         let server = two_bundles().await;
