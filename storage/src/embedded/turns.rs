@@ -193,4 +193,26 @@ mod tests {
             state.free == 3 && state.keys.is_empty() && state.owners.is_empty() && state.groups.is_empty()
         );
     }
+
+    #[tokio::test]
+    async fn newcomers_of_a_crowded_pool_leave_a_quarter_to_others() {
+        let turns = Turns::new(16);
+        let crowd: Vec<String> = (0..20).map(|member| format!("1/upload/{member}/x")).collect();
+        let held = greedy(&turns, &crowd).await;
+        assert_eq!(held.len(), 12);
+        assert_eq!(greedy(&turns, &keys("2/upload/7/")).await.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn of_those_who_may_have_a_turn_the_first_to_come_is_next() {
+        let turns = Turns::new(1);
+        let held = turns.turn("1/upload/7/a", 1).await.ok().unwrap();
+        let (first, mut granted) = turns.queue("2/upload/8/a", 1).ok().unwrap();
+        let (second, mut later) = turns.queue("3/upload/9/a", 1).ok().unwrap();
+        drop(held);
+        assert!(granted.try_recv().is_ok() && later.try_recv().is_err());
+        drop(first);
+        assert!(later.try_recv().is_ok());
+        drop(second);
+    }
 }
