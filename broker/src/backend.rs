@@ -21,8 +21,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Learns that a CONNECT was refused, whether or not [`Self::sign_in`] was asked. `user` is what the client sent.
     fn sign_in_refused(&self, user: Option<&str>, from: SocketAddr, why: &'static str);
 
-    /// Takes a message of a client at an address; it is authorised, within its size limit and whole. The call itself puts it in line, so the
-    /// order of calls is the order of effect; the future resolves when the outcome is durable.
+    /// Takes a message of a client at an address; it is authorised, within its size limit and whole. The call itself puts it
+    /// in line, so the order of calls is the order of effect; the future resolves when the outcome is durable.
     ///
     /// A message above [`SMALL_MAX`](millpond_protocol::limits::SMALL_MAX) goes to storage before it is put in line:
     /// the gate calls again for the same connection only after that future resolved, so that order holds there too.

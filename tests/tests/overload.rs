@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use millpond_protocol::{Role, limits};
 use millpond_tests::overload::{Attack, Field, from, others};
-use millpond_tests::wire::{Connection, Who};
+use millpond_tests::wire::{Connection, Who, publish};
 use millpond_tests::{Server, until};
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinSet;
 
 /// Small limits, so that every one is reached soon.
@@ -96,7 +97,7 @@ async fn members_that_acknowledge_nothing_are_ended_and_others_go_on() {
 #[tokio::test]
 async fn members_that_ask_and_read_no_answer_are_held_back_and_others_go_on() {
     let throttled = ("millpond_gate_throttled_total", r#"limit="member""#, 1.0);
-    Stage::set(&SMALL).await.stands(Attack::UnreadAnswers, &[throttled]).await;
+    Stage::set(&SMALL).await.stands(Attack::UnreadAnswers(16), &[throttled]).await;
 }
 
 #[tokio::test]
@@ -152,6 +153,46 @@ async fn what_slow_subscribers_make_the_server_hold_stays_below_what_security_md
     // All wait for the same messages, which are in memory once.
     let shared = limits::SESSION_QUEUE_BYTES + limits::IN_FLIGHT_BYTES;
     let bound = BUS + shared + READERS * (OUT + 2 * MESSAGE + EACH);
+    let grown = peak(&mut stage.server).saturating_sub(before);
+    assert!(grown < bound, "{} MiB, where {} MiB are accounted for", grown >> 20, bound >> 20);
+    println!("{} MiB, where {} MiB are accounted for", grown >> 20, bound >> 20);
+}
+
+/// Uploads of one member, so that its history is a long answer.
+async fn past(field: &Field, n: usize) {
+    let who = &field.bad[n];
+    let stream = from("127.0.0.2", field.mqtt).await.unwrap();
+    let mut connection = Connection::open_as(stream, who, "past").await.unwrap();
+    for id in 1..=400_u16 {
+        let topic = format!("mp/{}/c/{}/up/{id:a>60}", who.pool, who.member);
+        connection.write.write_all(&publish(id, &topic, b"x")).await.unwrap();
+        if id % 50 == 0 {
+            for _ in 0..50 {
+                assert_eq!(connection.receive().await.unwrap().0, 0x40);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_unread_answers_make_the_server_hold_stays_below_what_security_md_adds_up() {
+    // Eight of each member.
+    const CONNECTIONS: usize = 64;
+    // What members may have under way at once, and what one ask is while it is: an answer, as values and as text.
+    const ASKS: usize = 8 * 16 * 2 * limits::ANSWER_MAX;
+    // Of each connection: answers whatever the others have, what is on its way out with one answer more, and its buffers.
+    const EACH: usize = (256 << 10) + (256 << 10) + limits::ANSWER_MAX + (64 << 10);
+    let mut stage = Stage::set(&[SMALL[0], SMALL[2]]).await;
+    for n in 0..8 {
+        past(&stage.field, n).await;
+    }
+    let before = peak(&mut stage.server);
+    let attackers = Attack::UnreadAnswers(CONNECTIONS).begin(&stage.field);
+    let refused = || stage.metric("millpond_ask_errors_total", r#"code="quota""#);
+    until("asks are refused again and again", async || refused().await >= 1_000.0).await;
+    others(&stage.field, "beside", Duration::ZERO, 5).await.unwrap();
+    drop(attackers);
+    let bound = (16 << 20) + ASKS + limits::ANSWERS_WAITING_MAX + CONNECTIONS * EACH;
     let grown = peak(&mut stage.server).saturating_sub(before);
     assert!(grown < bound, "{} MiB, where {} MiB are accounted for", grown >> 20, bound >> 20);
     println!("{} MiB, where {} MiB are accounted for", grown >> 20, bound >> 20);

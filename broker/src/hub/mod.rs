@@ -24,8 +24,8 @@
 //! again for one that took nothing meanwhile.
 //!
 //! **Memory.** A message is in memory once, its payload shared by all who wait for it, and counts for its pool until the last
-//! of them has it. A pool that has too much in memory loses those of its sessions that hold most: see `Pool::relieve`. A copy is 48 bytes in a queue of at
-//! most `SESSION_QUEUE_MAX`. Nothing is kept of a topic or a filter that nobody holds.
+//! of them has it. A pool that has too much in memory loses those of its sessions that hold most: see `Pool::relieve`. A copy
+//! is 48 bytes in a queue of at most `SESSION_QUEUE_MAX`. Nothing is kept of a topic or a filter that nobody holds.
 
 mod away;
 pub(crate) mod mailbox;

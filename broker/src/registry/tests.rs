@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millpond_net::Places;
-use millpond_protocol::{Principal, Role};
+use millpond_protocol::{Principal, Role, limits};
 
-use super::{EndReason, Leaving, Registered, Registry, Wish, lock};
+use super::{EndReason, Leaving, NotRegistered, Registered, Registry, Wish, lock};
 use crate::hub::message::Message;
 use crate::session::Kept;
 
@@ -19,10 +19,18 @@ fn who(role: Role) -> Principal {
 }
 
 fn register(registry: &Arc<Registry>, who: &Principal) -> Registered {
+    register_as(registry, who, "x").unwrap()
+}
+
+fn register_as(
+    registry: &Arc<Registry>,
+    who: &Principal,
+    client_id: &str,
+) -> Result<Registered, NotRegistered> {
     let endings = registry.endings();
     let (places, from) = (&Places::new(9, 9), IpAddr::from([127, 0, 0, 1]));
-    let wish = Wish { client_id: "x", clean: false, connections_max: 4, places, from, endings, force: false };
-    registry.register(who, wish).unwrap()
+    let wish = Wish { client_id, clean: false, connections_max: 4, places, from, endings, force: false };
+    registry.register(who, wish)
 }
 
 /// For an hour, with a will in half of one.
@@ -67,4 +75,18 @@ fn a_session_is_not_taken_up_in_another_role() {
     let registered = register(&registry, &who(Role::Listener));
     assert!(registered.kept.is_none());
     assert_eq!(registered.discarded, Some(who(Role::Publisher)));
+}
+
+#[test]
+fn a_member_has_so_many_sessions_comes_back_to_each_and_keeps_nobody_else_from_one() {
+    let (registry, who) = (Arc::new(Registry::default()), who(Role::Publisher));
+    for n in 0..limits::SESSIONS_PER_MEMBER {
+        let registered = register_as(&registry, &who, &n.to_string()).unwrap();
+        registered.registration.leave(leaving());
+    }
+    let one_more = register_as(&registry, &who, "one more");
+    assert!(matches!(one_more, Err(NotRegistered::TooMany)));
+    assert!(register_as(&registry, &who, "3").unwrap().kept.is_some());
+    let other = Principal { name: "other".parse().unwrap(), id: 2, ..who };
+    assert!(register_as(&registry, &other, "3").is_ok());
 }

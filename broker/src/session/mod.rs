@@ -258,6 +258,9 @@ impl Session {
             EndReason::QueueFull => (reason::QUOTA, "too much was waiting for this connection"),
         };
         self.is_revoked |= reason == EndReason::Revoked;
+        if reason == EndReason::QueueFull {
+            metrics::counter!("millpond_gate_overflows_total").increment(1);
+        }
         self.fail(Bad { code, what });
     }
 

@@ -123,6 +123,9 @@ impl Session {
             let is_too_many = n >= self.config.subscriptions_max;
             let may = if is_too_many { Err(reason::QUOTA) } else { self.may_subscribe(&asked.filter) };
             if let Err(code) = may {
+                if code == reason::QUOTA {
+                    metrics::counter!("millpond_gate_subscriptions_refused_total").increment(1);
+                }
                 codes.push(if self.version == Version::V5 { code } else { 0x80 });
                 continue;
             }

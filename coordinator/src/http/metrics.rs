@@ -211,7 +211,7 @@ fn describe() {
     }
 }
 
-pub(super) const COUNTERS: [(&str, &str); 37] = [
+pub(super) const COUNTERS: [(&str, &str); 39] = [
     ("millpond_uploads_total", "Uploads with a row, by outcome"),
     ("millpond_upload_bytes_total", "Bytes of uploads with a row"),
     ("millpond_results_total", "Results that were committed"),
@@ -234,6 +234,8 @@ pub(super) const COUNTERS: [(&str, &str); 37] = [
         "millpond_gate_throttled_total",
         "Times that a connection was not read for a while because its member or its pool was over its rate, by limit",
     ),
+    ("millpond_gate_subscriptions_refused_total", "Filters refused because the connection has too many"),
+    ("millpond_gate_overflows_total", "Connections ended because too much waited for them"),
     ("millpond_gate_stalled_total", "Connections ended because they took no byte for too long"),
     (
         "millpond_turned_away_total",

@@ -33,7 +33,7 @@ pub enum Attack {
     /// Fifty subscribers read messages of 64 KiB and acknowledge none.
     NeverAcknowledge,
     /// Members ask as fast as they can, and read no answer.
-    UnreadAnswers,
+    UnreadAnswers(usize),
 }
 
 impl Attack {
@@ -45,7 +45,7 @@ impl Attack {
             Self::HalfOpen(_) => "half-open",
             Self::Flood => "a flood",
             Self::NeverAcknowledge => "no acks",
-            Self::UnreadAnswers => "unread answers",
+            Self::UnreadAnswers(_) => "unread answers",
         }
     }
 
@@ -95,7 +95,7 @@ impl Attack {
                     Ok(())
                 });
             }
-            Self::UnreadAnswers => again(&mut tasks, field, 0..16, async |field, n| {
+            Self::UnreadAnswers(count) => again(&mut tasks, field, 0..count, async |field, n| {
                 let mut connection = field.bad(n).await?;
                 let member = &field.bad[n % field.bad.len()].member;
                 connection.subscribe(&format!("mp/{}/d/{member}/#", field.pool())).await?;

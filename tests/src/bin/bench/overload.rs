@@ -32,7 +32,7 @@ pub async fn run() -> Result<()> {
         Attack::HalfOpen(HALF_OPEN),
         Attack::Flood,
         Attack::NeverAcknowledge,
-        Attack::UnreadAnswers,
+        Attack::UnreadAnswers(16),
     ];
     for attack in attacks {
         beside(attack).await?;
