@@ -13,10 +13,20 @@ use std::path::Path;
 pub fn make_private(dir: &Path) -> io::Result<()> {
     let is_new = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.is_dir();
     let new: Vec<_> = dir.ancestors().take_while(is_new).collect();
-    if !new.is_empty() {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    if let Some(there) = dir.ancestors().nth(new.len()).filter(|there| there.file_name().is_some()) {
+        // Whoever made it may have died before its name was synced. Where that cannot be done, an operator made it, or it is
+        // where a disk is mounted.
+        let _ = sync_name_of(there);
     }
-    new.into_iter().try_for_each(sync_name_of)
+    // From above: each lies in one whose name is synced.
+    for dir in new.into_iter().rev() {
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
+        sync_name_of(dir)?;
+    }
+    Ok(())
 }
 
 /// Makes the name of a file or a directory survive a power cut.

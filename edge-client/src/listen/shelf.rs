@@ -25,7 +25,7 @@ use millpond_protocol::{FileName, Sha256};
 use serde::{Deserialize, Serialize};
 
 use crate::spool::{directories, make_directory, open_private, write_synced};
-use crate::transfer::{TransferError, place, sync_directory};
+use crate::transfer::{TransferError, parent, place, sync_directory};
 
 /// How far a shown version is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +98,8 @@ impl Shelf {
         }
         let named = fs::read_link(root.join("current")).ok();
         if named != shelf.state.as_ref().map(target) {
+            // Whoever noted it may have died before that was synced.
+            sync_directory(&root.join(".millpond"))?;
             shelf.link()?;
         }
         Ok(shelf)
@@ -160,6 +162,9 @@ impl Shelf {
                 TransferError::Local { source, .. } => source,
                 error => io::Error::other(error),
             })?;
+        } else {
+            // Whoever placed it may have died before its name was synced.
+            sync_directory(parent(&file))?;
         }
         reach(Point::ResultPlaced);
         // Before the link: after a crash in between, the next start makes the link.
@@ -242,6 +247,8 @@ impl Shelf {
                 _ => {}
             }
         }
+        // Forgotten before they are gone for good, they would stay.
+        sync_directory(&self.root)?;
         self.write_own(own)
     }
 }

@@ -30,6 +30,10 @@ pub(crate) fn private_directories(path: &Path) -> io::Result<()> {
 }
 
 fn made(path: &Path, how: &DirBuilder) -> io::Result<()> {
+    if !path.exists() {
+        // Whoever made the one that it lies in may have died before that was synced; somebody else's may be closed to us.
+        let _ = sync_directory(parent(parent(path)));
+    }
     match how.create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Ok(()) => sync_directory(parent(path)),

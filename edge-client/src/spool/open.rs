@@ -67,11 +67,12 @@ impl Spool {
             disk::directory(&self.root.join(name))?;
         }
         reach(Point::SpoolFounding);
+        // Whoever made them may have died before they were. The version comes last: where it is, nobody syncs them again.
+        sync_directory(&self.root)?;
+        sync_directory(parent(&self.root))?;
         let mut file = disk::open(version)?;
         file.write_all(VERSION.as_bytes())?;
         file.sync_all()?;
-        sync_directory(&self.root)?;
-        // Whoever made it may have died before it was.
-        sync_directory(parent(&self.root))
+        sync_directory(&self.root)
     }
 }

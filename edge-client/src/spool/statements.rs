@@ -9,6 +9,7 @@ use super::disk::{self, at};
 use super::store::Spool;
 use crate::backoff::random;
 use crate::clock::Stamp;
+use crate::transfer::sync_directory;
 
 /// Statements that may wait: of labels, that is; later times take the place of earlier ones.
 const STATEMENTS_MAX: usize = 1_000;
@@ -66,7 +67,8 @@ impl Spool {
         let _change = self.change()?;
         let mut statements = self.statements()?;
         if statements.iter().any(|statement| statement.covers(&complete)) {
-            return Ok(());
+            // Whoever stated it may have died before its name was synced.
+            return at(&self.root, sync_directory(&self.root));
         }
         statements.retain(|statement| !statement.is_within(&complete));
         if statements.len() >= STATEMENTS_MAX {
