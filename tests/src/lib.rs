@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "this crate is nothing but tests")]
 
 mod api;
+mod dice;
 mod edge;
 mod external;
 mod liar;
@@ -14,6 +15,7 @@ mod mill;
 pub mod overload;
 mod place;
 mod plain;
+mod power;
 mod process;
 mod relay;
 mod seaweedfs;
@@ -24,12 +26,14 @@ mod trace;
 pub mod wire;
 
 pub use api::Api;
+pub use dice::Dice;
 pub use edge::Edge;
 pub use liar::{Liar, Lie};
 pub use mill::{Leased, Mill};
 pub use millpond::demo::{Beside, Credentials, Link, Message};
 pub use place::{Place, listed};
 pub use plain::Plain;
+pub use power::{Disk, Loss, Taken};
 pub use process::{Process, was_killed};
 pub use relay::{Relay, Shape};
 pub use seaweedfs::SeaweedFs;

@@ -1,4 +1,4 @@
-/* Preloaded into a program under test: a wall clock that the test moves, and syncs that take longer. */
+/* Preloaded into a program under test: a wall clock that the test moves, and syncs that take longer; power.c is the rest. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>
@@ -10,6 +10,8 @@
 
 static const volatile long long *ahead; /* milliseconds */
 static unsigned sync_us;
+
+void before_sync(int fd);
 
 __attribute__((constructor)) static void begin(void) {
     const char *us = getenv("MILLPOND_TEST_SYNC_US"), *clock = getenv("MILLPOND_TEST_CLOCK");
@@ -52,10 +54,12 @@ time_t time(time_t *at) {
 
 int fsync(int fd) {
     if (sync_us) usleep(sync_us);
+    before_sync(fd);
     return (int)syscall(SYS_fsync, fd);
 }
 
 int fdatasync(int fd) {
     if (sync_us) usleep(sync_us);
+    before_sync(fd);
     return (int)syscall(SYS_fdatasync, fd);
 }

@@ -1,5 +1,5 @@
-//! A clock that a test moves under a running program, and syncs that take as long as on a disk: a small library in C that is
-//! preloaded into the program under test. Nothing of it is in what users run.
+//! A clock that a test moves under a running program, syncs that take as long as on a disk, and a mirror of what was synced: a
+//! small library in C that is preloaded into the program under test. Nothing of it is in what users run.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::tools::{skip, tool};
 
-const SOURCE: &str = include_str!("shim.c");
+const SOURCES: [(&str, &str); 2] = [("shim.c", include_str!("shim.c")), ("power.c", include_str!("power.c"))];
 
 /// The library, and the clock of who has it preloaded.
 pub struct Shim {
@@ -52,6 +52,11 @@ impl Shim {
         [self.preload(), ("MILLPOND_TEST_SYNC_US", by.as_micros().to_string())]
     }
 
+    /// What it needs so that this directory mirrors what is synced.
+    pub(crate) fn mirrored(&self, mirror: &Path) -> [(&'static str, String); 2] {
+        [self.preload(), ("MILLPOND_TEST_POWER", mirror.display().to_string())]
+    }
+
     fn preload(&self) -> (&'static str, String) {
         ("LD_PRELOAD", library(self.directory.path()).display().to_string())
     }
@@ -62,13 +67,13 @@ fn library(directory: &Path) -> PathBuf {
 }
 
 fn compile(directory: &Path) {
-    let source = directory.join("shim.c");
-    std::fs::write(&source, SOURCE).unwrap();
-    let done = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O2", "-o"])
-        .arg(library(directory))
-        .arg(source)
-        .output();
-    let done = done.unwrap();
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-O2", "-o"]).arg(library(directory));
+    for (name, source) in SOURCES {
+        let path = directory.join(name);
+        std::fs::write(&path, source).unwrap();
+        cc.arg(path);
+    }
+    let done = cc.output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Pointer, answer};
 use millpond_protocol::{Role, Sha256};
-use millpond_tests::{Beside, Link, Mill, SeaweedFs, Server, binary, recent_hour};
+use millpond_tests::{Beside, Disk, Link, Loss, Mill, SeaweedFs, Server, Shim, binary, recent_hour};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -242,4 +242,25 @@ async fn files_on_their_way_are_asked_for_again_after_a_restore() {
     assert_eq!(elsewhere.api().send(&again.to.unwrap(), bytes).await, 200);
     let counted: Value = edge.ask(Op::Commit, &json!({ "id": "d", "upload": "way" })).await.unwrap();
     assert!(counted.to_string().contains("stored"), "{counted}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_and_a_restore_that_have_ended_outlast_a_loss_of_power() {
+    let Some(shim) = Shim::new() else { return };
+    let server = Server::start().await;
+    let (edge, mill) = lived(&server).await;
+    let expected = uploads(&server).await;
+    let mut disk = Disk::new(&shim, server.directory(), &["mill.tar"]);
+    let file = server.directory().join("mill.tar");
+    let mut backup = server.cli();
+    done(&backup.args(["backup", "--json"]).arg(&file).envs(disk.environment()).output().unwrap());
+    disk.fail(&mut Loss::Everything);
+
+    let mut other = Server::prepare(&[]);
+    let mut disk = Disk::new(&shim, other.directory(), &["data"]);
+    let environment = disk.environment();
+    done(&restore(&other, &file, &environment.each_ref().map(|(key, value)| (*key, value.as_str()))));
+    disk.fail(&mut Loss::Everything);
+    other.launch().await;
+    goes_on(&other, &edge, &mill, &expected).await;
 }

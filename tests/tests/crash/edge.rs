@@ -6,17 +6,16 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use millpond_failpoint::{Point, Program};
 use millpond_protocol::{Role, Sha256};
-use millpond_tests::{Edge, Link, Mill, Process, Server, until, was_killed};
+use millpond_tests::{Dice, Edge, Link, Mill, Process, Server, until, was_killed};
 use serde_json::{Value, json};
 
-use super::dice::Dice;
 use super::publishers::content;
 use super::{has_points, points};
 
 /// Until a program has done what it is to do, on a machine that is busy with other tests.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Proves what a listener was given.
-const PROVE: &str = r#"test "$(sha256sum < "$MILLPOND_FILE" | cut -c1-64)" = "$MILLPOND_SHA256""#;
+pub const PROVE: &str = r#"test "$(sha256sum < "$MILLPOND_FILE" | cut -c1-64)" = "$MILLPOND_SHA256""#;
 /// The round's files, and so much that it goes back by URL.
 const GRIND: &str = r#"{ cat "$MILLPOND_INPUT"/*/*; head -c 1200000 /dev/zero; } > "$MILLPOND_OUTPUT""#;
 
@@ -27,16 +26,16 @@ async fn dies(mut process: Process, point: Point) {
 }
 
 /// A device that pushes.
-struct Device<'a> {
+pub struct Device<'a> {
     server: &'a Server,
-    edge: Edge,
+    pub edge: Edge,
     name: String,
     files: Vec<(String, Vec<u8>)>,
 }
 
 impl<'a> Device<'a> {
     /// Three small files and one that goes by URL.
-    async fn new(server: &'a Server, name: String) -> Self {
+    pub async fn new(server: &'a Server, name: String) -> Self {
         let edge = Edge::new(server, server.member("demo", &name, Role::Publisher).await).await;
         let file = |(n, size)| (format!("f{n}"), content(&format!("{name} {n}"), size));
         let files: Vec<_> = (0..).zip([100, 2_000, 30, 1_100_000]).map(file).collect();
@@ -44,7 +43,12 @@ impl<'a> Device<'a> {
         Self { server, edge, name, files }
     }
 
-    fn push(&self, more: &[&str]) -> Process {
+    /// How many.
+    pub fn files(&self) -> usize {
+        self.files.len()
+    }
+
+    pub fn push(&self, more: &[&str]) -> Process {
         let mut args = vec!["push", "--complete-through", "now"];
         args.extend(more);
         args.extend(self.files.iter().map(|(name, _)| name.as_str()));
@@ -58,7 +62,7 @@ impl<'a> Device<'a> {
     }
 
     /// The uploads that are in its spool, or that the server has.
-    async fn kept(&self) -> BTreeSet<String> {
+    pub async fn kept(&self) -> BTreeSet<String> {
         let listed = self.edge.done(&["spool", "list", "--json"]).await;
         let spooled = listed.lines().map(|line| serde_json::from_str(line).unwrap());
         let all = spooled.chain(self.uploads().await);
@@ -66,7 +70,7 @@ impl<'a> Device<'a> {
     }
 
     /// After whatever happened, the same command makes it good, and each file counts once.
-    async fn made_good(&self) {
+    pub async fn made_good(&self) {
         let mut push = self.push(&[]);
         let status = push.wait(PATIENCE).await;
         assert!(status.success(), "{}: {status}: {}", self.name, push.stderr());

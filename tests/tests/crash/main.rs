@@ -14,11 +14,12 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod book;
-mod dice;
 mod edge;
 mod grinder;
 mod home;
 mod oracle;
+mod power;
+mod power_edge;
 mod publishers;
 mod readers;
 mod world;
@@ -27,9 +28,8 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use millpond_failpoint::{Point, Program};
-use millpond_tests::{Server, skip, was_killed};
+use millpond_tests::{Dice, Server, skip, was_killed};
 
-use dice::Dice;
 use oracle::Depth;
 use world::World;
 
@@ -64,7 +64,7 @@ async fn kill_9_at_any_place_and_time_loses_nothing_acknowledged_and_counts_noth
         return;
     }
     let mut dice = Dice::new("kill -9 of the server");
-    let mut world = World::begin().await;
+    let mut world = World::begin(|_| {}).await;
     let begin = Instant::now();
     let (mut working, starting) = (points(&[Program::Server]), points(&[Program::Start]));
     dice.shuffle(&mut working);
@@ -83,15 +83,20 @@ async fn kill_9_at_any_place_and_time_loses_nothing_acknowledged_and_counts_noth
         again(&mut world).await;
     }
     say(&format!("{} kills in {:?}", world.kills, begin.elapsed()));
+    ends_well(&mut world).await;
+    say(&format!("in all {:?}", begin.elapsed()));
+}
+
+/// Everybody comes to an end, and everything has to hold.
+async fn ends_well(world: &mut World) {
     world.end().await;
-    oracle::nothing_is_lost(&world, Depth::All).await;
-    oracle::everything_counts_once(&world).await;
-    oracle::everybody_converges(&world).await;
-    oracle::check_is_content(&world).await;
-    oracle::nothing_is_left_over(&mut world).await;
+    oracle::nothing_is_lost(world, Depth::All).await;
+    oracle::everything_counts_once(world).await;
+    oracle::everybody_converges(world).await;
+    oracle::check_is_content(world).await;
+    oracle::nothing_is_left_over(world).await;
     let facts = world.book.facts();
-    let (uploads, rounds) = (facts.sent.len(), facts.results.len());
-    say(&format!("{uploads} uploads, {rounds} rounds of one processor, in all {:?}", begin.elapsed()));
+    say(&format!("{} uploads, {} rounds of one processor", facts.sent.len(), facts.results.len()));
 }
 
 /// The next life, and what has to hold at its beginning.

@@ -34,11 +34,13 @@ pub struct World {
 
 impl World {
     /// A server with two pools and their members: in `mill` a plain MQTT client processes what is sealed by trigger, in `edge`
-    /// `millpond-edge` what a count has sealed, and nothing is kept of what is done.
-    pub async fn begin() -> Self {
+    /// `millpond-edge` what a count has sealed, and nothing is kept of what is done. `prepare` sees the server before its first
+    /// start.
+    pub async fn begin(prepare: impl FnOnce(&mut Server)) -> Self {
         let storage = Relay::to(([127, 0, 0, 1], 9).into()).await;
         let url = format!("http://{}", storage.address());
         let mut server = Server::prepare(&[("MILLPOND__STORAGE__PUBLIC_URL", &url)]);
+        prepare(&mut server);
         server.launch().await;
         storage.mend(server.ports().storage.unwrap());
         server.pool("mill", json!({ "grouping": "count", "count": 100_000, "spread_s": 0 })).await;
@@ -137,7 +139,12 @@ impl World {
     /// The server dies at that point, if it comes there soon.
     pub async fn die_near(&mut self, point: Point, nth: u32, within: Duration) {
         self.server.arm(point, nth);
-        match self.server.died(within).await {
+        self.die_within(within).await;
+    }
+
+    /// The server dies by itself, or when that time is over.
+    pub async fn die_within(&mut self, time: Duration) {
+        match self.server.died(time).await {
             Some(status) => assert!(was_killed(status), "the server ended with {status}"),
             None => self.server.kill(),
         }
@@ -149,6 +156,22 @@ impl World {
         tokio::time::sleep(time).await;
         self.server.kill();
         self.shut();
+    }
+
+    /// The server, which is gone, starts, unless it dies by itself on the way; whether it has.
+    pub async fn rises_or_dies(&mut self) -> bool {
+        self.server.disarm();
+        match self.server.try_launch().await {
+            Ok(()) => {
+                self.open();
+                true
+            }
+            Err(status) => {
+                assert!(was_killed(status), "the server ended with {status}");
+                self.kills += 1;
+                false
+            }
+        }
     }
 
     /// The server, which is gone, starts and dies on the way at that point.

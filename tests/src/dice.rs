@@ -1,6 +1,7 @@
 //! Chances that can be thrown again: from `MILLPOND_SEED`, or from the clock, and printed.
 
 /// A source of numbers, all of one seed.
+#[derive(Debug)]
 pub struct Dice(u64);
 
 impl Dice {
@@ -13,6 +14,11 @@ impl Dice {
         });
         eprintln!("{what}: MILLPOND_SEED={seed}");
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// Another one, for whoever throws at the same time.
+    pub fn child(&mut self) -> Self {
+        Self(self.0.wrapping_add(self.below(1 << 31)) | 1)
     }
 
     /// Below `end`.
