@@ -65,6 +65,10 @@ pub(crate) async fn open(
     }
     client.confirm = own.embedded.is_none();
     let handle = tried(&client).await?;
+    if own.embedded.is_some() {
+        // Nobody else tries it now. Where others may, what a probe left is for `check` to name.
+        handle.forget_probes().await.context("embedded storage")?;
+    }
     if let Some((server, public)) = own.embedded.zip(public) {
         let (stop, public) = (stop.clone(), Listener::new(public, doors.storage()));
         tasks.spawn(async move { server.serve(public, stop).await.context("embedded storage") });

@@ -15,6 +15,9 @@ use crate::key::ObjectKey;
 use crate::limits;
 use crate::presign::PresignedPut;
 
+/// Begins the key of everything that is only tried.
+const PROBES: &str = "probe/";
+
 /// What a thorough look at storage found, each in a sentence.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Findings {
@@ -77,6 +80,21 @@ impl Storage {
             None => Ok(()),
             Some(_) => Err(Error::Mismatch("what was just deleted is still there".into())),
         }
+    }
+
+    /// Removes what processes left behind that died while they tried storage: no row knows it. For whoever has storage to
+    /// itself; a thousand at a time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Storage::list`] and [`Storage::delete`].
+    pub async fn forget_probes(&self) -> Result<(), Error> {
+        for left in self.list(PROBES).await?.into_iter().take_while(|found| found.key.starts_with(PROBES)) {
+            if let Ok(key) = left.key.parse() {
+                self.delete(&key).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Everything that Millpond asks of storage: [`Storage::probe`], then [`Storage::check_more`].
@@ -203,7 +221,7 @@ fn probe_key() -> Result<ObjectKey, Error> {
 pub(crate) fn fresh_key() -> Result<ObjectKey, Error> {
     let mut name = [0; 16];
     getrandom::fill(&mut name).map_err(|error| Error::Unavailable(format!("no randomness: {error}")))?;
-    format!("probe/{}", HEXLOWER.encode(&name))
+    format!("{PROBES}{}", HEXLOWER.encode(&name))
         .parse()
         .map_err(|error: crate::BadKey| Error::Mismatch(error.to_string()))
 }
