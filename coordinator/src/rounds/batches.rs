@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use millpond_protocol::{Label, Timestamp};
 
 use super::agenda::Agenda;
+use super::closed::Closed;
 use super::publishers::Publishers;
 use super::{Batch, BatchNo, Fact, Group, MemberId, Policy, sealing};
 
@@ -89,8 +90,8 @@ pub(super) struct Batches {
     by_group: BTreeMap<Group, BatchNo>,
     /// Of those due at the same instant, the batch that ends first comes first.
     due: Agenda<(Timestamp, BatchNo)>,
-    /// Windows that a seal or a carry closed, by end and start, until their age closes them anyway.
-    closed: BTreeSet<(Timestamp, Timestamp)>,
+    /// Windows that a seal or a carry closed, until their age closes them anyway.
+    closed: Closed,
     /// Windows that end by then were closed by their age under an earlier policy.
     aged_through: Option<Timestamp>,
 }
@@ -102,8 +103,10 @@ impl Batches {
         closed: Vec<(Timestamp, Timestamp)>,
         aged_through: Option<Timestamp>,
     ) -> Self {
-        let closed = closed.into_iter().map(|(from, to)| (to, from)).collect();
-        let mut batches = Self { opened, closed, aged_through, ..Self::default() };
+        let mut batches = Self { opened, aged_through, ..Self::default() };
+        for (from, to) in closed {
+            batches.closed.insert(from, to);
+        }
         for batch in open {
             batches.by_group.insert(batch.row.group.clone(), batch.row.batch);
             batches.open.insert(batch.row.batch, batch);
@@ -167,22 +170,35 @@ impl Batches {
         self.by_group.remove(&taken.row.group);
         self.due.remove(&taken.key());
         match taken.row.group {
-            Group::Window { from, to } => drop(self.closed.insert((to, from))),
+            Group::Window { from, to } => self.closed.insert(from, to),
             Group::Label { .. } | Group::Count => {}
         }
         Some(taken)
     }
 
-    /// Whether that window was closed by a seal or a carry, or by its age under an earlier policy.
-    pub(super) fn was_closed(&self, from: Timestamp, to: Timestamp) -> bool {
-        Some(to) <= self.aged_through || self.closed.contains(&(to, from))
+    /// Up to when windows are closed by their age at `now`, also under an earlier policy.
+    pub(super) fn aged(&self, now: Timestamp, policy: &Policy) -> Option<Timestamp> {
+        self.aged_through.max(policy.aged(now))
+    }
+
+    /// Where the run of windows ends that were closed by a seal or a carry and that this one is in; none if it was not.
+    pub(super) fn closed_run(&self, from: Timestamp, to: Timestamp) -> Option<Timestamp> {
+        self.closed.run_end(from, to)
+    }
+
+    /// The first open window from `from` on that ends by `end` and is one that the policy makes.
+    pub(super) fn first_open(&self, from: Timestamp, end: Timestamp, policy: &Policy) -> Option<&Group> {
+        let first = Group::Window { from, to: Timestamp::EPOCH };
+        let open = self.by_group.range(first..).map(|(group, _)| group);
+        open.take_while(|group| matches!(group, Group::Window { from, .. } if *from < end)).find(
+            |group| matches!(group, Group::Window { from, to } if policy.window(*from) == (*from, *to) && *to <= end),
+        )
     }
 
     /// Forgets closed windows that are known to be so by their age alone: what age has closed never opens again.
     pub(super) fn forget_closed(&mut self, now: Timestamp, policy: &Policy) {
-        let aged = self.aged_through.max(policy.aged(now));
-        while self.closed.first().is_some_and(|(to, _)| Some(*to) <= aged) {
-            self.closed.pop_first();
+        if let Some(aged) = self.aged(now, policy) {
+            self.closed.forget(aged);
         }
     }
 
@@ -194,7 +210,7 @@ impl Batches {
         after: &Policy,
         facts: &mut Vec<Fact>,
     ) {
-        let known = self.aged_through.max(after.aged(now));
+        let known = self.aged(now, after);
         if let Some(through) = before.aged(now).filter(|through| Some(*through) > known) {
             self.aged_through = Some(through);
             facts.push(Fact::WindowsAged { through });

@@ -35,26 +35,35 @@ impl Batches {
 
     fn is_closed(&self, group: &Group, now: Timestamp, policy: &Policy) -> bool {
         let closed = match group {
-            Group::Window { from, to } => Some(*to) <= policy.aged(now) || self.was_closed(*from, *to),
+            Group::Window { from, to } => {
+                Some(*to) <= self.aged(now, policy) || self.closed_run(*from, *to).is_some()
+            }
             Group::Label { .. } | Group::Count => false,
         };
         closed && self.find(group).is_none()
     }
 
-    /// The first window not closed, from that of `time` on; none at the end of the calendar.
+    /// The first window not closed, from that of `time` on; none at the end of the calendar. What age has closed and each
+    /// run of closed windows is one step.
     pub(super) fn first_not_closed(&self, time: Timestamp, now: Timestamp, policy: &Policy) -> Option<Group> {
         let (mut from, mut to) = policy.window(time);
-        loop {
-            let group = Group::Window { from, to };
-            if !self.is_closed(&group, now, policy) {
-                return Some(group);
+        if let Some(aged) = self.aged(now, policy).filter(|aged| to <= *aged) {
+            // A batch that is open still has a longer deadline than its window by the policy of now.
+            if let Some(open) = self.first_open(from, aged, policy) {
+                return Some(open.clone());
             }
-            let next = policy.window(to);
+            (from, to) = policy.window(aged);
+        }
+        while self.find(&Group::Window { from, to }).is_none()
+            && let Some(end) = self.closed_run(from, to)
+        {
+            let next = policy.window(end);
             if next.0 <= from {
                 return None;
             }
             (from, to) = next;
         }
+        Some(Group::Window { from, to })
     }
 
     /// Whether an upload of that group has a batch to go to, or may open one.

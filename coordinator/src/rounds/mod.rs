@@ -59,13 +59,14 @@
 //! | `publishers` | who counts, and what they said by `complete` |
 //! | `results` | versions and the pointer |
 //! | `pool` | the value itself: an event in, facts out; start from rows |
-//! | `batches`, `agenda` | what the rules look things up in |
+//! | `batches`, `closed`, `agenda` | what the rules look things up in |
 
 #![deny(clippy::wildcard_enum_match_arm)]
 
 pub mod acceptance;
 mod agenda;
 mod batches;
+mod closed;
 pub mod event;
 pub mod fact;
 mod grouping;

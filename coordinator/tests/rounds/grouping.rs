@@ -82,6 +82,36 @@ fn what_is_late_skips_every_closed_window_from_that_of_its_receipt_on() {
 }
 
 #[test]
+fn a_pool_that_is_triggered_for_a_month_finds_its_next_window_at_once() {
+    let mut p = pool("window_s = 3600");
+    let (mut facts, start) = (Vec::new(), time("00:00"));
+    // Each step by step past those before it would be two hundred million.
+    for n in 0..20_000_u32 {
+        let now = start.after(Duration::from_secs(120) * n);
+        let upload = p.file("a", Some(now), None);
+        let placed = p.pool.apply(now, Event::Upload(upload), &mut facts).unwrap();
+        assert!(matches!(placed, Reply::Placed { batch, .. } if batch == u64::from(n) + 1), "{placed:?}");
+        let target = Target::Open;
+        p.pool.apply(now, Event::Trigger { target, take: None }, &mut facts).unwrap();
+        facts.clear();
+    }
+}
+
+#[test]
+fn what_is_late_joins_an_open_batch_whose_window_is_old_by_the_policy_of_now() {
+    let mut p = pool("window_s = 3600, deadline_s = 86400");
+    p.at("10:30").upload("a", "09:30").upload("a", "10:30");
+    let policy = Policy { deadline_s: 60, ..p.pool.policy().clone() };
+    p.event(Event::Policy(Box::new(policy))).at("15:30");
+    let upload = p.file("b", Some(time("08:30")), None);
+    // Granted when the window was open, and counted now.
+    let upload = millpond::rounds::Upload { received: Some(time("10:10")), ..upload };
+    p.store("granted", upload.clone()).says("in 2, late");
+    p.trigger(Target::Window(time("10:00"))).says("round 1 of batch 2");
+    p.store("another", upload).says("in 3, late").does(&["batch 3 opens for 15:00–16:00"]);
+}
+
+#[test]
 fn a_pool_may_reject_what_is_late() {
     let mut p = pool("window_s = 3600, deadline_s = 60, late = 'reject'");
     p.at("11:01").upload("a", "10:59").says("rejected: late").does(&[]);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use millpond::rounds::policy::{BelowMinimum, Grouping, Late};
-use millpond::rounds::{Cause, Event, Fact, Policy, Pool, Reply, Target, Upload};
+use millpond::rounds::{Cause, Event, Fact, Group, Policy, Pool, Reply, Target, Upload};
 use millpond_protocol::Timestamp;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -207,7 +207,15 @@ fn perform(shell: &mut Shell, number: usize, step: &Step) {
             let label = label(*second);
             let upload =
                 Upload { event_time: Some(ago(minutes_ago)), ..shell.file("a", None, Some(label.as_str())) };
+            shell.event(Event::Tick);
+            let next = (shell.rows.policy.grouping == Grouping::Window).then(|| first_not_closed(shell));
             shell.store(&format!("u{number}"), Upload { member: who(member), ..upload });
+            if let (Some(next), Ok(Reply::Placed { batch, late: true, .. })) = (next, &shell.reply) {
+                assert_eq!(
+                    shell.rows.batches[batch].group, next,
+                    "late uploads join the first window not closed"
+                );
+            }
             return;
         }
         Step::Complete { who: member, minutes_ago } => {
@@ -257,6 +265,24 @@ fn perform(shell: &mut Shell, number: usize, step: &Step) {
     if let (Event::Result { member, round, attempt }, Ok(Reply::Committed { .. })) = (&event, &shell.reply) {
         let round = &before[round];
         assert_eq!((round.holder, round.attempt), (Some(*member), *attempt), "only the holder commits");
+    }
+}
+
+/// The first window from that of now on that is not closed, by looking at one after the other.
+fn first_not_closed(shell: &Shell) -> Group {
+    let (rows, policy) = (&shell.rows, &shell.rows.policy);
+    let aged = rows.aged_through.max(policy.aged(shell.now));
+    let (mut from, mut to) = policy.window(shell.now);
+    loop {
+        let group = Group::Window { from, to };
+        let is_open = match rows.batches.values().find(|batch| batch.group == group) {
+            Some(batch) => rows.is_open(batch.batch),
+            None => Some(to) > aged,
+        };
+        if is_open {
+            return group;
+        }
+        (from, to) = policy.window(to);
     }
 }
 
