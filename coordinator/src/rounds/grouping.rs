@@ -2,7 +2,8 @@
 //!
 //! A window is *closed* when its batch was sealed or carried away, or when its end + deadline has passed, whether or
 //! not it ever had an upload; it never opens again. An upload whose window is closed, or whose label has a sealed part,
-//! is *late*; so is one that would open a batch when the pool has as many as it may.
+//! is *late*; so is one that would open a batch when the pool has as many as it may. Windows before that of now leave some
+//! places free, so that what comes from another time does not keep out what comes on time.
 
 use millpond_protocol::{Timestamp, limits};
 
@@ -67,8 +68,8 @@ impl Batches {
     }
 
     /// Whether an upload of that group has a batch to go to, or may open one.
-    fn has_room(&self, group: &Group) -> bool {
-        self.find(group).is_some() || self.len() < limits::OPEN_BATCHES_MAX
+    fn has_room(&self, group: &Group, now: Timestamp, policy: &Policy) -> bool {
+        self.find(group).is_some() || self.len() < most_open(group, now, policy)
     }
 
     fn place(
@@ -103,22 +104,26 @@ impl Batches {
             }
             Grouping::Count => (Group::Count, false),
         };
-        if !closed && self.has_room(&own) {
+        if !closed && self.has_room(&own, now, policy) {
             return Ok(Place { group: own, late: false });
         }
         match policy.late {
             Late::Reject => {
-                let why = if closed { late_words(&own) } else { full_words() };
+                let why = if closed { late_words(&own) } else { full_words(&own, now, policy) };
                 Err(Rejection { rule: Rule::Late, why })
             }
             Late::Next => {
+                let with_room = |group: &Group| self.has_room(group, now, policy);
                 let next = match policy.grouping {
-                    Grouping::Window => self.first_not_closed(receipt, now, policy),
-                    Grouping::Label | Grouping::Count => Some(own),
+                    // A file that was granted long ago may find room in the present only.
+                    Grouping::Window => [receipt, now]
+                        .into_iter()
+                        .filter_map(|time| self.first_not_closed(time, now, policy))
+                        .find(with_room),
+                    Grouping::Label | Grouping::Count => Some(own.clone()).filter(with_room),
                 };
-                next.filter(|group| self.has_room(group))
-                    .map(|group| Place { group, late: true })
-                    .ok_or_else(|| Rejection { rule: Rule::OpenBatches, why: full_words() })
+                next.map(|group| Place { group, late: true })
+                    .ok_or_else(|| Rejection { rule: Rule::OpenBatches, why: full_words(&own, now, policy) })
             }
         }
     }
@@ -143,12 +148,22 @@ fn late_words(own: &Group) -> String {
     match own {
         Group::Window { from, to } => format!("the window from {from} to {to} is closed"),
         Group::Label { label, .. } => format!("the label {label} is closed"),
-        Group::Count => full_words(),
+        Group::Count => "the batch is closed".to_owned(),
     }
 }
 
-fn full_words() -> String {
-    format!("the pool has {} open batches already; seal some", limits::OPEN_BATCHES_MAX)
+/// Open batches up to which one of that group may be opened.
+fn most_open(group: &Group, now: Timestamp, policy: &Policy) -> usize {
+    match group {
+        Group::Window { to, .. } if *to <= policy.window(now).0 => {
+            limits::OPEN_BATCHES_MAX - limits::OPEN_BATCHES_OF_NOW
+        }
+        Group::Window { .. } | Group::Label { .. } | Group::Count => limits::OPEN_BATCHES_MAX,
+    }
+}
+
+fn full_words(own: &Group, now: Timestamp, policy: &Policy) -> String {
+    format!("the pool has {} open batches already; seal some", most_open(own, now, policy))
 }
 
 impl Pool {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millpond::rounds::policy::Grouping;
-use millpond::rounds::{Event, Policy, Reply, Target};
+use millpond::rounds::{Event, Policy, Reply, Target, Upload};
 
 use crate::shell::{pool, time};
 
@@ -105,7 +105,7 @@ fn what_is_late_joins_an_open_batch_whose_window_is_old_by_the_policy_of_now() {
     p.event(Event::Policy(Box::new(policy))).at("15:30");
     let upload = p.file("b", Some(time("08:30")), None);
     // Granted when the window was open, and counted now.
-    let upload = millpond::rounds::Upload { received: Some(time("10:10")), ..upload };
+    let upload = Upload { received: Some(time("10:10")), ..upload };
     p.store("granted", upload.clone()).says("in 2, late");
     p.trigger(Target::Window(time("10:00"))).says("round 1 of batch 2");
     p.store("another", upload).says("in 3, late").does(&["batch 3 opens for 15:00–16:00"]);
@@ -161,14 +161,24 @@ fn a_counted_batch_takes_the_next_uploads_in_ledger_order_whatever_their_time() 
     p.upload("b", "09:30").says("in 2").does(&["batch 2 opens"]);
 }
 
-/// A pool with as many open batches as it may have, each of a minute of the second of June.
-fn full_pool(policy: &str) -> crate::shell::Shell {
+/// A pool with as many open batches as those of an earlier time may be, each of a minute of the second of June.
+fn crowded_pool(policy: &str) -> crate::shell::Shell {
     let mut p = pool(policy);
     p.at("+20d 00:00").unchecked = true;
     let start = time("+1d 00:00");
-    for minute in 0..1_000 {
+    for minute in 0..900 {
         let upload = p.file("a", Some(start.after(Duration::from_secs(60 * minute))), None);
         p.store(&format!("minute-{minute}"), upload).says(&format!("in {}", minute + 1));
+    }
+    p
+}
+
+/// A pool with as many open batches as it may have: those, and of a hundred minutes one after the other.
+fn full_pool(policy: &str) -> crate::shell::Shell {
+    let mut p = crowded_pool(policy);
+    for minute in 900..1_000 {
+        p.upload_now("a").says(&format!("in {}", minute + 1));
+        p.now = p.now.after(Duration::from_secs(60));
     }
     p
 }
@@ -183,8 +193,31 @@ fn what_would_open_more_than_a_thousand_batches_is_late() {
 }
 
 #[test]
+fn files_of_another_time_leave_a_tenth_of_the_open_batches_to_the_present() {
+    let mut p = crowded_pool("window_s = 60");
+    p.upload("b", "+3d 00:00").says("in 901, late").does(&["batch 901 opens for 00:00–00:01"]);
+    p.upload_now("c").says("in 901").at("+20d 00:01").upload_now("c").says("in 902");
+    // The minute before is the past by now.
+    p.trigger(Target::Window(time("+20d 00:00")))
+        .at("+20d 00:03")
+        .upload("c", "+20d 00:02")
+        .says("in 903, late");
+}
+
+#[test]
+fn a_file_that_was_granted_in_another_minute_finds_room_in_the_present_too() {
+    let mut p = crowded_pool("window_s = 60");
+    p.at("+20d 00:09");
+    let upload = p.file("b", Some(time("+20d 00:01")), None);
+    let upload = Upload { received: Some(time("+20d 00:02")), ..upload };
+    p.store("granted", upload).says("in 901, late").does(&["batch 901 opens for 00:09–00:10"]);
+}
+
+#[test]
 fn a_pool_that_rejects_what_is_late_rejects_what_would_open_more_than_a_thousand_batches() {
-    full_pool("window_s = 60, late = 'reject'").upload("b", "+3d 00:00").says("rejected: late");
+    full_pool("window_s = 60, late = 'reject'").upload_now("b").says("rejected: late");
+    let mut p = crowded_pool("window_s = 60, late = 'reject'");
+    p.upload("b", "+3d 00:00").says("rejected: late").upload_now("b").says("in 901");
 }
 
 #[test]
@@ -239,7 +272,9 @@ fn what_age_has_closed_stays_closed_under_a_longer_deadline() {
 #[test]
 fn who_is_turned_away_because_the_pool_is_full_is_told_so() {
     let mut p = full_pool("window_s = 60, late = 'reject'");
-    p.upload("b", "+3d 00:00");
-    let Ok(Reply::Rejected { rejection, .. }) = &p.reply else { panic!("{:?}", p.reply) };
-    assert!(rejection.why.contains("1000 open batches"), "{}", rejection.why);
+    for (event_time, most) in [("+3d 00:00", "900 open batches"), ("+20d 01:40", "1000 open batches")] {
+        p.upload("b", event_time);
+        let Ok(Reply::Rejected { rejection, .. }) = &p.reply else { panic!("{:?}", p.reply) };
+        assert!(rejection.why.contains(most), "{}", rejection.why);
+    }
 }
