@@ -50,7 +50,8 @@ pub struct Snapshot {
 }
 
 impl Pool {
-    /// A pool from the ledger. A live lease gets a full term from `now`, and packing all of its time; the facts say so.
+    /// A pool from the ledger. A live lease has a full term from `now` and packing all of its time, and nothing waits for
+    /// longer than if it had begun now; the facts say so.
     pub fn restore(snapshot: Snapshot, now: Timestamp) -> (Self, Vec<Fact>) {
         let policy = snapshot.policy;
         let mut facts = Vec::new();

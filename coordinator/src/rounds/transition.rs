@@ -18,7 +18,7 @@ pub(super) enum Move {
     Commit(Version),
     /// What [`due`] said has come.
     Due,
-    /// The server has started: nobody shall suffer for its absence.
+    /// The server has started: nobody shall suffer for its absence, nor for a clock that was ahead before.
     Restart,
     /// An operator offers a failed round again.
     Retry,
@@ -101,17 +101,20 @@ pub(super) fn transition(
             RoundStep::Extended
         }
         (S::Leased(lease), M::Restart) => {
-            let lease = match lease.until {
-                Some(until) => {
-                    let until = until.max(now.after(policy.lease_term()));
-                    Lease { until: Some(until), ..lease.clone() }
-                }
-                None => Lease { since: now, ..lease.clone() },
-            };
-            next.state = S::Leased(lease);
+            let until = lease.until.map(|_| now.after(policy.lease_term()));
+            let since = if until.is_some() { lease.since.min(now) } else { now };
+            next.state = S::Leased(Lease { since, until, ..lease.clone() });
             RoundStep::Extended
         }
-        (S::Offered { .. } | S::Pausing { .. }, M::Restart) => return None,
+        (S::Offered { since }, M::Restart) => {
+            next.state = S::Offered { since: (*since).min(now) };
+            RoundStep::Extended
+        }
+        (S::Pausing { until }, M::Restart) => {
+            let [_, longest] = limits::RETRY_PAUSES;
+            next.state = S::Pausing { until: (*until).min(now.after(longest)) };
+            RoundStep::Extended
+        }
 
         (S::Failed { .. }, M::Retry) => {
             next.spent = 0;

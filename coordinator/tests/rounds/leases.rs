@@ -254,6 +254,27 @@ fn at_start_every_live_lease_gets_a_full_term() {
 }
 
 #[test]
+fn what_a_clock_that_was_ahead_wrote_does_not_outlive_the_start_that_sets_it_right() {
+    let mut p = offered("lease_term_s = 60, round_max_s = 300");
+    p.at("+6d 10:00").claim("p").at("10:00").restart().does(&["round 1 extended until 10:01:00"]);
+    // Nor do beats keep it alive for longer than a round may take.
+    p.at("10:00:50").beat("p", 1, 1).does(&["round 1 extended until 10:01:50"]);
+    for time in ["10:01:40", "10:02:30", "10:03:20", "10:04:10"] {
+        p.at(time).beat("p", 1, 1);
+    }
+    p.tick("10:05").does(&["round 1 expired, pauses until 10:05:05"]);
+
+    let mut p = offered("");
+    p.at("+6d 10:00").claim("p").fail("p", 1, 1, true).does(&["round 1 returned, pauses until 10:00:05"]);
+    p.at("10:00").restart().does(&["round 1 extended, pauses until 10:00:30"]);
+    p.tick("10:00:30").does(&["round 1 offered"]);
+
+    let mut p = pool("");
+    p.at("+9d 10:00").offered_round().at("10:00").restart();
+    p.tick("+7d 10:00").does(&["round 1 failed: unclaimed"]);
+}
+
+#[test]
 fn at_start_packing_gets_all_of_its_time() {
     let mut p = pool("");
     p.at("10:00").upload_now("a").trigger_and_take("p").upload_now("a").trigger(Target::Oldest);
