@@ -19,6 +19,8 @@ pub enum Lie {
     Slow(Duration),
     /// None is passed on; the answer is this status with this code of S3.
     Refuse(u16, &'static str),
+    /// The same of what is PUT or POSTed.
+    RefuseWrites(u16, &'static str),
     /// What is PUT or POSTed is not passed on, and the answer is that all went well.
     Swallow,
     /// What is PUT is stored, and the answer names another ETag.
@@ -108,10 +110,10 @@ async fn serve(
     let lie = *told.borrow();
     let writes = request[0].starts_with("PUT ") || request[0].starts_with("POST ");
     let body = length(&request);
-    if matches!(lie, Lie::Refuse(..)) || (lie == Lie::Swallow && writes) {
+    if matches!(lie, Lie::Refuse(..)) || (writes && matches!(lie, Lie::RefuseWrites(..) | Lie::Swallow)) {
         tokio::io::copy(&mut (&mut client).take(body), &mut tokio::io::sink()).await?;
         let (status, body) = match lie {
-            Lie::Refuse(status, code) => {
+            Lie::Refuse(status, code) | Lie::RefuseWrites(status, code) => {
                 (status, format!("<Error><Code>{code}</Code><Message>not now</Message></Error>"))
             }
             _ => (200, String::new()),

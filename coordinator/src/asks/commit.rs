@@ -4,6 +4,7 @@
 //! call each counts at once; if one of them has to be read, all become `pending` and the worker of [`crate::grants`] goes
 //! on, also after a restart.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -20,6 +21,7 @@ use super::{Asks, room};
 use crate::grants::{self, Look, unavailable};
 use crate::ledger::PoolId;
 use crate::ledger::grants::{Grant, Target, grant_for};
+use crate::ledger::objects::differed;
 use crate::ledger::transfer::Cause;
 use crate::ledger::uploads::find_receipt;
 
@@ -32,8 +34,15 @@ const NAMED: usize = 5;
 enum Found {
     Receipt(Receipt),
     Grant(Box<Grant>),
-    Nothing(UploadId),
+    /// Neither; of a grant that was there before, whether it ended because the file was not what was declared.
+    Nothing {
+        id: UploadId,
+        differed: bool,
+    },
 }
+
+/// The objects of the grants that an ask began with, by upload id.
+type Objects = HashMap<UploadId, i64>;
 
 pub(super) async fn commit(
     asks: &Asks,
@@ -43,11 +52,12 @@ pub(super) async fn commit(
 ) -> Result<answer::Commit, Refusal> {
     let ids = ids(&ask, room(head))?;
     let deadline = Instant::now() + Duration::from_secs(ask.wait_s).min(limits::ASK_TIMEOUT);
-    let mut found = find(asks, who, &ids).await?;
+    let mut found = find(asks, who, &ids, &Objects::new()).await?;
     if let Some(receipts) = all_receipts(&found) {
         return Ok(answer::Commit { uploads: receipts });
     }
     let open = open(found)?;
+    let objects: Objects = open.iter().filter_map(object).collect();
     if open.iter().all(|grant| grant.verifying.is_none()) {
         match look(asks, &open).await? {
             Look::Good => {
@@ -79,7 +89,7 @@ pub(super) async fn commit(
     // Before the first look: what commits after it is in the channel.
     let mut commits = asks.ledger.commits();
     loop {
-        found = find(asks, who, &ids).await?;
+        found = find(asks, who, &ids, &objects).await?;
         let waits = found.iter().any(|one| matches!(one, Found::Grant(grant) if grant.verifying.is_some()));
         if !waits || !next(&mut commits, deadline).await? {
             return outcome(found);
@@ -108,8 +118,20 @@ fn ids(ask: &ask::Commit, room: usize) -> Result<Vec<UploadId>, Refusal> {
     Ok(ids)
 }
 
-async fn find(asks: &Asks, who: &Principal, ids: &[UploadId]) -> Result<Vec<Found>, Refusal> {
-    let (member, ids) = (who.id, ids.to_vec());
+fn object(grant: &Grant) -> Option<(UploadId, i64)> {
+    match &grant.target {
+        Target::Upload(id) => Some((id.clone(), grant.object.id)),
+        Target::Result { .. } => None,
+    }
+}
+
+async fn find(
+    asks: &Asks,
+    who: &Principal,
+    ids: &[UploadId],
+    objects: &Objects,
+) -> Result<Vec<Found>, Refusal> {
+    let (member, ids, objects) = (who.id, ids.to_vec(), objects.clone());
     let find = asks.ledger.read(move |sql| {
         ids.into_iter()
             .map(|id| {
@@ -118,8 +140,11 @@ async fn find(asks: &Asks, who: &Principal, ids: &[UploadId]) -> Result<Vec<Foun
                 }
                 let target = Target::Upload(id.clone());
                 // The pool matters to results only.
-                let grant = grant_for(sql, PoolId::default(), member, &target)?;
-                Ok(grant.map_or(Found::Nothing(id), |grant| Found::Grant(Box::new(grant))))
+                if let Some(grant) = grant_for(sql, PoolId::default(), member, &target)? {
+                    return Ok(Found::Grant(Box::new(grant)));
+                }
+                let differed = objects.get(&id).map_or(Ok(false), |object| differed(sql, *object))?;
+                Ok(Found::Nothing { id, differed })
             })
             .collect()
     });
@@ -129,7 +154,7 @@ async fn find(asks: &Asks, who: &Principal, ids: &[UploadId]) -> Result<Vec<Foun
 fn all_receipts(found: &[Found]) -> Option<Vec<Receipt>> {
     let receipts = found.iter().map(|one| match one {
         Found::Receipt(receipt) => Some(receipt.clone()),
-        Found::Grant(_) | Found::Nothing(_) => None,
+        Found::Grant(_) | Found::Nothing { .. } => None,
     });
     receipts.collect()
 }
@@ -141,7 +166,9 @@ fn open(found: Vec<Found>) -> Result<Vec<Grant>, Refusal> {
         match one {
             Found::Receipt(_) => {}
             Found::Grant(grant) => grants.push(*grant),
-            Found::Nothing(id) => missing.push(format!("{id}: there is neither a grant nor an upload")),
+            Found::Nothing { id, .. } => {
+                missing.push(format!("{id}: there is neither a grant nor an upload"))
+            }
         }
     }
     if !missing.is_empty() {
@@ -195,7 +222,7 @@ fn problems(code: Code, problems: &[String]) -> Refusal {
 
 /// The answer when nothing is waited for any more.
 fn outcome(found: Vec<Found>) -> Result<answer::Commit, Refusal> {
-    let mut wrong = Vec::new();
+    let (mut wrong, mut codes) = (Vec::new(), Vec::new());
     let mut uploads = Vec::new();
     for one in found {
         match one {
@@ -204,13 +231,26 @@ fn outcome(found: Vec<Found>) -> Result<answer::Commit, Refusal> {
                 uploads.push(grants::receipt(&grant, Outcome::Pending, None));
             }
             Found::Grant(grant) => {
-                let why = grant.problem.as_deref().unwrap_or("it did not count");
-                wrong.push(format!("{}: {why}", grant.target));
+                let problem = grant.problem.unwrap_or_else(|| Refusal::unavailable("it did not count"));
+                wrong.push(format!("{}: {}", grant.target, problem.message));
+                codes.push(problem.code);
             }
-            Found::Nothing(id) => wrong.push(format!("{id}: its grant has ended")),
+            Found::Nothing { id, differed: true } => {
+                wrong.push(format!("{id}: its grant has ended, for it is not the file that was declared"));
+                codes.push(Code::Mismatch);
+            }
+            Found::Nothing { id, differed: false } => {
+                wrong.push(format!("{id}: its grant has ended"));
+                codes.push(Code::NotFound);
+            }
         }
     }
-    if wrong.is_empty() { Ok(answer::Commit { uploads }) } else { Err(problems(Code::Mismatch, &wrong)) }
+    // What no repeat can help comes before what has to be sent, and that before what may be better the next time.
+    let worst = [Code::Mismatch, Code::NotFound].into_iter().find(|code| codes.contains(code));
+    match worst.or_else(|| codes.first().copied()) {
+        None => Ok(answer::Commit { uploads }),
+        Some(code) => Err(problems(code, &wrong)),
+    }
 }
 
 /// Waits until grants changed; false when the time is over.

@@ -135,7 +135,7 @@ async fn answer(
                 }
             }
             Found::Grant(grant) => {
-                let why = grant.problem.unwrap_or_else(|| "it did not count".into());
+                let why = grant.problem.map_or_else(|| "it did not count".into(), |problem| problem.message);
                 return Err(Refusal::new(Code::NotFound, why).hint("ask `done` again with a new id"));
             }
             Found::Nothing => return Err(no_result(round, attempt)),

@@ -80,7 +80,7 @@ pub(crate) fn granted(upload: UploadId, grant: &Grant, progress: &Grants) -> ans
         expired: None,
         expires: Some(grant.expires),
         verified: pending.then(|| progress.progress(grant)),
-        problem: grant.problem.clone(),
+        problem: grant.problem.as_ref().map(|problem| problem.message.clone()),
     }
 }
 

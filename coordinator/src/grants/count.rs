@@ -73,7 +73,8 @@ impl Grants {
                 let Some(standing) = grant(tx.sql(), known.id)? else { continue };
                 if cause == Cause::Expired && standing.expires > tx.now() {
                     if let Some(set) = standing.verifying {
-                        tx.reopen_grants(standing.pool, set, &format!("{} was renewed", standing.target))?;
+                        let why = format!("{} is not there yet, and was renewed", standing.target);
+                        tx.reopen_grants(standing.pool, set, &Refusal::new(Code::NotFound, why))?;
                     }
                     continue;
                 }

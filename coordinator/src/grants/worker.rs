@@ -193,7 +193,7 @@ async fn work(grants: Grants, gate: GateHandle, set: i64) -> Result<(), Refusal>
                 let refusal = Refusal::new(Code::NotFound, format!("the grant has ended: {why}"));
                 return end(&grants, &gate, grant, Cause::Expired, refusal).await;
             }
-            Ok(Look::Missing(why)) => return reopen(&grants, grant, set, &why).await,
+            Ok(Look::Missing(why)) => return reopen(&grants, grant, set, Code::NotFound, &why).await,
             Ok(Look::Differs(why)) => {
                 let refusal = Refusal::new(Code::Mismatch, why);
                 return end(&grants, &gate, grant, Cause::Mismatch, refusal).await;
@@ -204,7 +204,7 @@ async fn work(grants: Grants, gate: GateHandle, set: i64) -> Result<(), Refusal>
             // Nothing but a change of storage or of the client's mind helps.
             Err(error) => {
                 tracing::error!(%error, grant = %grant.target, "storage does not let a file be verified");
-                return reopen(&grants, grant, set, &error.to_string()).await;
+                return reopen(&grants, grant, set, Code::Unavailable, &error.to_string()).await;
             }
         }
     }
@@ -244,8 +244,8 @@ async fn count(grants: &Grants, gate: &GateHandle, members: Vec<Grant>) -> Resul
     }
 }
 
-async fn reopen(grants: &Grants, grant: &Grant, set: i64, why: &str) -> Result<(), Refusal> {
-    let (pool, why) = (grant.pool, format!("{}: {why}", grant.target));
+async fn reopen(grants: &Grants, grant: &Grant, set: i64, code: Code, why: &str) -> Result<(), Refusal> {
+    let (pool, why) = (grant.pool, Refusal::new(code, format!("{}: {why}", grant.target)));
     grants.ledger.write(move |tx| tx.reopen_grants(pool, set, &why)).await
 }
 

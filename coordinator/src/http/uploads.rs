@@ -111,7 +111,8 @@ fn granted(upload: UploadId, grant: &Grant, grants: &Grants) -> UploadStory {
     let info = asks::granted(upload, grant, grants);
     let mut story =
         vec![format!("granted {}: it may come to storage until {}", grant.received, grant.expires)];
-    story.extend(grant.problem.as_ref().map(|why| format!("a commit did not count it: {why}")));
+    let problem = grant.problem.as_ref();
+    story.extend(problem.map(|problem| format!("a commit did not count it: {}", problem.message)));
     story.push(match info.verified {
         Some(bytes) => format!("committed, and being verified: {bytes} of {} bytes are read", info.size),
         None => "it is not committed: nothing counts it yet".to_owned(),

@@ -74,7 +74,8 @@ pub struct Grant {
     pub verifying: Option<i64>,
     /// The object in storage is known to be what was declared.
     pub verified: bool,
-    pub problem: Option<String>,
+    /// Why the last commit did not count it.
+    pub problem: Option<Refusal>,
 }
 
 impl Grant {
@@ -208,7 +209,7 @@ impl Tx<'_> {
             let newly = self
                 .sql
                 .prepare_cached(
-                    "UPDATE grants SET verifying = ?2, problem = NULL WHERE id = ?1 AND verifying IS NULL",
+                    "UPDATE grants SET verifying = ?2, problem = NULL, problem_code = NULL WHERE id = ?1 AND verifying IS NULL",
                 )?
                 .execute([grant.id, set])?;
             marked += newly;
@@ -232,10 +233,12 @@ impl Tx<'_> {
     }
 
     /// Opens the grants of a set again, and says why.
-    pub fn reopen_grants(&mut self, pool: PoolId, set: i64, why: &str) -> Result<()> {
+    pub fn reopen_grants(&mut self, pool: PoolId, set: i64, why: &Refusal) -> Result<()> {
         self.sql
-            .prepare_cached("UPDATE grants SET verifying = NULL, problem = ?2 WHERE verifying = ?1")?
-            .execute(params![set, why])?;
+            .prepare_cached(
+                "UPDATE grants SET verifying = NULL, problem = ?2, problem_code = ?3 WHERE verifying = ?1",
+            )?
+            .execute(params![set, why.message, why.code.as_str()])?;
         self.change(pool)?.grants = true;
         Ok(())
     }
@@ -320,7 +323,7 @@ fn select(sql: &Connection, filter: &str, params: impl rusqlite::Params) -> Resu
     let mut statement = sql.prepare_cached(&format!(
         "SELECT g.id, g.pool_id, p.name, g.member_id, m.name, m.role, g.upload, g.round, g.attempt, g.name, \
          g.content_type, g.meta, g.label, g.event_time, o.id, o.key, o.size, o.sha256, g.part_size, o.multipart, \
-         g.received, g.expires, g.verifying, g.verified, g.problem \
+         g.received, g.expires, g.verifying, g.verified, g.problem, g.problem_code \
          FROM grants g JOIN objects o ON o.id = g.object_id JOIN members m ON m.id = g.member_id \
          JOIN pools p ON p.id = g.pool_id WHERE {filter}"
     ))?;
@@ -364,8 +367,12 @@ fn read(row: &Row<'_>) -> Result<Grant> {
         expires: time(21)?,
         verifying: row.get(22)?,
         verified: row.get(23)?,
-        problem: optional(24)?,
+        problem: optional(24)?.zip(optional(25)?).map(|(why, code)| problem(why, code)).transpose()?,
     })
+}
+
+fn problem(why: String, code: String) -> Result<Refusal> {
+    Ok(Refusal::new(serde_json::from_value(code.into())?, why))
 }
 
 fn multipart_id(text: String) -> Result<MultipartId> {

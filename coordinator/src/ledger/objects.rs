@@ -65,6 +65,19 @@ impl Tx<'_> {
             .execute([id])?;
         Ok(())
     }
+
+    /// The object is not what was declared, which whoever waits for its grant is told.
+    pub(super) fn object_differed(&mut self, id: i64) -> Result<()> {
+        self.sql.prepare_cached("UPDATE objects SET differed = 1 WHERE id = ?1")?.execute([id])?;
+        Ok(())
+    }
+}
+
+/// Whether the grant of that object ended because it was not what was declared.
+pub fn differed(sql: &Connection, id: i64) -> Result<bool> {
+    Ok(sql
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM objects WHERE id = ?1 AND differed = 1)")?
+        .query_row([id], |row| row.get(0))?)
 }
 
 /// Reads an object's row.

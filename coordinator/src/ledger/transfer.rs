@@ -177,9 +177,13 @@ impl Tx<'_> {
     pub fn end_grant(&mut self, grant: &Grant, cause: Cause) -> Result<()> {
         self.delete_grant(grant)?;
         self.doom_object(grant.object.id)?;
+        if cause == Cause::Mismatch {
+            self.object_differed(grant.object.id)?;
+        }
         if let Some(set) = grant.verifying {
+            // The others may be as good as they were.
             let why = format!("{} was to count with it and did not: {}", grant.target, cause.as_str());
-            self.reopen_grants(grant.pool, set, &why)?;
+            self.reopen_grants(grant.pool, set, &Refusal::unavailable(why))?;
         }
         let mut body = json!({"member": grant.who.name, "cause": cause.as_str(), "size": grant.object.size});
         match &grant.target {

@@ -64,7 +64,7 @@ async fn a_commit_of_several_begins_with_all_or_none_though_one_ends_under_way()
     drop(go_on);
     held.await.unwrap().unwrap();
     ended.await.unwrap().unwrap();
-    assert_eq!(commit.await.unwrap().unwrap_err().error.code, Code::Mismatch);
+    assert_eq!(commit.await.unwrap().unwrap_err().error.code, Code::NotFound);
     assert_eq!(world.number("SELECT count(*) FROM grants WHERE verifying IS NULL").await, 1);
     assert_eq!(world.number("SELECT count(*) FROM grants").await, 1);
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Outcome, answer};
-use millpond_protocol::{Role, Sha256, limits};
+use millpond_protocol::{Code, Refusal, Role, Sha256, limits};
 use millpond_tests::{Credentials, Liar, Lie, Link, Mill, Server, recent_hour};
 use serde_json::{Value, json};
 
@@ -96,6 +96,32 @@ async fn storage_that_refuses_for_now_gets_nothing_acknowledged_that_needs_it_an
         let lease = stage.mill.trigger(&json!({})).await.unwrap();
         assert_eq!(stage.files(lease.round).await, [format!("edge/large-{n}")]);
     }
+    check(&stage.server).await;
+}
+
+#[tokio::test]
+async fn a_file_that_storage_does_not_let_be_verified_is_as_good_as_before_and_its_commit_unavailable() {
+    const PART: usize = 5 << 20;
+    let stage = stage().await;
+    let link = stage.link().await;
+    let file = vec![3; PART + 1];
+    let parts: Vec<Value> =
+        file.chunks(PART).zip(1..).map(|(part, n)| json!({ "n": n, "sha256": Sha256::of(part) })).collect();
+    let ask = json!({ "id": "p", "upload": "film", "size": file.len(), "sha256": Sha256::of(&file),
+        "event_time": recent_hour(), "part_size": PART, "parts": parts });
+    let put: answer::Put = link.ask(Op::Put, &ask).await.unwrap();
+    for (part, bytes) in put.parts.iter().zip(file.chunks(PART)) {
+        assert_eq!(stage.server.api().send(part.to.as_ref().unwrap(), bytes.to_vec()).await, 200);
+    }
+    let commit = |id: &str| json!({ "id": id, "uploads": ["film"], "wait_s": 30 });
+    // What a clock that is off, or a session token that has ended, comes to.
+    stage.liar.tell(Lie::RefuseWrites(403, "RequestTimeTooSkewed"));
+    let refused = link.ask::<answer::Commit>(Op::Commit, &commit("c1")).await.unwrap_err();
+    let refused = refused.downcast::<Refusal>().unwrap();
+    assert_eq!(refused.code, Code::Unavailable, "{refused}");
+    stage.liar.tell(Lie::None);
+    let done: answer::Commit = link.ask(Op::Commit, &commit("c2")).await.unwrap();
+    assert_eq!(done.uploads[0].outcome, Outcome::Stored);
     check(&stage.server).await;
 }
 

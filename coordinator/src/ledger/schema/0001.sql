@@ -80,6 +80,7 @@ CREATE TABLE objects (
     lived INTEGER NOT NULL DEFAULT 0,     -- 1: it counted once, so no PUT of ours can be on its way to it
     multipart TEXT,                       -- storage's name of the multipart upload that makes it
     url_until INTEGER,                    -- a URL to write it holds until then
+    differed INTEGER NOT NULL DEFAULT 0,  -- 1: its grant ended because it was not what was declared
     gone INTEGER                          -- when it was deleted; the row is forgotten some days later
 ) STRICT;
 CREATE INDEX objects_state ON objects (state) WHERE state IN ('granted', 'doomed');
@@ -135,7 +136,8 @@ CREATE TABLE grants (
     expires INTEGER NOT NULL,
     verifying INTEGER,                    -- none: open. Grants with the same number are verified now and count together
     verified INTEGER NOT NULL DEFAULT 0,  -- 1: the object in storage has the size and the SHA-256
-    problem TEXT                          -- why the last commit did not count it
+    problem TEXT,                         -- why the last commit did not count it
+    problem_code TEXT                     -- the same as a code for its asker
 ) STRICT;
 CREATE UNIQUE INDEX grants_upload ON grants (member_id, upload) WHERE upload IS NOT NULL;
 CREATE UNIQUE INDEX grants_result ON grants (pool_id, round, attempt) WHERE round IS NOT NULL;
