@@ -12,11 +12,11 @@ use millpond_failpoint::{Point, reach};
 use millpond_protocol::message::{Outcome, Receipt, answer, ask};
 use millpond_protocol::{Code, Principal, Refusal, UploadId, limits};
 use serde_json::{Value, json};
-use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
 use super::put::target;
 use super::rounds::decide;
+use super::wake::Wake;
 use super::{Asks, room};
 use crate::grants::{self, Look, unavailable};
 use crate::ledger::PoolId;
@@ -57,6 +57,8 @@ pub(super) async fn commit(
         return Ok(answer::Commit { uploads: receipts });
     }
     let open = open(found)?;
+    // There is one: not all are receipts.
+    let pool = open.first().map_or(PoolId::default(), |grant| grant.pool);
     let objects: Objects = open.iter().filter_map(object).collect();
     if open.iter().all(|grant| grant.verifying.is_none()) {
         match look(asks, &open).await? {
@@ -86,12 +88,11 @@ pub(super) async fn commit(
             }
         }
     }
-    // Before the first look: what commits after it is in the channel.
-    let mut commits = asks.ledger.commits();
+    let mut wake = Wake::new(asks.ledger.commits(), pool, deadline);
     loop {
         found = find(asks, who, &ids, &objects).await?;
         let waits = found.iter().any(|one| matches!(one, Found::Grant(grant) if grant.verifying.is_some()));
-        if !waits || !next(&mut commits, deadline).await? {
+        if !waits || !wake.wait().await? {
             return outcome(found);
         }
     }
@@ -250,21 +251,6 @@ fn outcome(found: Vec<Found>) -> Result<answer::Commit, Refusal> {
     match worst.or_else(|| codes.first().copied()) {
         None => Ok(answer::Commit { uploads }),
         Some(code) => Err(problems(code, &wrong)),
-    }
-}
-
-/// Waits until grants changed; false when the time is over.
-pub(super) async fn next(
-    commits: &mut tokio::sync::broadcast::Receiver<std::sync::Arc<crate::ledger::Commit>>,
-    deadline: Instant,
-) -> Result<bool, Refusal> {
-    loop {
-        match tokio::time::timeout_at(deadline, commits.recv()).await {
-            Err(_) => return Ok(false),
-            Ok(Ok(commit)) if !commit.pools.values().any(|change| change.grants) => {}
-            Ok(Ok(_) | Err(RecvError::Lagged(_))) => return Ok(true),
-            Ok(Err(RecvError::Closed)) => return Err(Refusal::unavailable("the server is stopping")),
-        }
     }
 }
 

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Asks;
-use super::commit::next;
 use super::rounds::{append_log, bounded, decide, fence, log_fits, text};
+use super::wake::Wake;
 use crate::grants::{Look, unavailable};
 use crate::ledger::grants::{Grant, Target, grant_for};
 use crate::ledger::manage::find_pool;
@@ -120,15 +120,16 @@ async fn answer(
     (round, attempt): (u64, u32),
     deadline: Instant,
 ) -> std::result::Result<Value, Refusal> {
-    // Before the first look: what commits after it is in the channel.
-    let mut commits = asks.ledger.commits();
+    let name = who.pool.clone();
+    let pool = asks.ledger.read(move |sql| find_pool(sql, &name)).await?;
+    let mut wake = Wake::new(asks.ledger.commits(), pool, deadline);
     loop {
         match find(asks, who, round, attempt).await? {
             Found::Version(version) => {
                 return Ok(json!({"round": round, "attempt": attempt, "version": version}));
             }
             Found::Grant(grant) if grant.verifying.is_some() => {
-                if !next(&mut commits, deadline).await? {
+                if !wake.wait().await? {
                     let verified = asks.grants.progress(&grant);
                     return Ok(json!({"round": round, "attempt": attempt, "outcome": "pending",
                         "verified": verified, "size": grant.object.size}));

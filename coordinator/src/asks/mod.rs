@@ -8,6 +8,7 @@ pub mod over_mqtt;
 mod put;
 mod reads;
 mod rounds;
+mod wake;
 
 pub(crate) use reads::granted;
 
