@@ -8,7 +8,8 @@ use super::transfer::Cause;
 use super::tx::Tx;
 use super::{PoolId, Result, number, row_id};
 use crate::rounds::acceptance::{self, Candidate, Rejection};
-use crate::rounds::{Event, Reply, Upload};
+use crate::rounds::policy::Grouping;
+use crate::rounds::{Batch, Event, Group, Reply, Upload};
 
 /// Flag of an upload whose own window or label was closed.
 pub const LATE: u32 = 1;
@@ -134,13 +135,10 @@ impl Tx<'_> {
         who: &Principal,
         new: &NewUpload,
     ) -> Result<std::result::Result<Reply, Rejection>> {
-        let sealed_parts = match &new.label {
-            Some(label) => self
-                .sql
-                .prepare_cached(
-                    "SELECT count(*) FROM batches WHERE pool_id = ?1 AND label = ?2 AND state = 'sealed'",
-                )?
-                .query_row(params![pool, label.as_str()], |row| row.get(0))?,
+        let core = self.core(pool)?;
+        let label = new.label.as_ref().filter(|_| core.policy().grouping == Grouping::Label);
+        let parts = match label.filter(|label| !core.has_open_part(label, self.now)) {
+            Some(label) => parts(self.sql, pool, label)?,
             None => 0,
         };
         let event = Event::Upload(Upload {
@@ -148,7 +146,7 @@ impl Tx<'_> {
             event_time: new.event_time,
             received: new.received,
             label: new.label.clone(),
-            sealed_parts,
+            parts,
             size: new.size,
         });
         match self.apply(pool, event)? {
@@ -259,6 +257,23 @@ impl Tx<'_> {
     }
 }
 
+/// The last batch of a label.
+const LAST_PART: &str =
+    "SELECT record FROM batches WHERE pool_id = ?1 AND label = ?2 ORDER BY id DESC LIMIT 1";
+
+/// How many parts of a label were opened so far.
+fn parts(sql: &Connection, pool: PoolId, label: &Label) -> Result<u32> {
+    let last: Option<String> = sql
+        .prepare_cached(LAST_PART)?
+        .query_row(params![pool, label.as_str()], |row| row.get(0))
+        .optional()?;
+    let Some(record) = last else { return Ok(0) };
+    Ok(match serde_json::from_str::<Batch>(&record)?.group {
+        Group::Label { part, .. } => part,
+        Group::Window { .. } | Group::Count => 0,
+    })
+}
+
 /// The receipt of a member's upload.
 pub fn find_receipt(sql: &Connection, member: i64, upload: &str) -> Result<Option<Receipt>> {
     let receipt = sql
@@ -331,4 +346,19 @@ pub fn replay_from(sql: &Connection, member: i64, cursor: i64, now: Timestamp) -
         .prepare_cached("SELECT max(seq) FROM uploads WHERE member_id = ?1 AND seq > ?2 AND received < ?3")?
         .query_row(params![member, from, since], |row| row.get(0))?;
     Ok(by_age.unwrap_or(from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_part_of_a_label_is_found_by_one_row_of_an_index() {
+        let sql = Connection::open_in_memory().unwrap();
+        sql.execute_batch(include_str!("schema/0001.sql")).unwrap();
+        let mut plan = sql.prepare(&format!("EXPLAIN QUERY PLAN {LAST_PART}")).unwrap();
+        let steps = plan.query_map([1, 2], |row| row.get::<_, String>(3)).unwrap();
+        let steps: Vec<String> = steps.collect::<rusqlite::Result<_>>().unwrap();
+        assert_eq!(steps, ["SEARCH batches USING INDEX batches_label (pool_id=? AND label=?)"]);
+    }
 }

@@ -51,8 +51,9 @@ pub struct Upload {
     pub received: Option<Timestamp>,
     /// Needed in a pool that groups by label, ignored elsewhere.
     pub label: Option<Label>,
-    /// How many parts of that label are sealed already (the shell knows; the core does not keep closed labels).
-    pub sealed_parts: u32,
+    /// How many parts of that label were opened so far (the shell knows; the core does not keep closed labels). Needed where
+    /// labels group, unless a part [is open](super::Pool::has_open_part).
+    pub parts: u32,
     pub size: u64,
 }
 

@@ -95,9 +95,7 @@ impl Batches {
                 };
                 let own = match self.find_label(label) {
                     Some(open) => open.row.group.clone(),
-                    None => {
-                        Group::Label { label: label.clone(), part: upload.sealed_parts.saturating_add(1) }
-                    }
+                    None => Group::Label { label: label.clone(), part: upload.parts.saturating_add(1) },
                 };
                 let closed = matches!(own, Group::Label { part: 2.., .. });
                 (own, closed)

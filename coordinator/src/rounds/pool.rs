@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use millpond_protocol::{Code, Refusal, Timestamp};
+use millpond_protocol::{Code, Label, Refusal, Timestamp};
 
 use super::batches::{Batches, OpenBatch};
 use super::leases::Rounds;
@@ -169,6 +169,11 @@ impl Pool {
     /// The open batch of that number.
     pub fn batch(&self, batch: BatchNo) -> Option<&Batch> {
         self.batches.get(batch).map(|open| &open.row)
+    }
+
+    /// Whether a part of that label is open, and stays so until `now` at least.
+    pub fn has_open_part(&self, label: &Label, now: Timestamp) -> bool {
+        self.batches.find_label(label).is_some() && self.batches.next_due().is_none_or(|due| due > now)
     }
 
     /// Every open batch, in order of opening.

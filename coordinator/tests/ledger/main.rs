@@ -145,6 +145,32 @@ async fn a_refusal_at_the_instant_of_a_deadline_leaves_no_gap_in_the_chain() {
 }
 
 #[tokio::test]
+async fn parts_of_a_label_are_numbered_on_after_a_restart_and_under_another_grouping_meanwhile() {
+    let by_label = Policy { grouping: Grouping::Label, ..Policy::default() };
+    let mut f = Fixture::new(by_label.clone()).await;
+    for part in 1..4 {
+        for (id, late) in [("a", part > 1), ("b", part > 1)] {
+            let (who, new) = (f.who.clone(), upload(&format!("{id}{part}"), b"x"));
+            let new = NewUpload { label: Some("x".parse().unwrap()), ..new };
+            let stored = f.ledger.write(move |tx| store(tx, &who, new)).await.unwrap();
+            assert_eq!((stored.receipt.batch, stored.receipt.late), (Some(part), late));
+        }
+        let (who, policies) = (f.who.clone(), [by_count(10), by_label.clone()]);
+        let sealed = f.ledger.write(move |tx| {
+            let pool = tx.pool_of(&who)?;
+            tx.apply(pool, Event::Trigger { target: Target::Oldest, take: None })?;
+            policies.iter().try_for_each(|policy| tx.apply_pool(&who.pool, policy).map(drop))
+        });
+        sealed.await.unwrap();
+        f = f.restart().await;
+    }
+    assert_eq!(
+        f.count("SELECT json_extract(record, '$.group.label.part') FROM batches WHERE id % 4 = 3").await,
+        3
+    );
+}
+
+#[tokio::test]
 async fn a_restart_finds_counts_cores_and_numbers_as_they_were() {
     let f = Fixture::new(by_count(3)).await;
     f.upload("a", b"a").await.unwrap();

@@ -143,6 +143,13 @@ fn what_is_late_for_a_label_opens_a_further_part_of_it() {
 }
 
 #[test]
+fn a_part_whose_deadline_is_over_when_an_upload_comes_is_followed_by_the_next() {
+    let mut p = pool("grouping = 'label', deadline_s = 60");
+    p.at("10:00").label("a", "x").at("10:01").label("b", "x").says("in 2, late");
+    p.does(&["batch 1 of 1 sealed by deadline", "round 1 sealed", "batch 2 opens for x part 2"]);
+}
+
+#[test]
 fn a_sealed_label_rejects_what_is_late_if_the_pool_wants_it_so() {
     let mut p = pool("grouping = 'label', late = 'reject'");
     p.at("10:00").label("a", "x").trigger(Target::Oldest).label("b", "x").says("rejected: late");

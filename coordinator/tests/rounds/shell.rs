@@ -103,14 +103,13 @@ impl Shell {
     pub(crate) fn file(&self, who: &str, event_time: Option<Timestamp>, label: Option<&str>) -> Upload {
         let of_label =
             |group: &Group| matches!(group, Group::Label { label: it, .. } if Some(it.as_str()) == label);
-        let sealed =
-            self.rows.batches.values().filter(|batch| batch.round.is_some() && of_label(&batch.group));
+        let parts = self.rows.batches.values().filter(|batch| of_label(&batch.group));
         Upload {
             member: member(who),
             event_time,
             received: None,
             label: label.map(|text| text.parse().unwrap()),
-            sealed_parts: sealed.count() as u32,
+            parts: parts.count() as u32,
             size: 10,
         }
     }
