@@ -187,6 +187,13 @@ impl Tx<'_> {
         self.sql
             .prepare_cached("UPDATE members SET role = ?2, complete_through = NULL WHERE id = ?1")?
             .execute(params![id, role.as_str()])?;
+        // What the core forgets of it with the next line.
+        self.sql
+            .prepare_cached(
+                "UPDATE batch_members SET completed = 0 WHERE member_id = ?1 AND completed = 1 \
+                 AND batch_id IN (SELECT id FROM batches WHERE pool_id = ?2 AND state = 'open')",
+            )?
+            .execute(params![id, pool])?;
         self.apply(pool, Event::MemberRemoved { member: id })?;
         self.end_grants_of(id)?;
         self.effects.roles.push((id, old, role));

@@ -4,6 +4,7 @@
 mod credentials;
 mod failures;
 
+use millpond::ledger::manage::find_member;
 use millpond::ledger::tokens::find_token;
 use millpond::ledger::uploads::{NewUpload, Stored, receipts_after, replay_from};
 use millpond::ledger::{Ledger, OpenError, Tx};
@@ -168,6 +169,32 @@ async fn parts_of_a_label_are_numbered_on_after_a_restart_and_under_another_grou
         f.count("SELECT json_extract(record, '$.group.label.part') FROM batches WHERE id % 4 = 3").await,
         3
     );
+}
+
+#[tokio::test]
+async fn what_a_publisher_said_to_be_complete_is_void_for_good_once_it_had_another_role() {
+    let f = Fixture::new(Policy { grouping: Grouping::Label, ..Policy::default() }).await;
+    let label: millpond_protocol::Label = "x".parse().unwrap();
+    let (who, of) = (f.who.clone(), label.clone());
+    let said = f.ledger.write(move |tx| {
+        let pool = tx.pool_of(&who)?;
+        tx.add_member(pool, &"other".parse().unwrap(), Role::Publisher, &Sha256::of(b"other"))?;
+        tx.store_upload(pool, &who, NewUpload { label: Some(of.clone()), ..upload("u", b"x") })?;
+        tx.apply(pool, Event::CompleteLabel { member: who.id, label: of })?;
+        for role in [Role::Listener, Role::Publisher] {
+            tx.set_role(pool, &who.name, role)?;
+        }
+        Ok(())
+    });
+    said.await.unwrap();
+    let f = f.restart().await;
+    let complete = f.ledger.write(move |tx| {
+        let pool = tx.pool(&"p".parse().unwrap())?;
+        let (other, _) = find_member(tx.sql(), pool, &"other".parse().unwrap())?.unwrap();
+        tx.apply(pool, Event::CompleteLabel { member: other, label })
+    });
+    complete.await.unwrap();
+    assert_eq!(f.count("SELECT count(*) FROM batches WHERE state = 'open'").await, 1, "sealed without it");
 }
 
 #[tokio::test]

@@ -201,12 +201,12 @@ impl Shell {
             assert_eq!((&facts, &self.pool), (&by_time, &unmoved), "a refused event changes nothing");
         } else {
             match event {
-                // Who was removed and joins again is another member: its rows are not those of the first.
                 Event::PublisherAdded { member } if !self.rows.publishers.contains_key(&member) => {
-                    self.rows.completed_labels.retain(|(_, it)| *it != member);
                     self.rows.publishers.insert(member, None);
                 }
+                // What it said is void, also if the same member joins again.
                 Event::MemberRemoved { member } => {
+                    self.rows.completed_labels.retain(|(_, it)| *it != member);
                     self.rows.publishers.remove(&member);
                 }
                 Event::Policy(policy) => self.rows.policy = *policy,
