@@ -244,9 +244,11 @@ impl Tx<'_> {
             }
         }
         if first {
+            // The upload itself may have made the batch due, and it was carried on before this row.
             self.sql
                 .prepare_cached(
-                    "INSERT INTO batch_members (batch_id, member_id, uploaded) VALUES (?1, ?2, 1) \
+                    "INSERT INTO batch_members (batch_id, member_id, uploaded) \
+                     SELECT coalesce(carried_into, id), ?2, 1 FROM batches WHERE id = ?1 \
                      ON CONFLICT DO UPDATE SET uploaded = 1",
                 )?
                 .execute(params![batch_id, who.id])?;

@@ -8,7 +8,7 @@ use millpond::ledger::manage::find_member;
 use millpond::ledger::tokens::find_token;
 use millpond::ledger::uploads::{NewUpload, Stored, receipts_after, replay_from};
 use millpond::ledger::{Ledger, OpenError, Tx};
-use millpond::rounds::policy::Grouping;
+use millpond::rounds::policy::{BelowMinimum, Grouping};
 use millpond::rounds::{Event, Policy, Target};
 use millpond_protocol::message::Outcome;
 use millpond_protocol::{Code, Principal, Refusal, Role, Sha256, Timestamp, limits};
@@ -271,4 +271,29 @@ async fn asks_are_forgotten_after_a_day_and_not_before() {
     });
     let (old, new) = left.await.unwrap();
     assert!(old.is_none() && new.is_some());
+}
+
+#[tokio::test]
+async fn who_is_in_a_batch_stays_in_it_where_the_upload_itself_had_it_carried_on() {
+    let below_minimum = BelowMinimum::Carry;
+    let carries = Policy { quorum: 1, min_uploads: 3, below_minimum, ..Policy::default() };
+    let f = Fixture::new(carries).await;
+    let now = millpond::ledger::now();
+    let other = f.ledger.write(|tx| {
+        let pool = tx.pool(&"p".parse()?)?;
+        let token = Sha256::of(b"other");
+        tx.add_member(pool, &"n".parse()?, Role::Publisher, &token)?;
+        Ok(find_token(tx.sql(), &token, tx.now())?.unwrap())
+    });
+    let (other, who) = (other.await.unwrap(), f.who.clone());
+    // The quorum of the hour before is there with the first upload, which is too little to run alone.
+    let hour_ago = now.before(std::time::Duration::from_secs(3_600));
+    for (who, event_time) in [(who, now), (other, hour_ago)] {
+        let new = NewUpload { event_time: Some(event_time), ..upload("u", b"x") };
+        f.ledger.write(move |tx| store(tx, &who, new)).await.unwrap();
+    }
+    assert_eq!(f.count("SELECT count(*) FROM batches WHERE state = 'open'").await, 1);
+    let members = "SELECT count(*) FROM batch_members m JOIN batches b ON b.id = m.batch_id \
+                   WHERE b.state = 'open' AND m.uploaded = 1";
+    assert_eq!(f.count(members).await, 2);
 }
