@@ -23,6 +23,8 @@ pub mod retention;
 pub mod rounds;
 pub mod secrets;
 pub mod server;
+#[cfg(test)]
+mod simulation;
 mod stopped;
 mod store;
 mod ustar;

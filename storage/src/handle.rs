@@ -51,6 +51,26 @@ impl Storage {
         })))
     }
 
+    /// The same in somebody's hands: nothing goes over the network.
+    ///
+    /// # Errors
+    ///
+    /// As [`Storage::new`].
+    #[cfg(feature = "simulated")]
+    pub fn in_hands(config: &StorageConfig, hands: Arc<dyn crate::hands::Hands>) -> Result<Self, BadConfig> {
+        config.validate()?;
+        let mut client = Client::new(config)?;
+        client.http.hands = Some(hands);
+        Ok(Self(Arc::new(Inner {
+            client,
+            presigner: Presigner::new(config)?,
+            outsider: Outsider::new(config)?,
+            call_timeout: config.call_timeout,
+            attempts: config.attempts,
+            confirm: config.confirm,
+        })))
+    }
+
     /// Stores an object, in place of one of the same key. `Ok` means that storage has compared the bytes with `sha256`
     /// and, as far as it says when it is asked, has them.
     pub async fn put(&self, key: &ObjectKey, bytes: Bytes, sha256: Sha256) -> Result<(), Error> {

@@ -21,6 +21,9 @@ use crate::xml;
 /// What sends signed requests to one bucket.
 pub(crate) struct Http {
     inner: reqwest::Client,
+    /// Who takes calls in the network's place.
+    #[cfg(feature = "simulated")]
+    pub(crate) hands: Option<std::sync::Arc<dyn crate::hands::Hands>>,
     bucket: Bucket,
     credentials: Credentials,
     /// The clock, so that tests can have a wrong one.
@@ -88,6 +91,8 @@ impl Http {
     pub(crate) fn new(config: &StorageConfig) -> Result<Self, BadConfig> {
         Ok(Self {
             inner: builder(config)?.build().map_err(|error| BadConfig(vec![chain(&error)]))?,
+            #[cfg(feature = "simulated")]
+            hands: None,
             bucket: bucket(config, "endpoint", &config.endpoint)?,
             credentials: credentials(config),
             now: Timestamp::now,
@@ -119,6 +124,29 @@ impl Http {
         if method != Method::Get && !head {
             headers.push(("content-length", body.len().to_string()));
         }
+        let answer = self.carry(method, key, url, headers, body).await?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        Err(refused(answer, head, now).await)
+    }
+}
+
+impl Http {
+    /// Sends what is signed.
+    async fn carry(
+        &self,
+        method: Method,
+        #[cfg_attr(not(feature = "simulated"), allow(unused_variables))] key: &str,
+        url: Url,
+        headers: Vec<(&'static str, String)>,
+        body: Bytes,
+    ) -> Result<Response, Error> {
+        #[cfg(feature = "simulated")]
+        if let Some(hands) = &self.hands {
+            let call = crate::hands::Call { method: method.to_str(), key: key.to_owned(), headers, body };
+            return crate::hands::send(&**hands, call).await;
+        }
         let method = match method {
             Method::Head => reqwest::Method::HEAD,
             Method::Get => reqwest::Method::GET,
@@ -129,11 +157,7 @@ impl Http {
         let send = headers
             .into_iter()
             .fold(self.inner.request(method, url), |send, (name, value)| send.header(name, value));
-        let answer = send.body(body).send().await.map_err(|error| unsent(&error))?;
-        if answer.status().is_success() {
-            return Ok(answer);
-        }
-        Err(refused(answer, head, now).await)
+        send.body(body).send().await.map_err(|error| unsent(&error))
     }
 }
 

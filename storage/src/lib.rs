@@ -34,6 +34,8 @@ pub mod directory;
 pub mod embedded;
 mod error;
 mod handle;
+#[cfg(feature = "simulated")]
+pub mod hands;
 mod hash;
 mod http;
 mod key;

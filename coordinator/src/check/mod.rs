@@ -12,7 +12,7 @@
 
 mod chain;
 mod objects;
-mod rules;
+pub(crate) mod rules;
 
 use millpond_protocol::{Refusal, Sha256};
 use millpond_storage::Storage;

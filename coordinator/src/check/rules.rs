@@ -2,7 +2,7 @@
 //! row is about, and what is wrong with it. One statement sees one state of the ledger, whatever is written meanwhile.
 
 /// The word of a rule, and its query.
-pub(super) const RULES: [(&str, &str); 30] = [
+pub(crate) const RULES: [(&str, &str); 30] = [
     (
         "pool-batches",
         "SELECT name, 'its newest batch is ' || n || ' and it counts ' || batches FROM (SELECT *, \

@@ -35,6 +35,8 @@ const ENTRY: usize = 256;
 const ROOM: usize = 32 << 20;
 /// Rows read in one go: a reader of the ledger is held for some 30 ms.
 const PAGE: usize = 20_000;
+/// Entries that are sorted and hashed in a millisecond, mostly sooner than a thread of their own wakes.
+const SHORT: u64 = 100;
 /// Bytes that are handed on to storage at a time, and how many such pieces may wait.
 const PIECE: usize = 256 << 10;
 const PIECES: usize = 4;
@@ -118,7 +120,8 @@ pub(super) async fn build(
             }
         }
     }
-    blocking(move || {
+    let is_short = entries.count <= SHORT;
+    let finish = move || {
         let Entries { sorter, count, bytes } = entries;
         let header = header(&sealed, count, bytes)?;
         let entries = sorter.finish()?;
@@ -131,8 +134,8 @@ pub(super) async fn build(
         })?;
         (manifest.size, manifest.sha256) = (size, Sha256(hasher.finalize().into()));
         Ok(manifest)
-    })
-    .await
+    };
+    if is_short { finish().map_err(Trouble::Scratch) } else { blocking(finish).await }
 }
 
 impl Manifest {
@@ -140,6 +143,19 @@ impl Manifest {
     /// files cannot be read.
     pub(super) fn pieces(self) -> mpsc::Receiver<Bytes> {
         let (send, pieces) = mpsc::channel(PIECES);
+        if self.size <= PIECE as u64 {
+            // One piece needs no thread that waits until it is taken.
+            let mut piece = BytesMut::new();
+            let made = self.each(|bytes| {
+                piece.extend_from_slice(bytes);
+                Ok(())
+            });
+            // Lines that are this few are in memory, and the channel is empty: neither fails.
+            if made.is_ok() {
+                let _ = send.try_send(piece.freeze());
+            }
+            return pieces;
+        }
         tokio::task::spawn_blocking(move || {
             let mut piece = BytesMut::with_capacity(PIECE);
             let gone = || io::Error::from(io::ErrorKind::BrokenPipe);

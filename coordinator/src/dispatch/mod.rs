@@ -106,6 +106,18 @@ impl Dispatch {
         Self { dispatcher }
     }
 
+    /// Does what is to be done for a pool now, as [`run`](Self::run) does after a commit.
+    #[cfg(test)]
+    pub(crate) fn work(&self, pool: PoolId) -> impl Future<Output = Result<bool, Trouble>> + Send + use<> {
+        step::work(self.dispatcher.context.clone(), pool)
+    }
+
+    /// What [`run`](Self::run) begins with.
+    #[cfg(test)]
+    pub(crate) async fn recover(&self) -> Result<usize, Refusal> {
+        object::doom_left_over(&self.dispatcher.context.ledger).await
+    }
+
     /// The pools whose work does not get on, as it changes.
     pub fn troubles(&self) -> watch::Receiver<Troubles> {
         self.dispatcher.tell.subscribe()

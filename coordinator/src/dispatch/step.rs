@@ -1,6 +1,6 @@
 //! What is to be done for a pool, found from its rows; the most urgent first.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use millpond_protocol::{Refusal, limits};
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::pack::{self, Fill};
 use super::seal::{self, Sealed};
 use super::{Context, Trouble, story};
+use crate::ledger::clock::Moment;
 use crate::ledger::{Ledger, PoolId, Result, row_id};
 use crate::rounds::Event;
 
@@ -30,7 +31,7 @@ const TURN: Duration = Duration::from_secs(1);
 
 /// Takes one step after the other until nothing is left, or the turn is over: then there may be more.
 pub(super) async fn work(context: Context, pool: PoolId) -> std::result::Result<bool, Trouble> {
-    let begun = Instant::now();
+    let begun = Moment::now();
     while let Some(step) = context.ledger.read(move |sql| next(sql, pool)).await? {
         match step {
             Step::Seal(sealed) => seal::finish(&context, pool, *sealed).await?,

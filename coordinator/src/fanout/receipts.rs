@@ -81,27 +81,32 @@ pub fn payload(receipt: &Receipt) -> Bytes {
 }
 
 /// Moves members' cursors, a batch of acknowledgements at a time.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Cursors(Arc<Mutex<HashMap<i64, i64>>>);
 
 impl Cursors {
     /// Starts the task that writes them.
     pub fn start(ledger: Ledger) -> Self {
-        let gathered = Arc::new(Mutex::new(HashMap::new()));
-        let weak = Arc::downgrade(&gathered);
+        let cursors = Self::default();
+        let weak = Arc::downgrade(&cursors.0);
         tokio::spawn(async move {
             let mut every = tokio::time::interval(GATHER);
             loop {
                 every.tick().await;
                 let Some(gathered) = weak.upgrade() else { return };
-                let moved = std::mem::take(&mut *gathered.lock().unwrap_or_else(PoisonError::into_inner));
-                if !moved.is_empty() {
-                    // What fails is sent again to whoever comes back.
-                    let _ = write(&ledger, moved).await;
-                }
+                Self(gathered).advance(&ledger).await;
             }
         });
-        Self(gathered)
+        cursors
+    }
+
+    /// Writes what has gathered.
+    pub(crate) async fn advance(&self, ledger: &Ledger) {
+        let moved = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        if !moved.is_empty() {
+            // What fails is sent again to whoever comes back.
+            let _ = write(ledger, moved).await;
+        }
     }
 
     /// A connection of the member acknowledged everything up to `seq`.

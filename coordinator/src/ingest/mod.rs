@@ -7,7 +7,7 @@ mod bundle;
 mod delivery;
 mod properties;
 mod result;
-mod stage;
+pub(crate) mod stage;
 mod up;
 
 use std::net::SocketAddr;
@@ -70,14 +70,25 @@ impl Ingest {
         states: States,
     ) -> Result<Self, Refusal> {
         stage::recover(&asks.ledger).await?;
+        let cursors = Cursors::start(asks.ledger.clone());
+        Ok(Self::new(asks, identity, gate, states, cursors))
+    }
+
+    /// The same with nothing done yet, and with cursors that somebody else writes.
+    pub(crate) fn new(
+        asks: Asks,
+        identity: Identity,
+        gate: GateHandle,
+        states: States,
+        cursors: Cursors,
+    ) -> Self {
         let ctx = Ctx {
             ledger: asks.ledger.clone(),
             storage: asks.storage.clone(),
             gate: gate.clone(),
             feeding: Arc::new(Semaphore::new(FEEDING_MAX)),
         };
-        let cursors = Cursors::start(asks.ledger.clone());
-        Ok(Self { ctx, identity, asks: Arc::new(MqttAsks::new(asks, gate)), states, cursors })
+        Self { ctx, identity, asks: Arc::new(MqttAsks::new(asks, gate)), states, cursors }
     }
 }
 

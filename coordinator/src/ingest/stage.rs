@@ -31,7 +31,7 @@ impl Kind {
 }
 
 /// Dooms what an earlier run staged and never counted. To be called before anything is staged.
-pub(super) async fn recover(ledger: &Ledger) -> Result<(), Refusal> {
+pub(crate) async fn recover(ledger: &Ledger) -> Result<(), Refusal> {
     let doom = |tx: &mut Tx<'_>| {
         [Kind::Upload, Kind::Result]
             .into_iter()

@@ -1,12 +1,13 @@
 //! The ledger: one SQLite file that is the truth of everything Millpond has acknowledged.
 //!
-//! All writes go through one thread (`writer.rs`), which gathers what waits into one transaction, feeds the pools' pure
+//! All writes go through one thread (`thread.rs`), which gathers what waits into one transaction (`writer.rs`), feeds the pools' pure
 //! cores inside it, commits, and only then lets answers and [`Commit`] notices out. So a state change and the messages
 //! that it causes become true together, and an acknowledgement means fsync. Readers have their own connections.
 //!
 //! `rusqlite` is named in this folder alone, apart from the SQL of reads that belongs to one caller.
 
 pub mod bodies;
+pub(crate) mod clock;
 pub(crate) mod error;
 mod facts;
 pub mod grants;
@@ -24,6 +25,9 @@ mod readers;
 pub mod results;
 pub mod sessions;
 pub mod snapshot;
+#[cfg(test)]
+pub(crate) mod stepped;
+mod thread;
 pub mod tokens;
 pub mod transfer;
 mod tx;
@@ -37,14 +41,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use millpond_protocol::{Refusal, Timestamp};
+use millpond_protocol::Refusal;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{Semaphore, broadcast, oneshot};
 
+pub use clock::now;
 pub use error::{Error, Result};
 pub use notice::{Commit, PoolChange};
 use readers::Readers;
 pub use tx::Tx;
+use writer::Writer;
 
 /// The schema of the ledger that this program writes; it opens older ones, and no newer one.
 pub const SCHEMA: u32 = migrate::KNOWN;
@@ -76,12 +82,6 @@ pub fn number(row_id: i64) -> u64 {
     u64::try_from(row_id & NUMBER_MAX).unwrap_or_default()
 }
 
-/// The wall clock.
-pub fn now() -> Timestamp {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    Timestamp::clamped(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-}
-
 /// A handle to the open ledger; clones share it.
 #[derive(Clone)]
 pub struct Ledger(Arc<Inner>);
@@ -96,8 +96,8 @@ struct Inner {
     lookers: Readers,
     /// One permit: taken from before a snapshot until it is dropped.
     snapshots: Arc<Semaphore>,
-    /// Held for as long as the process uses the data directory.
-    _lock: File,
+    /// Held for as long as the process uses the data directory; none has a ledger that is in memory alone.
+    _lock: Option<File>,
 }
 
 impl Ledger {
@@ -128,7 +128,7 @@ impl Ledger {
         let (commits, _) = broadcast::channel(NOTICES);
         let log =
             log::Log::start(&mut sql, connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?).map_err(io)?;
-        let ended = writer::start(sql, log, queue, commits.clone())?;
+        let ended = thread::start(Writer::load(sql, commits.clone())?, log, queue)?;
         let inner = Inner {
             directory: dir.to_owned(),
             jobs,
@@ -137,7 +137,7 @@ impl Ledger {
             readers,
             lookers,
             snapshots: Arc::new(Semaphore::new(1)),
-            _lock: lock,
+            _lock: Some(lock),
         };
         Ok((Self(Arc::new(inner)), ended))
     }

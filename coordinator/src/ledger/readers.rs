@@ -14,11 +14,15 @@ use super::{Error, Result, connect};
 pub(super) const LOOK_EVERY: i32 = 10_000;
 
 /// A few connections that share their work.
+#[derive(Clone)]
 pub(super) struct Readers(Arc<Set>);
 
 struct Set {
     idle: Mutex<Vec<Connection>>,
     places: Arc<Semaphore>,
+    /// Jobs run where they are asked for, and no thread has a part in their order.
+    #[cfg(test)]
+    here: bool,
 }
 
 impl Readers {
@@ -30,7 +34,19 @@ impl Readers {
                 Ok(sql)
             })
             .collect::<rusqlite::Result<_>>()?;
-        Ok(Self(Arc::new(Set { idle: Mutex::new(idle), places: Arc::new(Semaphore::new(connections)) })))
+        Ok(Self(Arc::new(Set {
+            idle: Mutex::new(idle),
+            places: Arc::new(Semaphore::new(connections)),
+            #[cfg(test)]
+            here: false,
+        })))
+    }
+
+    /// One connection, on which jobs run where they are asked for.
+    #[cfg(test)]
+    pub(super) fn here(sql: Connection) -> Self {
+        let (idle, places) = (Mutex::new(vec![sql]), Arc::new(Semaphore::new(1)));
+        Self(Arc::new(Set { idle, places, here: true }))
     }
 
     /// Runs `job` in one snapshot, which has everything that was committed before the call. If the caller gives up, so
@@ -52,6 +68,10 @@ impl Readers {
             let mut reader = Reader { sql, home: &set.idle };
             reader.snapshot(gone, job).unwrap_or_else(|| Err(stopped()))
         };
+        #[cfg(test)]
+        if self.0.here {
+            return run();
+        }
         tokio::task::spawn_blocking(run).await.map_err(|_| stopped())?
     }
 }

@@ -1,11 +1,11 @@
 //! What a job may do inside the group's transaction, and the writer's memory of the pools.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::time::Instant;
 
 use millpond_protocol::{Code, PoolName, Principal, Refusal, Role, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::clock::Moment;
 use super::error::not_found;
 use super::notice::Commit;
 use super::quota::Kept;
@@ -20,7 +20,7 @@ pub(super) struct State {
     /// When each pool's core wants a tick.
     pub due: BTreeSet<(Timestamp, PoolId)>,
     /// The time of the last job, and when that was.
-    last: Option<(Timestamp, Instant)>,
+    last: Option<(Timestamp, Moment)>,
     /// What pools with a quota keep.
     pub kept: HashMap<PoolId, Kept>,
     /// Members revoked since the start: what they had in the queue is refused.
@@ -57,7 +57,7 @@ impl State {
         let wall = super::now();
         let now = self.last.map_or(wall, |(last, at)| wall.max(last.after(at.elapsed())));
         if self.last.is_none_or(|(last, _)| now > last) {
-            self.last = Some((now, Instant::now()));
+            self.last = Some((now, Moment::now()));
         }
         now
     }

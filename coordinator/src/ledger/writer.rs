@@ -1,9 +1,8 @@
-//! The one thread that writes: gathers jobs into a group, runs each in a savepoint, commits, then lets the answers out.
+//! What the one writer does with a group of jobs: runs each in a savepoint, commits, then lets the answers out.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use millpond_failpoint::{Point, reach};
@@ -11,20 +10,12 @@ use millpond_protocol::{Refusal, limits};
 use rusqlite::{Connection, params};
 use tokio::sync::{broadcast, oneshot};
 
-use super::log::{Log, die_if_unsynced};
+use super::log::die_if_unsynced;
 use super::notice::Commit;
 use super::tx::{Effects, State, Tx};
 use super::{Error, OpenError, PoolId, Result, load, manage};
 use crate::rounds::Event;
 
-/// Jobs of one group: bounds the time that the first one waits for the last one.
-const GROUP_JOBS: usize = 4_096;
-/// How long a group gathers at most while jobs keep coming.
-const GROUP_TIME: Duration = Duration::from_millis(20);
-/// The writer looks at the clock at least this often, so that a clock step is noticed.
-const IDLE: Duration = Duration::from_secs(1);
-/// Between a group that was lost and the next one.
-const LOST_PAUSE: Duration = Duration::from_millis(50);
 /// A pool whose tick failed waits that long for the next one.
 const TICK_PAUSE: Duration = Duration::from_secs(5);
 
@@ -70,30 +61,18 @@ fn not_now() -> Refusal {
     Refusal::unavailable("the ledger could not commit")
 }
 
-/// Loads the pools and starts the thread. The receiver resolves when the thread has ended.
-pub(super) fn start(
-    sql: Connection,
-    log: Log,
-    queue: Receiver<Job>,
+/// The one connection that writes, and the pools' cores. What runs it decides which jobs make a group.
+pub(super) struct Writer {
+    pub(super) sql: Connection,
+    pub(super) state: State,
     commits: broadcast::Sender<Arc<Commit>>,
-) -> std::result::Result<oneshot::Receiver<()>, OpenError> {
-    let mut writer = Writer { log, sql, state: State::default(), commits };
-    writer.load_all()?;
-    let (ended, end) = oneshot::channel();
-    let run = move || {
-        writer.run(&queue);
-        drop(ended);
-    };
-    let spawned = std::thread::Builder::new().name("ledger".into()).spawn(run);
-    spawned.map_err(|source| OpenError::Io { path: "thread".into(), source })?;
-    Ok(end)
 }
 
-struct Writer {
-    log: Log,
-    sql: Connection,
-    state: State,
-    commits: broadcast::Sender<Arc<Commit>>,
+/// What became of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Committed,
+    Lost,
 }
 
 /// The group under way.
@@ -106,6 +85,16 @@ struct Group {
 }
 
 impl Writer {
+    /// Reads every pool from its rows.
+    pub(super) fn load(
+        sql: Connection,
+        commits: broadcast::Sender<Arc<Commit>>,
+    ) -> std::result::Result<Self, OpenError> {
+        let mut writer = Self { sql, state: State::default(), commits };
+        writer.load_all()?;
+        Ok(writer)
+    }
+
     fn load_all(&mut self) -> std::result::Result<(), OpenError> {
         let corrupt = |e: Error| OpenError::Corrupt(e.to_string());
         let ids: Vec<PoolId> = self
@@ -127,27 +116,14 @@ impl Writer {
         Ok(())
     }
 
-    fn run(mut self, queue: &Receiver<Job>) {
-        loop {
-            let first = match queue.recv_timeout(self.idle()) {
-                Ok(job) => Some(job),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
-            let now = self.state.clock();
-            if first.is_some() || self.state.due.first().is_some_and(|(due, _)| *due <= now) {
-                self.group(first, queue);
-            }
-        }
-    }
-
-    /// How long nothing can happen without a job.
-    fn idle(&mut self) -> Duration {
+    /// In what time the first core wants to see the clock; nothing if it does now.
+    pub(super) fn next_due(&mut self) -> Option<Duration> {
         let now = self.state.clock();
-        self.state.due.first().map_or(IDLE, |(due, _)| due.since(now).min(IDLE))
+        self.state.due.first().map(|(due, _)| due.since(now))
     }
 
-    fn group(&mut self, first: Option<Job>, queue: &Receiver<Job>) {
+    /// Runs `first` and what comes after it, given how many jobs are in the group already, as one transaction.
+    pub(super) fn group(&mut self, first: Option<Job>, mut more: impl FnMut(usize) -> Option<Job>) -> Fate {
         let started = Instant::now();
         let mut group = Group::default();
         if let Err(error) = self.sql.execute_batch("BEGIN IMMEDIATE") {
@@ -160,11 +136,11 @@ impl Writer {
             self.tick(&mut group);
             let Some(Job(run)) = next.take() else { break };
             self.one(run, &mut group);
-            if !group.lost && group.finish.len() < GROUP_JOBS && started.elapsed() < GROUP_TIME {
-                next = queue.try_recv().ok();
+            if !group.lost {
+                next = more(group.finish.len());
             }
         }
-        self.end(group, started);
+        self.end(group, started)
     }
 
     /// Lets due cores see the time, each in a savepoint of its own.
@@ -283,7 +259,7 @@ impl Writer {
         }
     }
 
-    fn end(&mut self, mut group: Group, started: Instant) {
+    fn end(&mut self, mut group: Group, started: Instant) -> Fate {
         let jobs = group.finish.len();
         reach(Point::LedgerGrouped);
         let flushed = !group.lost
@@ -307,7 +283,7 @@ impl Writer {
         metrics::histogram!("millpond_commit_seconds").record(started.elapsed().as_secs_f64());
         if !committed {
             self.refuse(group);
-            return;
+            return Fate::Lost;
         }
         reach(Point::LedgerCommitted);
         group.effects.made.count();
@@ -319,7 +295,7 @@ impl Writer {
             // No listener is no error.
             let _ = self.commits.send(Arc::new(group.effects.commit));
         }
-        self.log.committed(&self.sql);
+        Fate::Committed
     }
 
     /// Nothing of the group is kept: everyone is told to try again, and the cores are read from the ledger.
@@ -345,8 +321,6 @@ impl Writer {
         for finish in group.finish {
             finish(Err(not_now()));
         }
-        // What is due stays due: without a pause a disk that refuses everything would be asked without end.
-        std::thread::sleep(LOST_PAUSE);
     }
 }
 

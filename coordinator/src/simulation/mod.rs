@@ -1,0 +1,116 @@
+//! The simulation: the coordinator on one thread, under a clock, a network, a storage and a disk that a scheduler holds.
+//!
+//! What runs is the coordinator's: the gate's backend with every kind of message, asks, dispatch, sweep, state messages, and
+//! the ledger with its writer's groups, savepoints and start, over SQLite in memory. What the scheduler decides:
+//!
+//! | | |
+//! |---|---|
+//! | tasks | which one goes on, so what is seen between any two steps of another |
+//! | messages | delivered in any order, twice, or lost, with the answer or without it |
+//! | commits | which jobs are one group, and whether it commits |
+//! | storage | when it answers; that it refuses, or does what it was told and is not heard, or does it late |
+//! | the process | dies between any two steps, and starts from its rows |
+//! | notices | when a commit is noticed, and that some are missed |
+//! | time | how much goes by, and that somebody sets the clock |
+//!
+//! Every decision is read from a string of bytes ([`choices`]), which a seed stands for. When it ends no more harm is done:
+//! everything has to come to its end then, and the [`oracle`] looks at what is there. A string that fails is made shorter
+//! ([`shrink`]), and told in words. `docs/proof.md` has the commands.
+
+mod book;
+mod choices;
+mod listener;
+mod net;
+mod oracle;
+mod policies;
+mod processor;
+mod publisher;
+mod server;
+mod shrink;
+mod stage;
+mod store;
+mod tasks;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use choices::Choices;
+use world::Bench;
+
+/// Schedules that every run of the tests plays.
+const SCHEDULES: u64 = 100;
+
+/// Plays one schedule; a panic is a failure too, and takes the bench with it.
+fn play(bench: &mut Bench, bytes: &[u8], diary: bool) -> (Result<(), String>, Vec<String>) {
+    match catch_unwind(AssertUnwindSafe(|| bench.play(bytes, diary))) {
+        Ok(played) => played,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            *bench = Bench::new();
+            (Err(format!("a panic: {}", text.unwrap_or_default())), Vec::new())
+        }
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap())
+}
+
+#[test]
+fn whatever_is_lost_late_or_twice_what_was_acknowledged_counts_once_and_everybody_converges() {
+    let mut bench = Bench::new();
+    let seed = number("MILLPOND_SEED");
+    let seeds = match (seed, number("MILLPOND_SCHEDULES")) {
+        (Some(seed), schedules) => seed..seed + schedules.unwrap_or(1),
+        (None, Some(schedules)) => {
+            let now = crate::ledger::now().as_millis().unsigned_abs();
+            now..now + schedules
+        }
+        (None, None) => 1..1 + SCHEDULES,
+    };
+    let started = Instant::now();
+    let count = seeds.end - seeds.start;
+    for seed in seeds {
+        let bytes = Choices::of_seed(seed);
+        let (outcome, _) = play(&mut bench, &bytes, false);
+        if let Err(failure) = outcome {
+            tell(&mut bench, seed, bytes, &failure);
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    eprintln!("simulation: {count} schedules in {seconds:.1} s, {:.0} a second", count as f64 / seconds);
+}
+
+/// What two failures of the same sort have in common: how they begin, numbers aside.
+fn kind(failure: &str) -> String {
+    failure.chars().filter(|char| char.is_alphabetic()).take(24).collect()
+}
+
+/// Tells a failing schedule in its simplest form.
+fn tell(bench: &mut Bench, seed: u64, bytes: Vec<u8>, failure: &str) -> ! {
+    eprintln!("schedule {seed} fails: {failure}");
+    eprintln!("again: MILLPOND_SEED={seed} cargo test -p millpond --lib simulation");
+    let length = bytes.len();
+    // Each try that panics would say so at length.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let same = |other: &str| kind(other) == kind(failure);
+    let bytes = shrink::shrink(bytes, |bytes| play(bench, bytes, false).0.is_err_and(|other| same(&other)));
+    std::panic::set_hook(hook);
+    let (outcome, diary) = play(bench, &bytes, true);
+    eprintln!("of its {length} decisions {} are enough: {bytes:?}", bytes.len());
+    diary.iter().for_each(|line| eprintln!("{line}"));
+    panic!("schedule {seed}: {failure}; the simplest form: {}", outcome.err().unwrap_or_default());
+}
+
+#[test]
+fn a_schedule_that_is_played_again_is_the_same() {
+    let mut bench = Bench::new();
+    for seed in 1..=10 {
+        let bytes = Choices::of_seed(seed);
+        let mut again = || play(&mut bench, &bytes, true);
+        assert_eq!(again(), again(), "schedule {seed}");
+    }
+}

@@ -1,0 +1,392 @@
+//! The scheduler: what could happen next, and which of it does.
+
+use std::time::Duration;
+
+use millpond_protocol::{Role, Sha256, Timestamp};
+use millpond_storage::{Secret, Storage, StorageConfig};
+use tokio::runtime::Runtime;
+
+use super::choices::Choices;
+use super::net::Request;
+use super::server::Server;
+use super::stage::Stage;
+use super::store::{Fate, Store};
+use super::tasks::{Owner, Tasks};
+use super::{listener, oracle, policies, processor, publisher};
+use crate::ledger::stepped::Stepped;
+use crate::ledger::tokens::find_token;
+use crate::ledger::{Ledger, PoolId};
+
+/// Steps after which a schedule should have come to its end, and time that may go by until then.
+const STEPS: usize = 60_000;
+const LONGEST: Duration = Duration::from_secs(60 * 86_400);
+/// A PUT that the caller has given up is done until then.
+const LATE: Duration = Duration::from_secs(30);
+
+/// What is made once and used by one schedule after the other.
+pub(super) struct Bench {
+    pub(super) ledger: Stepped,
+    store: Store,
+    storage: Storage,
+    /// For what the shell does beside: nothing of it has a part in a schedule.
+    runtime: Runtime,
+}
+
+impl Bench {
+    pub(super) fn new() -> Self {
+        let store = Store::default();
+        let endpoint = "http://storage.invalid".parse().unwrap();
+        let mut config =
+            StorageConfig::new(endpoint, "millpond", "access", Secret::new("a-secret-of-the-tests"));
+        // The scheduler says what fails, and what is tried again.
+        (config.attempts, config.confirm) = (1, false);
+        let storage = Storage::in_hands(&config, std::sync::Arc::new(store.clone())).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        Self { ledger: Stepped::new(), store, storage, runtime }
+    }
+
+    /// Plays one schedule; what went wrong, and what happened if it is to be told.
+    pub(super) fn play(&mut self, bytes: &[u8], diary: bool) -> (Result<(), String>, Vec<String>) {
+        self.ledger.clear();
+        self.store.clear();
+        let stage = Stage::new(Choices::new(bytes.to_vec()), self.store.clone(), diary);
+        let outcome = {
+            let handle = self.runtime.handle().clone();
+            let _context = handle.enter();
+            let mut world = World::new(self, stage.clone());
+            let outcome = world.play();
+            world.tasks = Tasks::default();
+            outcome
+        };
+        self.runtime.block_on(tokio::task::yield_now());
+        (outcome, stage.diary())
+    }
+}
+
+/// One schedule.
+pub(super) struct World<'a> {
+    pub(super) bench: &'a mut Bench,
+    pub(super) stage: Stage,
+    pub(super) pool: PoolId,
+    tasks: Tasks,
+    server: Server,
+    /// Since when no more harm is done, by the cores' time.
+    pub(super) calm_since: Timestamp,
+    /// A PUT was done after it had been given up.
+    pub(super) was_late: bool,
+}
+
+impl<'a> World<'a> {
+    fn new(bench: &'a mut Bench, stage: Stage) -> Self {
+        let ledger = bench.ledger.start().unwrap();
+        let policy = policies::choose(&mut stage.choices());
+        let publishers = 1 + stage.below(3);
+        let made = ledger.write(move |tx| {
+            let (pool, _) = tx.apply_pool(&"p".parse()?, &policy)?;
+            let names = (0..publishers).map(|n| (format!("pub{n}"), Role::Publisher));
+            let others = [("proc0", Role::Processor), ("proc1", Role::Processor), ("lis", Role::Listener)];
+            let others = others.into_iter().map(|(name, role)| (name.to_owned(), role));
+            let mut members = Vec::new();
+            for (name, role) in names.chain(others) {
+                let token = Sha256::of(name.as_bytes());
+                tx.add_member(pool, &name.parse()?, role, &token)?;
+                members.extend(find_token(tx.sql(), &token, tx.now())?);
+            }
+            Ok((pool, members))
+        });
+        bench.ledger.group(1, true);
+        let (pool, members) = futures_util::FutureExt::now_or_never(made).unwrap().unwrap();
+        let server = Self::server(bench, &stage, pool, ledger);
+        let mut tasks = Tasks::default();
+        tasks.spawn(Owner::Server, "start".into(), server.clone().recover());
+        for who in members {
+            let (name, stage) = (who.name.to_string(), stage.clone());
+            match who.role {
+                Role::Publisher => {
+                    if stage.chance(128) {
+                        let receipts = publisher::receipts(stage.clone(), who.clone());
+                        tasks.spawn(Owner::Client, format!("{name} receipts"), receipts);
+                    }
+                    stage.book().publishing += 1;
+                    tasks.spawn(Owner::Client, name, publisher::live(stage, who));
+                }
+                Role::Processor => {
+                    for connection in ["a", "b"] {
+                        let work = processor::live(stage.clone(), who.clone(), connection);
+                        tasks.spawn(Owner::Client, format!("{name} {connection}"), work);
+                    }
+                }
+                _ => tasks.spawn(Owner::Client, name, listener::live(stage, who, 0)),
+            }
+        }
+        Self { bench, stage, pool, tasks, server, calm_since: Timestamp::MAX, was_late: false }
+    }
+
+    fn server(bench: &Bench, stage: &Stage, pool: PoolId, ledger: Ledger) -> Server {
+        let name = "p".parse().unwrap_or_else(|e| unreachable!("{e}"));
+        Server::new(stage, (pool, name), ledger, bench.storage.clone())
+    }
+
+    fn play(&mut self) -> Result<(), String> {
+        while !self.stage.choices().is_over() {
+            self.step()?;
+        }
+        self.stage.note(|| "no more harm".into());
+        self.stage.calm_down();
+        self.calm_since = self.bench.ledger.now();
+        let begun = self.stage.running();
+        for _ in 0..STEPS {
+            if !self.progress() {
+                if oracle::unfinished(self).is_empty() {
+                    return self.end();
+                }
+                self.wait();
+            }
+            self.look()?;
+            if self.stage.running() - begun > LONGEST {
+                break;
+            }
+        }
+        Err(format!("it does not come to its end: {}", oracle::unfinished(self)))
+    }
+
+    /// One thing happens that a byte decides.
+    fn step(&mut self) -> Result<(), String> {
+        let what = self.stage.byte();
+        let happened = match what {
+            0..=79 => self.run(),
+            80..=114 => self.deliver(false),
+            115..=149 => self.commit(true),
+            150..=164 => self.settle(false),
+            165..=184 => self.arrive(),
+            185..=194 => self.notice(false),
+            195..=204 => {
+                self.bench.ledger.compare_cores()?;
+                self.pass()
+            }
+            205..=211 => self.lose(),
+            212..=219 => self.deliver(true),
+            220..=227 => self.settle(true),
+            228..=233 => {
+                let happened = self.commit(false);
+                self.bench.ledger.compare_cores()?;
+                happened
+            }
+            234..=238 => {
+                self.crash()?;
+                true
+            }
+            239..=244 => self.beside(),
+            245..=248 => self.set_clock(),
+            249..=251 => self.notice(true),
+            252..=255 => {
+                self.stage.note(|| "the listener's connection ends".into());
+                self.stage.net().disconnect_listeners();
+                true
+            }
+        };
+        if !happened && !self.progress() {
+            self.wait();
+        }
+        self.look()
+    }
+
+    /// The next thing happens that disturbs nobody; false if there is none.
+    fn progress(&mut self) -> bool {
+        self.run()
+            || self.settle(false)
+            || self.commit(true)
+            || self.notice(false)
+            || self.arrive()
+            || self.deliver(false)
+    }
+
+    fn run(&mut self) -> bool {
+        if let Some(work) = self.server.work() {
+            self.tasks.spawn(Owner::Server, "dispatch".into(), work);
+        }
+        if let Some(tell) = self.server.tell() {
+            self.tasks.spawn(Owner::Server, "fan-out".into(), tell);
+        }
+        let ready = self.tasks.ready();
+        if ready == 0 {
+            return false;
+        }
+        let nth = self.stage.below(ready);
+        self.tasks.run(nth).is_some_and(|name| {
+            self.stage.note(|| format!("{name} goes on"));
+            true
+        })
+    }
+
+    /// A message arrives, one of the first four; with a copy that arrives later, or once more.
+    fn deliver(&mut self, twice: bool) -> bool {
+        let under_way = self.stage.net().requests.len();
+        if under_way == 0 || !self.server.serves() {
+            return false;
+        }
+        let nth = self.stage.below(under_way.min(4));
+        let request: Request = self.stage.net().requests.remove(nth);
+        self.stage
+            .note(|| format!("{} arrives{}", request.words(), if twice { ", and a copy will" } else { "" }));
+        if twice {
+            self.stage.net().requests.push(request.clone());
+        }
+        let name = format!("server, message {}", request.id);
+        self.tasks.spawn(Owner::Server, name, self.server.take(request));
+        true
+    }
+
+    /// The first jobs in line become a group.
+    fn commit(&mut self, commits: bool) -> bool {
+        let waiting = self.bench.ledger.waiting();
+        if waiting == 0 && self.bench.ledger.next_due() != Some(Duration::ZERO) {
+            return false;
+        }
+        let jobs = if self.stage.is_calm() { waiting } else { waiting - self.stage.below(waiting) };
+        self.bench.ledger.group(jobs, commits);
+        self.stage.note(|| {
+            format!("a group of {jobs} of {waiting} {}", if commits { "commits" } else { "fails to commit" })
+        });
+        true
+    }
+
+    fn settle(&mut self, fails: bool) -> bool {
+        let waiting = self.stage.store().waiting();
+        if waiting == 0 {
+            return false;
+        }
+        let nth = self.stage.below(waiting);
+        let fates = [Fate::Refused, Fate::Unheard, Fate::Late(self.stage.running() + LATE)];
+        let fate = if fails { fates[self.stage.below(fates.len())] } else { Fate::Done };
+        self.was_late |= matches!(fate, Fate::Late(_));
+        let what = self.stage.store().settle(nth, fate);
+        self.stage.note(|| format!("storage: {what}: {fate:?}"));
+        true
+    }
+
+    fn arrive(&mut self) -> bool {
+        let under_way = {
+            let net = self.stage.net();
+            net.answers.len() + net.pushes.len()
+        };
+        if under_way == 0 {
+            return false;
+        }
+        let nth = self.stage.below(under_way);
+        let what = self.stage.net().arrive(nth);
+        self.stage.note(|| what);
+        true
+    }
+
+    fn notice(&mut self, lagged: bool) -> bool {
+        let has = self.server.has_notice() && self.server.notice(lagged);
+        if has {
+            self.stage.note(|| if lagged { "notices are missed" } else { "a commit is noticed" }.into());
+        }
+        has
+    }
+
+    /// Time goes by.
+    fn pass(&mut self) -> bool {
+        let times = [10, 1_000, 6_000, 31_000, 61_000, 310_000, 1_800_000, 3_600_000, 90_000_000];
+        let time = Duration::from_millis(times[self.stage.below(times.len())]);
+        self.stage.pass(time);
+        self.stage.note(|| format!("{time:?} go by"));
+        true
+    }
+
+    /// Somebody loses patience, or a message is lost.
+    fn lose(&mut self) -> bool {
+        let (requests, waiting) = {
+            let net = self.stage.net();
+            (net.requests.len(), net.waiting())
+        };
+        if self.stage.chance(128) && requests > 0 {
+            let nth = self.stage.below(requests);
+            let lost = self.stage.net().requests.remove(nth);
+            self.stage.note(|| format!("{} is lost", lost.words()));
+            return true;
+        }
+        let nth = self.stage.below(waiting);
+        let gives_up = self.stage.net().give_up(nth);
+        self.stage.note(|| format!("the connection ends of who waits for {gives_up:?}"));
+        gives_up.is_some()
+    }
+
+    /// The process dies, and another one starts.
+    fn crash(&mut self) -> Result<(), String> {
+        self.tasks.crash();
+        self.stage.net().cut();
+        self.stage.store().crash(|| self.stage.chance(128));
+        self.stage.note(|| "the server dies and starts again".into());
+        let ledger =
+            self.bench.ledger.start().map_err(|error| format!("the ledger does not start: {error}"))?;
+        self.server = Self::server(self.bench, &self.stage, self.pool, ledger);
+        self.tasks.spawn(Owner::Server, "start".into(), self.server.clone().recover());
+        oracle::nothing_is_lost(self)
+    }
+
+    /// What runs beside: the sweep, cursors of receipts, an operator.
+    fn beside(&mut self) -> bool {
+        if !self.server.serves() {
+            return false;
+        }
+        let kind = self.stage.below(4);
+        let (name, server) = (["cursors", "sweep", "operator", "operator"][kind], self.server.clone());
+        self.stage.note(|| format!("{name} has a turn"));
+        match kind {
+            0 => self.tasks.spawn(Owner::Server, name.into(), server.write_cursors()),
+            1 => self.tasks.spawn(Owner::Server, name.into(), server.sweep()),
+            _ => {
+                let what = self.stage.below(8);
+                self.tasks.spawn(Owner::Server, name.into(), server.operate(what));
+            }
+        }
+        true
+    }
+
+    fn set_clock(&mut self) -> bool {
+        let now = self.stage.now();
+        let by = Duration::from_secs([1, 60, 3_600][self.stage.below(3)]);
+        let wall = if self.stage.chance(128) { now.before(by) } else { now.after(by) };
+        self.stage.set_clock(wall);
+        self.stage.note(|| format!("the clock is set from {now} to {wall}"));
+        true
+    }
+
+    /// Nothing can happen until time has gone by.
+    fn wait(&mut self) {
+        let next = [self.stage.next_timer(), self.bench.ledger.next_due()].into_iter().flatten().min();
+        self.stage.pass(next.unwrap_or(Duration::from_secs(60)).max(Duration::from_millis(1)));
+        self.stage.note(|| "everybody waits".into());
+    }
+
+    /// What has to hold at any time.
+    fn look(&mut self) -> Result<(), String> {
+        match self.stage.book().fault.take() {
+            Some(fault) => Err(fault),
+            None => Ok(()),
+        }
+    }
+
+    /// Everything has come to its end: it is so too for who starts again, and nothing is left over.
+    fn end(&mut self) -> Result<(), String> {
+        oracle::nothing_is_lost(self)?;
+        oracle::everything_counts_once(self)?;
+        self.stage.end();
+        self.crash()?;
+        self.settle_down();
+        // No PUT is under way any more, whatever the clock on the wall shows.
+        self.stage.pass(Duration::from_secs(4 * 3_600));
+        self.tasks.spawn(Owner::Server, "sweep".into(), self.server.sweep());
+        self.settle_down();
+        self.look()?;
+        oracle::nothing_is_lost(self)?;
+        oracle::nothing_is_left_over(self)
+    }
+
+    fn settle_down(&mut self) {
+        while self.progress() {}
+    }
+}
