@@ -179,7 +179,9 @@ impl Intake {
     fn granted(&mut self) {
         if self.packet > LONG {
             let time = Duration::from_secs((self.packet / self.config.rate_min.max(1)) as u64);
-            self.whole_by = Some(Instant::now() + self.config.stall_timeout + time);
+            // The wait for the budget was nobody's gap.
+            self.read_at = Instant::now();
+            self.whole_by = Some(self.read_at + self.config.stall_timeout + time);
             self.gap = Duration::ZERO;
         }
         self.framer.grant();
@@ -200,7 +202,7 @@ impl Intake {
     }
 
     /// Where the gate looks at a long packet later than it had to be whole, and read bytes of it after that time, it stood
-    /// still: its client gets the time that it lost. How fast a client sends is not for the gate to slow down.
+    /// still: its client gets about the time that it lost. How fast a client sends is not for the gate to slow down.
     fn excuse(&mut self, now: Instant) {
         let stood_still = self.whole_by.is_some_and(|by| now > by + PUNCTUAL && self.read_at >= by);
         if stood_still {

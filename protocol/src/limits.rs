@@ -122,8 +122,8 @@ pub const PACK_MAX: u64 = 16 << 20;
 /// Bytes of a batch's first packs, which are written when there is as much.
 pub const PACK_MIN: u64 = 1 << 20;
 
-/// Bytes that the next pack of a batch may have, of which `packed` bytes are in packs: an eighth of those, within
-/// [`PACK_MIN`] and [`PACK_MAX`]. So what is left to be packed when a batch is sealed is a small part of it, whatever its size.
+/// Bytes that the next pack may have of a batch that is packed as it grows, and of which `packed` bytes are in packs: an
+/// eighth of those, within [`PACK_MIN`] and [`PACK_MAX`]. So what is left to be packed when a batch is sealed is a small part of it, whatever its size.
 pub fn pack_room(packed: u64) -> u64 {
     (packed / 8).clamp(PACK_MIN, PACK_MAX)
 }

@@ -21,7 +21,7 @@ pub fn make_private(dir: &Path) -> io::Result<()> {
     // From above: each lies in one whose name is synced.
     for dir in new.into_iter().rev() {
         match DirBuilder::new().mode(0o700).create(dir) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
             made => made?,
         }
         sync_name_of(dir)?;

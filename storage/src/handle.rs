@@ -58,17 +58,11 @@ impl Storage {
     /// As [`Storage::new`].
     #[cfg(feature = "simulated")]
     pub fn in_hands(config: &StorageConfig, hands: Arc<dyn crate::hands::Hands>) -> Result<Self, BadConfig> {
-        config.validate()?;
-        let mut client = Client::new(config)?;
-        client.http.hands = Some(hands);
-        Ok(Self(Arc::new(Inner {
-            client,
-            presigner: Presigner::new(config)?,
-            outsider: Outsider::new(config)?,
-            call_timeout: config.call_timeout,
-            attempts: config.attempts,
-            confirm: config.confirm,
-        })))
+        let mut storage = Self::new(config)?;
+        if let Some(inner) = Arc::get_mut(&mut storage.0) {
+            inner.client.http.hands = Some(hands);
+        }
+        Ok(storage)
     }
 
     /// Stores an object, in place of one of the same key. `Ok` means that storage has compared the bytes with `sha256`

@@ -130,9 +130,7 @@ impl Http {
         }
         Err(refused(answer, head, now).await)
     }
-}
 
-impl Http {
     /// Sends what is signed.
     async fn carry(
         &self,

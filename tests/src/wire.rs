@@ -109,13 +109,20 @@ pub fn connect_as(client_id: &str, who: [&str; 2]) -> Vec<u8> {
 }
 
 fn connect(client_id: &str, who: [&str; 2], clean: u8) -> Vec<u8> {
+    // User name and password.
+    connect_of(4, 0b1100_0000 | clean, &[], &[client_id, who[0], who[1]])
+}
+
+/// A CONNECT of these parts, without keepalive: protocol level, flags, properties of level 5, and fields of the payload.
+pub fn connect_of(level: u8, flags: u8, properties: &[u8], fields: &[&str]) -> Vec<u8> {
     let mut body = Vec::new();
     text(&mut body, "MQTT");
-    // Protocol level 4; user name, password; no keepalive.
-    body.extend([4, 0b1100_0000 | clean, 0, 0]);
-    for field in [client_id, who[0], who[1]] {
-        text(&mut body, field);
+    body.extend([level, flags, 0, 0]);
+    if level == 5 {
+        body.push(u8::try_from(properties.len()).unwrap());
+        body.extend(properties);
     }
+    fields.iter().for_each(|field| text(&mut body, field));
     packet(0x10, &body)
 }
 
@@ -144,12 +151,14 @@ pub fn puback(id: u16) -> Vec<u8> {
     packet(0x40, &id.to_be_bytes())
 }
 
-fn text(body: &mut Vec<u8>, text: &str) {
+/// Appends a text with its length.
+pub fn text(body: &mut Vec<u8>, text: &str) {
     body.extend((text.len() as u16).to_be_bytes());
     body.extend(text.as_bytes());
 }
 
-fn packet(kind: u8, body: &[u8]) -> Vec<u8> {
+/// A packet of that first byte and that body.
+pub fn packet(kind: u8, body: &[u8]) -> Vec<u8> {
     let mut packet = vec![kind];
     let mut length = body.len();
     loop {

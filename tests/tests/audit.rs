@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use millpond_protocol::{Role, Sha256, Timestamp};
 use millpond_tests::overload::from;
-use millpond_tests::wire::connect_as;
+use millpond_tests::wire::{connect_as, connect_of};
 use millpond_tests::{Credentials, Mill, Plain, Server, until};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -73,22 +73,6 @@ async fn refused_connect(server: &Server, address: &str, connect: &[u8]) {
     assert!(said.len() > 3 && said[0] == 0x20 && said[3] != 0, "{address} is let in: {said:?}");
 }
 
-/// A CONNECT of those parts: level, flags, properties of MQTT 5, and the fields of the payload.
-fn connect(level: u8, flags: u8, properties: &[u8], fields: &[&str]) -> Vec<u8> {
-    let text = |text: &str| [&u16::try_from(text.len()).unwrap().to_be_bytes()[..], text.as_bytes()].concat();
-    let mut body = [&text("MQTT")[..], &[level, flags, 0, 0]].concat();
-    if level == 5 {
-        body.push(u8::try_from(properties.len()).unwrap());
-        body.extend(properties);
-    }
-    fields.iter().for_each(|field| body.extend(text(field)));
-    let length = match body.len() {
-        short @ ..128 => vec![short as u8],
-        long => vec![(long & 0x7F) as u8 | 0x80, (long >> 7) as u8],
-    };
-    [&[0x10][..], &length, &body].concat()
-}
-
 #[tokio::test]
 async fn every_refused_sign_in_is_an_entry_with_who_where_when_and_why() {
     let limits = [
@@ -120,7 +104,7 @@ async fn every_refused_sign_in_is_an_entry_with_who_where_when_and_why() {
     // Address by address: the CONNECT, and who it is in which pool and why it is refused.
     let as_user = |user: &str, token: &str| connect_as("x", [user, token]);
     // The fields of a will stand before the user name.
-    let will = connect(4, 0xC6, &[], &["x", "elsewhere/x", "gone", "p/dev", &dev.token]);
+    let will = connect_of(4, 0xC6, &[], &["x", "elsewhere/x", "gone", "p/dev", &dev.token]);
     let tried: [(Vec<u8>, &str, Option<&str>, &str); 11] = [
         (as_user("p/dev", WRONG), "p/dev", Some("p"), BAD),
         (as_user("p/nobody", &dev.token), "p/nobody", Some("p"), BAD),
@@ -132,7 +116,7 @@ async fn every_refused_sign_in_is_an_entry_with_who_where_when_and_why() {
         // A token where the name should be is not written down, nor is what is no name.
         (as_user(&format!("p/{}", dev.token), "x"), "unknown", None, BAD),
         (as_user("no name", &dev.token), "unknown", None, WRONG_USER),
-        (connect(4, 2, &[], &["x"]), "unknown", None, WRONG_USER),
+        (connect_of(4, 2, &[], &["x"]), "unknown", None, WRONG_USER),
         (
             will,
             "p/dev",
@@ -150,10 +134,10 @@ async fn every_refused_sign_in_is_an_entry_with_who_where_when_and_why() {
         expected.push((address.to_owned(), who.to_owned(), pool.map(str::to_owned), why));
     };
     // Enhanced authentication, an id that cannot be, a second connection, and one time too often.
-    let method = connect(5, 0xC2, &[0x15, 0, 1, b'x'], &["x", "p/dev", &dev.token]);
+    let method = connect_of(5, 0xC2, &[0x15, 0, 1, b'x'], &["x", "p/dev", &dev.token]);
     refused_connect(&server, "127.0.1.20", &method).await;
     more("127.0.1.20", "p/dev", Some("p"), "use a user name and a token");
-    refused_connect(&server, "127.0.1.21", &connect(4, 0xC0, &[], &["", "p/dev", &dev.token])).await;
+    refused_connect(&server, "127.0.1.21", &connect_of(4, 0xC0, &[], &["", "p/dev", &dev.token])).await;
     more("127.0.1.21", "p/dev", Some("p"), "use a client id of 1–1024 bytes, or a clean session");
     let held = Plain::connect(other.clone()).await.unwrap();
     refused_connect(&server, "127.0.1.22", &as_user("p/other", &other.token)).await;

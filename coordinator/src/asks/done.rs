@@ -17,6 +17,7 @@ use super::wake::Wake;
 use crate::grants::{Look, unavailable};
 use crate::ledger::grants::{Grant, Target, grant_for};
 use crate::ledger::manage::find_pool;
+use crate::ledger::objects::differed;
 use crate::ledger::transfer::Cause;
 use crate::ledger::{PoolId, Result, Tx};
 
@@ -41,7 +42,9 @@ pub(super) async fn done(
 
     // Storage is asked before the ledger's thread is, which waits for nobody.
     let (mut whole, mut data) = (None, None);
-    if let Found::Grant(grant) = find(asks, who, round, attempt).await?
+    let first = find(asks, who, round, attempt).await?;
+    let object = if let Found::Grant(grant) = &first { Some(grant.object.id) } else { None };
+    if let Found::Grant(grant) = first
         && grant.verifying.is_none()
     {
         match asks.grants.look(&grant).await.map_err(|error| unavailable(&error))? {
@@ -61,7 +64,7 @@ pub(super) async fn done(
             }
         }
     }
-    decide(asks, who, "done", head, move |tx, pool, who| {
+    let (pool, _) = decide(asks, who, "done", head, move |tx, pool, who| {
         fence(tx.sql(), pool, who, round, attempt)?;
         tx.sql()
             .prepare_cached(
@@ -77,7 +80,7 @@ pub(super) async fn done(
         Ok(version)
     })
     .await?;
-    answer(asks, who, (round, attempt), deadline).await
+    answer(asks, who, (round, attempt), object, Wake::new(asks.ledger.commits(), pool, deadline)).await
 }
 
 /// The version that the attempt's result is, or none if it has to be read first. `whole` is the grant as it was looked
@@ -114,15 +117,14 @@ fn no_result(round: u64, attempt: u32) -> Refusal {
     )
 }
 
+/// The answer once it is known. `object` is that of the grant which the ask began with.
 async fn answer(
     asks: &Asks,
     who: &Principal,
     (round, attempt): (u64, u32),
-    deadline: Instant,
+    object: Option<i64>,
+    mut wake: Wake,
 ) -> std::result::Result<Value, Refusal> {
-    let name = who.pool.clone();
-    let pool = asks.ledger.read(move |sql| find_pool(sql, &name)).await?;
-    let mut wake = Wake::new(asks.ledger.commits(), pool, deadline);
     loop {
         match find(asks, who, round, attempt).await? {
             Found::Version(version) => {
@@ -139,7 +141,16 @@ async fn answer(
                 let why = grant.problem.map_or_else(|| "it did not count".into(), |problem| problem.message);
                 return Err(Refusal::new(Code::NotFound, why).hint("ask `done` again with a new id"));
             }
-            Found::Nothing => return Err(no_result(round, attempt)),
+            Found::Nothing => {
+                let read = move |sql: &Connection| object.map_or(Ok(false), |object| differed(sql, object));
+                return Err(match asks.ledger.read(read).await? {
+                    false => no_result(round, attempt),
+                    true => {
+                        let what = format!("the result of round {round} is not the file that was declared");
+                        Refusal::new(Code::Mismatch, what).hint("ask `put` again")
+                    }
+                });
+            }
         }
     }
 }

@@ -119,7 +119,8 @@ pub(super) async fn beat(
     json_of(leased(asks, pool, round, attempt, wait_s, room(head)).await?)
 }
 
-/// A page of the files of the asker's lease, also after it has ended, as long as the round was not leased again.
+/// A page of the files of the asker's lease, also after its term has run out, until the round is leased again, given back,
+/// or has failed.
 pub(super) async fn files(
     asks: &Asks,
     who: &Principal,
@@ -133,7 +134,6 @@ pub(super) async fn files(
         .read(move |sql| {
             let pool = find_pool(sql, &reader.pool)?;
             let record = fence(sql, pool, &reader, round, attempt)?;
-            // Whoever gave it back, or lost its right to it, reads no more of it; whoever was only slow does.
             if record.holder != Some(reader.id) && !matches!(record.state, RoundState::Committed { .. }) {
                 let message = format!("attempt {attempt} of round {round} has ended");
                 return Err(Refusal::new(Code::Stale, message).hint("claim the round again").into());

@@ -47,6 +47,8 @@ impl Wake {
         }
         tokio::time::sleep_until(self.next.min(self.deadline)).await;
         self.next = Instant::now() + PAUSE;
+        // The look that comes now sees what was committed until now.
+        self.commits = self.commits.resubscribe();
         Ok(true)
     }
 }
@@ -77,13 +79,15 @@ mod tests {
         let (send, receive) = broadcast::channel(8);
         let begin = Instant::now();
         let mut wake = Wake::new(receive, 1, begin + Duration::from_secs(3_600));
-        for _ in 0..4 {
-            send.send(grants_of(1)).unwrap();
-        }
         for looks in 0..4 {
+            send.send(grants_of(1)).unwrap();
+            send.send(grants_of(1)).unwrap();
             assert_eq!(wake.wait().await, Ok(true));
             assert!(begin.elapsed() >= PAUSE * looks);
         }
+        // One look is enough for all that came before it.
+        let more = tokio::time::timeout(PAUSE * 2, wake.wait()).await;
+        assert!(more.is_err(), "{more:?}");
     }
 
     #[tokio::test]

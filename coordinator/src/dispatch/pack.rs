@@ -1,8 +1,9 @@
 //! Packs: tar files of a batch's small uploads.
 //!
 //! A pack takes the batch's small uploads in order of commit, superseded ones aside, and is closed when the next file
-//! would bring it over [`limits::pack_room`], which grows with what is packed before it. Entries are plain ustar: path
-//! `{member}/{upload}`, mode 0644, user, group and time 0. So where a pack begins and ends and what its bytes are
+//! would bring it over [`limits::pack_room`], which grows with what is packed before it, or over [`limits::PACK_MAX`]
+//! where only some of a member's uploads count. Entries are plain ustar: path `{member}/{upload}`, mode 0644, user, group
+//! and time 0. So where a pack begins and ends and what its bytes are
 //! depends on committed rows alone, not on when it was written.
 
 use bytes::Bytes;
@@ -78,15 +79,17 @@ pub(super) async fn write(
 
 /// The next pack of a batch from its rows.
 pub(super) fn build(sql: &Connection, batch: i64, fill: Fill) -> Result<Option<Pack>> {
-    let (after, unpacked, before): (i64, u64, u64) = sql
+    let (after, unpacked, before, grows): (i64, u64, u64, bool) = sql
         .prepare_cached(
-            "SELECT packed_seq, max(small_bytes - packed_bytes, 0), packed_bytes FROM batches WHERE id = ?1",
+            "SELECT packed_seq, max(small_bytes - packed_bytes, 0), packed_bytes, selected = 'all' \
+             FROM batches WHERE id = ?1",
         )?
-        .query_row([batch], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        .query_row([batch], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
     if unpacked == 0 {
         return Ok(None);
     }
-    let room = limits::pack_room(before);
+    // What nobody can pack ahead is written at the seal, in as few packs as can be.
+    let room = if grows { limits::pack_room(before) } else { limits::PACK_MAX };
     let capacity = usize::try_from((unpacked + END).min(room)).unwrap_or_default();
     let mut tar = tar::Builder::new(buffer::with_room(capacity));
     let (mut files, mut packed, mut last, mut full) = (0, 0, after, false);

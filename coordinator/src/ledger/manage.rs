@@ -256,10 +256,10 @@ impl Tx<'_> {
             )?
             .query_map([room], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
             .collect::<rusqlite::Result<_>>()?;
-        let all = members.len() < room;
+        let more = members.len() == room;
         for (member, pool, removed) in members {
-            let ended = self.forget_grants(pool, member, room)?;
-            room -= ended;
+            room -= self.forget_grants(pool, member, room)?;
+            // It may have more of them.
             if room == 0 {
                 return Ok(true);
             }
@@ -268,11 +268,8 @@ impl Tx<'_> {
                 .execute([member, removed])?;
             self.sql.prepare_cached("DELETE FROM tokens WHERE member_id = ?1")?.execute([member])?;
             room -= 1;
-            if room == 0 {
-                return Ok(true);
-            }
         }
-        Ok(!all)
+        Ok(more)
     }
 }
 

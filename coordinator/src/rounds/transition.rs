@@ -106,15 +106,15 @@ pub(super) fn transition(
             next.state = S::Leased(Lease { since, until, ..lease.clone() });
             RoundStep::Extended
         }
-        (S::Offered { since }, M::Restart) => {
-            next.state = S::Offered { since: (*since).min(now) };
+        (S::Offered { since }, M::Restart) if *since > now => {
+            next.state = S::Offered { since: now };
             RoundStep::Extended
         }
-        (S::Pausing { until }, M::Restart) => {
-            let [_, longest] = limits::RETRY_PAUSES;
-            next.state = S::Pausing { until: (*until).min(now.after(longest)) };
+        (S::Pausing { until }, M::Restart) if *until > longest_pause(now) => {
+            next.state = S::Pausing { until: longest_pause(now) };
             RoundStep::Extended
         }
+        (S::Offered { .. } | S::Pausing { .. }, M::Restart) => return None,
 
         (S::Failed { .. }, M::Retry) => {
             next.spent = 0;
@@ -161,6 +161,12 @@ fn granted(member: MemberId, ready: bool, now: Timestamp, policy: &Policy) -> Le
 /// A term from now on, within what one attempt may take.
 fn limit(since: Timestamp, now: Timestamp, policy: &Policy) -> Timestamp {
     now.after(policy.lease_term()).min(since.after(policy.round_max()))
+}
+
+/// The end of the longest pause that begins now.
+fn longest_pause(now: Timestamp) -> Timestamp {
+    let [_, longest] = limits::RETRY_PAUSES;
+    now.after(longest)
 }
 
 fn pause(round: &Round, now: Timestamp) -> RoundState {

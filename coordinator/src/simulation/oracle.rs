@@ -190,6 +190,7 @@ pub(super) fn nothing_is_left_over(world: &World<'_>) -> Outcome {
     }
     let live: BTreeSet<String> = live.into_iter().map(|(key, _)| key).collect();
     let mut left = world.stage.store().keys();
-    left.retain(|key| !live.contains(key));
-    holds(left.is_empty() || world.was_late, || format!("nobody's objects are in storage: {left:?}"))
+    // What came after its caller had given up, and after the sweep, is deleted again some days later.
+    left.retain(|key| !live.contains(key) && !world.stage.store().was_late(key));
+    holds(left.is_empty(), || format!("nobody's objects are in storage: {left:?}"))
 }

@@ -1,5 +1,7 @@
 //! Processors: they seal or claim, prove what they are given, and answer in time, late, twice or not at all.
 
+use std::collections::BTreeSet;
+use std::io::Read as _;
 use std::time::Duration;
 
 use millpond_protocol::access::Op;
@@ -117,17 +119,28 @@ fn prove(stage: &Stage, lease: &Lease) {
     book.read(round, &manifest);
     let counted = |line: &&[u8]| !line.is_empty() && !line.ends_with(br#""superseded":true}"#);
     let listed = manifest.split(|byte| *byte == b'\n').skip(1).filter(counted).count();
-    let mut packed = 0;
+    let mut packed = BTreeSet::new();
     for file in &lease.files {
         let bytes = stage.store().fetch(&file.url);
         let whole = bytes.as_ref().is_some_and(|bytes| Sha256::of(bytes) == file.sha256);
         book.check(whole, || format!("a pack of round {round} is not in storage as the lease says"));
         let bytes = bytes.unwrap_or_default();
         let mut tar = tar::Archive::new(&*bytes);
-        packed += tar.entries().map_or(0, Iterator::count);
+        for entry in tar.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let path = entry.path().unwrap().to_string_lossy().into_owned();
+            let (member, upload) = path.split_once('/').unwrap();
+            let sent = book.sent.get(&(member.to_owned(), upload.to_owned())).copied();
+            let mut data = Vec::new();
+            entry.read_to_end(&mut data).unwrap();
+            let is_new = packed.insert(path.clone());
+            book.check(is_new && sent == Some(Sha256::of(&data)), || {
+                format!("{path} of round {round} is twice in its packs, or not what was sent")
+            });
+        }
     }
-    book.check(lease.cursor.is_some() || packed == listed, || {
-        format!("round {round} has {listed} files in its manifest and {packed} in its packs")
+    book.check(lease.cursor.is_some() || packed.len() == listed, || {
+        format!("round {round} has {listed} files in its manifest and {} in its packs", packed.len())
     });
 }
 

@@ -4,7 +4,6 @@
 //! whole ledger. What stands here in place of its loops of `select!`, which the scheduler is: which notice is looked at when.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -53,8 +52,8 @@ struct Inner {
     dirty: Cell<bool>,
     /// Dispatch is at work, or pauses.
     busy: Cell<bool>,
-    /// Commits that fan-out has still to tell.
-    to_tell: RefCell<VecDeque<Arc<Commit>>>,
+    /// How often fan-out has still to tell what is so now.
+    to_tell: Cell<usize>,
     telling: Cell<bool>,
 }
 
@@ -80,7 +79,7 @@ impl Server {
             serves: Cell::new(false),
             dirty: Cell::new(true),
             busy: Cell::new(false),
-            to_tell: RefCell::default(),
+            to_tell: Cell::new(0),
             telling: Cell::new(false),
         }))
     }
@@ -148,7 +147,7 @@ impl Server {
                     self.0.dirty.set(true);
                 }
                 if change.is_some_and(|change| change.pointer) {
-                    self.0.to_tell.borrow_mut().push_back(commit);
+                    self.0.to_tell.update(|tellings| tellings + 1);
                 }
                 true
             }
@@ -199,9 +198,11 @@ impl Server {
 
     /// What fan-out tells next.
     pub(super) fn tell(&self) -> Option<impl Future<Output = ()> + 'static> {
-        if self.0.telling.get() || self.0.to_tell.borrow_mut().pop_front().is_none() {
+        let tellings = self.0.to_tell.get();
+        if self.0.telling.get() || tellings == 0 {
             return None;
         }
+        self.0.to_tell.set(tellings - 1);
         self.0.telling.set(true);
         let server = self.clone();
         Some(async move {
@@ -209,7 +210,7 @@ impl Server {
             match states.result(&pool.1).await {
                 Ok(messages) => stage.net().push(&messages[0]),
                 // Told at the next tick.
-                Err(_) => to_tell.borrow_mut().push_back(Arc::default()),
+                Err(_) => to_tell.update(|tellings| tellings + 1),
             }
             telling.set(false);
         })

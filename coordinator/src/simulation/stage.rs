@@ -126,7 +126,7 @@ impl Stage {
         let running = self.running();
         self.0.timers.borrow_mut().retain(|(at, _)| *at > running);
         self.net().lose_patience(running);
-        self.0.store.catch_up(Some(running));
+        self.0.store.catch_up(running);
     }
 
     /// In what time the next client wakes or gives up.

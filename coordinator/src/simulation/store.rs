@@ -1,6 +1,6 @@
 //! Storage as the server sees it: calls that wait until the scheduler says what becomes of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ struct Inner {
     objects: BTreeMap<String, Bytes>,
     calls: Vec<(Call, oneshot::Sender<Option<Answer>>)>,
     late: Vec<(Duration, Call)>,
+    /// Keys of calls that were late.
+    were_late: BTreeSet<String>,
 }
 
 impl Hands for Store {
@@ -75,6 +77,7 @@ impl Store {
             }
             Fate::Refused => Some(Answer { status: 503, ..Answer::default() }),
             Fate::Late(until) => {
+                inner.were_late.insert(call.key.clone());
                 inner.late.push((until, call));
                 None
             }
@@ -84,7 +87,7 @@ impl Store {
         what
     }
 
-    /// Who made the calls that wait is gone; storage does the n-th ones of them for which `does` holds.
+    /// Who made the calls that wait is gone; storage does those of them of which `does` says so.
     pub(super) fn crash(&self, mut does: impl FnMut() -> bool) {
         let mut inner = self.inner();
         for (call, _) in std::mem::take(&mut inner.calls) {
@@ -94,12 +97,15 @@ impl Store {
         }
     }
 
-    /// Does what was to be late, if its time has come or `now` is none.
-    pub(super) fn catch_up(&self, now: Option<Duration>) {
+    /// Whether a call for that object was done after its caller had given up.
+    pub(super) fn was_late(&self, key: &str) -> bool {
+        self.inner().were_late.contains(key)
+    }
+
+    /// Does what was to be late, if its time has come.
+    pub(super) fn catch_up(&self, now: Duration) {
         let mut inner = self.inner();
-        let (due, rest) = std::mem::take(&mut inner.late)
-            .into_iter()
-            .partition(|(until, _)| now.is_none_or(|now| *until <= now));
+        let (due, rest) = std::mem::take(&mut inner.late).into_iter().partition(|(until, _)| *until <= now);
         inner.late = rest;
         let due: Vec<(Duration, Call)> = due;
         due.iter().for_each(|(_, call)| drop(inner.perform(call)));

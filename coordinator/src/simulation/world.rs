@@ -72,8 +72,6 @@ pub(super) struct World<'a> {
     server: Server,
     /// Since when no more harm is done, by the cores' time.
     pub(super) calm_since: Timestamp,
-    /// A PUT was done after it had been given up.
-    pub(super) was_late: bool,
 }
 
 impl<'a> World<'a> {
@@ -119,7 +117,7 @@ impl<'a> World<'a> {
                 _ => tasks.spawn(Owner::Client, name, listener::live(stage, who, 0)),
             }
         }
-        Self { bench, stage, pool, tasks, server, calm_since: Timestamp::MAX, was_late: false }
+        Self { bench, stage, pool, tasks, server, calm_since: Timestamp::MAX }
     }
 
     fn server(bench: &Bench, stage: &Stage, pool: PoolId, ledger: Ledger) -> Server {
@@ -244,7 +242,8 @@ impl<'a> World<'a> {
             return false;
         }
         let jobs = if self.stage.is_calm() { waiting } else { waiting - self.stage.below(waiting) };
-        self.bench.ledger.group(jobs, commits);
+        let kept = self.bench.ledger.group(jobs, commits);
+        self.stage.book().check(kept == commits, || "a group was lost that nothing harmed".into());
         self.stage.note(|| {
             format!("a group of {jobs} of {waiting} {}", if commits { "commits" } else { "fails to commit" })
         });
@@ -259,7 +258,6 @@ impl<'a> World<'a> {
         let nth = self.stage.below(waiting);
         let fates = [Fate::Refused, Fate::Unheard, Fate::Late(self.stage.running() + LATE)];
         let fate = if fails { fates[self.stage.below(fates.len())] } else { Fate::Done };
-        self.was_late |= matches!(fate, Fate::Late(_));
         let what = self.stage.store().settle(nth, fate);
         self.stage.note(|| format!("storage: {what}: {fate:?}"));
         true

@@ -153,8 +153,6 @@ struct Processor<'a> {
     rest: Instant,
     /// When to seal the oldest batch; not known before the server's time is.
     trigger: Option<Instant>,
-    /// The server's time, in milliseconds, as the newest card told it, and when that came.
-    server: Option<(i64, Instant)>,
     /// An ask for a round that was not answered, and its id: the same again hears of the lease that it may have brought.
     unheard: Option<(Op, String)>,
     job: Option<Job>,
@@ -215,7 +213,6 @@ pub async fn process(
         failures: 0,
         rest: Instant::now(),
         trigger: None,
-        server: None,
         unheard: None,
         job: None,
         failed: None,
@@ -250,8 +247,13 @@ impl Processor<'_> {
         let card_by = Instant::now() + self.within();
         loop {
             // The card says what may be returned over MQTT, and what time it is: no round before it is there.
-            let idle = self.job.is_none() && self.server.is_some();
-            let waits_in_vain = self.options.trigger == Trigger::Never && self.server.is_none();
+            let has_card = self.session.card().is_some();
+            if let (Trigger::Every(every), None, true) = (self.options.trigger, self.trigger, has_card) {
+                let wait = trigger::first(&self.options.directory, &self.moment(), every);
+                self.trigger = Some(Instant::now() + wait);
+            }
+            let idle = self.job.is_none() && has_card;
+            let waits_in_vain = self.options.trigger == Trigger::Never && !has_card;
             let next = self.trigger.map_or(self.look, |trigger| trigger.min(self.look)).max(self.rest);
             let mut job = self.job.take();
             tokio::select! {
@@ -294,14 +296,8 @@ impl Processor<'_> {
                 return Err(ProcessError::Offline(cause));
             }
             Event::Offer(Some(_)) => self.look = Instant::now(),
-            Event::Card(card) => {
-                self.server = Some((card.server_time.as_millis(), Instant::now()));
-                if let (Trigger::Every(every), None) = (self.options.trigger, self.trigger) {
-                    let wait = trigger::first(&self.options.directory, &self.moment(), every);
-                    self.trigger = Some(Instant::now() + wait);
-                }
-            }
             Event::Online
+            | Event::Card(_)
             | Event::Offline(Cause::Lost(_))
             | Event::Offer(None)
             | Event::Receipt(..)

@@ -62,9 +62,7 @@ impl Processor<'_> {
     /// This moment, as far as the server has told its time.
     pub(super) fn moment(&self) -> Moment {
         let Stamp { wall_ms, boot } = Stamp::now();
-        let since = |told: Instant| i64::try_from(told.elapsed().as_millis()).unwrap_or(i64::MAX);
-        let server_ms = self.server.map_or(wall_ms, |(ms, told)| ms.saturating_add(since(told)));
-        Moment { server_ms, boot }
+        Moment { server_ms: self.session.server_ms().unwrap_or(wall_ms), boot }
     }
 
     /// Seals the oldest open batch.

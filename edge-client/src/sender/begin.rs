@@ -58,7 +58,7 @@ impl Run<'_> {
     fn load(&mut self, shipment: Shipment) {
         self.shipments += 1;
         self.loading = true;
-        let (reader, entries) = (self.spool.reader(), shipment.entries().to_vec());
+        let (reader, entries) = (self.spool.reader(), shipment.into_entries());
         let reading = tokio::task::spawn_blocking(move || {
             let read = |entry: Entry| {
                 let loaded = reader.load(&entry);
@@ -70,22 +70,27 @@ impl Run<'_> {
         self.work.push(Box::pin(async move {
             let read =
                 reading.await.map_err(|error| SpoolError::Io { path, source: io::Error::other(error) });
-            Done::Loaded(shipment, read)
+            Done::Loaded(read)
         }));
     }
 
     /// Sends what was read.
-    pub(super) fn ship(&mut self, shipment: &Shipment, read: Read) -> Result<(), SendError> {
+    pub(super) fn ship(&mut self, read: Read) -> Result<(), SendError> {
         self.shipments -= 1;
         self.loading = false;
         let Some(card) = self.card.as_ref().filter(|_| self.online) else {
             // Nothing of it has left.
-            self.queue.again(shipment.entries());
+            let entries: Vec<Entry> = read.into_iter().map(|(entry, _)| entry).collect();
+            self.queue.again(&entries);
             return Ok(());
         };
         let bundle_max = usize::try_from(card.limits.bundle_max).unwrap_or(usize::MAX);
         let mut files = Vec::new();
         for (entry, loaded) in read {
+            if self.queue.sent(entry.upload.as_str()).is_none() {
+                // Its receipt was faster.
+                continue;
+            }
             match loaded.map_err(|unread| self.spool.unread(&entry, unread)) {
                 Ok((document, bytes)) => files.push(Loaded { entry, document, bytes }),
                 Err(SpoolError::Gone(_)) => self.let_go(&entry.upload),

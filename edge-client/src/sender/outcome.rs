@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use millpond_failpoint::{Point, reach};
 use millpond_protocol::access::Op;
 use millpond_protocol::message::answer::UploadInfo;
@@ -90,6 +91,7 @@ impl Run<'_> {
             match verdict(&receipt, self.digests.get(&entry.upload)) {
                 Verdict::Stored => {
                     self.queue.leaves(&entry.upload);
+                    self.statements.settled(&entry.upload);
                     self.leaving.push((entry, receipt));
                 }
                 Verdict::Refused(refusal) => refused.push((entry, refusal)),
@@ -133,6 +135,27 @@ impl Run<'_> {
         }));
     }
 
+    /// Removes all that is stored, and syncs what was removed.
+    pub(super) async fn clear_all(&mut self) -> Result<(), SpoolError> {
+        while self.removing
+            && let Some(done) = self.work.next().await
+        {
+            if let Done::Removed(stored, removal) = done {
+                self.removed(&stored, removal?);
+            }
+        }
+        let left = std::mem::take(&mut self.leaving);
+        if left.is_empty() {
+            return self.spool.sync_removed();
+        }
+        let entries: Vec<Entry> = left.iter().map(|(entry, _)| entry.clone()).collect();
+        self.spool.remove(&entries)?;
+        for (entry, receipt) in &left {
+            (self.report)(Report::Stored(entry, receipt));
+        }
+        Ok(())
+    }
+
     fn removed(&mut self, stored: &[(Entry, Receipt)], removal: Removal) {
         reach(Point::FlushRemoved);
         self.removing = false;
@@ -170,7 +193,7 @@ impl Run<'_> {
                 self.removed(&stored, removal?);
                 Ok(())
             }
-            Done::Loaded(shipment, read) => self.ship(&shipment, read?),
+            Done::Loaded(read) => self.ship(read?),
             Done::Shipped { shipment, complete, result } => {
                 self.shipments -= 1;
                 match (complete, &result) {

@@ -37,6 +37,13 @@ impl Shipment {
             Self::Bundle(entries) => entries,
         }
     }
+
+    pub(super) fn into_entries(self) -> Vec<Entry> {
+        match self {
+            Self::Single(entry) | Self::Large(entry) => vec![entry],
+            Self::Bundle(entries) => entries,
+        }
+    }
 }
 
 /// What the server takes, in bytes.
@@ -231,9 +238,9 @@ impl Queue {
         self.today.len() + self.backlog.len() + self.doubtful.len() + self.sent.len() + self.leaving.len()
     }
 
-    /// Those on their way, and those that have arrived and are not removed yet.
+    /// Those on their way, those that have arrived and are not removed yet, and those in doubt.
     pub(super) fn on_the_way(&self) -> impl Iterator<Item = &Entry> {
-        self.sent.values().chain(self.leaving.values())
+        self.sent.values().chain(self.leaving.values()).chain(&self.doubtful)
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) enum Done {
     /// These have left the spool.
     Removed(Vec<(Entry, Receipt)>, Result<Removal, SpoolError>),
     /// Its files are in memory.
-    Loaded(Shipment, Result<Read, SpoolError>),
+    Loaded(Result<Read, SpoolError>),
     /// `complete`: until when it said that nothing more comes.
     Shipped {
         shipment: Shipment,
@@ -163,13 +163,10 @@ pub async fn flush(
     };
     let sent = run.send_all(inbox, doubtful).await;
     // Also of what was sent before it failed.
-    let left: Vec<Entry> = run.leaving.drain(..).map(|(entry, _)| entry).collect();
-    if left.is_empty() {
-        run.spool.sync_removed()?;
-    } else {
-        run.spool.remove(&left)?;
-    }
-    sent
+    let cleared = run.clear_all().await;
+    let summary = sent?;
+    cleared?;
+    Ok(summary)
 }
 
 fn offline(error: SessionError) -> SendError {

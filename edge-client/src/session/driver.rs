@@ -15,8 +15,10 @@ use super::{Cause, Config, Message, Online, Shared, Status, Topic};
 /// A connection that lasted so long was a good one: the pause after its end is short again. One that the server closes at once is none.
 const LASTED: Duration = Duration::from_secs(10);
 
+/// The card, and when it came.
+type ShowCard = watch::Sender<Option<(Card, Instant)>>;
 /// What the session's sending half reads at any time: whether there is a connection, and the card.
-pub(super) type Shown = (watch::Sender<Status>, watch::Sender<Option<Card>>);
+pub(super) type Shown = (watch::Sender<Status>, ShowCard);
 
 /// Runs until nobody holds a half of the session, or this side closed it.
 pub(super) async fn run(config: Arc<Config>, shared: Arc<Shared>, (announce, card): Shown, deliver: Deliver) {
@@ -50,7 +52,7 @@ pub(super) async fn run(config: Arc<Config>, shared: Arc<Shared>, (announce, car
 async fn connection(
     config: &Config,
     shared: &Shared,
-    (announce, card): (&watch::Sender<Status>, &watch::Sender<Option<Card>>),
+    (announce, card): (&watch::Sender<Status>, &ShowCard),
     deliver: &Deliver,
 ) -> Cause {
     let (pipe, mut wire) = match mqtt::open(config) {
@@ -96,7 +98,7 @@ async fn connection(
 fn sort(
     config: &Config,
     shared: &Shared,
-    (deliver, card): (&Deliver, &watch::Sender<Option<Card>>),
+    (deliver, card): (&Deliver, &ShowCard),
     pipe: &Pipe,
     message: Message,
     token: Token,
@@ -119,7 +121,7 @@ fn sort(
     };
     match &event {
         Event::Card(now) => {
-            card.send_replace(Some(now.clone()));
+            card.send_replace(Some((now.clone(), Instant::now())));
         }
         // The bytes come right behind it.
         Event::Result(Some(Pointer { size, .. })) if config.topics.contains(&Topic::ResultData) => {

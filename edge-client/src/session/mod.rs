@@ -159,7 +159,7 @@ struct Online {
 pub struct Session {
     config: Arc<Config>,
     status: watch::Receiver<Status>,
-    card: watch::Receiver<Option<Card>>,
+    card: watch::Receiver<Option<(Card, Instant)>>,
     shared: Arc<Shared>,
 }
 
@@ -210,7 +210,14 @@ impl Session {
 
     /// The pool's card as it came last; none before the first one, or if the session does not have the topic.
     pub fn card(&self) -> Option<Card> {
-        self.card.borrow().clone()
+        self.card.borrow().as_ref().map(|(card, _)| card.clone())
+    }
+
+    /// What time it is by the server's clock, in milliseconds, as far as its card told.
+    pub(crate) fn server_ms(&self) -> Option<i64> {
+        let passed = |told: &Instant| i64::try_from(told.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let card = self.card.borrow();
+        card.as_ref().map(|(card, told)| card.server_time.as_millis().saturating_add(passed(told)))
     }
 
     async fn online(&self, deadline: Instant) -> Result<Online, SessionError> {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use millpond_tests::wire::{connect_of, packet, text};
 use millpond_tests::{Credentials, Server};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
@@ -178,33 +179,9 @@ async fn upgrade(io: &mut Box<dyn Io>) {
 }
 
 fn connect(who: &Credentials, level: u8, id: &str, keep: bool) -> Vec<u8> {
-    let mut body = Vec::new();
-    text(&mut body, "MQTT");
-    body.extend([level, if keep { 0xC0 } else { 0xC2 }, 0, 0]);
-    if level == 5 {
-        // Session Expiry Interval: an hour.
-        body.extend(if keep { &[5, 17, 0, 0, 14, 16][..] } else { &[0] });
-    }
-    for field in [id, &format!("{}/{}", who.pool, who.member), &who.token] {
-        text(&mut body, field);
-    }
-    packet(0x10, &body)
-}
-
-fn text(body: &mut Vec<u8>, text: &str) {
-    body.extend(u16::try_from(text.len()).unwrap().to_be_bytes());
-    body.extend(text.as_bytes());
-}
-
-fn packet(first: u8, body: &[u8]) -> Vec<u8> {
-    let length = body.len();
-    assert!(length < 1 << 14);
-    let mut packet = vec![first];
-    if length < 128 {
-        packet.push(length as u8);
-    } else {
-        packet.extend([(length & 0x7F) as u8 | 0x80, (length >> 7) as u8]);
-    }
-    packet.extend(body);
-    packet
+    let user = format!("{}/{}", who.pool, who.member);
+    let flags = if keep { 0xC0 } else { 0xC2 };
+    // Session Expiry Interval: an hour.
+    let properties: &[u8] = if keep { &[17, 0, 0, 14, 16] } else { &[] };
+    connect_of(level, flags, properties, &[id, &user, &who.token])
 }
