@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use millpond_edge::process::{self, Options, ProcessError, Report};
+use millpond_edge::process::{self, Options, ProcessError, Report, Trigger};
 use millpond_edge::session::{self, Config, Token};
 use millpond_edge::transfer::{self, Transfer};
 use millpond_protocol::Role;
@@ -82,6 +82,13 @@ async fn behind_a_relay() -> (Server, Relay) {
     (server, storage)
 }
 
+/// The member `mill`, which reaches the server there.
+async fn mill(server: &Server, at: SocketAddr) -> Config {
+    let mill = server.member("demo", "mill", Role::Processor).await;
+    let token = Token::new(&mill.token);
+    Config::new(at.ip().to_string(), at.port(), mill.pool, mill.member, token).topics(process::TOPICS)
+}
+
 /// Works on one round as the member `mill`, which reaches the server there.
 async fn work(
     server: &Server,
@@ -89,17 +96,32 @@ async fn work(
     directory: &Path,
     exec: String,
 ) -> JoinHandle<Result<(), ProcessError>> {
-    let mill = server.member("demo", "mill", Role::Processor).await;
-    let config = Config::new(at.ip().to_string(), at.port(), mill.pool, mill.member, Token::new(&mill.token));
+    let config = mill(server, at).await;
     let options = Options { once: true, ..Options::new(exec, directory.join("work")) };
     tokio::spawn(async move {
-        let (session, mut inbox) = session::open(config.topics(process::TOPICS));
+        let (session, mut inbox) = session::open(config);
         // One attempt is what a transfer makes; another one is for the processor to make.
         let transfer = transfer::Options { attempts: 1, ..transfer::Options::default() };
         let (transfer, mut quiet) = (Arc::new(Transfer::new(transfer)), |_: Report<'_>| {});
         let never = Box::pin(std::future::pending());
         process::process(&session, &mut inbox, &transfer, &options, &mut quiet, never).await
     })
+}
+
+#[tokio::test]
+async fn a_session_that_processes_again_knows_what_it_was_told_before() {
+    let (server, _storage) = behind_a_relay().await;
+    let directory = tempfile::tempdir().unwrap();
+    let (session, mut inbox) = session::open(mill(&server, server.mqtt()).await);
+    let (transfer, mut quiet) = (Arc::new(Transfer::new(transfer::Options::default())), |_: Report<'_>| {});
+    let once = Options::new("echo flour > \"$MILLPOND_OUTPUT\"", directory.path().join("work"));
+    // What is on offer now: the round, and the second time nothing.
+    let options = Options { trigger: Trigger::Never, ..once };
+    for _ in 0..2 {
+        let never = Box::pin(std::future::pending());
+        process::process(&session, &mut inbox, &transfer, &options, &mut quiet, never).await.unwrap();
+        assert!(committed(&server).await);
+    }
 }
 
 /// A line of a command that waits for a file.
