@@ -71,7 +71,7 @@ pub async fn run(
     // The parts stop from the outside inwards: storage serves until the last of the others has ended.
     let (front, inner) = (shutdown.child_token(), CancellationToken::new());
 
-    let (storage, storage_address) = store::open(&config, &doors, &mut tasks, &inner).await?;
+    let (storage, storage_address) = store::open(&config, &doors, &ledger, &mut tasks, &inner).await?;
     let mqtt = listen("mqtt.listen", config.mqtt.listen).await?;
     let mqtts = match config.mqtt_tls() {
         Some(address) => Some(listen("mqtt.tls_listen", address).await?),

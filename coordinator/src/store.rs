@@ -1,11 +1,12 @@
 //! Storage as it is configured: the embedded server, started, or another one, and a handle that was tried.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use millpond_net::Listener;
-use millpond_storage::embedded::{self, Embedded};
+use millpond_storage::embedded::{self, Embedded, Holders};
 use millpond_storage::{Storage, StorageConfig};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -14,6 +15,8 @@ use url::Url;
 
 use crate::config::{Config, StorageMode};
 use crate::doors::Doors;
+use crate::ledger::Ledger;
+use crate::ledger::tokens::holds;
 use crate::secrets;
 
 /// How long storage may take to answer at the start.
@@ -43,11 +46,12 @@ type Tasks = JoinSet<anyhow::Result<()>>;
 pub(crate) async fn open(
     config: &Config,
     doors: &Doors,
+    ledger: &Ledger,
     tasks: &mut Tasks,
     stop: &CancellationToken,
 ) -> anyhow::Result<(Opened, Option<SocketAddr>)> {
     let settings = &config.storage;
-    let own = own(config, tasks, stop).await?;
+    let own = own(config, Some(ledger), tasks, stop).await?;
     let public = match own.embedded {
         Some(_) => Some(listen("storage.listen", settings.listen).await?),
         None => None,
@@ -64,6 +68,7 @@ pub(crate) async fn open(
         client.ca = Some(authority.pem.clone().into_bytes());
     }
     client.confirm = own.embedded.is_none();
+    client.names_holders = own.embedded.is_some();
     let handle = tried(&client).await?;
     if own.embedded.is_some() {
         // Nobody else tries it now. Where others may, what a probe left is for `check` to name.
@@ -77,17 +82,30 @@ pub(crate) async fn open(
     Ok((Opened { handle, public_url, host }, address))
 }
 
+/// Looks each time: a URL ends with the right of whom it was made for, whatever was restarted meanwhile.
+fn holders(ledger: Ledger) -> Holders {
+    Arc::new(move |holder| {
+        let ledger = ledger.clone();
+        Box::pin(async move { ledger.look(move |sql| holds(sql, &holder)).await.ok() })
+    })
+}
+
 /// Opens storage for this process alone: no client reaches the embedded server.
 pub(crate) async fn open_alone(
     config: &Config,
     tasks: &mut Tasks,
     stop: &CancellationToken,
 ) -> anyhow::Result<Storage> {
-    let own = own(config, tasks, stop).await?;
+    let own = own(config, None, tasks, stop).await?;
     tried(&config.storage.client(own.endpoint.clone(), own.endpoint, &own.access_key, &own.secret)?).await
 }
 
-async fn own(config: &Config, tasks: &mut Tasks, stop: &CancellationToken) -> anyhow::Result<Own> {
+async fn own(
+    config: &Config,
+    ledger: Option<&Ledger>,
+    tasks: &mut Tasks,
+    stop: &CancellationToken,
+) -> anyhow::Result<Own> {
     let settings = &config.storage;
     let mut secret = settings.secret_key.expose().to_owned();
     let mut access_key = settings.access_key.clone();
@@ -106,6 +124,11 @@ async fn own(config: &Config, tasks: &mut Tasks, stop: &CancellationToken) -> an
             // The server's own calls have a listener to themselves: clients cannot use up its connections.
             let own = listen("a port of 127.0.0.1", (Ipv4Addr::LOCALHOST, 0).into()).await?;
             let endpoint = url_of("http", own.local_addr()?)?;
+            // Whoever finds that port has no more right there than at the public one.
+            let opened = match ledger {
+                Some(ledger) => opened.asking(holders(ledger.clone())),
+                None => opened,
+            };
             let (server, stop) = (opened.clone(), stop.clone());
             tasks.spawn(async move { server.serve(own, stop).await.context("embedded storage") });
             (endpoint, Some(opened))

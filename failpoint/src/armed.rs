@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use crate::{Point, VARIABLE};
+use crate::{NEXT_SCHEMA, Point, VARIABLE};
 
 /// The file that names a point; none until [`arm`] was called, or if nobody set the variable.
 static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
@@ -13,6 +13,11 @@ static PASSED: Mutex<(String, u64)> = Mutex::new((String::new(), 0));
 /// Lets the environment choose a point. For the `main` of programs under test.
 pub fn arm() {
     FILE.get_or_init(|| std::env::var_os(VARIABLE).map(PathBuf::from));
+}
+
+/// The migration after the last one, in SQL, that the environment gives to a program whose `main` has called [`arm`].
+pub fn next_schema() -> Option<String> {
+    FILE.get().and_then(|_| std::env::var(NEXT_SCHEMA).ok())
 }
 
 /// The process is here: if this point was chosen, it ends.

@@ -39,6 +39,8 @@ pub enum Program {
     First,
     /// The server, at every start.
     Start,
+    /// The server, when its ledger is one of an older program.
+    Migration,
     /// The server, while it works.
     Server,
     /// `millpond-edge push` and `spool flush`.
@@ -58,6 +60,11 @@ catalogue! {
     First LedgerMigrated = "ledger-migrated",
     /// The directories of the embedded storage are made, and its catalogue is.
     First StorageFounded = "storage-founded",
+
+    /// The copy of an older ledger is whole and synced, and has not its name yet.
+    Migration LedgerCopied = "ledger-copied",
+    /// It has it for good; the ledger is as it was.
+    Migration LedgerKept = "ledger-kept",
 
     /// The ledger is open and its cores are loaded.
     Start LedgerOpened = "ledger-opened",

@@ -24,12 +24,21 @@ pub use catalogue::Program;
 mod armed;
 
 #[cfg(feature = "armed")]
-pub use armed::{arm, reach};
+pub use armed::{arm, next_schema, reach};
 
 /// The process is here. Nothing happens.
 #[cfg(not(feature = "armed"))]
 #[inline(always)]
 pub const fn reach(_: Point) {}
 
+/// The migration after the last one, in SQL, that a program under test was given: none.
+#[cfg(not(feature = "armed"))]
+#[inline(always)]
+pub const fn next_schema() -> Option<String> {
+    None
+}
+
 /// The variable that names the file.
 pub const VARIABLE: &str = "MILLPOND_FAILPOINT";
+/// The variable with the SQL of a migration after the last one: so that there is an older ledger to migrate from.
+pub const NEXT_SCHEMA: &str = "MILLPOND_NEXT_SCHEMA";

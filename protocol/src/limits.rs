@@ -153,8 +153,11 @@ pub const PARALLEL_ROUNDS_MAX: u32 = 1_000;
 pub const SPREAD_MAX: Duration = Duration::from_secs(86_400);
 /// Open batches of a pool: bounds the core's memory. What would open another is late.
 pub const OPEN_BATCHES_MAX: usize = 1_000;
-/// Of these, places that only windows from that of now on may take: files of another time do not keep today's out.
+/// Of these, places that only windows from that of now on may take, and labels of members that have opened few: files of
+/// another time do not keep today's out, nor one member's labels those of others.
 pub const OPEN_BATCHES_OF_NOW: usize = OPEN_BATCHES_MAX / 10;
+/// Open batches of labels that are few for a member.
+pub const OPEN_LABELS_FEW: usize = OPEN_BATCHES_OF_NOW / 10;
 /// How often a batch below its minimum is carried on before it runs all the same.
 pub const CARRIES_MAX: u32 = 3;
 /// Term of a lease (default of `lease_term`): a two-minute script needs no beats.

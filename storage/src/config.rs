@@ -37,6 +37,8 @@ pub struct StorageConfig {
     /// Whether storage is asked after a write whether the object is there. Only a storage that is known to answer after it
     /// has synced is taken at its word: the embedded one.
     pub confirm: bool,
+    /// Whether URLs say whom they were made for: the embedded server asks whether that one may still use them.
+    pub names_holders: bool,
 }
 
 /// Everything that is wrong with a [`StorageConfig`].
@@ -61,6 +63,7 @@ impl StorageConfig {
             call_timeout: limits::CALL,
             attempts: limits::ATTEMPTS,
             confirm: true,
+            names_holders: false,
         }
     }
 

@@ -22,7 +22,7 @@ use crate::probe::Outsider;
 /// A call ends within [`StorageConfig::call_timeout`], and is tried again within that time while storage is away. Each
 /// counts in `millpond_storage_calls_total{op, outcome}` and `millpond_storage_call_seconds{op}`.
 #[derive(Clone)]
-pub struct Storage(Arc<Inner>);
+pub struct Storage(Arc<Inner>, Option<Arc<str>>);
 
 struct Inner {
     client: Client,
@@ -31,6 +31,7 @@ struct Inner {
     call_timeout: Duration,
     attempts: u32,
     confirm: bool,
+    names_holders: bool,
 }
 
 impl Storage {
@@ -41,14 +42,28 @@ impl Storage {
     /// Everything that is wrong with the configuration.
     pub fn new(config: &StorageConfig) -> Result<Self, BadConfig> {
         config.validate()?;
-        Ok(Self(Arc::new(Inner {
+        let inner = Inner {
             client: Client::new(config)?,
             presigner: Presigner::new(config)?,
             outsider: Outsider::new(config)?,
             call_timeout: config.call_timeout,
             attempts: config.attempts,
             confirm: config.confirm,
-        })))
+            names_holders: config.names_holders,
+        };
+        Ok(Self(Arc::new(inner), None))
+    }
+
+    /// The same storage, and the URLs that it makes for others say whom they were made for, where storage knows
+    /// [holders](crate::embedded::Holders).
+    #[must_use]
+    pub fn held_by(&self, holder: &str) -> Self {
+        Self(Arc::clone(&self.0), self.0.names_holders.then(|| holder.into()))
+    }
+
+    /// Whom its URLs are made for.
+    pub(crate) fn holder(&self) -> Option<&str> {
+        self.1.as_deref()
     }
 
     /// The same in somebody's hands: nothing goes over the network.

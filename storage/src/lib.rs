@@ -53,7 +53,7 @@ pub use config::{BadConfig, Secret, StorageConfig};
 pub use error::{Error, Fault};
 pub use handle::Storage;
 pub use key::{BadKey, ObjectKey};
-pub use listing::Listed;
+pub use listing::{Begun, Listed};
 pub use multipart::{BadMultipartId, MultipartId, Part};
 pub use presign::{Presigned, PresignedPut};
 pub use probe::Findings;

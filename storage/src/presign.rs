@@ -4,10 +4,12 @@
 //! client sends them verbatim, and storage refuses any other body. What stands in the query instead of a header binds
 //! nobody on most servers.
 
+use std::fmt;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use millpond_protocol::message::unsigned;
 use millpond_protocol::{Sha256, Timestamp};
 use rusty_s3::actions::S3Action;
 use rusty_s3::{Bucket, Credentials};
@@ -18,8 +20,11 @@ use crate::key::ObjectKey;
 use crate::limits;
 use crate::multipart::MultipartId;
 
+/// The key in the query under which a URL says whom it was made for. It is signed with the rest, and other servers ignore it.
+pub(crate) const HOLDER: &str = "x-holder";
+
 /// A URL that anybody may use until it expires.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Presigned {
     /// The whole URL; it contains a signature, so it is as secret as what it opens.
     pub url: String,
@@ -28,7 +33,7 @@ pub struct Presigned {
 }
 
 /// A URL to which one body may be PUT until it expires.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct PresignedPut {
     /// The whole URL.
     pub url: String,
@@ -36,6 +41,18 @@ pub struct PresignedPut {
     pub headers: Vec<(&'static str, String)>,
     /// When it stops working. An upload that has begun by then may go on.
     pub expires_at: Timestamp,
+}
+
+impl fmt::Debug for Presigned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} until {}", unsigned(&self.url), self.expires_at)
+    }
+}
+
+impl fmt::Debug for PresignedPut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} until {}, with {:?}", unsigned(&self.url), self.expires_at, self.headers)
+    }
 }
 
 /// What URLs for others are made of.
@@ -58,6 +75,7 @@ impl Storage {
         let Presigner { bucket, credentials } = self.presigner();
         let life = Life::new(expires, now);
         let mut action = bucket.get_object(Some(credentials), key.as_str());
+        self.name_holder(&mut action);
         // Whatever whoever stored it called it: no browser shows it, least of all as a page of storage's own host.
         action.query_mut().insert("response-content-disposition", "attachment");
         action.query_mut().insert("response-content-type", "application/octet-stream");
@@ -76,7 +94,8 @@ impl Storage {
         now: Timestamp,
     ) -> PresignedPut {
         let Presigner { bucket, credentials } = self.presigner();
-        let action = bucket.put_object(Some(credentials), key.as_str());
+        let mut action = bucket.put_object(Some(credentials), key.as_str());
+        self.name_holder(&mut action);
         body(action, size, sha256, Life::new(expires, now))
     }
 
@@ -94,8 +113,15 @@ impl Storage {
         now: Timestamp,
     ) -> PresignedPut {
         let Presigner { bucket, credentials } = self.presigner();
-        let action = bucket.upload_part(Some(credentials), key.as_str(), n, upload.as_str());
+        let mut action = bucket.upload_part(Some(credentials), key.as_str(), n, upload.as_str());
+        self.name_holder(&mut action);
         body(action, size, sha256, Life::new(expires, now))
+    }
+
+    fn name_holder<'a>(&self, action: &mut impl S3Action<'a>) {
+        if let Some(holder) = self.holder() {
+            action.query_mut().insert(HOLDER, holder.to_owned());
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::limits;
 use crate::presign::PresignedPut;
 
 /// Begins the key of everything that is only tried.
-const PROBES: &str = "probe/";
+pub(crate) const PROBES: &str = "probe/";
 
 /// What a thorough look at storage found, each in a sentence.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

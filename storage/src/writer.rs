@@ -57,6 +57,20 @@ impl Storage {
 }
 
 impl Writer {
+    /// Has the object go up in parts, however large it is, and says what storage calls that: a caller that notes it before it
+    /// writes anything can give up what a crash leaves.
+    ///
+    /// # Errors
+    ///
+    /// Those of the call.
+    pub async fn begin(&mut self) -> Result<MultipartId, Error> {
+        let begun = match self.upload.take() {
+            Some(upload) => upload,
+            None => self.storage.create_multipart(&self.key).await?,
+        };
+        Ok(self.upload.insert(begun).clone())
+    }
+
     /// Appends `bytes`, and waits where storage is slower than they come.
     ///
     /// # Errors
@@ -124,10 +138,7 @@ impl Writer {
     /// Sends the buffer as a part, as soon as the part before it is there.
     async fn send(&mut self) -> Result<(), Error> {
         self.settle().await?;
-        let upload = match &self.upload {
-            Some(upload) => upload.clone(),
-            None => self.upload.insert(self.storage.create_multipart(&self.key).await?).clone(),
-        };
+        let upload = self.begin().await?;
         let n = u16::try_from(self.parts.len() + 1).ok().filter(|n| *n <= limits::PARTS_MAX).ok_or_else(
             || Error::Mismatch(format!("the object has more than {} parts", limits::PARTS_MAX)),
         )?;

@@ -62,6 +62,27 @@ pub(crate) struct Object {
     pub(crate) size: u64,
 }
 
+/// A page of ListMultipartUploads.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Begun {
+    #[serde(default)]
+    pub(crate) is_truncated: bool,
+    #[serde(default)]
+    pub(crate) next_key_marker: String,
+    #[serde(default)]
+    pub(crate) next_upload_id_marker: String,
+    #[serde(rename = "Upload", default)]
+    pub(crate) uploads: Vec<BegunOne>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct BegunOne {
+    pub(crate) key: String,
+    pub(crate) upload_id: String,
+}
+
 #[derive(Serialize)]
 #[serde(rename = "CompleteMultipartUpload")]
 struct Complete<'a> {

@@ -93,6 +93,11 @@ async fn lived() -> Server {
     server
 }
 
+fn now_ms() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    i64::try_from(now.as_millis()).unwrap()
+}
+
 /// The file of the embedded storage that has this many bytes.
 fn blob(server: &Server, size: u64) -> PathBuf {
     let shards = std::fs::read_dir(server.data().join("objects/blobs")).unwrap();
@@ -152,6 +157,19 @@ async fn a_server_that_has_lived_differs_in_nothing_and_what_is_planted_is_found
     });
     storage.delete(&pack.unwrap()["key"].as_str().unwrap().parse().unwrap()).await.unwrap();
 
+    // Two uploads in parts that no row names: one has a part.
+    let begun = |key: &str| key.parse().unwrap();
+    storage.create_multipart(&begun("9/upload/empty")).await.unwrap();
+    let (key, part) = (begun("9/upload/orphan"), vec![b'p'; 7]);
+    let orphan = storage.create_multipart(&key).await.unwrap();
+    let (hour, now) =
+        (std::time::Duration::from_secs(3_600), millpond_protocol::Timestamp::clamped(now_ms()));
+    let put = storage.presign_part(&key, &orphan, 1, 7, Sha256::of(&part), hour, now);
+    let headers = put.headers.iter();
+    let sent =
+        headers.fold(reqwest::Client::new().put(put.url.clone()), |r, (name, value)| r.header(*name, value));
+    assert_eq!(sent.body(part).send().await.unwrap().status(), 200);
+
     let (lines, well) = check(&server);
     assert!(!well);
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -176,10 +194,12 @@ async fn a_server_that_has_lived_differs_in_nothing_and_what_is_planted_is_found
         ("object-unreadable", "/result/"),
         ("object-missing", "/pack/"),
         ("object-unknown", "9/pack/extra"),
+        ("upload-unknown", "9/upload/orphan"),
     ] {
         let found = found.get(kind).unwrap_or_else(|| panic!("{kind}: {lines:#?}"));
         assert!(found.iter().any(|found| found.contains(about)), "{kind}: {found:?}");
     }
+    assert_eq!(found["upload-unknown"].len(), 1, "one that is empty may just have been begun");
 }
 
 #[tokio::test]

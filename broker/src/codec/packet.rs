@@ -1,5 +1,7 @@
 //! Packets as the gate knows them, the same for both versions of the protocol.
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use super::reason;
@@ -55,7 +57,7 @@ pub(crate) struct Disconnect {
     pub(crate) session_expiry: Option<u32>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Connect {
     pub(crate) version: Version,
     /// Clean session, or clean start.
@@ -75,6 +77,38 @@ pub(crate) struct Connect {
     pub(crate) wants_response_information: bool,
     pub(crate) wants_problem_information: bool,
     pub(crate) auth_method: bool,
+}
+
+// Its password gets into no log.
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Connect");
+        shown.field("version", &self.version).field("client_id", &self.client_id).field("user", &self.user);
+        shown.field("clean", &self.clean).field("keep_alive", &self.keep_alive).finish_non_exhaustive()
+    }
+}
+
+#[cfg(any(test, feature = "alone"))]
+impl Connect {
+    /// That of a client which wants nothing special.
+    pub(crate) fn plain(version: Version) -> Self {
+        Self {
+            version,
+            clean: true,
+            keep_alive: 10,
+            client_id: "x".into(),
+            will: None,
+            user: None,
+            password: None,
+            session_expiry: 0,
+            receive_max: None,
+            packet_max: None,
+            alias_max: 0,
+            wants_response_information: false,
+            wants_problem_information: true,
+            auth_method: false,
+        }
+    }
 }
 
 /// What is published for a client that goes without saying goodbye.

@@ -10,7 +10,7 @@ use millpond_protocol::{Code, Refusal};
 use proptest::prelude::*;
 
 use super::Session;
-use super::tests::{connect, live, session, taken};
+use super::tests::{live, session, taken};
 use crate::backend::{MemberMessage, ReceiptRow, StateMessage};
 use crate::budget::Held;
 use crate::codec::frame::{Framer, Next, fixed_header};
@@ -205,7 +205,7 @@ pub(super) fn run(version: Version, window: Option<u16>, events: impl IntoIterat
     let now = Instant::now();
     let mut session = session(version, now);
     if let Some(window) = window {
-        let connect = Connect { receive_max: Some(window), ..connect(version) };
+        let connect = Connect { receive_max: Some(window), ..Connect::plain(version) };
         session =
             Session::new(session.who().clone(), &connect, Arc::new(GateConfig::default()), now, (1, None));
     }

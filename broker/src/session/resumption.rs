@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes};
 use millpond_protocol::{AppTopics, Principal, Refusal, Role, limits};
 
-use super::tests::connect;
 use super::{Effect, End, Kept, Question, Session};
 use crate::backend::Subscription;
 use crate::codec::Version;
@@ -19,7 +18,7 @@ fn kept(config: GateConfig, kept: Option<Kept>, now: Instant) -> Session {
     let who =
         Principal { pool: "p".parse().unwrap(), name: "m".parse().unwrap(), role: Role::Publisher, id: 1 };
     let config = GateConfig { app_topics: AppTopics::new(&["app/+/#"]).unwrap(), ..config };
-    let connect = Connect { clean: false, session_expiry: 3_600, ..connect(Version::V5) };
+    let connect = Connect { clean: false, session_expiry: 3_600, ..Connect::plain(Version::V5) };
     Session::new(who, &connect, Arc::new(config), now, (1, kept))
 }
 

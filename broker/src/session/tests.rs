@@ -16,29 +16,10 @@ use crate::codec::packet::{
 use crate::config::GateConfig;
 use crate::hub::message::Message;
 
-pub(super) fn connect(version: Version) -> Connect {
-    Connect {
-        version,
-        clean: true,
-        keep_alive: 10,
-        client_id: "x".into(),
-        will: None,
-        user: None,
-        password: None,
-        session_expiry: 0,
-        receive_max: None,
-        packet_max: None,
-        alias_max: 0,
-        wants_response_information: false,
-        wants_problem_information: true,
-        auth_method: false,
-    }
-}
-
 pub(super) fn session(version: Version, now: Instant) -> Session {
     let who =
         Principal { pool: "p".parse().unwrap(), name: "m".parse().unwrap(), role: Role::Publisher, id: 1 };
-    Session::new(who, &connect(version), Arc::new(GateConfig::default()), now, (1, None))
+    Session::new(who, &Connect::plain(version), Arc::new(GateConfig::default()), now, (1, None))
 }
 
 fn publish(qos: u8, id: u16, upload: &str, bytes: usize) -> Packet {
@@ -299,7 +280,7 @@ fn acknowledge(session: &mut Session, id: u16) {
 #[test]
 fn a_new_state_goes_ahead_of_whatever_waits_for_the_window() {
     let now = Instant::now();
-    let connect = Connect { receive_max: Some(2), ..connect(Version::V4) };
+    let connect = Connect { receive_max: Some(2), ..Connect::plain(Version::V4) };
     let who = session(Version::V4, now).who().clone();
     let mut session = Session::new(
         Principal { role: Role::Operator, ..who },
@@ -364,7 +345,7 @@ fn an_ask_is_refused_while_the_answers_before_it_are_not_taken() {
 #[test]
 fn a_message_as_long_as_the_client_accepts_is_sent_and_one_byte_more_is_not() {
     let now = Instant::now();
-    let connect = Connect { packet_max: Some(130), ..connect(Version::V4) };
+    let connect = Connect { packet_max: Some(130), ..Connect::plain(Version::V4) };
     let who = session(Version::V4, now).who().clone();
     let mut session = Session::new(who, &connect, Arc::new(GateConfig::default()), now, (1, None));
     session.packet(subscribe("mp/p/d/m/x"), now);

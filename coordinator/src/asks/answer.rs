@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{Asks, commit, done, put, reads, rounds};
+use crate::ledger::tokens::holder;
 
 /// Bytes of a refusal's message: what it quotes of the ask may be as long as that.
 const MESSAGE_MAX: usize = 1_024;
@@ -35,7 +36,9 @@ impl Asks {
         let id = head.id.as_ref().map(ToString::to_string);
         let answer = if may(who, Action::Op(op)) {
             let late = |_| Err(Refusal::unavailable(format!("no answer within {TIMEOUT:?}")));
-            tokio::time::timeout(TIMEOUT, self.run(who, source, op, value, &head)).await.unwrap_or_else(late)
+            // What it makes URLs of says whom they are for.
+            let asks = Self { storage: self.storage.held_by(&holder(who)), ..self.clone() };
+            tokio::time::timeout(TIMEOUT, asks.run(who, source, op, value, &head)).await.unwrap_or_else(late)
         } else {
             Err(Refusal::new(Code::Unauthorized, format!("a {} may not ask {op}", who.role)))
         };

@@ -4,7 +4,7 @@
 //! call each counts at once; if one of them has to be read, all become `pending` and the worker of [`crate::grants`] goes
 //! on, also after a restart.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -100,12 +100,9 @@ pub(super) async fn commit(
 
 /// The ids of an ask, each once.
 fn ids(ask: &ask::Commit, room: usize) -> Result<Vec<UploadId>, Refusal> {
-    let mut ids: Vec<UploadId> = Vec::new();
-    for id in ask.upload.iter().chain(&ask.uploads) {
-        if !ids.contains(id) {
-            ids.push(id.clone());
-        }
-    }
+    let mut seen = HashSet::new();
+    let named = ask.upload.iter().chain(&ask.uploads);
+    let ids: Vec<UploadId> = named.filter(|id| seen.insert(*id)).cloned().collect();
     if ids.is_empty() || (ask.upload.is_some() && !ask.uploads.is_empty()) {
         return Err(Refusal::new(Code::Malformed, "name either `upload` or `uploads`"));
     }

@@ -1,6 +1,7 @@
 //! `done`: commits a result that was PUT, or closes the log of one that was published.
 //!
-//! What is remembered of the ask is the version, or that it was `pending`: a repeat is answered from the rows as they are.
+//! What is remembered of the ask is the version, or that it was `pending`: a repeat is answered from the rows as they are, and
+//! has a result verified again that storage did not let be read the last time.
 
 use std::time::Duration;
 
@@ -64,7 +65,8 @@ pub(super) async fn done(
             }
         }
     }
-    let (pool, _) = decide(asks, who, "done", head, move |tx, pool, who| {
+    let again = whole.clone().map(|grant| (grant, data.clone()));
+    let (pool, version) = decide(asks, who, "done", head, move |tx, pool, who| {
         fence(tx.sql(), pool, who, round, attempt)?;
         tx.sql()
             .prepare_cached(
@@ -73,19 +75,51 @@ pub(super) async fn done(
             )?
             .execute(params![pool, round, attempt, text(warnings.as_ref())])?;
         append_log(tx, pool, round, attempt, ask.log.as_deref())?;
-        let version = commit(tx, pool, who, (round, attempt), whole, data)?;
-        if let Some(version) = version {
-            tx.close_round(pool, round, attempt, version)?;
-        }
-        Ok(version)
+        commit(tx, pool, who, (round, attempt), whole, data)
     })
     .await?;
+    if let (None, Some((grant, data))) = (version, again) {
+        let who = who.clone();
+        asks.ledger.write(move |tx| commit_again(tx, &who, (round, attempt), grant, data)).await?;
+    }
     answer(asks, who, (round, attempt), object, Wake::new(asks.ledger.commits(), pool, deadline)).await
 }
 
-/// The version that the attempt's result is, or none if it has to be read first. `whole` is the grant as it was looked
-/// at, and whether it is known to be good.
+/// The version that the attempt's result is, with which the round is closed, or none if it has to be read first. `whole` is the
+/// grant as it was looked at, and whether it is known to be good.
 fn commit(
+    tx: &mut Tx<'_>,
+    pool: PoolId,
+    who: &Principal,
+    (round, attempt): (u64, u32),
+    whole: Option<(Grant, bool)>,
+    data: Option<bytes::Bytes>,
+) -> Result<Option<u64>> {
+    let version = count(tx, pool, who, (round, attempt), whole, data)?;
+    if let Some(version) = version {
+        tx.close_round(pool, round, attempt, version)?;
+    }
+    Ok(version)
+}
+
+/// The same for a repeat whose result did not count the last time.
+fn commit_again(
+    tx: &mut Tx<'_>,
+    who: &Principal,
+    (round, attempt): (u64, u32),
+    whole: (Grant, bool),
+    data: Option<bytes::Bytes>,
+) -> Result<()> {
+    let pool = tx.pool_of(who)?;
+    match read(tx.sql(), pool, who.id, round, attempt)? {
+        Found::Grant(grant) if grant.verifying.is_none() => {
+            commit(tx, pool, who, (round, attempt), Some(whole), data).map(drop)
+        }
+        Found::Grant(_) | Found::Version(_) | Found::Nothing => Ok(()),
+    }
+}
+
+fn count(
     tx: &mut Tx<'_>,
     pool: PoolId,
     who: &Principal,
@@ -138,8 +172,11 @@ async fn answer(
                 }
             }
             Found::Grant(grant) => {
-                let why = grant.problem.map_or_else(|| "it did not count".into(), |problem| problem.message);
-                return Err(Refusal::new(Code::NotFound, why).hint("ask `done` again with a new id"));
+                let problem = grant.problem.unwrap_or_else(|| Refusal::unavailable("it did not count"));
+                return Err(match problem.code {
+                    Code::NotFound => problem.hint("PUT what is missing, and ask `done` again"),
+                    _ => problem.hint("the lease and what was PUT are as good as before: ask `done` again"),
+                });
             }
             Found::Nothing => {
                 let read = move |sql: &Connection| object.map_or(Ok(false), |object| differed(sql, object));

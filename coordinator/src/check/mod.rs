@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `ledger` | SQLite's own check of the file, then rows with each other (`rules`) |
 //! | `manifests` | each pool's chain of hashes; each header with its batch; the manifest of today's rows with the one written (`chain`) |
-//! | `objects` | what storage lists with what the ledger knows: missing, of another size, unknown (`objects`) |
+//! | `objects` | what storage lists with what the ledger knows: missing, of another size, unknown; parts that no row names (`objects`) |
 //! | `payloads`, `bytes` | thoroughly only: the SHA-256 of every file in the ledger, and of every object, read whole |
 //!
 //! Reads are short or single statements on reader connections, so nobody waits for a check; what changes while it runs
@@ -104,6 +104,7 @@ impl Check {
         }
         self.manifests().await?;
         self.objects(deep).await?;
+        self.uploads_in_parts().await?;
         if deep {
             self.payloads().await?;
         }

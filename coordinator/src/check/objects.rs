@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use millpond_protocol::{Refusal, Sha256};
-use millpond_storage::{Error, ObjectKey};
+use millpond_storage::{Begun, Error, ObjectKey};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::{Check, Done, Stopped};
@@ -165,6 +165,56 @@ impl Check {
                 self.differs("object-again", key, format!("it was deleted and is there again, {size} bytes"))
                     .await
             }
+        }
+    }
+
+    /// Uploads in parts that no row names and that have parts: nobody would ever give them up. One without any may just have been
+    /// begun.
+    pub(super) async fn uploads_in_parts(&mut self) -> Done<()> {
+        let mut last = None;
+        loop {
+            let (page, next) = match self.storage.list_uploads(last.as_ref()).await {
+                Ok(listed) => listed,
+                Err(error) if error.is_temporary() => return Err(away(error)),
+                Err(error) => {
+                    let about = "uploads in parts".to_owned();
+                    return self
+                        .differs("upload-unlisted", about, format!("storage does not list them: {error}"))
+                        .await;
+                }
+            };
+            for upload in page {
+                if let Some(bytes) = self.nobodys(&upload).await? {
+                    let what =
+                        format!("no row names its upload in parts {}, which has {bytes} bytes", upload.id);
+                    self.differs("upload-unknown", upload.key, what).await?;
+                }
+            }
+            if next.is_none() {
+                return Ok(());
+            }
+            last = next;
+        }
+    }
+
+    /// The bytes of an upload in parts, if it has any and no row names it.
+    async fn nobodys(&self, upload: &Begun) -> Done<Option<u64>> {
+        let (key, id) = (upload.key.clone(), upload.id.clone());
+        let named = self.ledger.read(move |sql| {
+            let query =
+                "SELECT EXISTS (SELECT 1 FROM objects WHERE key = ?1 AND multipart = ?2 AND state <> 'gone')";
+            Ok(sql.prepare_cached(query)?.query_row([&key, &id], |row| row.get::<_, bool>(0))?)
+        });
+        if named.await? {
+            return Ok(None);
+        }
+        let (Ok(key), Ok(id)) = (upload.key.parse(), upload.id.parse()) else { return Ok(Some(0)) };
+        match self.storage.list_parts(&key, &id).await {
+            Ok(parts) if parts.is_empty() => Ok(None),
+            Ok(parts) => Ok(Some(parts.iter().map(|part| part.size).sum())),
+            // It has ended meanwhile.
+            Err(Error::NoUpload) => Ok(None),
+            Err(error) => Err(away(error)),
         }
     }
 

@@ -2,7 +2,7 @@
 //! row is about, and what is wrong with it. One statement sees one state of the ledger, whatever is written meanwhile.
 
 /// The word of a rule, and its query.
-pub(crate) const RULES: [(&str, &str); 30] = [
+pub(crate) const RULES: [(&str, &str); 31] = [
     (
         "pool-batches",
         "SELECT name, 'its newest batch is ' || n || ' and it counts ' || batches FROM (SELECT *, \
@@ -36,6 +36,13 @@ pub(crate) const RULES: [(&str, &str); 30] = [
          coalesce((SELECT max(seq) FROM events e WHERE e.pool_id = p.id), 0), \
          coalesce((SELECT max(u.seq) & 1099511627775 FROM uploads u WHERE u.seq > p.id << 40 AND u.seq < (p.id + 1) << 40), 0)) \
          AS n FROM pools p) WHERE n > seq",
+    ),
+    (
+        "pool-kept",
+        "SELECT name, n || ' bytes are kept and it counts ' || kept_bytes FROM (SELECT *, \
+         (SELECT coalesce(sum(bytes), 0) FROM batches b WHERE b.pool_id = p.id AND b.retention IN ('kept', 'expiring')) \
+         + (SELECT coalesce(sum(size), 0) FROM results r WHERE r.pool_id = p.id AND r.expired IS NULL AND r.of IS NULL) AS n \
+         FROM pools p) WHERE n <> kept_bytes",
     ),
     (
         "pool-grants",

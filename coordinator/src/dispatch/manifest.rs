@@ -33,7 +33,7 @@ const ENTRY: usize = 256;
 /// Bytes of entries that are sorted in memory. About 110,000; with more, all of them go through files, and this is what
 /// a manifest of any length takes.
 const ROOM: usize = 32 << 20;
-/// Rows read in one go: a reader of the ledger is held for some 30 ms.
+/// Rows read in one go, if [`ROOM`] is not full before: a reader of the ledger is held for some 30 ms.
 const PAGE: usize = 20_000;
 /// Entries that are sorted and hashed in a millisecond, mostly sooner than a thread of their own wakes.
 const SHORT: u64 = 100;
@@ -275,6 +275,9 @@ fn page(
             out.push(b'\n');
             Ok::<_, Error>(())
         })?;
+        if entries.sorter.is_full() {
+            return Ok(Some(last));
+        }
     }
     Ok((read == PAGE).then_some(last))
 }

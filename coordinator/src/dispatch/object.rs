@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use millpond_failpoint::{Point, reach};
 use millpond_protocol::{Refusal, Sha256};
+use millpond_storage::{Error, Writer, limits};
 use tokio::sync::mpsc;
 
 use super::{Context, Trouble};
@@ -86,11 +87,13 @@ pub(super) async fn stream(
     let object = grant(context, pool, kind, size, sha256).await?;
     let mut writer = context.storage.writer(&object.key);
     let mut written = Ok(());
-    while let Some(piece) = pieces.recv().await {
+    if size > limits::WRITER_PART as u64 {
+        written = begin(context, &object, &mut writer).await?;
+    }
+    while written.is_ok()
+        && let Some(piece) = pieces.recv().await
+    {
         written = writer.write(piece).await;
-        if written.is_err() {
-            break;
-        }
     }
     let written = match written {
         Ok(()) if writer.written() == (size, sha256) => {
@@ -105,6 +108,21 @@ pub(super) async fn stream(
         }
     };
     settle(context, object, written).await
+}
+
+/// Has the row name the upload in parts before it has any: so the sweep gives up what a crash leaves of it.
+async fn begin(
+    context: &Context,
+    object: &Object,
+    writer: &mut Writer,
+) -> std::result::Result<std::result::Result<(), Error>, Refusal> {
+    let upload = match writer.begin().await {
+        Ok(upload) => upload,
+        Err(error) => return Ok(Err(error)),
+    };
+    let id = object.id;
+    let named = context.ledger.write(move |tx| tx.name_multipart(id, None, &upload).map(drop));
+    named.await.map(Ok)
 }
 
 async fn grant(

@@ -170,14 +170,16 @@ impl States {
 
     fn url(&self, object: &objects::Object) -> Presigned {
         let mut urls = self.urls.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = now().after(limits::RESULT_URL_VALIDITY / 2);
-        if let Some(url) = urls.get(&object.id)
-            && url.expires_at > fresh
-        {
+        let now = now();
+        let fresh = now.after(limits::RESULT_URL_VALIDITY / 2);
+        // What was signed before the clock was set back is not valid yet.
+        let until = now.after(limits::RESULT_URL_VALIDITY);
+        let is_fresh = |url: &Presigned| url.expires_at > fresh && url.expires_at <= until;
+        if let Some(url) = urls.get(&object.id).filter(|url| is_fresh(url)) {
             return url.clone();
         }
-        urls.retain(|_, url| url.expires_at > fresh);
-        let url = self.storage.presign_get(&object.key, limits::RESULT_URL_VALIDITY, now());
+        urls.retain(|_, url| is_fresh(url));
+        let url = self.storage.presign_get(&object.key, limits::RESULT_URL_VALIDITY, now);
         urls.insert(object.id, url.clone());
         url
     }

@@ -12,7 +12,7 @@ pub(super) fn pool(sql: &Connection, id: PoolId, now: Timestamp) -> Result<(Entr
     let (name, policy, policy_version, counters, aged_through) = sql
         .prepare_cached(
             "SELECT name, policy, policy_version, seq, batches, rounds, versions, newest_committed, pointer, \
-             aged_through FROM pools WHERE id = ?1",
+             aged_through, kept_bytes FROM pools WHERE id = ?1",
         )?
         .query_row([id], |row| {
             let counters = Counters {
@@ -22,6 +22,7 @@ pub(super) fn pool(sql: &Connection, id: PoolId, now: Timestamp) -> Result<(Entr
                 versions: row.get(6)?,
                 newest_committed: row.get(7)?,
                 pointer: row.get(8)?,
+                kept_bytes: row.get(10)?,
             };
             let aged_through = row.get::<_, Option<i64>>(9)?.map(Timestamp::clamped);
             Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get(2)?, counters, aged_through))

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::error::{not_found, not_kept};
 use super::tx::Tx;
+use super::writer::write_counters;
 use super::{PoolId, Result};
 use crate::rounds::{Event, Policy, Round, RoundState};
 
@@ -235,10 +236,10 @@ impl Tx<'_> {
         }
         self.effects.commit.renewed.push(pool_name);
         // Nobody flushes the counters of a pool that is not in memory any more.
-        let seq = self.entry(pool)?.counters.seq;
+        write_counters(self.sql, pool, self.entry(pool)?)?;
         self.sql
-            .prepare_cached("UPDATE pools SET removed = ?2, seq = ?3 WHERE id = ?1")?
-            .execute(params![pool, self.now.as_millis(), seq])?;
+            .prepare_cached("UPDATE pools SET removed = ?2 WHERE id = ?1")?
+            .execute(params![pool, self.now.as_millis()])?;
         self.touch(pool);
         self.effects.moved = true;
         self.state.remove(pool);

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use millpond_failpoint::{Point, reach};
+use millpond_failpoint::{Point, next_schema, reach};
 use millpond_storage::directory;
 use rusqlite::Connection;
 
@@ -18,7 +18,9 @@ pub(super) const KNOWN: u32 = MIGRATIONS.len() as u32;
 
 /// Brings the file up to date.
 pub(super) fn run(sql: &mut Connection, path: &Path) -> Result<(), OpenError> {
-    migrate(sql, path, &MIGRATIONS)
+    let rehearsed = next_schema();
+    let all: Vec<&str> = MIGRATIONS.into_iter().chain(rehearsed.as_deref()).collect();
+    migrate(sql, path, &all)
 }
 
 fn migrate(sql: &mut Connection, path: &Path, migrations: &[&str]) -> Result<(), OpenError> {
@@ -48,8 +50,11 @@ fn keep(sql: &Connection, to: &Path) -> Result<(), OpenError> {
     snapshot::copy(sql, &new).map_err(|error| io(std::io::Error::other(error)))?;
     // Whole on disk before the file is changed that it is a copy of.
     File::open(&new).and_then(|copy| copy.sync_all()).map_err(io)?;
+    reach(Point::LedgerCopied);
     std::fs::rename(&new, to).map_err(io)?;
-    directory::sync_name_of(to).map_err(io)
+    directory::sync_name_of(to).map_err(io)?;
+    reach(Point::LedgerKept);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,59 +1,36 @@
 //! How much a pool and a member may have: bytes that are kept, and files that are granted and did not come yet.
 //!
-//! What a pool keeps is summed from the rows of its batches and results, and then counted on for [`FRESH`]: an upload costs no
-//! sum, and a pool may have a little more than its quota for a moment. What retention frees is there as soon.
+//! What a pool keeps stands in its row: it changes with the rows that it is the sum of, so an upload costs no sum, and what
+//! retention frees is there at once.
 
-use std::time::Duration;
+use millpond_protocol::{Code, Principal, Refusal, limits};
+use rusqlite::params;
 
-use millpond_protocol::{Code, Principal, Refusal, Timestamp, limits};
-
-use super::tx::{State, Tx};
+use super::tx::Tx;
 use super::{PoolId, Result};
 
-/// How long a sum holds.
-const FRESH: Duration = Duration::from_secs(5);
 /// When whoever was refused may ask again: retention may have freed something.
 const AGAIN_MS: u64 = 60_000;
 
-/// What a pool keeps, as the writer knows it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Kept {
-    bytes: u64,
-    until: Timestamp,
-}
-
 /// How many grants a member has.
 const GRANTS: &str = "SELECT count(*) FROM grants WHERE member_id = ?1";
-
-impl State {
-    /// The job that counted these uploads is taken back.
-    pub(super) fn take_back(&mut self, counted: &[(PoolId, u64)]) {
-        for (pool, size) in counted {
-            if let Some(kept) = self.kept.get_mut(pool) {
-                kept.bytes = kept.bytes.saturating_sub(*size);
-            }
-        }
-    }
-}
+/// How many bytes they come to.
+const GRANTED: &str = "SELECT coalesce(sum(o.size), 0) FROM grants g JOIN objects o ON o.id = g.object_id WHERE g.member_id = ?1";
 
 impl Tx<'_> {
     /// Whether the pool may keep an upload of that size beside what it has, by its policy.
     ///
     /// # Errors
     /// `quota`.
-    pub fn check_kept(&mut self, pool: PoolId, size: u64) -> Result<()> {
-        let quota = self.core(pool)?.policy().quota_bytes;
+    pub fn check_kept(&self, pool: PoolId, size: u64) -> Result<()> {
+        let entry = self.entry(pool)?;
+        let quota = entry.core.policy().quota_bytes;
         if quota == 0 {
             return Ok(());
         }
-        let known = self.state.kept.get(&pool).copied().filter(|kept| self.now < kept.until);
-        let kept = match known {
-            Some(kept) => kept,
-            None => Kept { bytes: self.sum_kept(pool)?, until: self.now.after(FRESH) },
-        };
-        self.state.kept.insert(pool, kept);
-        if kept.bytes.saturating_add(size) > quota {
-            return Err(over("pool_bytes", format!("the pool keeps {} bytes already", kept.bytes), quota)
+        let bytes = entry.counters.kept_bytes.saturating_add(self.granted_bytes(pool)?);
+        if bytes.saturating_add(size) > quota {
+            return Err(over("pool_bytes", format!("the pool keeps {bytes} bytes already"), quota)
                 .hint("wait until older uploads are not kept any more, or let an operator raise quota_bytes")
                 .retry_after_ms(AGAIN_MS)
                 .into());
@@ -61,27 +38,36 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Counts an upload that is stored now.
-    pub(super) fn count_kept(&mut self, pool: PoolId, size: u64) {
-        if let Some(kept) = self.state.kept.get_mut(&pool) {
-            kept.bytes = kept.bytes.saturating_add(size);
-            self.effects.kept.push((pool, size));
+    /// The pool keeps so many bytes more.
+    pub(super) fn keep(&mut self, pool: PoolId, bytes: u64) {
+        self.touch(pool);
+        if let Some(entry) = self.state.pools.get_mut(&pool) {
+            entry.counters.kept_bytes = entry.counters.kept_bytes.saturating_add(bytes);
         }
     }
 
-    fn sum_kept(&self, pool: PoolId) -> Result<u64> {
-        Ok(self
-            .sql
-            .prepare_cached(
-                "SELECT (SELECT coalesce(sum(b.bytes + (SELECT coalesce(sum(c.bytes), 0) FROM batches c WHERE c.carried_into = b.id)), 0) \
-                 FROM batches b WHERE b.pool_id = ?1 AND b.retention IN ('kept', 'expiring') AND b.carried_into IS NULL) \
-                 + (SELECT coalesce(sum(size), 0) FROM results INDEXED BY results_kept WHERE pool_id = ?1 AND expired IS NULL AND of IS NULL) \
-                 + (SELECT granted_bytes FROM pools WHERE id = ?1)",
-            )?
-            .query_row([pool], |row| row.get(0))?)
+    /// The pool, which may be removed, keeps so many bytes less.
+    pub(crate) fn drop_kept(&mut self, pool: PoolId, bytes: u64) -> Result<()> {
+        if self.state.pools.contains_key(&pool) {
+            self.touch(pool);
+        }
+        if let Some(entry) = self.state.pools.get_mut(&pool) {
+            entry.counters.kept_bytes = entry.counters.kept_bytes.saturating_sub(bytes);
+            return Ok(());
+        }
+        self.sql
+            .prepare_cached("UPDATE pools SET kept_bytes = max(kept_bytes - ?2, 0) WHERE id = ?1")?
+            .execute(params![pool, bytes])?;
+        Ok(())
     }
 
-    /// Whether a member may have one more file granted, and its pool so many bytes more.
+    fn granted_bytes(&self, pool: PoolId) -> Result<u64> {
+        let mut statement = self.sql.prepare_cached("SELECT granted_bytes FROM pools WHERE id = ?1")?;
+        Ok(statement.query_row([pool], |row| row.get(0))?)
+    }
+
+    /// Whether a member may have one more file granted, and its pool so many bytes more: half of what others leave is a member's
+    /// at the most, so that nobody has all of it for the asking.
     ///
     /// # Errors
     /// `quota`.
@@ -94,16 +80,26 @@ impl Tx<'_> {
                 .retry_after_ms(1_000)
                 .into());
         }
-        let bytes: u64 = self
-            .sql
-            .prepare_cached("SELECT granted_bytes FROM pools WHERE id = ?1")?
-            .query_row([pool], |row| row.get(0))?;
-        if bytes.saturating_add(size) > limits::GRANTED_BYTES_PER_POOL {
-            let what = format!("{bytes} bytes are granted in the pool already");
-            return Err(over("pool_grants", what, limits::GRANTED_BYTES_PER_POOL)
-                .hint("commit or abort some first")
-                .retry_after_ms(AGAIN_MS)
-                .into());
+        let mine: u64 = self.sql.prepare_cached(GRANTED)?.query_row([who.id], |row| row.get(0))?;
+        let others = self.granted_bytes(pool)?.saturating_sub(mine);
+        let entry = self.entry(pool)?;
+        let quota = Some(entry.core.policy().quota_bytes).filter(|quota| *quota > 0);
+        let kept = quota.map(|quota| ("pool_bytes", quota, entry.counters.kept_bytes));
+        for (limit, max, taken) in
+            [("pool_grants", limits::GRANTED_BYTES_PER_POOL, 0)].into_iter().chain(kept)
+        {
+            let left = max.saturating_sub(others.saturating_add(taken));
+            if mine.saturating_add(size) > left / 2 {
+                let what = format!(
+                    "{} has grants of {mine} bytes, and half of what others leave is {}",
+                    who.name,
+                    left / 2
+                );
+                return Err(over(limit, what, max)
+                    .hint("commit or abort some first")
+                    .retry_after_ms(AGAIN_MS)
+                    .into());
+            }
         }
         Ok(())
     }
@@ -120,7 +116,9 @@ mod tests {
 
     #[test]
     fn the_grants_of_a_member_are_counted_without_a_look_at_those_of_others() {
-        let plan = crate::ledger::plan(GRANTS);
-        assert!(plan.iter().all(|step| step.starts_with("SEARCH")), "{plan:?}");
+        for query in [GRANTS, GRANTED] {
+            let plan = crate::ledger::plan(query);
+            assert!(plan.iter().all(|step| step.starts_with("SEARCH")), "{plan:?}");
+        }
     }
 }

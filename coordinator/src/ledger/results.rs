@@ -113,6 +113,7 @@ impl Tx<'_> {
                 self.now.as_millis()
             ])?;
         self.live_object(new.object)?;
+        self.keep(pool, new.size);
         self.effects.made.results += 1;
         Ok(Committed { version, batch, repeated: false })
     }

@@ -23,6 +23,8 @@ pub(crate) struct Stepped {
     /// What deletes all rows.
     tables: Vec<String>,
     life: Option<Life>,
+    /// Groups that were begun, ever.
+    pub(crate) groups: u64,
     /// The connection, between two lives.
     sql: Option<Connection>,
 }
@@ -48,6 +50,9 @@ impl Stepped {
             sql.set_prepared_statement_cache_capacity(512);
             sql.pragma_update(None, "foreign_keys", true).unwrap();
             sql.pragma_update(None, "temp_store", "MEMORY").unwrap();
+            super::keep_plans(&sql).unwrap();
+            // What a group changes is copied a page at a time, and rows are few.
+            sql.pragma_update(None, "page_size", 1_024).unwrap();
             sql
         };
         let mut sql = open();
@@ -58,7 +63,7 @@ impl Stepped {
         let refuse = refuses.clone();
         sql.commit_hook(Some(move || refuse.load(Ordering::Relaxed))).unwrap();
         let tables = tables(&sql);
-        Self { readers: Readers::here(open()), refuses, tables, life: None, sql: Some(sql) }
+        Self { readers: Readers::here(open()), refuses, tables, life: None, groups: 0, sql: Some(sql) }
     }
 
     /// Begins a life with what is committed; that of before, if there is one, ends as by a crash.
@@ -116,6 +121,7 @@ impl Stepped {
     /// Runs the first `jobs` in line, or what is due, as one group; whether it was kept.
     pub(crate) fn group(&mut self, jobs: usize, commits: bool) -> bool {
         self.waiting();
+        self.groups += 1;
         self.refuses.store(!commits, Ordering::Relaxed);
         let life = self.life();
         let waiting = &mut life.waiting;

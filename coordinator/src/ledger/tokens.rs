@@ -224,6 +224,24 @@ pub fn find_certified(
     }))
 }
 
+/// Names a member in URLs that are made for it, with the role that they are made for.
+pub fn holder(who: &Principal) -> String {
+    format!("{}.{}", who.id, who.role)
+}
+
+/// Whether that [`holder`] is what it was: not revoked, nor in another role, nor of a removed pool.
+pub fn holds(sql: &Connection, holder: &str) -> Result<bool> {
+    let Some((id, role)) = holder.split_once('.') else { return Ok(false) };
+    let holds = sql
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM members m JOIN pools p ON p.id = m.pool_id \
+             WHERE m.id = ?1 AND m.role = ?2 AND m.revoked IS NULL AND p.removed IS NULL)",
+        )?
+        // The id's column compares with a text that is a number as with that number.
+        .query_row([id, role], |row| row.get(0))?;
+    Ok(holds)
+}
+
 /// Who a token belongs to, if it is valid at `now` and its member not revoked.
 pub fn find_token(sql: &Connection, token: &Sha256, now: Timestamp) -> Result<Option<Principal>> {
     let found: Option<(i64, String, String, String)> = sql

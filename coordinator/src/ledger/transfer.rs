@@ -96,9 +96,7 @@ impl Tx<'_> {
             self.check_kept(pool, new.size)?;
         }
         self.check_grants(pool, who, new.size)?;
-        let size = new.size;
         let grant = self.insert_grant(pool, who, new, expires)?;
-        self.count_kept(pool, size);
         Ok(Granted::Open { grant: Box::new(grant), new: true })
     }
 

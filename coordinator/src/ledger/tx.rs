@@ -8,7 +8,6 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::clock::Moment;
 use super::error::not_found;
 use super::notice::Commit;
-use super::quota::Kept;
 use super::{PoolId, Result, load};
 use crate::rounds::{Event, Fact, MemberId, Pool, Reply};
 
@@ -21,8 +20,6 @@ pub(super) struct State {
     pub due: BTreeSet<(Timestamp, PoolId)>,
     /// The time of the last job, and when that was.
     last: Option<(Timestamp, Moment)>,
-    /// What pools with a quota keep.
-    pub kept: HashMap<PoolId, Kept>,
     /// Members revoked since the start: what they had in the queue is refused.
     pub revoked: HashSet<MemberId>,
     /// The role of each member that was given another one since the start: what it had in the queue by the old one is
@@ -49,6 +46,8 @@ pub(super) struct Counters {
     pub versions: u64,
     pub newest_committed: u64,
     pub pointer: Option<u64>,
+    /// What `quota_bytes` is about, but for what is granted.
+    pub kept_bytes: u64,
 }
 
 impl State {
@@ -119,8 +118,6 @@ pub(super) struct Effects {
     pub moved: bool,
     /// What uploads added to open batches: files, bytes, small bytes.
     pub batches: BTreeMap<i64, (u64, u64, u64)>,
-    /// What uploads added to what their pool keeps, in bytes.
-    pub kept: Vec<(PoolId, u64)>,
     pub made: Made,
 }
 

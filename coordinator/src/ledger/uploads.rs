@@ -121,11 +121,7 @@ impl Tx<'_> {
             (Some(grant), Ok(_)) => self.end_grant(&grant, Cause::Published)?,
             (None, _) => {}
         }
-        let stored = self.insert(pool, who, new, placed)?;
-        if uncounted && stored.receipt.batch.is_some() {
-            self.count_kept(pool, size);
-        }
-        Ok(stored)
+        self.insert(pool, who, new, placed)
     }
 
     /// Asks the core for the batch.
@@ -206,6 +202,7 @@ impl Tx<'_> {
             ])?;
         if let Some(batch_id) = batch_id {
             self.count(batch_id, who, &new, seq, first)?;
+            self.keep(pool, new.size);
         }
         self.change(pool)?.uploads = true;
         self.effects.commit.receipts.insert((who.pool.clone(), who.name.clone()));

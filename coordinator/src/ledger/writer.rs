@@ -12,7 +12,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use super::log::die_if_unsynced;
 use super::notice::Commit;
-use super::tx::{Effects, State, Tx};
+use super::tx::{Effects, Entry, State, Tx};
 use super::{Error, OpenError, PoolId, Result, load, manage};
 use crate::rounds::Event;
 
@@ -230,7 +230,6 @@ impl Writer {
                 (_, None) => {}
             }
         }
-        self.state.take_back(&effects.kept);
         // A core that refuses has not changed.
         if !effects.moved {
             return Ok(());
@@ -311,7 +310,6 @@ impl Writer {
         self.state.roles.extend(group.effects.roles.iter().rev().map(|(member, old, _)| (*member, *old)));
         let now = self.state.clock();
         for pool in &group.effects.touched {
-            self.state.kept.remove(pool);
             match load::pool(&self.sql, *pool, now) {
                 Ok((entry, _)) => self.state.put(*pool, entry),
                 Err(error) if error.is_no_row() => self.state.remove(*pool),
@@ -357,18 +355,34 @@ fn flush(sql: &Connection, state: &State, effects: &mut Effects) -> Result<()> {
     let touched: BTreeMap<_, _> =
         effects.touched.iter().filter_map(|id| Some((id, state.pools.get(id)?))).collect();
     for (id, entry) in touched {
-        let c = entry.counters;
-        let owned = sql
-            .prepare_cached(
-                "UPDATE pools SET seq = ?2, batches = ?3, rounds = ?4, versions = ?5, newest_committed = ?6, \
-                 pointer = ?7 WHERE id = ?1 AND owner_epoch = 1",
-            )?
-            .execute(params![id, c.seq, c.batches, c.rounds, c.versions, c.newest_committed, c.pointer])?;
-        if owned != 1 {
-            return Err(
-                Refusal::unavailable(format!("pool {} belongs to another coordinator", entry.name)).into()
-            );
-        }
+        write_counters(sql, *id, entry)?;
     }
     Ok(())
+}
+
+/// Writes a pool's counters into its row.
+///
+/// # Errors
+/// `unavailable` if the pool belongs to another coordinator.
+pub(super) fn write_counters(sql: &Connection, id: PoolId, entry: &Entry) -> Result<()> {
+    let c = entry.counters;
+    let owned = sql
+        .prepare_cached(
+            "UPDATE pools SET seq = ?2, batches = ?3, rounds = ?4, versions = ?5, newest_committed = ?6, \
+             pointer = ?7, kept_bytes = ?8 WHERE id = ?1 AND owner_epoch = 1",
+        )?
+        .execute(params![
+            id,
+            c.seq,
+            c.batches,
+            c.rounds,
+            c.versions,
+            c.newest_committed,
+            c.pointer,
+            c.kept_bytes
+        ])?;
+    if owned == 1 {
+        return Ok(());
+    }
+    Err(Refusal::unavailable(format!("pool {} belongs to another coordinator", entry.name)).into())
 }

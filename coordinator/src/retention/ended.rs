@@ -25,11 +25,14 @@ impl Hands<'_> {
                     return Ok(None);
                 }
                 for (row, _) in of_object() {
-                    tx.sql()
+                    let kept: u64 = tx
+                        .sql()
                         .prepare_cached(
-                            "UPDATE results SET expired = ?3, data = NULL WHERE pool_id = ?1 AND version = ?2",
+                            "UPDATE results SET expired = ?3, data = NULL WHERE pool_id = ?1 AND version = ?2 \
+                             RETURNING iif(of IS NULL, size, 0)",
                         )?
-                        .execute(params![pool, row.version, now.as_millis()])?;
+                        .query_row(params![pool, row.version, now.as_millis()], |row| row.get(0))?;
+                    tx.drop_kept(pool, kept)?;
                     tell(tx, pool, &rows, "result-expired", &json!({"version": row.version}))?;
                 }
                 rows::doom(tx, object)?;

@@ -51,7 +51,11 @@ impl Hands<'_> {
         }
         reach(Point::ExpireDoomed);
         self.done.batches += 1;
-        self.write(1, move |tx| rows::stage(tx, id, "expiring", "expired")).await
+        self.write(1, move |tx| {
+            let bytes = rows::stage(tx, id, "expiring", "expired")?;
+            tx.drop_kept(pool, bytes)
+        })
+        .await
     }
 
     async fn payloads(&mut self, payloads: Vec<(i64, u64)>) -> Done<()> {

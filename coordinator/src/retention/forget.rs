@@ -46,7 +46,7 @@ impl Hands<'_> {
                 }
             }
         }
-        self.write(1, move |tx| rows::stage(tx, id, "forgetting", "forgotten")).await
+        self.write(1, move |tx| rows::stage(tx, id, "forgetting", "forgotten").map(drop)).await
     }
 
     /// Deletes uploads that `page` finds, until it finds none; false: the run ended before.

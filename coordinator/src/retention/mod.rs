@@ -34,8 +34,10 @@ use clock::Trust;
 
 /// Between two runs, while nothing is left over.
 const EVERY: Duration = Duration::from_secs(600);
-/// Between two runs if the first left something over; also before the first one. Not less than [`LOOK`].
+/// Before the first run, and after one that failed.
 const SOON: Duration = Duration::from_secs(60);
+/// After a run that left something over, at the least: others have as long to themselves as that run took.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// Rows that one run changes in one pool: every pool gets its turn.
 const SHARE: usize = 50_000;
 /// Between two looks at the clock.
@@ -93,22 +95,22 @@ impl Collector {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(LOOK.min(next.saturating_duration_since(Instant::now()))) => {}
             }
             let now = match self.believe().await {
                 Ok(now) if Instant::now() >= next => now,
-                Ok(_) | Err(_) => continue,
-            };
-            let pause = match stop.run_until_cancelled(self.collect(now, None, LONGEST)).await {
-                None => return,
-                Some(Ok(collected)) if collected.more => SOON,
-                Some(Ok(_)) => EVERY,
-                Some(Err(error)) => {
-                    tracing::warn!(%error, "retention: not everything that is due could be deleted; it is tried again");
-                    SOON
+                Ok(_) => continue,
+                Err(_) => {
+                    next = next.max(Instant::now() + LOOK);
+                    continue;
                 }
             };
-            next = Instant::now() + pause;
+            let begun = Instant::now();
+            let Some(ran) = stop.run_until_cancelled(self.collect(now, None, LONGEST)).await else { return };
+            if let Err(error) = &ran {
+                tracing::warn!(%error, "retention: not everything that is due could be deleted; it is tried again");
+            }
+            next = Instant::now() + pause(&ran, begun.elapsed());
         }
     }
 
@@ -267,6 +269,15 @@ impl Collector {
     }
 }
 
+/// How long it is until the next run, after one that took so long.
+fn pause(ran: &Result<Collected, Refusal>, took: Duration) -> Duration {
+    match ran {
+        Ok(done) if done.more => took.clamp(AT_ONCE, SOON),
+        Ok(_) => EVERY,
+        Err(_) => SOON,
+    }
+}
+
 fn count(done: &Collected) {
     for (what, count) in [
         ("batch", done.batches),
@@ -280,4 +291,20 @@ fn count(done: &Collected) {
         metrics::counter!("millpond_retention_total", "what" => what).increment(count);
     }
     metrics::counter!("millpond_retention_bytes_total").increment(done.bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_over_is_gone_on_with_as_soon_as_others_had_as_long_as_the_run() {
+        let left = || Ok(Collected { more: true, ..Collected::default() });
+        let seconds = |ran, took| pause(&ran, Duration::from_millis(took)).as_millis();
+        assert_eq!(seconds(left(), 20), 1_000);
+        assert_eq!(seconds(left(), 7_000), 7_000);
+        assert_eq!(seconds(left(), 300_000), 60_000);
+        assert_eq!(seconds(Ok(Collected::default()), 20), 600_000);
+        assert_eq!(seconds(Err(Refusal::unavailable("away")), 20), 60_000);
+    }
 }

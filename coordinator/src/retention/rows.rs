@@ -258,14 +258,13 @@ pub(super) fn verdict(pool: &PoolRows, batch: &BatchRows, stage: Stage, now: Tim
     }
 }
 
-/// Moves a batch, and what was carried into it, on.
-pub(super) fn stage(tx: &Tx<'_>, id: i64, from: &str, to: &str) -> Result<()> {
-    tx.sql()
-        .prepare_cached(
-            "UPDATE batches SET retention = ?3 WHERE (id = ?1 OR carried_into = ?1) AND retention = ?2",
-        )?
-        .execute(params![id, from, to])?;
-    Ok(())
+/// Moves a batch, and what was carried into it, on; how many bytes they counted.
+pub(super) fn stage(tx: &Tx<'_>, id: i64, from: &str, to: &str) -> Result<u64> {
+    let mut statement = tx.sql().prepare_cached(
+        "UPDATE batches SET retention = ?3 WHERE (id = ?1 OR carried_into = ?1) AND retention = ?2 RETURNING bytes",
+    )?;
+    let bytes = statement.query_map(params![id, from, to], |row| row.get::<_, u64>(0))?;
+    Ok(bytes.sum::<rusqlite::Result<_>>()?)
 }
 
 /// Dooms an object that counts; whether it did.

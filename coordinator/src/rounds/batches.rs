@@ -143,10 +143,11 @@ impl Batches {
         self.open.get(batch)
     }
 
-    /// The open batch of that group, opened if there is none.
+    /// The open batch of that group, opened by that member if there is none.
     pub(super) fn open(
         &mut self,
         group: Group,
+        opener: MemberId,
         now: Timestamp,
         policy: &Policy,
         facts: &mut Vec<Fact>,
@@ -157,8 +158,8 @@ impl Batches {
         });
         self.open.entry(batch).or_insert_with(|| {
             let deadline = sealing::end(&group, now).after(policy.deadline());
-            let row =
-                Batch { batch, group, opened: now, deadline, count: 0, bytes: 0, carries: 0, round: None };
+            let (opened, count, bytes, carries, round) = (now, 0, 0, 0, None);
+            let row = Batch { batch, group, opener, opened, deadline, count, bytes, carries, round };
             facts.push(Fact::BatchOpened(row.clone()));
             OpenBatch { row, members: BTreeSet::new(), present: 0, complete: BTreeSet::new() }
         })

@@ -51,6 +51,8 @@ pub enum Fact {
 pub struct Batch {
     pub batch: BatchNo,
     pub group: Group,
+    /// Whose upload opened it.
+    pub opener: MemberId,
     pub opened: Timestamp,
     /// When the deadline seals it.
     pub deadline: Timestamp,

@@ -2,15 +2,19 @@
 //!
 //! A window is *closed* when its batch was sealed or carried away, or when its end + deadline has passed, whether or
 //! not it ever had an upload; it never opens again. An upload whose window is closed, or whose label has a sealed part,
-//! is *late*; so is one that would open a batch when the pool has as many as it may. Windows before that of now leave some
-//! places free, so that what comes from another time does not keep out what comes on time.
+//! is *late*; so is one that would open a batch when the pool has as many as it may. Some places are left free by windows before
+//! that of now, so that what comes from another time does not keep out what comes on time, and by the labels of a member who has
+//! opened many, so that labels which one member invents do not keep out those of others.
 
 use millpond_protocol::{Timestamp, limits};
 
 use super::batches::Batches;
 use super::policy::{Grouping, Late, Policy};
 use super::pool::Pool;
-use super::{Fact, Group, Rejection, Reply, Rule, Upload};
+use super::{Fact, Group, MemberId, Rejection, Reply, Rule, Upload};
+
+/// Open batches up to which those are opened that leave the last places to others.
+const GIVING_WAY: usize = limits::OPEN_BATCHES_MAX - limits::OPEN_BATCHES_OF_NOW;
 
 /// The event time that counts, and whether it is the time of receipt because the client's lay in the future.
 pub(super) fn event_time(claimed: Option<Timestamp>, receipt: Timestamp) -> (Timestamp, bool) {
@@ -67,9 +71,29 @@ impl Batches {
         Some(Group::Window { from, to })
     }
 
-    /// Whether an upload of that group has a batch to go to, or may open one.
-    fn has_room(&self, group: &Group, now: Timestamp, policy: &Policy) -> bool {
-        self.find(group).is_some() || self.len() < most_open(group, now, policy)
+    /// Whether an upload of that member and group has a batch to go to, or may open one.
+    fn has_room(&self, group: &Group, member: MemberId, now: Timestamp, policy: &Policy) -> bool {
+        self.find(group).is_some()
+            || self.len() < GIVING_WAY
+            || self.len() < self.most_open(group, member, now, policy)
+    }
+
+    /// Open batches up to which that member may open one of that group.
+    fn most_open(&self, group: &Group, member: MemberId, now: Timestamp, policy: &Policy) -> usize {
+        let gives_way = match group {
+            Group::Window { to, .. } => *to <= policy.window(now).0,
+            Group::Label { .. } => {
+                let own = self.iter().filter(|open| open.row.opener == member);
+                own.take(limits::OPEN_LABELS_FEW).count() == limits::OPEN_LABELS_FEW
+            }
+            Group::Count => false,
+        };
+        if gives_way { GIVING_WAY } else { limits::OPEN_BATCHES_MAX }
+    }
+
+    fn full_words(&self, own: &Group, member: MemberId, now: Timestamp, policy: &Policy) -> String {
+        let most = self.most_open(own, member, now, policy);
+        format!("the pool has {most} open batches already; seal some")
     }
 
     fn place(
@@ -102,16 +126,17 @@ impl Batches {
             }
             Grouping::Count => (Group::Count, false),
         };
-        if !closed && self.has_room(&own, now, policy) {
+        let member = upload.member;
+        if !closed && self.has_room(&own, member, now, policy) {
             return Ok(Place { group: own, late: false });
         }
         match policy.late {
             Late::Reject => {
-                let why = if closed { late_words(&own) } else { full_words(&own, now, policy) };
+                let why = if closed { late_words(&own) } else { self.full_words(&own, member, now, policy) };
                 Err(Rejection { rule: Rule::Late, why })
             }
             Late::Next => {
-                let with_room = |group: &Group| self.has_room(group, now, policy);
+                let with_room = |group: &Group| self.has_room(group, member, now, policy);
                 let next = match policy.grouping {
                     // A file that was granted long ago may find room in the present only.
                     Grouping::Window => [receipt, now]
@@ -120,8 +145,10 @@ impl Batches {
                         .find(with_room),
                     Grouping::Label | Grouping::Count => Some(own.clone()).filter(with_room),
                 };
-                next.map(|group| Place { group, late: true })
-                    .ok_or_else(|| Rejection { rule: Rule::OpenBatches, why: full_words(&own, now, policy) })
+                next.map(|group| Place { group, late: true }).ok_or_else(|| Rejection {
+                    rule: Rule::OpenBatches,
+                    why: self.full_words(&own, member, now, policy),
+                })
             }
         }
     }
@@ -150,20 +177,6 @@ fn late_words(own: &Group) -> String {
     }
 }
 
-/// Open batches up to which one of that group may be opened.
-fn most_open(group: &Group, now: Timestamp, policy: &Policy) -> usize {
-    match group {
-        Group::Window { to, .. } if *to <= policy.window(now).0 => {
-            limits::OPEN_BATCHES_MAX - limits::OPEN_BATCHES_OF_NOW
-        }
-        Group::Window { .. } | Group::Label { .. } | Group::Count => limits::OPEN_BATCHES_MAX,
-    }
-}
-
-fn full_words(own: &Group, now: Timestamp, policy: &Policy) -> String {
-    format!("the pool has {} open batches already; seal some", most_open(own, now, policy))
-}
-
 impl Pool {
     /// Puts an upload into its batch.
     pub(super) fn upload(&mut self, upload: &Upload, now: Timestamp, facts: &mut Vec<Fact>) -> Reply {
@@ -173,7 +186,7 @@ impl Pool {
             Ok(place) => place,
             Err(rejection) => return Reply::Rejected { rejection, event_time, clamped },
         };
-        let batch = self.batches.open(group, now, &self.policy, facts);
+        let batch = self.batches.open(group, upload.member, now, &self.policy, facts);
         let first_of_member = batch.add(upload.member, upload.size, &self.publishers);
         let batch = batch.row.batch;
         self.batches.reschedule(batch, now, &self.policy, &self.publishers);

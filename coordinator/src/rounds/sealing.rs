@@ -171,7 +171,7 @@ impl Pool {
         }
         let Some(group) = self.batches.first_not_closed(to, at, &self.policy) else { return false };
         let Some(carried) = self.batches.take(no) else { return false };
-        let into = self.batches.open(group, at, &self.policy, facts);
+        let into = self.batches.open(group, carried.row.opener, at, &self.policy, facts);
         into.absorb(&carried, &self.publishers);
         let into = into.row.clone();
         self.batches.reschedule(into.batch, at, &self.policy, &self.publishers);

@@ -2,15 +2,19 @@
 //! everything comes to its end, everybody converges, and nothing is left over.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use millpond_protocol::{Sha256, limits};
-use rusqlite::{Connection, Row};
+use rusqlite::{Connection, Row, params};
 
 use super::book::Key;
 use super::world::World;
 use crate::check::rules::RULES;
 
 type Outcome = Result<(), String>;
+
+/// The ledger tries a tick that failed again after 5 s.
+const OVERDUE: Duration = Duration::from_secs(10);
 
 fn rows<T>(sql: &Connection, query: &str, read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>) -> Vec<T> {
     sql.prepare_cached(query).unwrap().query_map([], read).unwrap().map(Result::unwrap).collect()
@@ -98,6 +102,7 @@ pub(super) fn everything_counts_once(world: &World<'_>) -> Outcome {
         holds(broken.is_empty(), || format!("{rule}: {broken:?}"))?;
     }
     manifests(world)?;
+    causes(world)?;
     pointer(sql)?;
     // Whoever could not pack before can now: two terms for that are over at most by chance.
     let late = world.calm_since.after(limits::PACKING_MAX * 2).as_millis();
@@ -131,6 +136,58 @@ pub(super) fn everything_counts_once(world: &World<'_>) -> Outcome {
         })?;
     }
     Ok(())
+}
+
+/// Each batch was sealed for a cause that there was.
+fn causes(world: &World<'_>) -> Outcome {
+    let query = "SELECT b.batch, b.cause, sum(i.count), b.sealed, b.deadline, b.window_to, \
+                 (SELECT count(DISTINCT member_id) FROM uploads WHERE batch_id = b.id OR batch_id IN \
+                 (SELECT id FROM batches WHERE carried_into = b.id)), \
+                 (SELECT min(coalesce(complete_through, -1)) FROM members WHERE role = 'publisher') \
+                 FROM batches b JOIN batches i ON i.id = b.id OR i.carried_into = b.id WHERE b.state = 'sealed' GROUP BY b.id";
+    let read = |row: &Row<'_>| {
+        let times: [Option<i64>; 4] = [row.get(3)?, row.get(4)?, row.get(5)?, row.get(7)?];
+        Ok((
+            row.get::<_, u64>(0)?,
+            row.get::<_, String>(1)?,
+            row.get::<_, u64>(2)?,
+            times,
+            row.get::<_, u64>(6)?,
+        ))
+    };
+    let policy = &world.policy;
+    for (batch, cause, count, [sealed, deadline, end, through], members) in
+        rows(world.bench.ledger.sql(), query, read)
+    {
+        let is_so = match &*cause {
+            "full" => count >= policy.count,
+            "quorum" => policy.quorum > 0 && members >= policy.quorum && sealed >= end,
+            "complete" => end.is_none() || through >= end,
+            "deadline" => sealed >= deadline,
+            _ => cause == "trigger",
+        };
+        holds(is_so, || {
+            format!(
+                "batch {batch} has {count} uploads of {members} members, and was sealed by {cause} at {sealed:?}"
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Nobody has anything to do: what has its time was seen to when that came.
+pub(super) fn nothing_is_overdue(world: &mut World<'_>) -> Outcome {
+    let term = Duration::from_secs(world.policy.lease_term_s) + OVERDUE;
+    let rounds = world.lost.is_none_or(|lost| world.stage.running() > lost + term);
+    let before = world.bench.ledger.now().before(OVERDUE);
+    let query = "SELECT 'batch ' || batch FROM batches WHERE state = 'open' AND deadline < ?1 \
+                 UNION ALL SELECT 'round ' || round || ' ' || record FROM rounds WHERE ?3 AND state IN ('leased', 'pausing') AND json_extract(record, '$.state.until') < ?2";
+    let mut statement = world.bench.ledger.sql().prepare_cached(query).unwrap();
+    let mut late = statement.query(params![before.as_millis(), before.to_string(), rounds]).unwrap();
+    match late.next().unwrap() {
+        Some(row) => Err(format!("overdue: {}", row.get::<_, String>(0).unwrap())),
+        None => Ok(()),
+    }
 }
 
 /// The pointer names the result of the newest batch, unless an operator has published an old one again.

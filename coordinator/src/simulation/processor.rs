@@ -13,9 +13,13 @@ use serde_json::json;
 use super::publisher::incoming;
 use super::stage::Stage;
 
+/// The first pause of who finds no work; it doubles up to the other one.
+const IDLE: Duration = Duration::from_secs(7);
+const IDLE_MAX: Duration = Duration::from_secs(600);
+
 /// One of a member's connections, of that name: works until everything is over, and knows nothing of the others.
 pub(super) async fn live(stage: Stage, who: Principal, connection: &'static str) {
-    let mut asks = 0;
+    let (mut asks, mut idle) = (0, IDLE);
     while !stage.is_over() {
         asks += 1;
         let id = format!("{connection}{asks}");
@@ -30,14 +34,19 @@ pub(super) async fn live(stage: Stage, who: Principal, connection: &'static str)
             stage.ask(&who, Op::Claim, json!({"id": id})).await
         };
         match answer.map(serde_json::from_value::<Lease>) {
-            Ok(Ok(lease)) => work(&stage, &who, lease, connection).await,
-            Ok(Err(_)) => stage.sleep(Duration::from_secs(7)).await,
+            Ok(Ok(lease)) => {
+                idle = IDLE;
+                work(&stage, &who, lease, connection).await;
+                continue;
+            }
+            Ok(Err(_)) => {}
             Err(refused) => {
                 let fine = refused.error.code == Code::NotFound;
                 stage.book().check(fine, || format!("{} gets no work: {refused:?}", who.name));
-                stage.sleep(Duration::from_secs(7)).await;
             }
         }
+        stage.sleep(idle).await;
+        idle = (idle * 2).min(IDLE_MAX);
     }
 }
 

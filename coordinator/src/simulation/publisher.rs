@@ -145,7 +145,7 @@ async fn status(stage: &Stage, who: &Principal, file: &File) {
 
 /// Subscribes to the member's receipts and comes back again and again: in the end each row was shown, in order.
 pub(super) async fn receipts(stage: Stage, who: Principal) {
-    let mut shown = None;
+    let (mut shown, mut pause) = (None, Duration::from_secs(20));
     while !stage.is_over() {
         let Some(Said::Receipts(from, _)) = stage.request(&who, Wish::Receipts(None)).await else { continue };
         if shown.is_none() {
@@ -179,6 +179,7 @@ pub(super) async fn receipts(stage: Stage, who: Principal) {
                 stage.request(&who, Wish::Acknowledge(at)).await;
             }
         }
-        stage.sleep(Duration::from_secs(20)).await;
+        stage.sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1_200));
     }
 }

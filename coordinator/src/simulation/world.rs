@@ -3,19 +3,17 @@
 use std::time::Duration;
 
 use millpond_protocol::{Role, Sha256, Timestamp};
-use millpond_storage::{Secret, Storage, StorageConfig};
-use tokio::runtime::Runtime;
 
-use super::choices::Choices;
+use super::bench::Bench;
 use super::net::Request;
 use super::server::Server;
 use super::stage::Stage;
-use super::store::{Fate, Store};
+use super::store::Fate;
 use super::tasks::{Owner, Tasks};
 use super::{listener, oracle, policies, processor, publisher};
-use crate::ledger::stepped::Stepped;
 use crate::ledger::tokens::find_token;
 use crate::ledger::{Ledger, PoolId};
+use crate::rounds::Policy;
 
 /// Steps after which a schedule should have come to its end, and time that may go by until then.
 const STEPS: usize = 60_000;
@@ -23,51 +21,14 @@ const LONGEST: Duration = Duration::from_secs(60 * 86_400);
 /// A PUT that the caller has given up is done until then.
 const LATE: Duration = Duration::from_secs(30);
 
-/// What is made once and used by one schedule after the other.
-pub(super) struct Bench {
-    pub(super) ledger: Stepped,
-    store: Store,
-    storage: Storage,
-    /// For what the shell does beside: nothing of it has a part in a schedule.
-    runtime: Runtime,
-}
-
-impl Bench {
-    pub(super) fn new() -> Self {
-        let store = Store::default();
-        let endpoint = "http://storage.invalid".parse().unwrap();
-        let mut config =
-            StorageConfig::new(endpoint, "millpond", "access", Secret::new("a-secret-of-the-tests"));
-        // The scheduler says what fails, and what is tried again.
-        (config.attempts, config.confirm) = (1, false);
-        let storage = Storage::in_hands(&config, std::sync::Arc::new(store.clone())).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        Self { ledger: Stepped::new(), store, storage, runtime }
-    }
-
-    /// Plays one schedule; what went wrong, and what happened if it is to be told.
-    pub(super) fn play(&mut self, bytes: &[u8], diary: bool) -> (Result<(), String>, Vec<String>) {
-        self.ledger.clear();
-        self.store.clear();
-        let stage = Stage::new(Choices::new(bytes.to_vec()), self.store.clone(), diary);
-        let outcome = {
-            let handle = self.runtime.handle().clone();
-            let _context = handle.enter();
-            let mut world = World::new(self, stage.clone());
-            let outcome = world.play();
-            world.tasks = Tasks::default();
-            outcome
-        };
-        self.runtime.block_on(tokio::task::yield_now());
-        (outcome, stage.diary())
-    }
-}
-
 /// One schedule.
 pub(super) struct World<'a> {
     pub(super) bench: &'a mut Bench,
     pub(super) stage: Stage,
     pub(super) pool: PoolId,
+    pub(super) policy: Policy,
+    /// When a group was lost: cores that were read again then count terms from there, and rows do not say so.
+    pub(super) lost: Option<Duration>,
     tasks: Tasks,
     server: Server,
     /// Since when no more harm is done, by the cores' time.
@@ -79,8 +40,9 @@ impl<'a> World<'a> {
         let ledger = bench.ledger.start().unwrap();
         let policy = policies::choose(&mut stage.choices());
         let publishers = 1 + stage.below(3);
+        let adopted = policy.clone();
         let made = ledger.write(move |tx| {
-            let (pool, _) = tx.apply_pool(&"p".parse()?, &policy)?;
+            let (pool, _) = tx.apply_pool(&"p".parse()?, &adopted)?;
             let names = (0..publishers).map(|n| (format!("pub{n}"), Role::Publisher));
             let others = [("proc0", Role::Processor), ("proc1", Role::Processor), ("lis", Role::Listener)];
             let others = others.into_iter().map(|(name, role)| (name.to_owned(), role));
@@ -117,7 +79,7 @@ impl<'a> World<'a> {
                 _ => tasks.spawn(Owner::Client, name, listener::live(stage, who, 0)),
             }
         }
-        Self { bench, stage, pool, tasks, server, calm_since: Timestamp::MAX }
+        Self { bench, stage, pool, policy, lost: None, tasks, server, calm_since: Timestamp::MAX }
     }
 
     fn server(bench: &Bench, stage: &Stage, pool: PoolId, ledger: Ledger) -> Server {
@@ -125,7 +87,16 @@ impl<'a> World<'a> {
         Server::new(stage, (pool, name), ledger, bench.storage.clone())
     }
 
-    fn play(&mut self) -> Result<(), String> {
+    /// From the beginning to the end.
+    pub(super) fn play(bench: &'a mut Bench, stage: Stage) -> Result<(), String> {
+        let mut world = Self::new(bench, stage);
+        let outcome = world.live();
+        // While what they use is there.
+        world.tasks = Tasks::default();
+        outcome
+    }
+
+    fn live(&mut self) -> Result<(), String> {
         while !self.stage.choices().is_over() {
             self.step()?;
         }
@@ -138,7 +109,7 @@ impl<'a> World<'a> {
                 if oracle::unfinished(self).is_empty() {
                     return self.end();
                 }
-                self.wait();
+                self.wait()?;
             }
             self.look()?;
             if self.stage.running() - begun > LONGEST {
@@ -159,7 +130,9 @@ impl<'a> World<'a> {
             165..=184 => self.arrive(),
             185..=194 => self.notice(false),
             195..=204 => {
-                self.bench.ledger.compare_cores()?;
+                if what == 195 {
+                    self.bench.ledger.compare_cores()?;
+                }
                 self.pass()
             }
             205..=211 => self.lose(),
@@ -184,7 +157,7 @@ impl<'a> World<'a> {
             }
         };
         if !happened && !self.progress() {
-            self.wait();
+            self.wait()?;
         }
         self.look()
     }
@@ -243,6 +216,9 @@ impl<'a> World<'a> {
         }
         let jobs = if self.stage.is_calm() { waiting } else { waiting - self.stage.below(waiting) };
         let kept = self.bench.ledger.group(jobs, commits);
+        if !kept {
+            self.lost = Some(self.stage.running());
+        }
         self.stage.book().check(kept == commits, || "a group was lost that nothing harmed".into());
         self.stage.note(|| {
             format!("a group of {jobs} of {waiting} {}", if commits { "commits" } else { "fails to commit" })
@@ -289,9 +265,19 @@ impl<'a> World<'a> {
     fn pass(&mut self) -> bool {
         let times = [10, 1_000, 6_000, 31_000, 61_000, 310_000, 1_800_000, 3_600_000, 90_000_000];
         let time = Duration::from_millis(times[self.stage.below(times.len())]);
-        self.stage.pass(time);
+        self.go_by(time);
         self.stage.note(|| format!("{time:?} go by"));
         true
+    }
+
+    /// Time goes by, for the cores too, wherever the hands of the clock on the wall stand.
+    fn go_by(&mut self, time: Duration) {
+        let then = self.bench.ledger.now();
+        self.stage.pass(time);
+        let now = self.bench.ledger.now();
+        self.stage
+            .book()
+            .check(now >= then.after(time), || format!("in {time:?} it went from {then} to {now}"));
     }
 
     /// Somebody loses patience, or a message is lost.
@@ -354,10 +340,12 @@ impl<'a> World<'a> {
     }
 
     /// Nothing can happen until time has gone by.
-    fn wait(&mut self) {
+    fn wait(&mut self) -> Result<(), String> {
+        oracle::nothing_is_overdue(self)?;
         let next = [self.stage.next_timer(), self.bench.ledger.next_due()].into_iter().flatten().min();
-        self.stage.pass(next.unwrap_or(Duration::from_secs(60)).max(Duration::from_millis(1)));
+        self.go_by(next.unwrap_or(Duration::from_secs(60)).max(Duration::from_millis(1)));
         self.stage.note(|| "everybody waits".into());
+        Ok(())
     }
 
     /// What has to hold at any time.

@@ -97,7 +97,7 @@ async fn a_member_and_a_pool_have_so_much_granted_and_no_more() {
     grant(&world, &edge, new("more", 1, None)).await.unwrap();
 
     let other = world.member("other", Role::Publisher).await;
-    let most = limits::GRANTED_BYTES_PER_POOL - limits::GRANTS_PER_MEMBER;
+    let most = (limits::GRANTED_BYTES_PER_POOL - limits::GRANTS_PER_MEMBER) / 2;
     let huge = grant(&world, &other, new("huge", most, None)).await.unwrap();
     assert_eq!(grant(&world, &other, new("more", 1, None)).await.unwrap_err(), Code::Quota);
     world.ledger.write(move |tx| tx.end_grant(&huge, Cause::Aborted)).await.unwrap();
@@ -300,10 +300,13 @@ async fn a_pool_keeps_as_much_as_its_quota_says_and_what_is_granted_counts() {
         stored.await.map(drop).map_err(|refusal| refusal.code)
     };
     upload(&edge, "u1", 40).await.unwrap();
-    let granted = grant(&world, &edge, new("g1", 50, None)).await.unwrap();
-    assert_eq!(upload(&other, "u2", 11).await, Err(Code::Quota));
-    assert_eq!(grant(&world, &other, new("g2", 11, None)).await.unwrap_err(), Code::Quota);
-    upload(&other, "u3", 10).await.unwrap();
+    // Nobody locks the others out by asking for what is left.
+    assert_eq!(grant(&world, &edge, new("g1", 31, None)).await.unwrap_err(), Code::Quota);
+    let granted = grant(&world, &edge, new("g1", 30, None)).await.unwrap();
+    assert_eq!(grant(&world, &edge, new("g2", 1, None)).await.unwrap_err(), Code::Quota);
+    assert_eq!(upload(&other, "u2", 31).await, Err(Code::Quota));
+    assert_eq!(grant(&world, &other, new("g2", 16, None)).await.unwrap_err(), Code::Quota);
+    upload(&other, "u3", 30).await.unwrap();
     // What is there already is no more, and a file that was granted is taken.
     upload(&edge, "u1", 40).await.unwrap();
     assert_eq!(count(&world, granted).await["outcome"], "stored");

@@ -225,3 +225,21 @@ async fn a_change_of_policy_selects_for_batches_that_open_after_it_and_names_its
     let (header, _) = lines(&world.manifest(3).await);
     assert_eq!((&header["cause"], &header["policy_version"]), (&json!("full"), &json!(4)));
 }
+
+#[tokio::test]
+async fn a_manifest_that_goes_up_in_parts_is_named_by_its_row_so_that_a_crash_leaves_nothing_unseen() {
+    let mut world = World::new(json!({})).await;
+    world.dispatch();
+    let edge = world.member("edge", Role::Publisher).await;
+    let meta = format!("\"{}\"", "m".repeat(4_000));
+    let files = files(0..2_200, 8).into_iter().map(|mut file| {
+        file.meta = Some(meta.clone());
+        file
+    });
+    world.upload(&edge, files.collect()).await;
+    let operator = world.member("boss", Role::Operator).await;
+    world.ask(&operator, Op::Trigger, json!({"id": "t", "window": window()})).await.unwrap();
+    assert!(world.manifest(1).await.len() > 8 << 20);
+    let named = "SELECT count(*) FROM objects WHERE key LIKE '%/manifest/%' AND state = 'live' AND multipart IS NOT NULL";
+    assert_eq!(world.number(named).await, 1);
+}

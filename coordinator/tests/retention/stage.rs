@@ -70,6 +70,10 @@ impl Stage {
         let collector = Collector::new(self.world.ledger.clone(), self.world.storage.clone());
         let done = collector.collect(now, None, LONG).await.unwrap();
         assert!(!done.more, "{done:?}");
+        let sum = "(SELECT coalesce(sum(bytes), 0) FROM batches WHERE retention IN ('kept', 'expiring')) \
+            + (SELECT coalesce(sum(size), 0) FROM results WHERE expired IS NULL AND of IS NULL)";
+        let counted = "SELECT sum(kept_bytes) FROM pools";
+        assert_eq!(self.world.number(counted).await, self.world.number(&format!("SELECT {sum}")).await);
         done
     }
 

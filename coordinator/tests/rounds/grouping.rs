@@ -212,6 +212,21 @@ fn files_of_another_time_leave_a_tenth_of_the_open_batches_to_the_present() {
 }
 
 #[test]
+fn labels_that_one_member_invents_leave_a_tenth_of_the_open_batches_to_those_of_others() {
+    let mut p = pool("grouping = 'label'");
+    p.unchecked = true;
+    for n in 0..900 {
+        p.label("a", &format!("l{n}")).says(&format!("in {}", n + 1));
+    }
+    p.label("a", "more").says("rejected: open_batches").label("a", "l7").says("in 8");
+    for n in 901..911 {
+        p.label("b", &format!("l{n}")).says(&format!("in {n}"));
+    }
+    p.label("b", "more").says("rejected: open_batches").label("c", "more").says("in 911");
+    p.label("a", "more").says("in 911");
+}
+
+#[test]
 fn a_file_that_was_granted_in_another_minute_finds_room_in_the_present_too() {
     let mut p = crowded_pool("window_s = 60");
     p.at("+20d 00:09");

@@ -9,10 +9,13 @@ use serde_json::Value;
 use crate::hash::Sha256;
 use crate::ids::{FileName, Label, MemberName, UploadId};
 use crate::message::receipt::{Outcome, Receipt};
+use crate::message::unsigned::shown_unsigned;
 use crate::time::Timestamp;
 
+shown_unsigned!(Lease, LeaseFile, PutTo, Bytes);
+
 /// A lease of a round, from `claim`, `trigger` with `take`, and `beat`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Lease {
     pub round: u64,
     /// The fencing token: name it in everything that concerns this lease.
@@ -38,7 +41,7 @@ pub struct Lease {
 }
 
 /// One object of a lease.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseFile {
     pub kind: LeaseFileKind,
     pub url: String,
@@ -125,7 +128,7 @@ pub struct PutPart {
 }
 
 /// A URL to which exactly one body may be PUT.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PutTo {
     pub url: String,
     /// To be sent verbatim, and no other `x-amz-*` header beside them.
@@ -215,7 +218,7 @@ pub struct ResultInfo {
 }
 
 /// The bytes of `get`: inline up to 128 KiB, a URL above.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bytes {
     pub name: FileName,
     pub size: u64,

@@ -5,10 +5,12 @@ pub mod answer;
 pub mod ask;
 pub mod receipt;
 pub mod state;
+mod unsigned;
 
 pub use answer::{Lease, LeaseFile, LeaseFileKind};
 pub use receipt::{Outcome, Receipt};
 pub use state::{Card, Offer, Pointer};
+pub use unsigned::unsigned;
 
 use serde::{Deserialize, Serialize};
 

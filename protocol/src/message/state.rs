@@ -4,10 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::hash::Sha256;
 use crate::ids::{FileName, Label, PoolName};
+use crate::message::unsigned::shown_unsigned;
 use crate::time::Timestamp;
 
+shown_unsigned!(Pointer);
+
 /// The payload of `mp/{p}/result`: where the newest result is. Fetch it within `spread_s` seconds at a random moment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pointer {
     pub version: u64,
     pub batch: u64,

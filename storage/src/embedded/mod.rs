@@ -79,6 +79,7 @@ pub use catalog::CatalogError;
 pub use config::EmbeddedConfig;
 pub use store::OpenError;
 
+use futures_util::future::BoxFuture;
 use store::Store;
 
 /// An open directory of objects, ready to be served.
@@ -88,6 +89,19 @@ pub struct Embedded {
     config: Arc<EmbeddedConfig>,
     /// Held by the one listener that sweeps for all.
     sweeper: Arc<tokio::sync::Mutex<()>>,
+    holders: Option<Holders>,
+}
+
+/// Tells whether a holder, by the name that [`Storage::held_by`](crate::Storage::held_by) was given, may still use its URLs;
+/// `None`: nobody knows now.
+pub type Holders = Arc<dyn Fn(String) -> BoxFuture<'static, Option<bool>> + Send + Sync>;
+
+impl Embedded {
+    /// The same server, which asks about whoever stands in a URL before it does what the URL is for. What has begun goes on.
+    #[must_use]
+    pub fn asking(self, holders: Holders) -> Self {
+        Self { holders: Some(holders), ..self }
+    }
 }
 
 /// Opens `dir`, making it if it is not there, and removes what an earlier crash left behind. Blocks; the time grows with
@@ -99,5 +113,5 @@ pub struct Embedded {
 pub fn open(dir: &Path, config: EmbeddedConfig) -> Result<Embedded, OpenError> {
     config.validate().map_err(OpenError::Config)?;
     let store = Arc::new(Store::open(dir, &config)?);
-    Ok(Embedded { store, config: Arc::new(config), sweeper: Arc::default() })
+    Ok(Embedded { store, config: Arc::new(config), sweeper: Arc::default(), holders: None })
 }

@@ -1,7 +1,7 @@
 //! Requests on their way in and answers on their way out.
 
-use std::io;
 use std::sync::Arc;
+use std::{io, mem};
 
 use hyper::body::Incoming;
 use hyper::header::{
@@ -25,6 +25,7 @@ use super::cors::Cors;
 use super::drain::Shared;
 use super::errors::{said, too_slow};
 use super::service::{KeyPair, Service, Signed, covers, signed_headers};
+use super::store::now_ms;
 use crate::limits::embedded as limits;
 
 impl Embedded {
@@ -55,13 +56,15 @@ impl Embedded {
         let sweeping = async {
             // One of several listeners does it for all, and the next one when that has ended.
             let _turn = self.sweeper.lock().await;
-            // What nobody went on with while the server was down. Files were swept when the directory was opened.
-            tokio::spawn(self.clone().expire());
+            // Files were swept when the directory was opened.
             let mut sweep = interval_at(Instant::now() + self.config.sweep, self.config.sweep);
             sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            // What is abandoned is judged by the clock of the last sweep, or of the start: after a long time down, or a leap
+            // of the clock, whoever keeps books of uploads has so long to complete what is whole.
+            let mut clock = now_ms();
             loop {
                 sweep.tick().await;
-                tokio::spawn(self.clone().sweep());
+                tokio::spawn(self.clone().sweep(mem::replace(&mut clock, now_ms())));
             }
         };
         tokio::select! {
@@ -70,18 +73,14 @@ impl Embedded {
         }
     }
 
-    /// Ends abandoned uploads. What fails is tried again with the next sweep.
-    async fn expire(self) {
+    /// Ends uploads that were abandoned at `clock`, and removes files without a row. What fails is tried again with the next
+    /// sweep.
+    async fn sweep(self, clock: i64) {
         let idle_ms = i64::try_from(self.config.abandoned.as_millis()).unwrap_or(i64::MAX);
-        if let Err(error) = Arc::clone(&self.store).expire(idle_ms).await {
+        let store = Arc::clone(&self.store);
+        if let Err(error) = Arc::clone(&store).expire(clock.saturating_sub(idle_ms)).await {
             tracing::warn!(%error, "abandoned uploads stay until the next sweep");
         }
-    }
-
-    /// Ends abandoned uploads and removes files without a row.
-    async fn sweep(self) {
-        self.clone().expire().await;
-        let store = Arc::clone(&self.store);
         if let Ok(Err(error)) = spawn_blocking(move || store.sweep()).await {
             tracing::warn!(%error, "files without a row stay until the next sweep");
         }
@@ -96,7 +95,7 @@ impl Embedded {
             access_key: self.config.access_key.clone(),
             secret_key: self.config.secret_key.expose().into(),
         });
-        builder.set_access(Signed);
+        builder.set_access(Signed(self.holders.clone()));
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(s3))));
         builder.build()
     }

@@ -103,12 +103,12 @@ impl Store {
         Ok(())
     }
 
-    /// Ends uploads in parts to which nothing has come for `idle_ms`.
+    /// Ends uploads in parts to which nothing has come since `idle_ms`.
     pub(super) async fn expire(self: Arc<Self>, idle_ms: i64) -> Result<(), StoreError> {
         run(self.room.freeing(), async move {
-            let now = now_ms();
+            let ended_ms = now_ms() - limits::REMEMBER_MS;
             loop {
-                let freed = self.catalog.expire(now - idle_ms, now - limits::REMEMBER_MS).await?;
+                let freed = self.catalog.expire(idle_ms, ended_ms).await?;
                 if freed.is_empty() {
                     return Ok(());
                 }
@@ -393,7 +393,8 @@ async fn run<T: Send + 'static>(
     }
 }
 
-fn now_ms() -> i64 {
+/// The wall clock, in milliseconds of Unix time.
+pub(super) fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

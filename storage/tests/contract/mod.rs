@@ -70,6 +70,7 @@ macro_rules! part_cases {
         $run! {
             parts_become_one_object_whoever_sent_them,
             parts_are_listed_page_by_page,
+            uploads_that_have_not_ended_are_listed_page_by_page,
             a_part_that_comes_again_is_one_part,
             completing_what_is_completed_is_success,
             an_aborted_upload_is_unknown_and_leaves_nothing,

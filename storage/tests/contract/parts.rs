@@ -51,6 +51,38 @@ pub async fn parts_become_one_object_whoever_sent_them(place: &Place) {
     assert_eq!(place.storage.stat(&key).await, Ok(None));
 }
 
+pub async fn uploads_that_have_not_ended_are_listed_page_by_page(place: &Place) {
+    const COUNT: usize = 503;
+    let prefix = fresh("begun");
+    let begin = |n: usize| {
+        let (storage, key) = (&place.storage, format!("{prefix}/{n:04}").parse().unwrap());
+        async move { (format!("{key}"), storage.create_multipart(&key).await.unwrap()) }
+    };
+    let begun =
+        futures_util::StreamExt::buffer_unordered(futures_util::stream::iter((0..COUNT).map(begin)), 8);
+    let mut begun: Vec<_> = futures_util::StreamExt::collect(begun).await;
+    begun.sort_by(|a, b| a.0.cmp(&b.0));
+    let (mut listed, mut last, mut pages) = (Vec::new(), None, 0);
+    loop {
+        let (page, next) = place.storage.list_uploads(last.as_ref()).await.unwrap();
+        listed.extend(page.into_iter().filter(|upload| upload.key.starts_with(prefix.as_str())));
+        pages += 1;
+        last = next;
+        if last.is_none() {
+            break;
+        }
+    }
+    assert!(pages > 1);
+    let there = |(key, id): &(String, MultipartId)| (key.clone(), id.as_str().to_owned());
+    // Not every server lists them in order of their keys.
+    let mut listed: Vec<_> = listed.into_iter().map(|upload| (upload.key, upload.id)).collect();
+    listed.sort();
+    assert_eq!(listed, begun.iter().map(there).collect::<Vec<_>>());
+    for (key, id) in &begun {
+        place.storage.abort_multipart(&key.parse().unwrap(), id).await.unwrap();
+    }
+}
+
 pub async fn parts_are_listed_page_by_page(place: &Place) {
     let key = fresh("pages");
     let upload = place.storage.create_multipart(&key).await.unwrap();

@@ -21,6 +21,10 @@ pub struct Facts {
     pub listed: BTreeMap<String, u64>,
     /// Results of which the server said that they are committed, by pool and round.
     pub results: BTreeMap<(String, u64), Sha256>,
+    /// How often a process of `millpond-edge` was killed, by its role.
+    pub killed: BTreeMap<&'static str, u32>,
+    /// The newest version that `current` of the listening device has named.
+    pub shown: u64,
 }
 
 /// A manifest as it was read first.

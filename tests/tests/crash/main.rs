@@ -1,9 +1,10 @@
 //! kill -9 at any place and at any time: what was acknowledged stays, and what is sent again counts once.
 //!
 //! The server dies at every fail-point of the catalogue once, and then by chance: at a point, the first or a later time
-//! that it comes there, or after so many milliseconds, also while it starts. Meanwhile publishers, listeners and processors
-//! work over MQTT, by URL and with `millpond-edge`, and go on after every restart with what was not acknowledged. The
-//! second test does the same to `millpond-edge` in each of its roles.
+//! that it comes there, or after so many milliseconds, also while it starts or brings an older ledger up to date. Meanwhile
+//! publishers, listeners and processors work over MQTT, by URL and with `millpond-edge`, and go on after every restart with
+//! what was not acknowledged; the processes of `millpond-edge` die by chance all the while. The second test has these die
+//! at every fail-point of each of their roles.
 //!
 //! `MILLPOND_KILLS` says how many chances are taken (50; with `MILLPOND_SLOW`, 600), `MILLPOND_SEED` which:
 //!
@@ -14,9 +15,11 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod book;
+mod devices;
 mod edge;
 mod grinder;
 mod home;
+mod migration;
 mod oracle;
 mod power;
 mod power_edge;
@@ -64,9 +67,10 @@ async fn kill_9_at_any_place_and_time_loses_nothing_acknowledged_and_counts_noth
         return;
     }
     let mut dice = Dice::new("kill -9 of the server");
-    let mut world = World::begin(|_| {}).await;
+    let mut world = World::begin(&mut dice, |server| server.set_environment([migration::one_more()])).await;
     let begin = Instant::now();
     let (mut working, starting) = (points(&[Program::Server]), points(&[Program::Start]));
+    let migrating = migration::points();
     dice.shuffle(&mut working);
     for point in &working {
         world.die_at(*point).await;
@@ -77,14 +81,24 @@ async fn kill_9_at_any_place_and_time_loses_nothing_acknowledged_and_counts_noth
         world.die_starting(*point).await;
         again(&mut world).await;
     }
-    say(&format!("{} places in {:?}", working.len() + starting.len(), begin.elapsed()));
+    for point in &migrating {
+        world.die_after(Duration::from_millis(dice.below(300))).await;
+        migration::age(&world.server);
+        world.die_starting(*point).await;
+        again(&mut world).await;
+        migration::is_done(&world.server);
+    }
+    let places = working.len() + starting.len() + migrating.len();
+    say(&format!("{places} places in {:?}", begin.elapsed()));
     for _ in 0..kills() {
-        by_chance(&mut world, &mut dice, &working, &starting).await;
+        by_chance(&mut world, &mut dice, [&working, &starting, &migrating]).await;
         again(&mut world).await;
     }
     say(&format!("{} kills in {:?}", world.kills, begin.elapsed()));
     ends_well(&mut world).await;
-    say(&format!("in all {:?}", begin.elapsed()));
+    let killed = world.book.facts().killed.clone();
+    say(&format!("in all {:?}; of the devices were killed: {killed:?}", begin.elapsed()));
+    assert!(killed.len() == 3, "some role of millpond-edge was never killed: {killed:?}");
 }
 
 /// Everybody comes to an end, and everything has to hold.
@@ -109,16 +123,19 @@ async fn again(world: &mut World) {
     }
 }
 
-async fn by_chance(world: &mut World, dice: &mut Dice, working: &[Point], starting: &[Point]) {
-    let mut pick = |points: &[Point]| points[usize::try_from(dice.below(points.len() as u64)).unwrap()];
-    let (point, start) = (pick(working), pick(starting));
+async fn by_chance(world: &mut World, dice: &mut Dice, [working, starting, migrating]: [&[Point]; 3]) {
+    let (point, start, migrates) = (dice.pick(working), dice.pick(starting), dice.pick(migrating));
     let nth = 1 + u32::try_from(dice.below(12)).unwrap();
     match dice.below(8) {
         0..=3 => world.die_after(Duration::from_millis(dice.below(400))).await,
         4..=6 => world.die_near(point, nth, Duration::from_millis(600)).await,
         _ => {
             world.die_after(Duration::from_millis(dice.below(100))).await;
-            world.die_starting(start).await;
+            let is_old = dice.below(2) == 0;
+            if is_old {
+                migration::age(&world.server);
+            }
+            world.die_starting(if is_old { migrates } else { start }).await;
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use millpond_protocol::Sha256;
 use millpond_tests::{Place, Plain, listed, until};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
@@ -52,6 +53,9 @@ pub async fn rounds(here: &Here, pool: &str) -> Vec<(u64, String)> {
 /// What was acknowledged before it was asked for is there, once, as it was; what was decided is what it was.
 pub async fn nothing_is_lost(world: &World, depth: Depth) {
     let here = world.here();
+    if depth == Depth::All {
+        current_is_whole(world, &here).await;
+    }
     for pool in POOLS {
         uploads_are_there(world, &here, pool, depth).await;
         // What the clients know now: the server has to know it, and may know more.
@@ -86,6 +90,23 @@ pub async fn nothing_is_lost(world: &World, depth: Depth) {
         assert!(versions.is_sorted_by(|a, b| *a == b + 1), "versions are counted: {versions:?}");
         assert!(depth == Depth::New || versions.last().is_none_or(|first| *first == 1), "{versions:?}");
     }
+}
+
+/// What a listening device shows is a result, whole, and never an older one than before.
+async fn current_is_whole(world: &World, here: &Here) {
+    let shown = world.book.facts().shown;
+    let current =
+        || world.edges.iter().find_map(|edge| std::fs::read(edge.directory().join("results/current")).ok());
+    // It may be replaced, and the one before be removed, while it is read.
+    let Some(current) = (0..10).find_map(|_| current()) else {
+        return assert_eq!(shown, 0, "nothing is shown any more");
+    };
+    let sha256 = Sha256::of(&current).to_string();
+    let results = all(here, "edge", "results").await;
+    let version = results.iter().find(|result| text(result, "sha256") == sha256);
+    let version = version.expect("current is a whole result")["version"].as_u64().unwrap();
+    assert!(version >= shown, "version {version} is shown after {shown}");
+    world.book.facts().shown = version;
 }
 
 async fn uploads_are_there(world: &World, here: &Here, pool: &str, depth: Depth) {
@@ -175,17 +196,17 @@ pub async fn everybody_converges(world: &World) {
     let keeper = world.edges.iter().find(|edge| edge.directory().join("results").exists()).unwrap();
     keeper.done(&["listen", "--once"]).await;
     let current = std::fs::read(keeper.directory().join("results/current")).unwrap();
-    assert_eq!(
-        millpond_protocol::Sha256::of(&current).to_string(),
-        text(&newest(&here, "edge").await, "sha256")
-    );
+    assert_eq!(Sha256::of(&current).to_string(), text(&newest(&here, "edge").await, "sha256"));
     for edge in &world.edges {
         let spooled = edge.done(&["spool", "list", "--json"]).await;
         assert_eq!(spooled, "", "a spool is not empty");
+        let staging = std::fs::read_dir(edge.spool().join("staging")).into_iter().flatten();
+        let left: Vec<_> = staging.map(|file| file.unwrap().file_name()).collect();
+        assert!(left.is_empty() || left == ["scratch"], "left over of pushes: {left:?}");
     }
 }
 
-fn open(path: &Path) -> Connection {
+pub fn open(path: &Path) -> Connection {
     Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
 }
 

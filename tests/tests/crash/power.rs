@@ -10,7 +10,7 @@ use millpond_failpoint::{Point, Program};
 use millpond_tests::{Dice, Disk, Loss, Server, Shim, Taken, was_killed};
 
 use super::world::World;
-use super::{again, ends_well, oracle, points, say};
+use super::{again, ends_well, migration, oracle, points, say};
 
 /// Failures of power that one world sees: what it holds is copied at each.
 const OF_A_WORLD: u32 = 25;
@@ -52,7 +52,7 @@ async fn dies(world: &mut World, disk: &Disk, dice: &mut Dice, points: &[Point])
             world.die_within(Duration::from_millis(600)).await;
         }
         _ => {
-            let point = points[usize::try_from(dice.below(points.len() as u64)).unwrap()];
+            let point = dice.pick(points);
             let nth = 1 + u32::try_from(dice.below(6)).unwrap();
             world.die_near(point, nth, Duration::from_millis(600)).await;
         }
@@ -71,7 +71,7 @@ async fn a_loss_of_power_takes_nothing_acknowledged_and_nothing_counts_twice() {
     let (mut left, mut taken) = (losses().unwrap_or(12), Taken::default());
     while left > 0 {
         let mut disk = None;
-        let mut world = World::begin(|server| {
+        let mut world = World::begin(&mut dice, |server| {
             let own = Disk::new(&shim, server.directory(), &["data"]);
             server.set_environment(own.environment());
             disk = Some(own);
@@ -108,7 +108,7 @@ async fn a_loss_of_power_takes_nothing_acknowledged_and_nothing_counts_twice() {
     assert!(taken.files > 0 && taken.names > 0, "the power has never failed: {taken:?}");
 }
 
-/// Syncs of a first start at which the power fails, unless [`losses`] are asked for: then at each.
+/// Syncs of a first start, or of a migration, at which the power fails, unless [`losses`] are asked for: then at each.
 const FIRST: usize = 8;
 
 #[tokio::test]
@@ -148,6 +148,44 @@ async fn a_first_start_whose_power_fails_is_made_good_by_the_next_one_which_keep
         disk.fail(&mut Loss::Everything);
         server.launch().await;
         assert!(std::fs::read(&token).unwrap() == promised, "sync {nth}: the admin has another token");
+        server.api().get("/v1/pools/demo").await;
+    }
+}
+
+#[tokio::test]
+async fn a_migration_whose_power_fails_is_made_good_by_the_next_start_and_leaves_a_whole_copy() {
+    if !super::has_points("MILLPOND_BIN") {
+        return;
+    }
+    let Some(shim) = Shim::new() else { return };
+    let old = async || {
+        let mut server = Server::prepare(&[]);
+        let mut disk = Disk::new(&shim, server.directory(), &["data"]);
+        server.set_environment(disk.environment());
+        server.launch().await;
+        server.pool("demo", serde_json::json!({})).await;
+        server.kill();
+        disk.fail(&mut Loss::Everything);
+        server.set_environment([migration::one_more()]);
+        (server, disk)
+    };
+    let mut dice = Dice::new("the loss of power over a migration");
+    let (mut server, disk) = old().await;
+    server.launch().await;
+    server.kill();
+    let mut syncs: Vec<_> = (1..=disk.syncs()).collect();
+    dice.shuffle(&mut syncs);
+    syncs.truncate(losses().map_or(FIRST, |_| usize::MAX));
+    for nth in syncs {
+        let (mut server, mut disk) = old().await;
+        disk.fail_at(nth);
+        match server.try_launch().await {
+            Ok(()) => server.kill(),
+            Err(status) => assert!(was_killed(status), "sync {nth}: it ended with {status}"),
+        }
+        fail(&mut disk, &mut dice);
+        server.launch().await;
+        migration::is_done(&server);
         server.api().get("/v1/pools/demo").await;
     }
 }

@@ -4,19 +4,20 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millpond_failpoint::Point;
+use millpond_failpoint::{Point, Program};
 use millpond_protocol::Role;
-use millpond_tests::{Credentials, Edge, Relay, Server, was_killed};
+use millpond_tests::{Credentials, Dice, Edge, Relay, Server, was_killed};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::book::Book;
+use super::devices::{Fate, Keeper, Miller, Pusher};
 use super::grinder::Grinder;
 use super::home::{Client, Here, Home, Now, live};
 use super::oracle;
 use super::publishers::{ByUrl, Plainly, Publisher};
-use super::readers::{Keeper, Listener, Miller, Operator, Pusher};
+use super::readers::{Listener, Operator};
 
 /// Until a point must have been passed, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -34,9 +35,9 @@ pub struct World {
 
 impl World {
     /// A server with two pools and their members: in `mill` a plain MQTT client processes what is sealed by trigger, in `edge`
-    /// `millpond-edge` what a count has sealed, and nothing is kept of what is done. `prepare` sees the server before its first
-    /// start.
-    pub async fn begin(prepare: impl FnOnce(&mut Server)) -> Self {
+    /// `millpond-edge` what a count has sealed, and nothing is kept of what is done. Devices die when the dice say so. `prepare`
+    /// sees the server before its first start.
+    pub async fn begin(dice: &mut Dice, prepare: impl FnOnce(&mut Server)) -> Self {
         let storage = Relay::to(([127, 0, 0, 1], 9).into()).await;
         let url = format!("http://{}", storage.address());
         let mut server = Server::prepare(&[("MILLPOND__STORAGE__PUBLIC_URL", &url)]);
@@ -69,13 +70,17 @@ impl World {
 
         let who = world.server.member("edge", "pusher", Role::Publisher).await;
         let edge = world.edge(who.clone()).await;
-        world.spawn(Pusher { edge, who, book: world.book.clone(), next: 0 });
+        let fate = |program, dice: &mut Dice, book: &Book| Fate::new(program, dice.child(), book.clone());
+        let own = fate(Program::Push, dice, &world.book);
+        world.spawn(Pusher { edge, who, book: world.book.clone(), next: 0, fate: own });
         let who = world.server.member("edge", "keeper", Role::Listener).await;
         let edge = world.edge(who).await;
-        world.spawn(Keeper { edge });
+        let own = fate(Program::Listen, dice, &world.book);
+        world.spawn(Keeper { edge, fate: own });
         let who = world.server.member("edge", "miller", Role::Processor).await;
         let edge = world.edge(who).await;
-        world.spawn(Miller { edge });
+        let own = fate(Program::Process, dice, &world.book);
+        world.spawn(Miller { edge, fate: own });
         world.open();
         world
     }

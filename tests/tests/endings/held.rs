@@ -1,4 +1,4 @@
-//! Grants and leases: gone with the answer to the request that ended them.
+//! Grants, leases and URLs: gone with the answer to the request that ended them.
 
 use millpond_protocol::message::answer::PutTo;
 use millpond_protocol::{Role, Sha256};
@@ -15,8 +15,7 @@ enum By {
 }
 
 impl By {
-    /// Ends the right of `who`, and gives it to it, or to another of that name, again.
-    async fn end_and_restore(self, server: &Server, who: &Credentials, role: Role) -> Api {
+    async fn end(self, server: &Server, who: &Credentials) {
         let path = format!("/v1/pools/p/members/{}", who.member);
         match self {
             Self::Revocation => {
@@ -26,11 +25,17 @@ impl By {
                 server.api().patch(&path, &json!({"role": "listener"})).await;
             }
         }
+    }
+
+    /// Ends the right of `who`, and gives it to it, or to another of that name, again.
+    async fn end_and_restore(self, server: &Server, who: &Credentials, role: Role) -> Api {
+        self.end(server, who).await;
         // Nothing is waited for: what is not over by now does not end with the answer.
         assert_eq!(grants(server), 0, "{self:?} leaves a grant");
         match self {
             Self::Revocation => api(server, &server.member("p", who.member.as_str(), role).await),
             Self::Role => {
+                let path = format!("/v1/pools/p/members/{}", who.member);
                 server.api().patch(&path, &json!({ "role": role })).await;
                 api(server, who)
             }
@@ -130,5 +135,54 @@ async fn a_lease_ends_with_the_right_to_it_and_its_holder_returns_nothing() {
         }
         assert!(mill.answer(&lease, "result").await.is_err(), "{by:?}");
         assert_eq!(server.api().get("/v1/pools/p/results").await["results"], json!([]), "{by:?}");
+    }
+}
+
+#[tokio::test]
+async fn urls_end_with_the_right_of_whom_they_were_made_for_and_others_hold() {
+    for by in [By::Revocation, By::Role] {
+        let server = Server::start().await;
+        server.pool("p", json!({"grouping": "label"})).await;
+        let (edge, other) = (
+            server.member("p", "edge", Role::Publisher).await,
+            server.member("p", "other", Role::Publisher).await,
+        );
+        let (mill, reader) = (
+            server.member("p", "mill", Role::Processor).await,
+            server.member("p", "reader", Role::Operator).await,
+        );
+        let bytes = vec![7; 200_000];
+        let put = json!({"id": "1", "upload": "u", "size": bytes.len(), "sha256": Sha256::of(&bytes), "label": "l"});
+        let mut to = Vec::new();
+        for who in [&edge, &other] {
+            let answer = ask(&api(&server, who), "put", put.clone()).await.unwrap();
+            let url: PutTo = serde_json::from_value(answer["to"].clone()).unwrap();
+            assert_eq!(server.api().send(&url, bytes.clone()).await, 200);
+            to.push(url);
+        }
+        ask(&api(&server, &edge), "commit", json!({"id": "2", "uploads": ["u"]})).await.unwrap();
+        let trigger = json!({"id": "3", "label": "l", "take": true, "wait_s": 30});
+        let lease = ask(&api(&server, &mill), "trigger", trigger).await.unwrap()["lease"].clone();
+        let mine =
+            [&lease["manifest_url"], &lease["files"][0]["url"]].map(|url| url.as_str().unwrap().to_owned());
+        let read =
+            ask(&api(&server, &reader), "get", json!({"member": "edge", "upload": "u"})).await.unwrap();
+        let theirs = read["url"].as_str().unwrap();
+        for url in mine.iter().map(String::as_str).chain([theirs]) {
+            assert_eq!(reqwest::get(url).await.unwrap().status(), 200, "{url}");
+        }
+
+        by.end(&server, &edge).await;
+        by.end(&server, &mill).await;
+        assert_eq!(server.api().send(&to[0], bytes.clone()).await, 403, "{by:?}");
+        for url in &mine {
+            assert_eq!(reqwest::get(url).await.unwrap().status(), 403, "{by:?}: {url}");
+            // Whoever takes the name out of it has no signature any more.
+            let (from, rest) = url.split_once("x-holder=").unwrap();
+            let nameless = from.to_owned() + rest.split_once('&').map_or("", |(_, rest)| rest);
+            assert_eq!(reqwest::get(nameless).await.unwrap().status(), 403, "{by:?}");
+        }
+        assert_eq!(server.api().send(&to[1], bytes.clone()).await, 200, "{by:?}");
+        assert_eq!(reqwest::get(theirs).await.unwrap().status(), 200, "{by:?}");
     }
 }

@@ -1,9 +1,9 @@
 //! A clock that jumps, both ways, while the server runs and while it does not.
 
 use millpond_protocol::access::Op;
-use millpond_protocol::message::{Outcome, answer};
+use millpond_protocol::message::{Outcome, Pointer, answer};
 use millpond_protocol::{Role, Sha256, limits};
-use millpond_tests::{Beside, Link, Mill, Server, Shim};
+use millpond_tests::{Beside, Credentials, Link, Mill, Server, Shim};
 use serde_json::{Value, json};
 
 use super::check;
@@ -19,6 +19,7 @@ async fn a_clock_that_jumps_both_ways_loses_no_upload_and_deletes_nothing() {
     server.pool("demo", json!({ "grouping": "count", "count": 1_000 })).await;
     let who = server.member("demo", "edge", Role::Publisher).await;
     let mill = server.member("demo", "mill", Role::Processor).await;
+    let shown = show_a_result(&server).await;
     let mut sent = Vec::new();
     for (step, ahead) in [0, 400, 0, -400, 3, -3, 0].into_iter().enumerate() {
         // Half of the jumps happen under a running server.
@@ -43,6 +44,11 @@ async fn a_clock_that_jumps_both_ways_loses_no_upload_and_deletes_nothing() {
         let done: answer::Commit = link.ask(Op::Commit, &commit).await.unwrap();
         assert_eq!(done.uploads[0].outcome, Outcome::Stored);
         sent.push(upload);
+        // So does the one that listeners get of a result that came before.
+        let listener = Link::open(server.here(&shown)).await.unwrap();
+        let latest: Value = listener.ask(Op::Latest, &json!({ "id": format!("l{step}") })).await.unwrap();
+        let pointer: Pointer = serde_json::from_value(latest["result"].clone()).unwrap();
+        assert_eq!(Sha256::of(&server.api().fetch(&pointer.url).await), pointer.sha256, "{ahead} days ahead");
         let gc = server.cli().arg("gc").output().unwrap();
         assert!(gc.status.success() || String::from_utf8_lossy(&gc.stderr).contains("clock"), "{gc:?}");
     }
@@ -68,5 +74,51 @@ async fn a_clock_that_jumps_both_ways_loses_no_upload_and_deletes_nothing() {
         mill.answer(&leased.lease, "ground").await.unwrap();
     }
     assert_eq!(ground, sent.len());
+    check(&server).await;
+}
+
+/// A pool with a result that is larger than a message, and the listener who may fetch it.
+async fn show_a_result(server: &Server) -> Credentials {
+    server.pool("shown", json!({})).await;
+    let edge = server.member("shown", "edge", Role::Publisher).await;
+    let link = Link::open(server.here(&edge)).await.unwrap();
+    link.publish("mp/shown/c/edge/up/u", "x", Beside::default()).await.unwrap();
+    let mill = server.member("shown", "mill", Role::Processor).await;
+    let mill = Mill::join(server.here(&mill), server.api()).await;
+    let lease = mill.trigger(&json!({})).await.unwrap();
+    mill.answer(&lease, vec![7; limits::SMALL_MAX + 1]).await.unwrap();
+    server.member("shown", "listener", Role::Listener).await
+}
+
+/// The clock of a server that was off for longer than any grant or upload in parts is kept, or that is wrong by as much.
+#[tokio::test]
+async fn a_file_in_parts_that_was_whole_counts_after_a_long_time_down() {
+    const PART: usize = 5 << 20;
+    let Some(shim) = Shim::new() else { return };
+    let mut server = Server::prepare(&[]);
+    server.set_environment(shim.clocked());
+    server.launch().await;
+    server.pool("demo", json!({})).await;
+    let who = server.member("demo", "edge", Role::Publisher).await;
+    let file = vec![1; PART + 1_000];
+    let parts = file.chunks(PART).zip(1..).map(|(part, n)| json!({ "n": n, "sha256": Sha256::of(part) }));
+    let ask = json!({ "id": "p", "upload": "film", "size": file.len(), "sha256": Sha256::of(&file), "part_size": PART,
+        "parts": parts.collect::<Vec<_>>() });
+    let link = Link::open(server.here(&who)).await.unwrap();
+    let put: answer::Put = link.ask(Op::Put, &ask).await.unwrap();
+    for (part, bytes) in put.parts.iter().zip(file.chunks(PART)) {
+        assert_eq!(server.api().send(part.to.as_ref().unwrap(), bytes.to_vec()).await, 200);
+    }
+    server.kill();
+    shim.set_clock(40 * DAYS);
+    server.launch().await;
+    let link = Link::open(server.here(&who)).await.unwrap();
+    let outcome = loop {
+        let status: answer::UploadInfo = link.ask(Op::Status, &json!({ "upload": "film" })).await.unwrap();
+        if !matches!(status.outcome, Outcome::Granted | Outcome::Pending) {
+            break status.outcome;
+        }
+    };
+    assert_eq!(outcome, Outcome::Stored);
     check(&server).await;
 }

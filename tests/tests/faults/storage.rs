@@ -58,6 +58,8 @@ impl Stage {
 
 /// Bytes that do not stay in the ledger.
 const LARGE: usize = limits::SMALL_MAX + 1;
+/// Bytes of a part.
+const PART: usize = 5 << 20;
 
 #[tokio::test]
 async fn storage_that_is_slow_keeps_what_needs_it_waiting_and_nothing_else() {
@@ -101,7 +103,6 @@ async fn storage_that_refuses_for_now_gets_nothing_acknowledged_that_needs_it_an
 
 #[tokio::test]
 async fn a_file_that_storage_does_not_let_be_verified_is_as_good_as_before_and_its_commit_unavailable() {
-    const PART: usize = 5 << 20;
     let stage = stage().await;
     let link = stage.link().await;
     let file = vec![3; PART + 1];
@@ -122,6 +123,35 @@ async fn a_file_that_storage_does_not_let_be_verified_is_as_good_as_before_and_i
     stage.liar.tell(Lie::None);
     let done: answer::Commit = link.ask(Op::Commit, &commit("c2")).await.unwrap();
     assert_eq!(done.uploads[0].outcome, Outcome::Stored);
+    check(&stage.server).await;
+}
+
+#[tokio::test]
+async fn a_result_that_storage_does_not_let_be_verified_is_as_good_as_before_and_its_done_unavailable() {
+    let stage = stage().await;
+    publish(&stage.link().await, "small", vec![1]).await.unwrap();
+    let lease = stage.mill.trigger(&json!({})).await.unwrap();
+    let (file, link) = (vec![4; PART + 1], &stage.mill.link);
+    let parts: Vec<Value> =
+        file.chunks(PART).zip(1..).map(|(part, n)| json!({ "n": n, "sha256": Sha256::of(part) })).collect();
+    let ask = json!({ "id": "p", "round": lease.round, "attempt": lease.attempt, "size": file.len(),
+        "sha256": Sha256::of(&file), "part_size": PART, "parts": parts });
+    let put: answer::Put = link.ask(Op::Put, &ask).await.unwrap();
+    for (part, bytes) in put.parts.iter().zip(file.chunks(PART)) {
+        assert_eq!(stage.server.api().send(part.to.as_ref().unwrap(), bytes.to_vec()).await, 200);
+    }
+    let done =
+        json!({ "id": "d", "round": lease.round, "attempt": lease.attempt, "log": "ground", "wait_s": 30 });
+    stage.liar.tell(Lie::RefuseWrites(403, "RequestTimeTooSkewed"));
+    for _ in 0..2 {
+        let refused = link.ask::<Value>(Op::Done, &done).await.unwrap_err().downcast::<Refusal>().unwrap();
+        assert_eq!(refused.code, Code::Unavailable, "{refused}");
+    }
+    stage.liar.tell(Lie::None);
+    let done: Value = link.ask(Op::Done, &done).await.unwrap();
+    assert_eq!((&done["version"], &done["attempt"]), (&json!(1), &json!(1)), "{done}");
+    let round = stage.server.api().get(&format!("/v1/pools/demo/rounds/{}", lease.round)).await;
+    assert_eq!(round["log"].as_array().map(Vec::len), Some(1), "{round}");
     check(&stage.server).await;
 }
 

@@ -1,5 +1,7 @@
 //! Members, what they sign in with, and who did what.
 
+use std::fmt;
+
 use millpond_protocol::{MemberName, PoolName, Role, Sha256, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -79,7 +81,7 @@ pub struct NewJoin {
 }
 
 /// A join token, as the operator sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinInfo {
     pub pool: PoolName,
     pub name: MemberName,
@@ -131,7 +133,7 @@ pub struct AuditEntry {
 }
 
 /// All that a device needs to connect. The token is shown once and kept nowhere.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandOut {
     pub pool: PoolName,
     pub member: MemberName,
@@ -156,4 +158,24 @@ pub struct HandOut {
     pub token: Option<String>,
     /// A command line to try it with.
     pub example: String,
+}
+
+// No token gets into a log.
+impl fmt::Debug for JoinInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("JoinInfo");
+        shown.field("pool", &self.pool).field("name", &self.name).field("role", &self.role);
+        shown.field("uses", &self.uses).field("expires", &self.expires).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for HandOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("HandOut");
+        shown.field("pool", &self.pool).field("member", &self.member).field("role", &self.role);
+        shown
+            .field("mqtt_url", &self.mqtt_url)
+            .field("storage_url", &self.storage_url)
+            .finish_non_exhaustive()
+    }
 }

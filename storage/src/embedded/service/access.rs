@@ -6,7 +6,9 @@ use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3ErrorCode, S3Result};
 
+use super::super::Holders;
 use super::super::errors::said;
+use crate::presign::HOLDER;
 
 /// The one key pair.
 pub(in super::super) struct KeyPair {
@@ -28,7 +30,9 @@ impl S3Auth for KeyPair {
 /// Whoever has the key may do everything, with a SigV4 signature that covers every `x-amz-*` header.
 ///
 /// A header that changes what a request means must not be the choice of whoever was given a URL.
-pub(in super::super) struct Signed;
+///
+/// Where a URL says whom it was made for, that one has to be somebody who may still use it.
+pub(in super::super) struct Signed(pub(in super::super) Option<Holders>);
 
 /// The names of the headers that a request's one signature covers, with `;` between them; `None` where it has none, or more.
 pub(in super::super) fn signed_headers(headers: &HeaderMap, uri: &Uri) -> Option<String> {
@@ -66,9 +70,15 @@ impl S3Access for Signed {
             .keys()
             .any(|name| name.as_str().starts_with("x-amz-") && !covers(&signed, name.as_str()));
         if stray {
-            denied("There were headers present in the request which were not signed.")
-        } else {
-            Ok(())
+            return denied("There were headers present in the request which were not signed.");
+        }
+        let query = request.uri().query().unwrap_or_default().as_bytes();
+        let holder = url::form_urlencoded::parse(query).find(|(name, _)| name == HOLDER);
+        let Some((holders, (_, holder))) = self.0.as_ref().zip(holder) else { return Ok(()) };
+        match holders(holder.into_owned()).await {
+            Some(true) => Ok(()),
+            Some(false) => denied("Whoever this URL was made for may not use it any more."),
+            None => Err(said(S3ErrorCode::ServiceUnavailable, "Nobody knows now whether the URL holds.")),
         }
     }
 }

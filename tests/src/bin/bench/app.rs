@@ -9,20 +9,22 @@ use anyhow::{Result, ensure};
 use millpond::ledger::Ledger;
 use millpond::rounds::Policy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
 
 use super::server::{Server, prepare};
-use super::{brokers, wire};
+use super::{brokers, median, wire};
 
 const SUBSCRIBERS: usize = 500;
 const WINDOW: usize = 20;
 const TOPIC: &str = "app/p/x";
 /// Bytes of a payload, and messages.
 const RUNS: [(usize, usize); 2] = [(1 << 10, 2_000), (200 << 10, 60)];
+const TURNS: usize = 5;
 /// How long a run may take.
 const LIMIT: Duration = Duration::from_secs(180);
 
 pub async fn run() -> Result<()> {
-    println!("app topics, 1 to {SUBSCRIBERS}, QoS 1, window {WINDOW}");
+    println!("app topics, 1 to {SUBSCRIBERS}, QoS 1, window {WINDOW}, median of {TURNS} runs in turn");
     for (bytes, messages) in RUNS {
         let dir = tempfile::tempdir()?;
         let (ledger, ended) = Ledger::open(dir.path())?;
@@ -30,16 +32,21 @@ pub async fn run() -> Result<()> {
         drop(ledger);
         let _ = ended.await;
         let server = Server::start(dir.path()).await?;
-        let ours = fan_out(server.addresses.mqtt, bytes, messages).await?;
-        let peak = server.memory()?.1;
-        drop(server);
-        println!("  {:>4} KiB  {ours:>9.0} deliveries/s, memory at its peak {peak:.0} MiB", bytes >> 10);
-        match brokers::mosquitto()? {
-            None => println!("            (no mosquitto here to compare with)"),
-            Some(mosquitto) => {
-                let theirs = fan_out(mosquitto.address, bytes, messages).await?;
-                println!("  mosquitto {theirs:>9.0} deliveries/s   {:.1} of it", ours / theirs);
+        let mosquitto = brokers::mosquitto()?;
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..TURNS {
+            ours.push(fan_out(server.addresses.mqtt, bytes, messages).await?);
+            if let Some(mosquitto) = &mosquitto {
+                theirs.push(fan_out(mosquitto.address, bytes, messages).await?);
             }
+        }
+        let (ours, peak) = (median(ours), server.memory()?.1);
+        println!("  {:>4} KiB  {ours:>9.0} deliveries/s, memory at its peak {peak:.0} MiB", bytes >> 10);
+        if theirs.is_empty() {
+            println!("            (no mosquitto here to compare with)");
+        } else {
+            let theirs = median(theirs);
+            println!("  mosquitto {theirs:>9.0} deliveries/s   {:.1} of it", ours / theirs);
         }
     }
     Ok(())
@@ -48,10 +55,12 @@ pub async fn run() -> Result<()> {
 /// Deliveries a second, from the first PUBLISH to the last delivery.
 async fn fan_out(address: SocketAddr, bytes: usize, messages: usize) -> Result<f64> {
     let count = Arc::new(AtomicU64::new(0));
+    // They end with this run.
+    let mut subscribers = JoinSet::new();
     for n in 0..SUBSCRIBERS {
         let mut subscriber = wire::Connection::open(address, &format!("lis{n}")).await?;
         subscriber.subscribe(TOPIC).await?;
-        tokio::spawn(take_all(subscriber, count.clone()));
+        subscribers.spawn(take_all(subscriber, count.clone()));
     }
     let mut publisher = wire::Connection::open(address, "pub0").await?;
     let payload = vec![b'x'; bytes];

@@ -18,7 +18,7 @@ use tokio::net::TcpSocket;
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 
-use super::percentile;
+use super::median;
 use super::round::{connect, send};
 use super::server::{Server, prepare};
 use super::storage::Nginx;
@@ -64,10 +64,7 @@ pub async fn run() -> Result<()> {
             theirs.push(began.elapsed().as_secs_f64());
         }
     }
-    let speed = |mut seconds: Vec<f64>| {
-        seconds.sort_by(f64::total_cmp);
-        (MEMBERS * SIZE) as f64 / 1e6 / percentile(&seconds, 0.5)
-    };
+    let speed = |seconds| (MEMBERS * SIZE) as f64 / 1e6 / median(seconds);
     let (ours, theirs) = (speed(ours), speed(theirs));
     print!("  {ours:.0} MB/s, memory at its peak {:.0} MiB", server.memory()?.1);
     match nginx {

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use millpond::ledger::Ledger;
 use millpond::rounds::Policy;
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
+use super::brokers::{self, Broker};
 use super::server::{Server, prepare};
-use super::{brokers, percentile, wire};
+use super::{median, wire};
 
 const ROUNDS: usize = 5;
 const PUBACK: u8 = 0x40;
@@ -21,21 +23,33 @@ const POINTER: usize = 700;
 pub async fn run() -> Result<()> {
     for listeners in [1_000, 5_000] {
         println!(
-            "one pointer to {listeners} listening members, from the result's PUBACK, median of {ROUNDS}"
+            "one pointer to {listeners} listening members, from the result's PUBACK, median of {ROUNDS} in turn"
         );
-        let (bare, ours) = (bare_sockets(listeners).await?, millpond(listeners).await?);
+        let bare = bare_sockets(listeners).await?;
+        let mut pool = Pool::start(listeners).await?;
+        let mut other = match brokers::mosquitto()? {
+            Some(mosquitto) => Some(Retained::start(mosquitto, listeners).await?),
+            None => None,
+        };
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for round in 1..=ROUNDS {
+            ours.push(pool.round(round, listeners).await?);
+            if let Some(other) = &mut other {
+                theirs.push(other.round(listeners).await?);
+            }
+        }
+        let ours = median(ours);
         println!("  bare sockets      {:>9.1} ms (one task writes the same bytes to as many)", bare * 1e3);
         println!("  the last has it   {:>9.1} ms   {:.1} of bare sockets", ours * 1e3, ours / bare);
-        match brokers::mosquitto()? {
-            None => println!("  (no mosquitto here to compare with)"),
-            Some(mosquitto) => {
-                let theirs = retained(mosquitto.address, listeners).await?;
-                let beside = ours / theirs;
-                println!(
-                    "  mosquitto         {:>9.1} ms, from its PUBLISH   {beside:.1} of it",
-                    theirs * 1e3
-                );
-            }
+        if theirs.is_empty() {
+            println!("  (no mosquitto here to compare with)");
+        } else {
+            let theirs = median(theirs);
+            println!(
+                "  mosquitto         {:>9.1} ms, from its PUBLISH   {:.1} of it",
+                theirs * 1e3,
+                ours / theirs
+            );
         }
     }
     Ok(())
@@ -73,50 +87,65 @@ async fn all(hearing: &mut mpsc::Receiver<Instant>, listeners: usize, since: Ins
     Ok(latest.duration_since(since).as_secs_f64())
 }
 
-fn median(mut seconds: Vec<f64>) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    percentile(&seconds, 0.5)
+/// Millpond with a pool whose members listen.
+struct Pool {
+    hearing: mpsc::Receiver<Instant>,
+    publisher: wire::Connection,
+    processor: wire::Connection,
+    _server: Server,
+    _dir: TempDir,
 }
 
-async fn millpond(listeners: usize) -> Result<f64> {
-    let dir = tempfile::tempdir()?;
-    let (ledger, ended) = Ledger::open(dir.path())?;
-    prepare(&ledger, Policy::default(), 1, listeners).await?;
-    drop(ledger);
-    let _ = ended.await;
-    let server = Server::start(dir.path()).await?;
-    let mut hearing = listen(server.addresses.mqtt, "mp/p/result", listeners).await?;
-    let mut publisher = wire::Connection::open(server.addresses.mqtt, "pub0").await?;
-    let mut processor = wire::Connection::open(server.addresses.mqtt, "proc").await?;
-    processor.subscribe("mp/p/d/proc/#").await?;
+impl Pool {
+    async fn start(listeners: usize) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let (ledger, ended) = Ledger::open(dir.path())?;
+        prepare(&ledger, Policy::default(), 1, listeners).await?;
+        drop(ledger);
+        let _ = ended.await;
+        let server = Server::start(dir.path()).await?;
+        let hearing = listen(server.addresses.mqtt, "mp/p/result", listeners).await?;
+        let publisher = wire::Connection::open(server.addresses.mqtt, "pub0").await?;
+        let mut processor = wire::Connection::open(server.addresses.mqtt, "proc").await?;
+        processor.subscribe("mp/p/d/proc/#").await?;
+        Ok(Self { hearing, publisher, processor, _server: server, _dir: dir })
+    }
 
-    let mut last = Vec::new();
-    for round in 1..=ROUNDS {
+    async fn round(&mut self, round: usize, listeners: usize) -> Result<f64> {
+        let Self { hearing, publisher, processor, .. } = self;
         publisher.write.write_all(&wire::publish(1, &format!("mp/p/c/pub0/up/u{round}"), b"x")).await?;
         publisher.receive().await?;
         let ask = format!(r#"{{"id": "t{round}", "take": true, "wait_s": 30}}"#);
         processor.write.write_all(&wire::publish(1, "mp/p/c/proc/ask/trigger", ask.as_bytes())).await?;
-        until(&mut processor, |_, topic| topic.ends_with("/answer/trigger")).await?;
+        until(processor, |_, topic| topic.ends_with("/answer/trigger")).await?;
         let topic = format!("mp/p/c/proc/result/{round}/1");
         processor.write.write_all(&wire::publish(2, &topic, b"result")).await?;
-        until(&mut processor, |kind, _| kind == PUBACK).await?;
-        last.push(all(&mut hearing, listeners, Instant::now()).await?);
+        until(processor, |kind, _| kind == PUBACK).await?;
+        all(hearing, listeners, Instant::now()).await
     }
-    Ok(median(last))
 }
 
 /// A message of a pointer's size through a broker that has nothing to keep.
-async fn retained(address: SocketAddr, listeners: usize) -> Result<f64> {
-    let mut hearing = listen(address, "pointer", listeners).await?;
-    let mut publisher = wire::Connection::open(address, "pub0").await?;
-    let mut last = Vec::new();
-    for _ in 0..ROUNDS {
-        let since = Instant::now();
-        publisher.write.write_all(&wire::publish(1, "pointer", &[b'x'; POINTER])).await?;
-        last.push(all(&mut hearing, listeners, since).await?);
-        publisher.receive().await?;
+struct Retained {
+    hearing: mpsc::Receiver<Instant>,
+    publisher: wire::Connection,
+    _broker: Broker,
+}
+
+impl Retained {
+    async fn start(broker: Broker, listeners: usize) -> Result<Self> {
+        let hearing = listen(broker.address, "pointer", listeners).await?;
+        let publisher = wire::Connection::open(broker.address, "pub0").await?;
+        Ok(Self { hearing, publisher, _broker: broker })
     }
-    Ok(median(last))
+
+    async fn round(&mut self, listeners: usize) -> Result<f64> {
+        let since = Instant::now();
+        self.publisher.write.write_all(&wire::publish(1, "pointer", &[b'x'; POINTER])).await?;
+        let last = all(&mut self.hearing, listeners, since).await?;
+        self.publisher.receive().await?;
+        Ok(last)
+    }
 }
 
 /// The reference: one task that writes a pointer's worth to as many sockets, one after the other.

@@ -2,10 +2,10 @@
 //!
 //!     cargo run --release -p millpond-tests --bin bench            all that take some two minutes together
 //!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, edge, seal, fanout, app, round, idle, tls,
-//!                                                                 storage, retention, overload, reconnect
+//!                                                                 storage, retention, overload, reconnect, router
 //!     cargo run --release -p millpond-tests --bin bench -- peers   RabbitMQ, nats-server, mosquitto, SeaweedFS, nginx and Flower,
-//!                                                                 as far as they are installed; objects, download and flower
-//!                                                                 are parts of it
+//!                                                                 as far as they are installed; syncs, fanout, app, objects,
+//!                                                                 download and flower are parts of it
 //!     cargo run --release -p millpond-tests --bin bench -- growth  how figures grow, as CSV
 //!
 //! The server is a child process, so that its memory can be told from the load's.
@@ -25,6 +25,7 @@ mod peers;
 mod reconnect;
 mod retention;
 mod round;
+mod router;
 mod seal;
 mod server;
 mod storage;
@@ -68,22 +69,34 @@ async fn main() -> Result<()> {
         (Some("retention"), None) => retention::run().await,
         (Some("overload"), None) => overload::run().await,
         (Some("reconnect"), None) => reconnect::run().await,
+        (Some("router"), None) => router::run().await,
+        (Some("router"), Some(side)) => router::side(&side).await,
         (Some("peers"), None) => {
             peers::run().await?;
+            fanout::run().await?;
+            app::run().await?;
+            storage::large().await?;
             storage::beside::run().await?;
             download::run().await?;
             round::beside_flower().await
         }
+        (Some("syncs"), None) => peers::slow().await,
         (Some("objects"), None) => storage::beside::run().await,
         (Some("download"), None) => download::run().await,
         (Some("flower"), None) => round::beside_flower().await,
         (Some("growth"), rows) => growth::run(rows.as_deref()).await,
         (Some(other), _) => {
             bail!(
-                "there is no benchmark {other}: ingest, flush, edge, seal, fanout, app, round, idle, tls, storage, retention, overload, reconnect, objects, download, flower, peers, growth, or none for all but the last seven"
+                "there is no benchmark {other}: ingest, flush, edge, seal, fanout, app, round, idle, tls, storage, retention, overload, reconnect, router, syncs, objects, download, flower, peers, growth, or none for all but the last nine"
             )
         }
     }
+}
+
+/// The middle one.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    percentile(&values, 0.5)
 }
 
 /// The value below which `share` of the sorted values lie.

@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::brokers::{self, Broker, SLOW_SYNC};
 use super::ingest::{Load, load};
-use super::percentile;
+use super::median;
 use super::server::{Server, prepare};
 use super::wire::Connection;
 
@@ -30,12 +30,17 @@ pub async fn run() -> Result<()> {
     for (size, connections) in LOADS {
         compare(size, connections, None).await?;
     }
+    slow().await
+}
+
+/// The same while every sync takes longer.
+pub async fn slow() -> Result<()> {
     match Shim::new() {
         None => println!("  (no C compiler here: slower syncs are left out)"),
         Some(shim) => {
             println!("the same with syncs that take 2 ms more");
-            for connections in [1, 50, 500] {
-                compare(KIB, connections, Some(&shim)).await?;
+            for (size, connections) in LOADS {
+                compare(size, connections, Some(&shim)).await?;
             }
         }
     }
@@ -95,11 +100,7 @@ async fn compare(size: usize, connections: usize, shim: Option<&Shim>) -> Result
         }
     }
     println!("  {} KiB, {connections} connections", size / KIB);
-    let median = |loads: &[Load], value: fn(&Load) -> f64| {
-        let mut values: Vec<f64> = loads.iter().map(value).collect();
-        values.sort_by(f64::total_cmp);
-        percentile(&values, 0.5)
-    };
+    let median = |loads: &[Load], value: fn(&Load) -> f64| median(loads.iter().map(value).collect());
     let ours = loads.first().map(|loads| median(loads, |load| load.rate)).unwrap_or_default();
     for (peer, loads) in peers.iter().zip(&loads) {
         let rate = median(loads, |load| load.rate);

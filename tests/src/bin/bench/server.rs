@@ -54,28 +54,43 @@ impl Server {
 
     /// Resident memory in MiB: now, and at its peak.
     pub fn memory(&self) -> Result<(f64, f64)> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let kib = |key: &str| -> Result<f64> {
-            let line = status.lines().find(|line| line.starts_with(key)).context("no such line in /proc")?;
-            Ok(line.split_whitespace().nth(1).context("no number")?.parse::<f64>()? / 1024.0)
-        };
-        Ok((kib("VmRSS:")?, kib("VmHWM:")?))
+        memory(self.id())
     }
 
     /// Seconds of processor time so far.
     pub fn cpu(&self) -> Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let (_, rest) = stat.rsplit_once(')').context("no name in /proc")?;
-        let mut fields = rest.split_whitespace().skip(11);
-        let mut ticks = || -> Result<f64> { Ok(fields.next().context("no times")?.parse()?) };
-        // Linux counts hundredths there.
-        Ok((ticks()? + ticks()?) / 100.0)
+        cpu(self.id())
     }
 
     /// Lets the peak begin anew.
     pub fn reset_peak(&self) -> Result<()> {
-        Ok(std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5")?)
+        reset_peak(self.id())
     }
+}
+
+/// Resident memory of a process in MiB: now, and at its peak.
+pub fn memory(process: u32) -> Result<(f64, f64)> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let kib = |key: &str| -> Result<f64> {
+        let line = status.lines().find(|line| line.starts_with(key)).context("no such line in /proc")?;
+        Ok(line.split_whitespace().nth(1).context("no number")?.parse::<f64>()? / 1024.0)
+    };
+    Ok((kib("VmRSS:")?, kib("VmHWM:")?))
+}
+
+/// Seconds of processor time of a process so far.
+pub fn cpu(process: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let (_, rest) = stat.rsplit_once(')').context("no name in /proc")?;
+    let mut fields = rest.split_whitespace().skip(11);
+    let mut ticks = || -> Result<f64> { Ok(fields.next().context("no times")?.parse()?) };
+    // Linux counts hundredths there.
+    Ok((ticks()? + ticks()?) / 100.0)
+}
+
+/// Lets the peak of a process begin anew.
+pub fn reset_peak(process: u32) -> Result<()> {
+    Ok(std::fs::write(format!("/proc/{process}/clear_refs"), "5")?)
 }
 
 impl Drop for Server {

@@ -18,9 +18,11 @@ use millpond_tests::tool;
 use sha2::Digest as _;
 
 use self::load::{Connection, fill};
+use super::median;
 use super::server::Server;
 
 const GIB: u64 = 1 << 30;
+const RUNS: usize = 5;
 const HOUR: Duration = Duration::from_secs(3600);
 
 pub async fn run() -> Result<()> {
@@ -33,6 +35,12 @@ pub async fn run() -> Result<()> {
         tokio::task::block_in_place(|| bench.many(32, 16 << 10, 250))?;
     }
     memory::run().await
+}
+
+/// One large object each way, beside a plain file and nginx.
+pub async fn large() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    Bench::over(dir.path()).await?.large().await
 }
 
 struct Bench {
@@ -60,7 +68,7 @@ impl Bench {
         self.storage.presign_get(key, HOUR, millpond::ledger::now()).url
     }
 
-    /// One large object each way. Each figure is the middle of three, taken in turns with its references.
+    /// One large object each way. Each figure is the middle of five, taken in turns with its references.
     async fn large(&self) -> Result<()> {
         let started = Instant::now();
         let sha256 = hash(GIB);
@@ -69,7 +77,7 @@ impl Bench {
         let (mut dd, mut put, mut get, mut nginx) = (vec![], vec![], vec![], vec![]);
         let file = self.dir.join("plain");
         let other = Nginx::start(&self.dir)?;
-        for _ in 0..3 {
+        for _ in 0..RUNS {
             dd.push(timed(|| plain(&file, GIB))?);
             put.push(timed(|| Connection::once_put(&self.put_url(&key, GIB, sha256), GIB))?);
             get.push(timed(|| Connection::once_get(&self.get_url(&key), GIB))?);
@@ -78,7 +86,7 @@ impl Bench {
                 nginx.push(timed(|| Connection::once_get(&url, GIB))?);
             }
         }
-        let (dd, put, get) = (middle(dd), middle(put), middle(get));
+        let (dd, put, get) = (median(dd), median(put), median(get));
         println!(
             "  PUT 1 GiB   {put:.2} s   plain file + fdatasync {dd:.2} s: {:.2} ×   (SHA-256 alone {:.2} s; aim 2.5 ×)",
             put / dd,
@@ -87,7 +95,7 @@ impl Bench {
         if nginx.is_empty() {
             println!("  GET 1 GiB   {get:.2} s   (nginx is not installed)");
         } else {
-            let nginx = middle(nginx);
+            let nginx = median(nginx);
             println!(
                 "  GET 1 GiB   {get:.2} s   nginx sendfile {nginx:.2} s: {:.2} ×   (aim 1.2 ×)",
                 get / nginx
@@ -184,11 +192,6 @@ fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
     let started = Instant::now();
     tokio::task::block_in_place(work)?;
     Ok(started.elapsed().as_secs_f64())
-}
-
-fn middle(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Runs work on so many threads at once; returns seconds.

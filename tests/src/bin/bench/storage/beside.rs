@@ -10,7 +10,7 @@ use millpond_protocol::Sha256;
 use millpond_storage::{Secret, Storage, StorageConfig};
 use millpond_tests::SeaweedFs;
 
-use super::{Bench, GIB, Objects, middle};
+use super::{Bench, GIB, Objects, median};
 
 const RUNS: usize = 5;
 /// Connections, objects of each, and bytes of an object.
@@ -49,7 +49,7 @@ pub async fn run() -> Result<()> {
         }
         let bytes = (connections * each) as f64 * size as f64 / 1e6;
         for (what, ours, theirs) in [("PUT", ours.put, theirs.put), ("GET", ours.get, theirs.get)] {
-            let (ours, theirs) = (bytes / middle(ours), bytes / middle(theirs));
+            let (ours, theirs) = (bytes / median(ours), bytes / median(theirs));
             println!(
                 "  {what} {connections} × {each} × {size} B   {ours:.0} MB/s   SeaweedFS {theirs:.0} MB/s: {:.1} ×",
                 ours / theirs
