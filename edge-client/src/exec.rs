@@ -42,6 +42,8 @@ pub struct Running {
     child: Child,
     ended: Option<ExitStatus>,
     guard: Option<(Child, PipeWriter)>,
+    /// Until when it may take to end, once it was asked to.
+    grace: Option<Instant>,
 }
 
 impl Running {
@@ -61,7 +63,7 @@ impl Running {
         let child = command.stdin(words).process_group(0).spawn()?;
         // Its reading end of the pipe is its own from here on.
         drop(command);
-        let mut running = Self { child, ended: None, guard: None };
+        let mut running = Self { child, ended: None, guard: None, grace: None };
         running.guard = Some(guard(&running)?);
         // It may have ended, by a signal; that is for `wait` to tell.
         let _ = say.write_all(b"go\n");
@@ -95,12 +97,13 @@ impl Running {
         Ok(self.ended)
     }
 
-    /// Asks it to end, and kills it and its children if it does not.
+    /// Asks it to end, and kills it and its children if it does not. May be dropped and called again: it is asked once, and has
+    /// its grace once.
     pub async fn stop(&mut self) {
-        if matches!(self.look(), Ok(None)) {
+        if self.grace.is_none() && matches!(self.look(), Ok(None)) {
             self.signal(Signal::TERM);
         }
-        let until = Instant::now() + GRACE;
+        let until = *self.grace.get_or_insert_with(|| Instant::now() + GRACE);
         while matches!(self.look(), Ok(None)) && Instant::now() < until {
             tokio::time::sleep(LOOK).await;
         }
@@ -148,5 +151,28 @@ fn guard(of: &Running) -> io::Result<(Child, PipeWriter)> {
 impl Drop for Running {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_command_that_does_not_heed_sigterm_is_killed_although_whoever_stops_it_looks_away() {
+        let (mut ready, says) = io::pipe().unwrap();
+        let mut running = Running::start("trap '' TERM; echo; while :; do sleep 1; done", |command| {
+            command.stdout(says);
+        })
+        .unwrap();
+        io::Read::read_exact(&mut ready, &mut [0]).unwrap();
+        let asked = Instant::now();
+        while tokio::time::timeout(GRACE / 50, running.stop()).await.is_err() {
+            assert!(asked.elapsed() < 10 * GRACE, "it runs on");
+        }
+        assert!(asked.elapsed() >= GRACE, "it had its time");
+        assert!(!running.wait().await.unwrap().success());
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use millpond_edge::spool::{Limits, Spool};
 use millpond_protocol::Role;
-use millpond_tests::{Credentials, Edge, Server, edge_binary, skip, tool};
-use serde_json::Value;
+use millpond_tests::{Credentials, Edge, Server, edge_binary, skip, tool, until};
+use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const DAY_MS: i64 = 86_400_000;
@@ -93,14 +93,14 @@ async fn without_a_network_a_push_keeps_the_file_and_the_next_one_sends_it() {
 
 #[tokio::test]
 async fn after_days_offline_todays_files_go_first_then_the_newest_and_in_bundles() {
-    // 10,000 files are for the long tier.
-    let each = if std::env::var_os("MILLPOND_SLOW").is_some() { 2_500 } else { 150 };
+    let each = 2_500;
     let (server, edge) = Edge::device().await;
     let ids = spool_files(&edge, &[3, 2, 1, 0], each, 700).await;
     let out = edge.done(&["--json", "spool", "flush"]).await;
     let summary: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((summary["stored"].as_u64(), summary["left"].as_u64()), (Some(4 * each as u64), Some(0)));
-    assert!((1..=4 + each as u64 / 250).contains(&summary["bundles"].as_u64().unwrap()), "{summary}");
+    // Their size is what the line carries, which on a busy machine is less.
+    assert!((1..=100).contains(&summary["bundles"].as_u64().unwrap()), "{summary}");
     let stored = stored(&server).await;
     assert_eq!(stored.iter().cloned().collect::<BTreeSet<_>>(), ids);
     let today = stored.iter().take_while(|id| id.starts_with("day0-")).count();
@@ -124,10 +124,36 @@ async fn a_network_that_is_cut_in_mid_bundle_costs_no_file_and_little_repetition
     assert!(edge.relay.upward() < 4_000_000 + 2_300_000, "{}", edge.relay.upward());
 }
 
+/// Waits until the server has done with whatever a device that is gone had sent.
+async fn at_rest(server: &Server) {
+    let nobody = async || {
+        let text = server.api().get("/metrics").await;
+        text.as_str().unwrap().lines().any(|line| line == "millpond_gate_connections 0")
+    };
+    until("the server sees that the device is gone", nobody).await;
+    // Everything is written in one line, and this is the last in it.
+    server.api().patch("/v1/pools/demo", &json!({})).await;
+}
+
+/// How often a file came that was stored already.
+async fn repeats(server: &Server) -> usize {
+    let (mut repeats, mut since) = (0, 0);
+    loop {
+        let page = server.api().get(&format!("/v1/pools/demo/events?since={since}")).await;
+        let events = page["events"].as_array().unwrap();
+        if events.is_empty() {
+            return repeats;
+        }
+        repeats += events.iter().filter(|event| event["type"] == "repeated").count();
+        since = page["next"].as_u64().unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_flush_that_is_killed_at_any_point_loses_nothing_and_sends_nothing_twice_that_was_stored() {
+    const SIZE: usize = 20_000;
     let (server, edge) = Edge::device().await;
-    let ids = spool_files(&edge, &[1, 0], 150, 20_000).await;
+    let ids = spool_files(&edge, &[1, 0], 150, SIZE).await;
     let mut kills = 0;
     for after in [1_u64, 200, 900_000, 1_100_000, 1_400_000, 600_000, 3_000_000] {
         let begin = edge.relay.upward();
@@ -137,9 +163,18 @@ async fn a_flush_that_is_killed_at_any_point_loses_nothing_and_sends_nothing_twi
         }
         kills += u32::from(flush.status().is_none());
         flush.kill();
+        at_rest(&server).await;
+        assert_eq!(repeats(&server).await, 0, "after {kills} kills");
     }
     assert!(kills >= 3, "only {kills} were killed in the middle");
+    let (missing, begin) = (ids.len() - stored(&server).await.len(), edge.relay.upward());
     edge.done(&["spool", "flush"]).await;
+    let sent = edge.relay.upward() - begin;
+    // Descriptions and questions beside the bytes: of as many as there are, and no file.
+    let most = missing * (SIZE + 500) + 30_000;
+    assert!(sent < most as u64, "{sent} bytes for {missing} files that were missing");
+    at_rest(&server).await;
+    assert_eq!(repeats(&server).await, 0);
     let stored = stored(&server).await;
     assert_eq!((stored.len(), stored.into_iter().collect::<BTreeSet<_>>()), (300, ids));
     assert_eq!(waiting(&edge).await, 0);

@@ -112,6 +112,31 @@ async fn what_is_exported_is_its_owners_alone_whatever_the_umask() {
     assert_eq!(std::fs::read(out.join("files/one")).unwrap(), b"1");
 }
 
+#[tokio::test]
+async fn a_damaged_entry_is_not_exported_and_keeps_no_other_from_it() {
+    let (_server, edge) = Edge::device().await;
+    for name in ["one", "two", "three"] {
+        edge.file(name, name.as_bytes());
+    }
+    edge.done(&["push", "--offline", "--id", "rotten", "one"]).await;
+    let entry = std::fs::read_dir(edge.spool().join("ready")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&entry).unwrap();
+    bytes[0] ^= 1;
+    std::fs::write(&entry, bytes).unwrap();
+    edge.done(&["push", "--offline", "two", "three"]).await;
+    let first = edge.run(&["spool", "export", "out"]).await;
+    assert_eq!(first.status.code(), Some(1), "{first:?}");
+    let exported = || {
+        let names = std::fs::read_dir(edge.directory().join("out/files")).unwrap();
+        names.map(|name| std::fs::read(name.unwrap().path()).unwrap()).collect::<BTreeSet<_>>()
+    };
+    let whole = BTreeSet::from([b"two".to_vec(), b"three".to_vec()]);
+    assert_eq!(exported(), whole);
+    // It lies beside the others now.
+    edge.done(&["spool", "export", "out"]).await;
+    assert_eq!(exported(), whole);
+}
+
 /// Event time of each upload, by id.
 async fn times(server: &Server) -> Vec<(String, i64)> {
     let uploads = server.uploads("demo").await;

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::failure::{FAILED, Failure, RETRY};
 use super::say;
@@ -21,12 +21,16 @@ pub(super) fn export(spool: &mut Spool, directory: &Path, remove: bool) -> Resul
     }
     let entries: Vec<Entry> = spool.entries()?.cloned().collect();
     let mut done = HashSet::new();
-    let mut gone = 0;
+    let (mut gone, mut damaged) = (0, 0);
     for entry in &entries {
         // A push that is full may drop it at any time.
         let document = match spool.describe(entry) {
             Err(SpoolError::Gone(_)) => {
                 gone += 1;
+                continue;
+            }
+            Err(SpoolError::Damaged { .. }) => {
+                damaged += 1;
                 continue;
             }
             document => document?,
@@ -39,23 +43,31 @@ pub(super) fn export(spool: &mut Spool, directory: &Path, remove: bool) -> Resul
             }
             from => from?,
         };
-        copy(&mut from.take(entry.size), &files.join(entry.upload.as_str()))?;
-        copy(&mut json.as_slice(), &about.join(entry.upload.as_str()))?;
-        let found = crate::transfer::digest(&files.join(entry.upload.as_str()), entry.size, None)?.sha256;
-        if found != document.sha256 {
-            return Err(Failure::new(FAILED, format!("{} is damaged, or its copy", entry.upload)));
+        let (file, said) = (files.join(entry.upload.as_str()), about.join(entry.upload.as_str()));
+        let partial = copy(&mut from.take(entry.size), &file)?;
+        if crate::transfer::digest(&partial, entry.size, None)?.sha256 != document.sha256 {
+            let _ = std::fs::remove_file(&partial);
+            spool.put_aside(entry, "its bytes are not those that were pushed".into());
+            damaged += 1;
+            continue;
         }
+        place(&partial, &file)?;
+        place(&copy(&mut json.as_slice(), &said)?, &said)?;
         done.insert(entry);
         if remove {
             spool.remove(std::slice::from_ref(entry))?;
         }
     }
     let gone = if gone > 0 { format!(", {gone} had left the spool") } else { String::new() };
-    say(format_args!("{} files exported to {}{gone}", done.len(), directory.display()))
+    say(format_args!("{} files exported to {}{gone}", done.len(), directory.display()))?;
+    match damaged {
+        0 => Ok(()),
+        n => Err(Failure::new(FAILED, format!("{n} files are damaged: `spool list` names them"))),
+    }
 }
 
-/// Writes a synced file under a name that has either all of it or nothing. It is its owner's alone, as it was in the spool.
-fn copy(from: &mut impl std::io::Read, to: &Path) -> Result<(), Failure> {
+/// Writes a synced file beside that name, to be put in its place. It is its owner's alone, as it was in the spool.
+fn copy(from: &mut impl std::io::Read, to: &Path) -> Result<PathBuf, Failure> {
     let name = to.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let partial = to.with_file_name(format!(".{name}.part"));
     let mut write = || {
@@ -73,5 +85,5 @@ fn copy(from: &mut impl std::io::Read, to: &Path) -> Result<(), Failure> {
         let _ = std::fs::remove_file(&partial);
         return Err(Failure::new(FAILED, format!("{}: {error}", partial.display())));
     }
-    Ok(place(&partial, to)?)
+    Ok(partial)
 }

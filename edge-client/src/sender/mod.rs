@@ -15,6 +15,7 @@
 mod begin;
 mod complete;
 mod outcome;
+mod overdue;
 mod queue;
 mod run;
 mod ship;

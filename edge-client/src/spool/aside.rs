@@ -37,7 +37,7 @@ impl Spool {
     }
 
     /// Puts a damaged entry out of the way, as well as that goes.
-    pub(super) fn put_aside(&self, entry: &Entry, why: String) -> SpoolError {
+    pub(crate) fn put_aside(&self, entry: &Entry, why: String) -> SpoolError {
         if let Ok(_change) = self.change() {
             let _ = self.changing();
             let _ = self.make_room(Place::Damaged, entry);

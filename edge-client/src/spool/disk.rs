@@ -14,6 +14,18 @@ pub(crate) fn directory(path: &Path) -> io::Result<()> {
     made(path, DirBuilder::new().mode(0o700))
 }
 
+/// The same, and the caller syncs what it lies in.
+pub(super) fn unsynced_directory(path: &Path) -> io::Result<()> {
+    made_unsynced(path, DirBuilder::new().mode(0o700)).map(drop)
+}
+
+/// Makes directories of its owner alone in one that it has just made. The caller syncs that, and what it lies in.
+pub(super) fn unsynced_directories(root: &Path, names: &[&str]) -> io::Result<()> {
+    let mut how = DirBuilder::new();
+    how.mode(0o700);
+    names.iter().try_for_each(|name| created(&root.join(name), &how).map(drop))
+}
+
 /// Makes a directory and those that it lies in, as far as they are not there. New ones are there after a power cut.
 pub(crate) fn directories(path: &Path) -> io::Result<()> {
     if path.as_os_str().is_empty() || path.is_dir() {
@@ -30,14 +42,22 @@ pub(crate) fn private_directories(path: &Path) -> io::Result<()> {
 }
 
 fn made(path: &Path, how: &DirBuilder) -> io::Result<()> {
+    if made_unsynced(path, how)? { sync_directory(parent(path)) } else { Ok(()) }
+}
+
+/// Whether it was made here.
+fn made_unsynced(path: &Path, how: &DirBuilder) -> io::Result<bool> {
     if !path.exists() {
         // Whoever made the one that it lies in may have died before that was synced; somebody else's may be closed to us.
         let _ = sync_directory(parent(parent(path)));
     }
+    created(path, how)
+}
+
+fn created(path: &Path, how: &DirBuilder) -> io::Result<bool> {
     match how.create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Ok(()) => sync_directory(parent(path)),
-        other => other,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        made => made.map(|()| true),
     }
 }
 

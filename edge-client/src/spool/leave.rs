@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::disk::{self, at};
 use super::store::Spool;
-use super::{Entry, SpoolError};
+use super::{Entry, SpoolError, together};
 use crate::transfer::sync_directory;
 
 /// Removes entries on any thread, beside whatever else is done with the spool. [`Spool::removed`] has to hear of it.
@@ -25,10 +25,10 @@ impl Remover {
         let before = at(root, disk::changes(&lock))?;
         let after = before.wrapping_add(1);
         at(root, disk::set_changes(&lock, after))?;
-        for entry in entries {
+        together::each(entries, |entry| {
             let path = ready.join(entry.to_string());
-            at(&path, disk::remove(&path))?;
-        }
+            at(&path, disk::remove(&path))
+        })?;
         drop(lock);
         if sync {
             at(&ready, sync_directory(&ready))?;
@@ -66,7 +66,7 @@ impl Spool {
     /// What the system says. Some may have left then.
     pub fn remove(&mut self, entries: &[Entry]) -> Result<(), SpoolError> {
         self.changed(|spool| {
-            entries.iter().try_for_each(|entry| spool.take_out(entry))?;
+            spool.take_out(entries)?;
             spool.sync_ready()
         })
     }
@@ -99,7 +99,7 @@ impl Spool {
         self.changed(|spool| {
             spool.log_dropped(from, entries);
             match from {
-                Place::Waiting => entries.iter().try_for_each(|entry| spool.take_out(entry))?,
+                Place::Waiting => spool.take_out(entries)?,
                 Place::Refused | Place::Damaged => {
                     spool.take_from(from, entries)?;
                     let path = spool.root.join(from.name());

@@ -84,6 +84,7 @@ mod room;
 mod stage;
 mod statements;
 mod store;
+mod together;
 
 pub(crate) use disk::{
     directories, directory as make_directory, open as open_private, private_directories, replace,

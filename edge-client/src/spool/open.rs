@@ -21,7 +21,7 @@ impl Spool {
     /// # Errors
     /// `Foreign`, or what the system says.
     pub fn open(root: &Path, limits: Limits) -> Result<Self, SpoolError> {
-        at(root, disk::directory(root))?;
+        at(root, disk::unsynced_directory(root))?;
         let lock = at(root, disk::open(&root.join("lock")))?;
         let mut spool = Self {
             root: root.to_owned(),
@@ -63,11 +63,10 @@ impl Spool {
     }
 
     fn found(&self, version: &Path) -> std::io::Result<()> {
-        for name in ["ready", "refused", "refusals", "damaged", "staging"] {
-            disk::directory(&self.root.join(name))?;
-        }
+        disk::unsynced_directories(&self.root, &["ready", "refused", "refusals", "damaged", "staging"])?;
         reach(Point::SpoolFounding);
-        // Whoever made them may have died before they were. The version comes last: where it is, nobody syncs them again.
+        // Once for all of them, and for the spool's own name, whoever made it: the version comes last, and where it is nobody
+        // syncs them again.
         sync_directory(&self.root)?;
         sync_directory(parent(&self.root))?;
         let mut file = disk::open(version)?;

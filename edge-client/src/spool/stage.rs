@@ -3,19 +3,14 @@
 use std::fs::File;
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use millpond_protocol::Sha256;
 
 use super::disk::{self, at};
 use super::store::Spool;
-use super::{About, Document, SpoolError};
+use super::{About, Document, SpoolError, together};
 use crate::backoff::random;
 use crate::transfer::Hasher;
-
-/// Files that are synced at the same time: a file system with a journal commits it once for all that wait, so that thousands
-/// of files take hundreds of commits.
-const AT_ONCE: usize = 32;
 
 /// A file that is written, and not in the spool yet. Dropped, it is gone.
 #[derive(Debug)]
@@ -112,19 +107,7 @@ impl Spool {
 
 /// Syncs the files, so that renaming them shows each whole or not at all.
 pub(super) fn sync(staged: &[Staged]) -> Result<(), SpoolError> {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        while let Some(file) = staged.get(next.fetch_add(1, Ordering::Relaxed)) {
-            file.writing.file.sync_all().map_err(|error| file.writing.failed(error))?;
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        // This thread is one of them; where the system gives no more, it does it alone.
-        let others = 1..staged.len().min(AT_ONCE);
-        let others: Vec<_> =
-            others.map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok()).collect();
-        let ours = work();
-        others.into_iter().map(|other| other.join().expect("syncing does not panic")).fold(ours, Result::and)
+    together::each(staged, |Staged { writing, .. }| {
+        writing.file.sync_all().map_err(|error| writing.failed(error))
     })
 }

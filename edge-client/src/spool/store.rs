@@ -11,7 +11,7 @@ use super::disk::{self, at};
 use super::leave::Place;
 use super::room::{self, Limits};
 use super::stage::{self, Staged};
-use super::{Document, Entry, SpoolError};
+use super::{Document, Entry, SpoolError, together};
 use crate::transfer::sync_directory;
 
 /// A spool. Its operations block for as long as the disk takes.
@@ -103,9 +103,7 @@ impl Spool {
         })?;
         self.changing()?;
         self.log_dropped(Place::Waiting, &added.dropped);
-        for entry in &added.dropped {
-            self.take_out(entry)?;
-        }
+        self.take_out(&added.dropped)?;
         for file in new {
             let entry = file.document().entry();
             let path = self.path(&entry);
@@ -263,10 +261,12 @@ impl Spool {
         }
     }
 
-    pub(super) fn take_out(&mut self, entry: &Entry) -> Result<(), SpoolError> {
-        let path = self.path(entry);
-        at(&path, disk::remove(&path))?;
-        self.forget(entry);
+    pub(super) fn take_out(&mut self, entries: &[Entry]) -> Result<(), SpoolError> {
+        together::each(entries, |entry| {
+            let path = self.path(entry);
+            at(&path, disk::remove(&path))
+        })?;
+        entries.iter().for_each(|entry| self.forget(entry));
         Ok(())
     }
 
