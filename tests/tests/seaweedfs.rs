@@ -82,6 +82,9 @@ async fn a_device_is_served_a_storage_that_hangs_is_waited_for_and_a_check_finds
     }
     let sent: Vec<_> = server.uploads("demo").await.iter().map(|upload| upload["size"].clone()).collect();
     assert_eq!(sent, sizes);
+    // Chosen now: what hangs below leaves an object that nobody has acknowledged, and that none will miss.
+    let objects = place.storage(&server);
+    let lost = listed(&objects).await.into_iter().find(|key| key.contains("/upload/")).unwrap();
 
     let edge = server.member("demo", "edge", Role::Publisher).await;
     let topic = |upload: &str| format!("mp/demo/c/edge/up/{upload}/{}", recent_hour());
@@ -98,7 +101,6 @@ async fn a_device_is_served_a_storage_that_hangs_is_waited_for_and_a_check_finds
     let leased = mill.fetch(mill.trigger(&json!({})).await.unwrap()).await.unwrap();
     assert_eq!(leased.files.keys().collect::<Vec<_>>(), ["edge/medium", "edge/small"]);
 
-    let objects = place.storage(&server);
     let differences = || {
         let done = server.cli().args(["check", "--deep", "--json"]).output().unwrap();
         let lines = String::from_utf8(done.stdout).unwrap();
@@ -112,7 +114,6 @@ async fn a_device_is_served_a_storage_that_hangs_is_waited_for_and_a_check_finds
     assert_eq!(differences(), (Some(0), vec![]));
     let extra = Bytes::from_static(b"extra");
     objects.put(&"9/pack/extra".parse().unwrap(), extra.clone(), Sha256::of(&extra)).await.unwrap();
-    let lost = listed(&objects).await.into_iter().find(|key| key.contains("/upload/")).unwrap();
     objects.delete(&lost.parse().unwrap()).await.unwrap();
     let (code, found) = differences();
     let planted =
