@@ -1,5 +1,7 @@
 //! The HTTP API as a client sees it.
 
+use std::net::IpAddr;
+
 use millpond_protocol::message::answer::PutTo;
 use reqwest::Method;
 use serde_json::Value;
@@ -16,6 +18,12 @@ impl Api {
     /// A caller; `base` is `http://host:port`.
     pub fn new(base: impl Into<String>, token: impl Into<String>) -> Self {
         Self::trusting(None, base, token)
+    }
+
+    /// A caller from an address of this machine, such as 127.0.0.2.
+    pub fn from(source: IpAddr, base: impl Into<String>, token: impl Into<String>) -> Self {
+        let http = reqwest::Client::builder().no_proxy().local_address(source);
+        Self { http: http.build().unwrap(), base: base.into(), token: token.into() }
     }
 
     /// A caller that trusts this authority too, in PEM; `base` may be `https://host:port`.

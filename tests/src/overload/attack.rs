@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::{Field, from};
+use super::{Field, from, storage};
 use crate::wire::{Connection, publish};
 
 /// Between two attempts of one attacker.
@@ -34,6 +34,9 @@ pub enum Attack {
     NeverAcknowledge,
     /// Members ask as fast as they can, and read no answer.
     UnreadAnswers(usize),
+    /// So many connections to storage: one in twenty sends requests without a signature, and another one with a wrong one, as
+    /// fast as they can; the others files of 4 MiB at 5 KiB a second.
+    Storage(usize),
 }
 
 impl Attack {
@@ -46,6 +49,7 @@ impl Attack {
             Self::Flood => "a flood",
             Self::NeverAcknowledge => "no acks",
             Self::UnreadAnswers(_) => "unread answers",
+            Self::Storage(_) => "storage",
         }
     }
 
@@ -105,6 +109,11 @@ impl Attack {
                 loop {
                     connection.write.write_all(&asks).await?;
                 }
+            }),
+            Self::Storage(count) => again(&mut tasks, field, 0..count, async |field, n| match n % 20 {
+                0 => storage::unsigned(&field).await,
+                1 => storage::wrongly_signed(&field, n).await,
+                _ => storage::slow_body(&field, n, PAUSE).await,
             }),
         }
         tasks

@@ -4,6 +4,7 @@
 
 mod attack;
 mod others;
+mod storage;
 
 use std::net::SocketAddr;
 
@@ -13,6 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 pub use attack::Attack;
 pub use others::{Fared, others};
 
+use crate::Api;
 use crate::wire::{Connection, Who};
 
 /// A server, and publishers of one pool that has the app topics `app/{pool}/#`.
@@ -20,6 +22,7 @@ use crate::wire::{Connection, Who};
 pub struct Field {
     pub mqtt: SocketAddr,
     pub http: SocketAddr,
+    pub storage: SocketAddr,
     /// Eight at least.
     pub bad: Vec<Who>,
     /// Four at least.
@@ -34,6 +37,10 @@ impl Field {
     async fn good(&self, n: usize) -> Result<Connection> {
         let who = self.good.get(n).context("too few members")?;
         Connection::open_as(TcpStream::connect(self.mqtt).await?, who, &who.member).await
+    }
+
+    fn api(&self, who: &Who, source: [u8; 4]) -> Api {
+        Api::from(source.into(), format!("http://{}", self.http), who.token.clone())
     }
 
     async fn bad(&self, n: usize) -> Result<Connection> {

@@ -1,12 +1,16 @@
-//! Those beside an attack: they upload, speak to each other, and sign in, and measure how long each takes.
+//! Those beside an attack: they upload, speak to each other, sign in, and send and fetch large files, and measure how long
+//! each takes.
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::{sleep, timeout};
 
+use serde_json::json;
+
 use super::Field;
+use super::storage::{FILE, ask, granted};
 use crate::wire::{parse_publish, puback, publish};
 
 /// Longest time for one thing; whoever waits for longer is harmed.
@@ -21,6 +25,22 @@ pub struct Fared {
     pub messages: Vec<f64>,
     /// From the TCP connection to CONNACK.
     pub sign_ins: Vec<f64>,
+    /// A PUT of 200 KB to storage.
+    pub puts: Vec<f64>,
+    /// A GET of the same.
+    pub gets: Vec<f64>,
+}
+
+impl Fared {
+    /// Takes what another stretch of time brought.
+    pub fn add(&mut self, more: Self) {
+        let Self { uploads, messages, sign_ins, puts, gets } = more;
+        self.uploads.extend(uploads);
+        self.messages.extend(messages);
+        self.sign_ins.extend(sign_ins);
+        self.puts.extend(puts);
+        self.gets.extend(gets);
+    }
 }
 
 /// Goes on for that time, and until everybody has done everything `least` times. `run` tells uploads apart.
@@ -29,13 +49,14 @@ pub struct Fared {
 /// Somebody was refused, cut off, or has waited for too long.
 pub async fn others(field: &Field, run: &str, time: Duration, least: usize) -> Result<Fared> {
     let until = Until { end: Instant::now() + time, least };
-    let (one, two, messages, sign_ins) = tokio::try_join!(
+    let (one, two, messages, sign_ins, (puts, gets)) = tokio::try_join!(
         uploads(field, 0, run, until),
         uploads(field, 1, run, until),
         messages(field, 2, until),
         sign_ins(field, 3, until),
+        transfers(field, 3, run, until),
     )?;
-    Ok(Fared { uploads: [one, two].concat(), messages, sign_ins })
+    Ok(Fared { uploads: [one, two].concat(), messages, sign_ins, puts, gets })
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -111,4 +132,32 @@ async fn sign_ins(field: &Field, n: usize, until: Until) -> Result<Vec<f64>> {
         sleep(Duration::from_millis(20)).await;
     }
     Ok(took)
+}
+
+async fn transfers(field: &Field, n: usize, run: &str, until: Until) -> Result<(Vec<f64>, Vec<f64>)> {
+    let who = &field.good[n];
+    let (api, file) = (field.api(who, [127, 0, 0, 1]), vec![0; FILE]);
+    let (mut puts, mut gets) = (Vec::new(), Vec::new());
+    // Each is five requests.
+    while until.goes_on(4 * gets.len()) {
+        let upload = format!("{run}-t{}", gets.len());
+        let to = granted(&api, who, &upload, FILE).await?;
+        let put = async {
+            let status = api.try_put(&to, file.clone()).await?;
+            ensure!(status == 200, "a PUT: {status}");
+            Ok(())
+        };
+        puts.push(timed("a PUT", put).await?);
+        ask(&api, &who.pool, "commit", &json!({"id": format!("c{upload}"), "uploads": [upload]})).await?;
+        let there = ask(&api, &who.pool, "get", &json!({ "upload": upload })).await?;
+        let url = there["url"].as_str().context("no URL")?;
+        let get = async {
+            let bytes = api.try_fetch(url).await?;
+            ensure!(bytes.len() == FILE, "a GET: {} bytes", bytes.len());
+            Ok(())
+        };
+        gets.push(timed("a GET", get).await?);
+        sleep(Duration::from_millis(5)).await;
+    }
+    Ok((puts, gets))
 }

@@ -1,46 +1,66 @@
-//! A fleet that loses its connections and comes back all at once.
+//! A fleet that loses its connections and comes back all at once, and those beside it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use millpond_tests::overload::{Field, from, others};
+use millpond_tests::overload::{Fared, Field, from, others};
 use millpond_tests::wire::{Connection, Who};
 use tokio::task::JoinSet;
 
-use super::overload::field;
-use super::percentile;
+use super::median;
+use super::overload::{KINDS, allowed, field, p99};
 
 const MEMBERS: usize = 5_000;
 /// How long a client waits that was sent away: brokers' clients have a second, and some jitter.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// Times that they do so, with others measured before each while all are connected.
+const RUNS: usize = 3;
+const FOR: Duration = Duration::from_secs(3);
+
 pub async fn run() -> Result<()> {
-    println!("{MEMBERS} members reconnect at once");
+    println!(
+        "{MEMBERS} members reconnect at once, {RUNS} times, and others are measured before each and meanwhile; medians"
+    );
     // Addresses that they come from: all from behind one NAT, or a few from each of many.
     for addresses in [1, 250] {
         let (_dir, server, field) = field(4, MEMBERS).await?;
-        drop(come(&field, addresses).await?);
-        let begun = Instant::now();
-        let coming = {
-            let field = field.clone();
-            tokio::spawn(async move { come(&field, addresses).await })
-        };
-        let mut beside = Vec::new();
-        while !coming.is_finished() {
-            let run = format!("r{}", beside.len());
-            beside.extend(others(&field, &run, Duration::from_millis(200), 1).await?.uploads);
+        let (mut connections, _, _) = come(&field, addresses).await?;
+        let (mut without, mut with, mut took, mut sent_away) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for run in 0..RUNS {
+            without.push(others(&field, &format!("a{run}"), FOR, 20).await?);
+            drop(connections);
+            let begun = Instant::now();
+            let coming = {
+                let field = field.clone();
+                tokio::spawn(async move { come(&field, addresses).await })
+            };
+            let (mut beside, mut part) = (Fared::default(), 0);
+            while !coming.is_finished() {
+                beside.add(others(&field, &format!("b{run}-{part}"), Duration::from_millis(200), 1).await?);
+                part += 1;
+            }
+            with.push(beside);
+            let (all, last, away) = coming.await??;
+            connections = all;
+            took.push(last.duration_since(begun).as_secs_f64());
+            sent_away.push(away as f64);
         }
-        let (_connections, last, sent_away) = coming.await??;
-        beside.sort_by(f64::total_cmp);
         println!(
-            "  from {addresses:>3} addresses: the last has CONNACK after {:.2} s, {sent_away} attempts were sent away; others' \
-             uploads p99 {:.1} ms; memory at its peak {:.0} MiB",
-            last.duration_since(begun).as_secs_f64(),
-            percentile(&beside, 0.99),
+            "  from {addresses:>3} addresses: the last has CONNACK after {:.2} s, {:.0} attempts were sent away; memory at its peak \
+             {:.0} MiB",
+            median(took),
+            median(sent_away),
             server.memory()?.1
         );
+        for (kind, of) in KINDS {
+            let (without, with) = (p99(&without, of), p99(&with, of));
+            let mark = if with > allowed(without) { "   over max(2 ×, 50 ms)" } else { "" };
+            println!("    others' {kind:<9} p99 {without:>9.2} ms without, {with:>9.2} ms meanwhile{mark}");
+        }
     }
     Ok(())
 }

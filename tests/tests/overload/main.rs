@@ -40,8 +40,8 @@ impl Stage {
             members.push(Who { pool, member, token: who.token });
         }
         let good = members.split_off(8);
-        let (mqtt, http) = (server.mqtt(), server.ports().http);
-        Self { server, field: Arc::new(Field { mqtt, http, bad: members, good }) }
+        let (mqtt, http, storage) = (server.mqtt(), server.ports().http, server.ports().storage.unwrap());
+        Self { server, field: Arc::new(Field { mqtt, http, storage, bad: members, good }) }
     }
 
     /// The sum of a metric over the labels that are not named.
@@ -98,6 +98,14 @@ async fn members_that_acknowledge_nothing_are_ended_and_others_go_on() {
 async fn members_that_ask_and_read_no_answer_are_held_back_and_others_go_on() {
     let throttled = ("millpond_gate_throttled_total", r#"limit="member""#, 1.0);
     Stage::set(&SMALL).await.stands(Attack::UnreadAnswers(16), &[throttled]).await;
+}
+
+#[tokio::test]
+async fn storage_refuses_who_may_not_and_lets_bodies_wait_that_trickle_in_and_others_go_on() {
+    let refused = ("millpond_s3_requests_total", r#"status="403""#, 1_000.0);
+    // More bodies than one pool may have on their way: those over it waited for their turn, and were told to come again.
+    let busy = ("millpond_s3_requests_total", r#"status="503""#, 1.0);
+    Stage::set(&SMALL).await.stands(Attack::Storage(220), &[refused, busy]).await;
 }
 
 #[tokio::test]
