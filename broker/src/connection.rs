@@ -291,6 +291,9 @@ impl Connection {
         self.intake.stop(&self.session);
         self.lookups.clear();
         self.apply_last();
+        if let Some(End::Gate(code)) = self.session.end() {
+            metrics::counter!("millpond_gate_ended_total", "code" => format!("{code:#04x}")).increment(1);
+        }
         let is_gone = self.session.end() == Some(End::Client);
         let mut out = std::mem::take(&mut self.session.out);
         // Who took nothing for so long is not waited for where many are.

@@ -62,7 +62,14 @@ where
 {
     let mut stream = BytesMut::with_capacity(1_024);
     let connect = tokio::time::timeout(gate.config.connect_timeout, read_connect(io, &mut stream, gate));
-    let connect = match connect.await.ok()?? {
+    let connect = match connect.await {
+        Ok(read) => read?,
+        Err(_) => {
+            count_refused("connect_time");
+            return None;
+        }
+    };
+    let connect = match connect {
         Ok(connect) => connect,
         Err(bad) => {
             answer_bad(io, bad).await;
@@ -136,7 +143,14 @@ where
         }
         if let Some((first, header, body)) = fixed_header(stream, Version::V4).ok()? {
             if header + body > gate.config.connect_max {
-                return None;
+                count_refused("connect_bytes");
+                // Nothing of it is waited for: whose version is not there yet is not told.
+                return read::version_of(&stream[header..]).map(|version| {
+                    Err(BadConnect::Bad(
+                        version,
+                        Bad { code: reason::PACKET_TOO_LARGE, what: "CONNECT is too long" },
+                    ))
+                });
             }
             if stream.len() >= header + body {
                 stream.advance(header);

@@ -22,6 +22,15 @@ pub(crate) enum BadConnect {
     Bad(Version, Bad),
 }
 
+/// The version of a CONNECT of which only the beginning is there; `None` if that is too little, or no version of ours.
+pub(crate) fn version_of(begun: &[u8]) -> Option<Version> {
+    match begun {
+        [0, 4, b'M', b'Q', b'T', b'T', 4, ..] => Some(Version::V4),
+        [0, 4, b'M', b'Q', b'T', b'T', 5, ..] => Some(Version::V5),
+        _ => None,
+    }
+}
+
 /// Reads a CONNECT from what follows its fixed header.
 pub(crate) fn connect(first: u8, body: Bytes) -> Result<Connect, BadConnect> {
     let mut from = Reader(body);

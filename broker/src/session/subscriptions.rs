@@ -121,11 +121,8 @@ impl Session {
         for (n, asked) in subscribe.filters.into_iter().enumerate() {
             // No client has a use for more filters than it may hold, and each is work.
             let is_too_many = n >= self.config.subscriptions_max;
-            let may = if is_too_many { Err(reason::QUOTA) } else { self.may_subscribe(&asked.filter) };
+            let may = if is_too_many { Err(too_many()) } else { self.may_subscribe(&asked.filter) };
             if let Err(code) = may {
-                if code == reason::QUOTA {
-                    metrics::counter!("millpond_gate_subscriptions_refused_total").increment(1);
-                }
                 codes.push(if self.version == Version::V5 { code } else { 0x80 });
                 continue;
             }
@@ -295,14 +292,24 @@ impl Session {
         }
         // Of the server's own topics, too: each level is a node, and a step of a match.
         if !app_topics::is_within_limits(filter) {
-            return Err(reason::FILTER_INVALID);
+            return Err(over("length", reason::FILTER_INVALID));
         }
         let held = &self.subscriptions.list;
         if held.len() >= self.config.subscriptions_max && held.iter().all(|held| held.filter != filter) {
-            return Err(reason::QUOTA);
+            return Err(too_many());
         }
         Ok(())
     }
+}
+
+fn too_many() -> u8 {
+    over("number", reason::QUOTA)
+}
+
+/// Counts a filter that is over a limit, and answers the code for it.
+fn over(limit: &'static str, code: u8) -> u8 {
+    metrics::counter!("millpond_gate_subscriptions_refused_total", "limit" => limit).increment(1);
+    code
 }
 
 /// The state topics that `filter` matches.

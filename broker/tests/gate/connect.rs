@@ -233,6 +233,10 @@ async fn a_connect_longer_than_its_limit_is_closed_at_its_header() {
     let mut raw = server.raw().await;
     raw.send(&[0x10, 0xFF, 0xFF, 0x7F]).await;
     assert_eq!(raw.packet_or_end().await, None);
+    // Who has said its version by then is told, where that version has a code for it.
+    let id = "x".repeat(16 << 10);
+    assert_eq!(connack(&connect(4, &id, "p/publisher", &[])).await, None);
+    assert_eq!(connack(&connect(5, &id, "p/publisher", &[])).await, Some(0x95));
 }
 
 #[tokio::test]

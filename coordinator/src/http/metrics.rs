@@ -211,7 +211,7 @@ fn describe() {
     }
 }
 
-pub(super) const COUNTERS: [(&str, &str); 39] = [
+pub(super) const COUNTERS: [(&str, &str); 40] = [
     ("millpond_uploads_total", "Uploads with a row, by outcome"),
     ("millpond_upload_bytes_total", "Bytes of uploads with a row"),
     ("millpond_results_total", "Results that were committed"),
@@ -234,14 +234,15 @@ pub(super) const COUNTERS: [(&str, &str); 39] = [
         "millpond_gate_throttled_total",
         "Times that a connection was not read for a while because its member or its pool was over its rate, by limit",
     ),
-    ("millpond_gate_subscriptions_refused_total", "Filters refused because the connection has too many"),
+    ("millpond_gate_subscriptions_refused_total", "Filters refused, by limit: their number or their length"),
+    ("millpond_gate_ended_total", "Connections that the gate ended for a reason of MQTT 5, by its code"),
     ("millpond_gate_overflows_total", "Connections ended because too much waited for them"),
     ("millpond_gate_stalled_total", "Connections ended because they took no byte for too long"),
     (
         "millpond_turned_away_total",
         "Connections closed unheard because there was no place to listen to them, by listener and limit",
     ),
-    ("millpond_gate_connections_refused_total", "CONNECTs over a number of connections, by limit"),
+    ("millpond_gate_connections_refused_total", "CONNECTs over a limit, by limit"),
     ("millpond_gate_events_dropped_total", "Live events that there was no room for"),
     (
         "millpond_gate_copies_dropped_total",
