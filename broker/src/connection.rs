@@ -25,7 +25,7 @@ use crate::handshake::Welcome;
 use crate::hub::mailbox::{Mailbox, Taken};
 use crate::intake::Intake;
 use crate::lookup::{Found, lookup};
-use crate::registry::Registration;
+use crate::registry::{EndReason, Registration};
 use crate::session::{Effect, End, Session};
 use crate::socket::{Due, Moved, linger, poll_io};
 
@@ -43,7 +43,7 @@ pub(crate) async fn run<S>(mut io: S, welcome: Welcome, gate: Arc<Shared>, shutd
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Welcome { session, from, registration, version, rest } = welcome;
+    let Welcome { session, from, registration, version, rest, lost, .. } = welcome;
     let was_kept = session.is_kept() || session.is_resumed();
     let mut connection = Connection {
         from,
@@ -55,6 +55,7 @@ where
         mailbox: registration.mailbox.clone(),
         client_id: registration.client_id.clone(),
         write_by: Due::default(),
+        lost,
         gate,
     };
     connection.serve(&mut io, shutdown).await;
@@ -76,6 +77,8 @@ struct Connection {
     was_kept: bool,
     /// When the socket must have taken a byte of what is to be written.
     write_by: Due,
+    /// Resolves when the certificate that signed it in is good no more.
+    lost: Option<BoxFuture<'static, ()>>,
     gate: Arc<Shared>,
 }
 
@@ -128,6 +131,7 @@ impl Connection {
                     }
                     timer.as_mut().reset(self.deadline().into());
                 }
+                () = lost(&mut self.lost), if self.lost.is_some() => self.session.kick(EndReason::Revoked),
                 taken = mailbox.take(wants) => self.took(taken),
                 () = next_outcomes(&mut self.takes, &mut outcomes), if !self.takes.is_empty() => {
                     self.settle(&mut outcomes);
@@ -364,6 +368,13 @@ async fn charged(
 ) -> Option<OwnedSemaphorePermit> {
     match charging {
         Some(charging) => charging.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn lost(lost: &mut Option<BoxFuture<'static, ()>>) {
+    match lost {
+        Some(lost) => lost.await,
         None => std::future::pending().await,
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::FutureExt as _;
 use millpond_net::{Arrival, Entered, Entrance, Listener, Outside, Places, Stream};
 use millpond_protocol::{Principal, Refusal, limits};
 use tokio::sync::Semaphore;
@@ -219,7 +220,7 @@ fn entrance(config: &GateConfig) -> Entrance {
 /// From a connection that was accepted to a session; none: it has been told why, where that is possible.
 async fn welcome(arrival: Arrival, gate: &Shared) -> Option<(Stream, Welcome)> {
     let from = arrival.from();
-    let Entered { stream: mut io, shown } = match arrival.enter(gate.config.stall_timeout).await {
+    let Entered { stream: mut io, shown, standing } = match arrival.enter(gate.config.stall_timeout).await {
         Ok(entered) => entered,
         Err(Outside::Certificate) => {
             handshake::refused(
@@ -232,7 +233,10 @@ async fn welcome(arrival: Arrival, gate: &Shared) -> Option<(Stream, Welcome)> {
         }
         Err(Outside::Other) => return None,
     };
-    let welcome = handshake::welcome(&mut io, from, shown, gate).await?;
+    let mut welcome = handshake::welcome(&mut io, from, shown, gate).await?;
+    if welcome.by_certificate {
+        welcome.lost = standing.map(|standing| standing.lost().boxed());
+    }
     Some((io, welcome))
 }
 

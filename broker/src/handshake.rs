@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
+use futures_util::future::BoxFuture;
 use millpond_net::{Full, Shown};
 use millpond_protocol::{MemberName, PoolName, Principal, limits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -31,6 +32,10 @@ pub(crate) struct Welcome {
     pub(crate) version: Version,
     /// What came behind CONNECT.
     pub(crate) rest: BytesMut,
+    /// Whether nothing but a certificate proved who it is.
+    pub(crate) by_certificate: bool,
+    /// Resolves when that certificate is good no more.
+    pub(crate) lost: Option<BoxFuture<'static, ()>>,
 }
 
 struct SignedIn {
@@ -109,7 +114,8 @@ where
                 out = Out::default();
             }
             session.out = out;
-            Some(Welcome { session, from, registration, version: connect.version, rest: stream })
+            let (version, by_certificate) = (connect.version, connect.password.is_none());
+            Some(Welcome { session, from, registration, version, rest: stream, by_certificate, lost: None })
         }
         Err(refused) => {
             self::refused(gate, user.as_deref(), from, refused.why);

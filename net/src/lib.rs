@@ -29,4 +29,4 @@ pub use http::Connections;
 pub use listener::{Arrival, Door, Entered, Handover, Listener, Outside, Shown};
 pub use places::{Entrance, Full, Place, Places, network};
 pub use stream::Stream;
-pub use tls::{Certified, Tls};
+pub use tls::{Certified, Standing, Tls};

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
 use crate::moving::Moving;
-use crate::{Certified, Stream, Tls};
+use crate::{Certified, Standing, Stream, Tls};
 
 /// How long a connection may be silent until its peer is asked whether it is still there, how often it is asked, and
 /// how many times without an answer.
@@ -109,6 +109,8 @@ impl Handover {
 pub struct Entered {
     pub stream: Stream,
     pub shown: Shown,
+    /// Of a certificate that was shown.
+    pub standing: Option<Standing>,
 }
 
 /// What a client showed of itself at the door.
@@ -132,7 +134,7 @@ pub enum Outside {
 
 impl Entered {
     fn stranger(stream: Stream) -> Self {
-        Self { stream, shown: Shown::Nothing }
+        Self { stream, shown: Shown::Nothing, standing: None }
     }
 }
 
@@ -168,15 +170,18 @@ impl Arrival {
         let Some(Lock { of, tls, time, asks }) = door.0 else {
             return Ok(Entered::stranger(Stream::plain(io)));
         };
-        let in_use = tls.current();
+        let mut files = tls.current();
+        let in_use = files.borrow_and_update().clone();
         let handshake = TlsAcceptor::from(in_use.config(asks)).accept(io);
         let (outcome, entered) = match tokio::time::timeout(time, handshake).await {
             Ok(Ok(stream)) => {
-                let shown = match stream.get_ref().1.peer_certificates().filter(|_| asks) {
+                let chain = stream.get_ref().1.peer_certificates().filter(|_| asks);
+                let shown = match chain {
                     None => Shown::Nothing,
                     Some(chain) => in_use.certified(chain).map_or(Shown::Nobody, Shown::Member),
                 };
-                ("done", Ok(Entered { stream: Stream::tls(stream), shown }))
+                let standing = chain.map(|chain| Standing::new(files, chain));
+                ("done", Ok(Entered { stream: Stream::tls(stream), shown, standing }))
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, of, client.address = %self.from, "a TLS handshake failed");

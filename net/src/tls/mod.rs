@@ -1,11 +1,13 @@
 //! The server's certificate, for all listeners: rustls with ring, TLS 1.2 and 1.3.
 //!
 //! Clients that come back resume with a ticket: the server keeps nothing for them, and the tickets' keys, which change
-//! every few hours, never leave the process. Renewed files are taken up while it runs; connections that are open go on.
+//! every few hours, never leave the process. Renewed files are taken up while it runs; connections that are open go on,
+//! but for those whose member's certificate is good no more ([`Standing`]).
 
 mod clients;
 mod files;
 mod reload;
+mod standing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use clients::Certified;
 pub use files::{Files, Part, WrongFile, authority};
+pub use standing::Standing;
 
 use clients::Authorities;
 use files::Loaded;
@@ -63,9 +66,9 @@ impl Tls {
         Ok(Self { files, current: Arc::new(watch::Sender::new(Arc::new(in_use))), read: Arc::new(read) })
     }
 
-    /// What the next handshake uses.
-    pub(crate) fn current(&self) -> Arc<InUse> {
-        self.current.borrow().clone()
+    /// What the next handshake uses, and later what others use.
+    pub(crate) fn current(&self) -> watch::Receiver<Arc<InUse>> {
+        self.current.subscribe()
     }
 
     /// Looks at the files every so often, and takes up what is new and good, until `shutdown`.

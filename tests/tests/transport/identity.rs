@@ -27,7 +27,7 @@ pub(super) fn certificate(dir: &Path, by: &str, uri: &str, name: &str) -> PathBu
 }
 
 /// Puts a certificate on the list of its pool's authority.
-fn revoke(dir: &Path, by: &str, name: &str) {
+pub(super) fn revoke(dir: &Path, by: &str, name: &str) {
     let script = r#"printf '[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\ndefault_md=sha256\ndefault_crl_days=9\ncrlnumber=number\n' > ca.conf
         : > index.txt; echo 01 > number
         ca() { openssl ca -config ca.conf -cert "clients/$1.crt" -keyfile "$1-ca.key" $3 $4 $5; }

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 mod certificates;
+mod client;
 mod edge;
 mod hostile;
 mod identity;
+mod revoked;
 mod tls;
 mod websocket;
