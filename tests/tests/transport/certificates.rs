@@ -8,7 +8,10 @@ use std::process::{Command, Stdio};
 use millpond_protocol::Role;
 use millpond_tests::wire::connect_as;
 use millpond_tests::{Server, binary, tool, until};
+use rustls::version::TLS13;
 use serde_json::json;
+
+use super::client::{Line, client};
 
 fn init(dir: &Path, names: &[&str]) -> (i32, String) {
     let mut command = Command::new(binary());
@@ -193,4 +196,38 @@ async fn a_renewed_certificate_is_taken_up_and_a_bad_one_is_not_and_who_is_conne
     say(&[0xC0, 0], &[0xD0, 0]);
     open.kill().unwrap();
     open.wait().unwrap();
+}
+
+#[tokio::test]
+async fn every_port_takes_a_renewed_certificate_up_and_what_is_open_on_it_goes_on() {
+    let server = Server::secure(&[("MILLPOND__TLS__RELOAD_S", "1")]).await;
+    let other = server.directory().join("other");
+    assert_eq!(init(&other, &[]).0, 0);
+    server.pool("p", json!({})).await;
+    let who = server.member("p", "dev", Role::Listener).await;
+    let config = client(&[&server.ca(), &other.join("ca.crt")], None, &TLS13);
+    let ports = server.ports();
+    let (mqtts, http, storage) = (server.mqtts(), ports.http, ports.storage.unwrap());
+    let (mut gate, mut api, mut objects) = (
+        Line::open(&config, mqtts).await,
+        Line::open(&config, http).await,
+        Line::open(&config, storage).await,
+    );
+    assert_eq!(gate.sign_in("dev", Some(["p/dev", &who.token])).await, (0, 0));
+    // Who asks storage for nothing in particular is refused, and may go on.
+    for _ in 0..2 {
+        assert_eq!((api.get("/healthz").await, objects.get("/").await), (200, 403));
+    }
+    let before = gate.certificate();
+    assert_eq!((api.certificate(), objects.certificate()), (before.clone(), before.clone()));
+
+    for file in ["server.crt", "server.key"] {
+        std::fs::rename(other.join(file), server.tls().join(file)).unwrap();
+    }
+    for at in [mqtts, http, storage] {
+        let what = format!("the new certificate is in use at {at}");
+        until(&what, async || Line::open(&config, at).await.certificate() != before).await;
+    }
+    gate.ping().await;
+    assert_eq!((api.get("/healthz").await, objects.get("/").await), (200, 403));
 }
