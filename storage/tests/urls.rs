@@ -4,12 +4,13 @@
 
 mod common;
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{MINUTE, Server, bytes, http, now, object, refusal};
+use common::{MINUTE, Server, bytes, embedded_config, http, now, object, refusal};
 use millpond_protocol::Sha256;
-use millpond_storage::{PresignedPut, Secret, Storage};
+use millpond_storage::{PresignedPut, Secret, Storage, embedded};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -24,14 +25,15 @@ async fn a_url_reads_its_object_and_says_how_to_treat_it() {
     assert_eq!(header("content-type"), "application/octet-stream");
     assert_eq!(header("content-disposition"), "attachment");
     assert_eq!(header("x-content-type-options"), "nosniff");
+    assert_eq!(header("cache-control"), "private, no-cache");
     assert_eq!(header("accept-ranges"), "bytes");
     assert_eq!(header("content-length"), "700000");
     assert_eq!(header("etag"), format!("\"{}-1\"", Sha256::of(&body)));
     assert!(response.bytes().await.unwrap() == body);
-    assert_eq!(
-        refusal(http().get(server.get_url("none")).send().await.unwrap()).await,
-        (404, "NoSuchKey".into())
-    );
+    // Some caches keep such an answer too, unless they are told.
+    let none = http().get(server.get_url("none")).send().await.unwrap();
+    assert_eq!(none.headers()["cache-control"], "private, no-cache");
+    assert_eq!(refusal(none).await, (404, "NoSuchKey".into()));
 }
 
 #[tokio::test]
@@ -321,4 +323,51 @@ async fn a_session_token_is_part_of_what_is_signed() {
         assert_eq!(url == signed, status == 200, "{url}");
         assert_eq!(http().get(&url).send().await.unwrap().status(), status, "{url}");
     }
+}
+
+#[tokio::test]
+async fn a_url_that_says_whom_it_was_made_for_is_good_while_that_one_may_use_it() {
+    let may = Arc::new(Mutex::new(None));
+    let dir = tempfile::tempdir().unwrap();
+    let answer = Arc::clone(&may);
+    let embedded = embedded::open(dir.path(), embedded_config()).unwrap().asking(Arc::new(move |holder| {
+        let known = (holder == "7.publisher").then(|| *answer.lock().unwrap()).flatten();
+        Box::pin(async move { known })
+    }));
+    let server = Server::serve(dir, embedded).await;
+    let mut config = server.config.clone();
+    config.names_holders = true;
+    let held = Storage::new(&config).unwrap().held_by("7.publisher");
+    let body = Bytes::from_static(b"bytes");
+    let get = held.presign_get(&object("k"), MINUTE, now()).url;
+    let put = held.presign_put(&object("k"), body.len() as u64, Sha256::of(&body), MINUTE, now());
+    let say = |known| *may.lock().unwrap() = known;
+    let send = async || {
+        let request = http().put(&put.url).body(body.clone());
+        let request = put.headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
+        let sent = request.send().await.unwrap();
+        let (kept, status) = (sent.headers()["cache-control"].clone(), sent.status());
+        assert_eq!(kept, "private, no-cache");
+        let read = http().get(&get).send().await.unwrap();
+        if status == 200 {
+            assert!(read.bytes().await.unwrap() == body);
+            return (200, String::new());
+        }
+        let refused = refusal(sent).await;
+        assert_eq!(refusal(read).await, refused);
+        refused
+    };
+    say(Some(true));
+    assert_eq!(send().await.0, 200);
+    say(Some(false));
+    assert_eq!(send().await, (403, "AccessDenied".into()));
+    // Nobody can be asked now: whoever comes again may be let in.
+    say(None);
+    assert_eq!(send().await, (503, "ServiceUnavailable".into()));
+    say(Some(true));
+    assert_eq!(send().await.0, 200);
+    // The server's own calls, and what is made for everybody, ask nobody.
+    say(None);
+    assert_eq!(http().get(server.get_url("k")).send().await.unwrap().status(), 200);
+    server.storage.put(&object("k"), body.clone(), Sha256::of(&body)).await.unwrap();
 }

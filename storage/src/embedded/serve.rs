@@ -5,7 +5,8 @@ use std::{io, mem};
 
 use hyper::body::Incoming;
 use hyper::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_TYPE, EXPECT, HeaderValue, RANGE, X_CONTENT_TYPE_OPTIONS,
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, EXPECT, HeaderValue, RANGE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::http::request::Parts;
 use hyper::service::service_fn;
@@ -27,6 +28,9 @@ use super::errors::{said, too_slow};
 use super::service::{KeyPair, Service, Signed, covers, signed_headers};
 use super::store::now_ms;
 use crate::limits::embedded as limits;
+
+/// A client may keep what it got, for itself, and has to ask whether it may still have it before it uses it again.
+const CACHING: &str = "private, no-cache";
 
 impl Embedded {
     /// Answers requests on `listener` until `shutdown`, then lets those that are under way go on for
@@ -141,6 +145,8 @@ async fn answer(
     }
     cors.allow(response.headers_mut());
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // Who may have it is asked here each time: no cache between answers for that.
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(CACHING));
     let status = response.status().as_u16().to_string();
     metrics::counter!("millpond_s3_requests_total", "method" => method, "status" => status).increment(1);
     // An answer that closes the connection by itself is for a client that does not send.

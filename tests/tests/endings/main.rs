@@ -1,13 +1,14 @@
 //! What a member holds ends with its right to it, and how soon: sessions on every way in, those that are kept while it is
-//! away, streams of events, grants, leases.
+//! away, streams of events, grants, leases, URLs.
 //!
-//! Grants and leases end with the commit that the HTTP answer waits for, so there is no time to measure: with the answer they
-//! are gone. Sessions end behind it, within a second. What a busy machine takes from everybody is not counted: a neighbour
+//! Grants, leases and URLs end with the commit that the HTTP answer waits for, so there is no time to measure: with the answer
+//! they are gone. Sessions end behind it, within a second. What a busy machine takes from everybody is not counted: a neighbour
 //! pings all the while, on the same way in and in the same process, and what it waits longer than a moment was lost to both.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod held;
+mod urls;
 mod ways;
 
 use std::sync::Arc;
