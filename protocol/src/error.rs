@@ -120,16 +120,40 @@ pub struct Refusal {
     pub retry_after_ms: Option<u64>,
 }
 
+/// What tokens begin with: of members, of admins, to join.
+pub const TOKEN_PREFIXES: [&str; 3] = ["mpd_", "mpa_", "mpj_"];
+/// Characters after that from which on it is taken for a token.
+const TOKEN_MIN: usize = 16;
+
+/// A text whose tokens, if there are any, are cut off behind their prefix: many a message says what did not read, and whoever
+/// has put a token there does not get it shown, nor into a log.
+fn without_tokens(text: String) -> String {
+    if !TOKEN_PREFIXES.iter().any(|prefix| text.contains(prefix)) {
+        return text;
+    }
+    TOKEN_PREFIXES.iter().fold(text, |text, prefix| {
+        let mut pieces = text.split(prefix);
+        let first = pieces.next().unwrap_or_default().to_owned();
+        pieces.fold(first, |shown, piece| {
+            let rest =
+                piece.trim_start_matches(|char: char| char.is_ascii_alphanumeric() || "-_".contains(char));
+            let (token, rest) = piece.split_at(piece.len() - rest.len());
+            shown + prefix + if token.len() < TOKEN_MIN { token } else { "…" } + rest
+        })
+    })
+}
+
 impl Refusal {
     /// A refusal without hint, limit or delay.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None, limit: None, retry_after_ms: None }
+        let message = without_tokens(message.into());
+        Self { code, message, hint: None, limit: None, retry_after_ms: None }
     }
 
     /// Adds what would have been right.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(without_tokens(hint.into()));
         self
     }
 
@@ -192,5 +216,16 @@ mod tests {
             serde_json::to_string(&body).unwrap(),
             r#"{"error":{"code":"stale","message":"round 3 is held by attempt 2"}}"#
         );
+    }
+
+    #[test]
+    fn a_message_shows_no_token_that_somebody_has_put_in_the_wrong_place() {
+        let token = "pt7f7zwk2e-jZk0-9TW8ftkw4QAYWw7oLg76yNy6OS8";
+        for prefix in TOKEN_PREFIXES {
+            let said = format!("unknown variant `{prefix}{token}`, expected `mpd_x`; {prefix}{token}");
+            let shown = format!("unknown variant `{prefix}…`, expected `mpd_x`; {prefix}…");
+            let refusal = Refusal::new(Code::Malformed, said.clone()).hint(said);
+            assert_eq!((refusal.message, refusal.hint), (shown.clone(), Some(shown)));
+        }
     }
 }

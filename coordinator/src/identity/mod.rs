@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use millpond_broker::{Credential, SignIn, SignInError};
+use millpond_protocol::error::TOKEN_PREFIXES;
 use millpond_protocol::{Code, MemberName, PoolName, Principal, Refusal, Sha256, limits};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -151,7 +152,7 @@ fn may_be_shown(user: &str) -> bool {
     let names = user
         .split_once('/')
         .is_some_and(|(pool, name)| pool.parse::<PoolName>().is_ok() && name.parse::<MemberName>().is_ok());
-    names && !["mpd_", "mpa_", "mpj_"].iter().any(|prefix| user.contains(prefix))
+    names && !TOKEN_PREFIXES.iter().any(|prefix| user.contains(prefix))
 }
 
 fn audit(tx: &mut Tx<'_>, refused: &[Refused]) -> crate::ledger::Result<()> {
