@@ -91,6 +91,18 @@ async fn a_member_that_floods_is_held_back_to_its_rate_and_others_go_on() {
 }
 
 #[tokio::test]
+async fn every_rate_of_a_member_and_of_a_pool_holds_a_flood_back_and_others_go_on() {
+    for (setting, rate, label) in [
+        ("MILLPOND__LIMITS__BYTES_PER_MEMBER_S", "200000", r#"limit="member""#),
+        ("MILLPOND__LIMITS__MESSAGES_PER_POOL_S", "500", r#"limit="pool""#),
+        ("MILLPOND__LIMITS__BYTES_PER_POOL_S", "1000000", r#"limit="pool""#),
+    ] {
+        let throttled = ("millpond_gate_throttled_total", label, 1.0);
+        Stage::set(&[SMALL[0], (setting, rate)]).await.stands(Attack::Flood, &[throttled]).await;
+    }
+}
+
+#[tokio::test]
 async fn members_that_acknowledge_nothing_are_ended_and_others_go_on() {
     let dropped = ("millpond_gate_copies_dropped_total", r#"limit="session""#, 1.0);
     Stage::set(&SMALL).await.stands(Attack::NeverAcknowledge, &[dropped]).await;
