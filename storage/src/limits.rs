@@ -104,8 +104,9 @@ pub mod embedded {
     /// How long a completed upload is remembered, in milliseconds, so that a repeat of the request gets its answer.
     pub const REMEMBER_MS: i64 = 7 * 24 * 3_600_000;
 
-    /// Abandoned uploads that one transaction ends: 10,000 parts each take a few milliseconds.
-    pub const EXPIRE: usize = 20;
+    /// Rows of parts of abandoned uploads that one transaction deletes, as many as one upload may have, and of completed
+    /// uploads: others wait that long.
+    pub const EXPIRE: usize = PARTS as usize;
 
     /// How often abandoned uploads and files without a row are looked for. Each time every directory is read.
     pub const SWEEP: Duration = Duration::from_secs(3600);

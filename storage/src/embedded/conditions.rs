@@ -124,6 +124,16 @@ pub(super) fn before_put(
     }))
 }
 
+/// Why a write was refused whose condition did not hold: `there` says whether there is an object. S3 answers `If-Match` for a
+/// key that has none as it answers a GET of it.
+pub(super) fn unmet(there: bool) -> S3Error {
+    if there {
+        said(S3ErrorCode::PreconditionFailed, "Another object is there.")
+    } else {
+        said(S3ErrorCode::NoSuchKey, "There is no object that it could be.")
+    }
+}
+
 /// The bytes that a range means in an object of this size; `None` for all of them.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! Requests on their way in and answers on their way out.
 
 use std::sync::Arc;
+use std::time::Duration;
 use std::{io, mem};
 
 use hyper::body::Incoming;
@@ -17,7 +18,7 @@ use s3s::dto::Range;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, HttpError, S3Error, S3ErrorCode};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Embedded;
@@ -60,12 +61,16 @@ impl Embedded {
         let sweeping = async {
             // One of several listeners does it for all, and the next one when that has ended.
             let _turn = self.sweeper.lock().await;
-            // Files were swept when the directory was opened.
+            // Files were swept when the directory was opened. What is abandoned is judged by the clock of the last sweep, or
+            // of the start: after a long time down, or a leap of the clock, whoever keeps books of uploads has so long to
+            // complete what is whole.
+            let mut clock = now_ms();
+            // A server that is restarted again and again comes to this one alone: by the clock of when it last kept something,
+            // what was abandoned already is, and what only grew old while it was down is not.
+            sleep(soon(self.config.sweep)).await;
+            tokio::spawn(self.clone().sweep(self.store.worked_ms()));
             let mut sweep = interval_at(Instant::now() + self.config.sweep, self.config.sweep);
             sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            // What is abandoned is judged by the clock of the last sweep, or of the start: after a long time down, or a leap
-            // of the clock, whoever keeps books of uploads has so long to complete what is whole.
-            let mut clock = now_ms();
             loop {
                 sweep.tick().await;
                 tokio::spawn(self.clone().sweep(mem::replace(&mut clock, now_ms())));
@@ -103,6 +108,15 @@ impl Embedded {
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(s3))));
         builder.build()
     }
+}
+
+/// How long after a start the first sweep runs: between a sixtieth and a sixth of the time between sweeps, so that many
+/// servers that start together do not all read their disks together.
+fn soon(sweep: Duration) -> Duration {
+    let mut random = [0; 1];
+    // Without randomness all wait as long.
+    let _ = getrandom::fill(&mut random);
+    sweep / 60 + sweep * u32::from(random[0]) / 1_800
 }
 
 async fn answer(

@@ -10,7 +10,9 @@ use std::time::SystemTime;
 use millpond_failpoint::{Point, reach};
 
 use super::blobs::{BlobId, Blobs, Incoming};
-use super::catalog::{Catalog, CatalogError, Check, Ended, Finished, Freed, Object, Part, Replaced, Upload};
+use super::catalog::{
+    Catalog, CatalogError, Check, Ended, Expired, Finished, Freed, Object, Part, Replaced, Upload,
+};
 use super::checksum::{Algorithm, Hashing, Plan, Sums};
 use super::config::EmbeddedConfig;
 use super::room::{Claim, Freeing, OverQuota, Pin, Room};
@@ -62,6 +64,8 @@ pub(super) struct Store {
     blobs: Blobs,
     catalog: Catalog,
     room: Arc<Room>,
+    /// When an earlier run kept something for the last time.
+    worked_ms: i64,
     /// Held as long as anybody may still write.
     _lock: File,
 }
@@ -86,7 +90,9 @@ impl Store {
         let blobs = Blobs::open(dir, config.min_free).map_err(disk)?;
         let catalog = Catalog::open(&path, blobs.any().map_err(disk)?).map_err(rows)?;
         let room = Room::new(config.quota, catalog.bytes().map_err(rows)?);
-        let this = Self { blobs, catalog, room, _lock: lock };
+        // A row of the future says nothing of the past.
+        let worked_ms = Some(catalog.newest_ms().map_err(rows)?).filter(|at| *at <= now_ms()).unwrap_or(0);
+        let this = Self { blobs, catalog, room, worked_ms, _lock: lock };
         this.sweep().map_err(rows)?;
         Ok(this)
     }
@@ -103,17 +109,27 @@ impl Store {
         Ok(())
     }
 
+    /// When an earlier run kept something for the last time; 0 if none did.
+    pub(super) fn worked_ms(&self) -> i64 {
+        self.worked_ms
+    }
+
     /// Ends uploads in parts to which nothing has come since `idle_ms`.
     pub(super) async fn expire(self: Arc<Self>, idle_ms: i64) -> Result<(), StoreError> {
         run(self.room.freeing(), async move {
             let ended_ms = now_ms() - limits::REMEMBER_MS;
             loop {
-                let freed = self.catalog.expire(idle_ms, ended_ms).await?;
-                if freed.is_empty() {
+                let expired = self.catalog.expire(idle_ms, ended_ms).await?;
+                if expired == Expired::default() {
                     return Ok(());
                 }
-                tracing::info!(uploads = freed.len(), "ended uploads in parts that nobody went on with");
-                self.discard(freed);
+                if !expired.freed.is_empty() {
+                    tracing::info!(
+                        uploads = expired.freed.len(),
+                        "ended uploads in parts that nobody went on with"
+                    );
+                }
+                self.discard(expired.freed);
             }
         })
         .await
@@ -135,7 +151,7 @@ impl Store {
         Ok(Settled { store: self, claim: Some(claim), sums })
     }
 
-    /// Makes a settled body the object of `key` if `check` holds, and returns the object if it did.
+    /// Makes a settled body the object of `key` if `check` holds. Returns the object if it did, else whether there is one.
     ///
     /// Runs to its end even if whoever asked goes away, so that what is no longer needed is removed.
     pub(super) async fn publish(
@@ -144,7 +160,7 @@ impl Store {
         meta: Option<String>,
         mut body: Settled,
         check: Option<Check>,
-    ) -> Result<Option<Object>, StoreError> {
+    ) -> Result<Result<Object, bool>, StoreError> {
         let claim = body.take()?;
         let object = Object {
             key,
@@ -161,11 +177,11 @@ impl Store {
                 Ok(Replaced::Done(old)) => {
                     claim.keep();
                     self.discard(vec![old]);
-                    Ok(Some(object))
+                    Ok(Ok(object))
                 }
-                Ok(Replaced::Unmet) => {
+                Ok(Replaced::Unmet(there)) => {
                     self.give_up(claim);
-                    Ok(None)
+                    Ok(Err(there))
                 }
                 Err(error) => Err(self.unsettle(claim, error)),
             }

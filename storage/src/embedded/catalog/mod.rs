@@ -16,7 +16,7 @@ use rusqlite::{Connection, OpenFlags, Savepoint, Transaction, TransactionBehavio
 use tokio::sync::{mpsc, oneshot};
 
 pub(super) use self::objects::{Check, Object, Replaced};
-pub(super) use self::uploads::{Ended, Finished, Part, Upload};
+pub(super) use self::uploads::{Ended, Expired, Finished, Part, Upload};
 use super::blobs::BlobId;
 use crate::directory;
 use crate::limits::embedded as limits;
@@ -187,6 +187,20 @@ impl Catalog {
             connection.query_row(
                 "SELECT (SELECT coalesce(sum(size), 0) FROM object) +
                         (SELECT coalesce(sum(size), 0) FROM part WHERE upload IN (SELECT id FROM upload))",
+                [],
+                |row| row.get(0),
+            )
+        })
+    }
+
+    /// When the newest row was written, of those that say so; 0 if there is none. Blocks; reads every row.
+    pub(super) fn newest_ms(&self) -> Result<i64, CatalogError> {
+        self.read(|connection| {
+            connection.query_row(
+                "SELECT max(coalesce((SELECT max(modified_ms) FROM object), 0),
+                            coalesce((SELECT max(modified_ms) FROM part), 0),
+                            coalesce((SELECT max(started_ms) FROM upload), 0),
+                            coalesce((SELECT max(ended_ms) FROM completed), 0))",
                 [],
                 |row| row.get(0),
             )

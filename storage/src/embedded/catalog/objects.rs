@@ -33,8 +33,8 @@ pub(in super::super) type Check = Box<dyn Fn(Option<&Object>) -> bool + Send>;
 pub(in super::super) enum Replaced {
     /// It is there; the old one is nobody's any more.
     Done(Freed),
-    /// The check did not hold, and nothing was changed.
-    Unmet,
+    /// The check did not hold, and nothing was changed; whether there is an object.
+    Unmet(bool),
 }
 
 const COLUMNS: &str = "key, id, parts, size, sha256, checksum, meta, modified_ms";
@@ -49,7 +49,7 @@ impl Catalog {
         self.change(move |transaction| {
             let old = find(transaction, &object.key)?;
             if check.is_some_and(|holds| !holds(old.as_ref())) {
-                return Ok(Replaced::Unmet);
+                return Ok(Replaced::Unmet(old.is_some()));
             }
             replace(transaction, old, &object).map(Replaced::Done)
         })

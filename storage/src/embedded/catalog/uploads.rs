@@ -56,12 +56,21 @@ pub(in super::super) struct Finished {
 pub(in super::super) enum Ended {
     /// It is the object, now or since an earlier request.
     Done(Completed, Vec<Freed>),
-    /// The check did not hold, and nothing was changed.
-    Unmet,
+    /// The check did not hold, and nothing was changed; whether there is an object.
+    Unmet(bool),
     /// The parts are not what the request says, and nothing was changed.
     Unfit(Unfit),
     /// There is no such upload.
     Unknown,
+}
+
+/// What one step of a sweep did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(in super::super) struct Expired {
+    /// Of each upload that was ended.
+    pub(in super::super) freed: Vec<Freed>,
+    /// Completed uploads that were forgotten.
+    pub(in super::super) forgotten: usize,
 }
 
 const UPLOAD: &str = "id, key, algorithm, full_object, meta, started_ms";
@@ -149,25 +158,14 @@ impl Catalog {
         .await
     }
 
-    /// Ends some of the uploads to which nothing has come since `idle_ms`, and forgets what was completed before
-    /// `ended_ms`. To be repeated until it returns nothing.
+    /// Ends some of the uploads to which nothing has come since `idle_ms`, and forgets some of what was completed before
+    /// `ended_ms`, so many rows that others do not wait for long. To be repeated until it did nothing.
     pub(in super::super) async fn expire(
         &self,
         idle_ms: i64,
         ended_ms: i64,
-    ) -> Result<Vec<Freed>, CatalogError> {
-        self.change(move |transaction| {
-            transaction.prepare_cached("DELETE FROM completed WHERE ended_ms < ?1")?.execute([ended_ms])?;
-            let idle: Vec<BlobId> = transaction
-                .prepare_cached(
-                    "SELECT id FROM upload WHERE started_ms < ?1 AND NOT EXISTS
-                     (SELECT 1 FROM part WHERE upload = id AND modified_ms >= ?1) LIMIT ?2",
-                )?
-                .query_map(params![idle_ms, limits::EXPIRE], |row| Ok(BlobId(row.get(0)?)))?
-                .collect::<Result<_, _>>()?;
-            idle.into_iter().map(|id| drop_upload(transaction, id)).collect()
-        })
-        .await
+    ) -> Result<Expired, CatalogError> {
+        self.change(move |transaction| expire(transaction, idle_ms, ended_ms)).await
     }
 
     /// An upload that has not ended. Blocks.
@@ -223,7 +221,7 @@ fn complete(transaction: &Savepoint<'_>, finished: Finished) -> rusqlite::Result
     };
     let old = find(transaction, &key)?;
     if check.is_some_and(|holds| !holds(old.as_ref())) {
-        return Ok(Ended::Unmet);
+        return Ok(Ended::Unmet(old.is_some()));
     }
     let object = Object {
         key,
@@ -257,6 +255,30 @@ fn complete(transaction: &Savepoint<'_>, finished: Finished) -> rusqlite::Result
         ])?;
     let completed = Completed { parts: whole.parts, sha256: whole.sha256, checksum: whole.checksum };
     Ok(Ended::Done(completed, freed))
+}
+
+fn expire(transaction: &Savepoint<'_>, idle_ms: i64, ended_ms: i64) -> rusqlite::Result<Expired> {
+    let forgotten = transaction
+        .prepare_cached(
+            "DELETE FROM completed WHERE id IN (SELECT id FROM completed WHERE ended_ms < ?1 LIMIT ?2)",
+        )?
+        .execute(params![ended_ms, limits::EXPIRE])?;
+    let (mut idle, mut parts) = (Vec::new(), 0);
+    let mut query = transaction.prepare_cached(
+        "SELECT id, (SELECT count(*) FROM part WHERE upload = id) FROM upload WHERE started_ms < ?1
+         AND NOT EXISTS (SELECT 1 FROM part WHERE upload = id AND modified_ms >= ?1) LIMIT ?2",
+    )?;
+    let mut rows = query.query(params![idle_ms, limits::EXPIRE])?;
+    while let Some(row) = rows.next()? {
+        parts += row.get::<_, usize>(1)?;
+        // One of them may have as many by itself.
+        if parts > limits::EXPIRE && !idle.is_empty() {
+            break;
+        }
+        idle.push(BlobId(row.get(0)?));
+    }
+    let freed = idle.into_iter().map(|id| drop_upload(transaction, id)).collect::<Result<_, _>>()?;
+    Ok(Expired { freed, forgotten })
 }
 
 fn drop_upload(transaction: &Savepoint<'_>, id: BlobId) -> rusqlite::Result<Freed> {
@@ -313,4 +335,52 @@ fn read_upload(row: &Row<'_>) -> rusqlite::Result<Upload> {
         meta: row.get(4)?,
         started_ms: row.get(5)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Calls for each number up to ?2.
+    const NUMBERS: &str = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < ?2)";
+
+    #[test]
+    fn what_was_abandoned_is_ended_a_bounded_number_of_rows_at_a_time() {
+        let mut sql = Connection::open_in_memory().unwrap();
+        sql.execute_batch(super::super::SCHEMA).unwrap();
+        let begin = |upload: u8, parts: usize, at: i64| {
+            let id = [upload; 16];
+            sql.execute("INSERT INTO upload VALUES (?1, 'k', NULL, 0, NULL, 5)", [id]).unwrap();
+            let part = format!(
+                "{NUMBERS} INSERT INTO part SELECT ?1, n, randomblob(16), 1, zeroblob(32), NULL, ?3 FROM n WHERE ?2 > 0"
+            );
+            sql.execute(&part, params![id, parts, at]).unwrap();
+        };
+        const MOST: usize = limits::EXPIRE;
+        let abandoned = [MOST, 1, MOST - 1, MOST / 2, MOST / 2, 7, 0];
+        (0..).zip(abandoned).for_each(|(upload, parts)| begin(upload, parts, 5));
+        // To this one a part came later.
+        begin(99, 1, 6);
+        let completed = format!(
+            "{NUMBERS} INSERT INTO completed SELECT randomblob(16), 'k', 1, zeroblob(32), ?1, 5 FROM n"
+        );
+        sql.execute(&completed, params![None::<String>, MOST + 3]).unwrap();
+        let (mut uploads, mut forgotten) = (Vec::new(), Vec::new());
+        loop {
+            let savepoint = sql.savepoint().unwrap();
+            let step = expire(&savepoint, 6, 6).unwrap();
+            savepoint.commit().unwrap();
+            if step == Expired::default() {
+                break;
+            }
+            let parts: Vec<_> = step.freed.iter().map(|freed| freed.files.len()).collect();
+            assert!(parts.iter().sum::<usize>() <= MOST, "{parts:?} in one step");
+            uploads.extend(parts);
+            forgotten.push(step.forgotten);
+        }
+        assert_eq!(uploads, abandoned);
+        assert_eq!(&forgotten[..3], [MOST, 3, 0]);
+        let left = "SELECT (SELECT count(*) FROM upload) + (SELECT count(*) FROM part)";
+        assert_eq!(sql.query_row(left, [], |row| row.get::<_, i64>(0)).unwrap(), 2);
+    }
 }

@@ -25,7 +25,7 @@ pub(super) use self::access::{KeyPair, Signed, covers, signed_headers};
 use self::options::heeded;
 use super::catalog::{LAST, Object};
 use super::checksum::{Algorithm, Cover};
-use super::conditions::{Wanted, before_put, etag, modified, span};
+use super::conditions::{Wanted, before_put, etag, modified, span, unmet};
 use super::config::EmbeddedConfig;
 use super::errors::said;
 use super::list;
@@ -169,10 +169,7 @@ impl S3 for Service {
         let sums = settled.sums.clone();
         let PutObjectInput { key, if_match, if_none_match, .. } = request.input;
         let check = before_put(if_match, if_none_match);
-        let object = Arc::clone(&self.store)
-            .publish(key, meta, settled, check)
-            .await?
-            .ok_or_else(|| said(S3ErrorCode::PreconditionFailed, "Another object is there, or none."))?;
+        let object = Arc::clone(&self.store).publish(key, meta, settled, check).await?.map_err(unmet)?;
         let mut output = PutObjectOutput { e_tag: Some(etag(&object)), ..Default::default() };
         for algorithm in named {
             if let Some(value) = sums.text(algorithm) {

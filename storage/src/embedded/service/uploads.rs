@@ -12,7 +12,7 @@ use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result};
 use super::super::blobs::BlobId;
 use super::super::catalog::{Ended, Upload};
 use super::super::checksum::{Algorithm, Checksum, Cover, Plan};
-use super::super::conditions::{before_put, modified_at, tag};
+use super::super::conditions::{before_put, modified_at, tag, unmet};
 use super::super::errors::said;
 use super::super::parts::{Listed, Wish, part_tag};
 use super::super::receive::{Declared, receive, said_checksums};
@@ -98,9 +98,7 @@ impl Service {
         let check = before_put(input.if_match, input.if_none_match);
         let done = match Arc::clone(&self.store).complete(id, input.key.clone(), wish, check).await? {
             Ended::Done(done, _) => done,
-            Ended::Unmet => {
-                return Err(said(S3ErrorCode::PreconditionFailed, "Another object is there, or none."));
-            }
+            Ended::Unmet(there) => return Err(unmet(there)),
             Ended::Unfit(unfit) => return Err(unfit.into()),
             Ended::Unknown => return Err(no_such_upload()),
         };
