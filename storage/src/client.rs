@@ -116,6 +116,11 @@ impl Client {
         })
     }
 
+    /// Asks for the bucket. Whether it exists is told to whoever may list it, by some servers to nobody else.
+    pub(crate) async fn bucket(&self) -> Result<(), Error> {
+        self.http.send(Request::new(Method::Head, "")).await.map(drop)
+    }
+
     /// Removes an object; that there is none is fine.
     pub(crate) async fn delete(&self, key: &ObjectKey) -> Result<(), Error> {
         match self.http.send(Request::new(Method::Delete, key.as_str())).await {

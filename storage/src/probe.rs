@@ -61,7 +61,7 @@ impl Outsider {
 }
 
 impl Storage {
-    /// Stores a small object, reads it back whole and in part, and removes it.
+    /// Asks for the bucket, stores a small object in it, reads it back whole and in part, and removes it.
     ///
     /// # Errors
     ///
@@ -69,6 +69,13 @@ impl Storage {
     /// credentials, the permissions, the bucket or the certificate are wrong; [`Error::Mismatch`] if what comes back is
     /// not what was stored.
     pub async fn probe(&self) -> Result<(), Error> {
+        // A PUT would not tell: it makes the bucket where the credentials are good for that, and else they may be at fault.
+        match self.call("head_bucket", || self.client().bucket()).await {
+            Err(Error::NotFound) => return Err(Error::refused(Fault::Bucket, "NoSuchBucket")),
+            Err(error) if error.is_temporary() => return Err(error),
+            // Of an answer without a body less is known than the PUT will say.
+            Ok(()) | Err(_) => {}
+        }
         let key = probe_key()?;
         let bytes = Bytes::copy_from_slice(key.as_str().as_bytes());
         self.put(&key, bytes.clone(), Sha256::of(&bytes)).await?;

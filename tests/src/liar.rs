@@ -19,7 +19,9 @@ pub enum Lie {
     Slow(Duration),
     /// None is passed on; the answer is this status with this code of S3.
     Refuse(u16, &'static str),
-    /// The same of what is PUT or POSTed.
+    /// None is passed on; the answer is a refusal that was dated in 2020.
+    LongAgo,
+    /// As `Refuse`, of what is PUT or POSTed.
     RefuseWrites(u16, &'static str),
     /// What is PUT or POSTed is not passed on, and the answer is that all went well.
     Swallow,
@@ -110,16 +112,22 @@ async fn serve(
     let lie = *told.borrow();
     let writes = request[0].starts_with("PUT ") || request[0].starts_with("POST ");
     let body = length(&request);
-    if matches!(lie, Lie::Refuse(..)) || (writes && matches!(lie, Lie::RefuseWrites(..) | Lie::Swallow)) {
+    if matches!(lie, Lie::Refuse(..) | Lie::LongAgo)
+        || (writes && matches!(lie, Lie::RefuseWrites(..) | Lie::Swallow))
+    {
         tokio::io::copy(&mut (&mut client).take(body), &mut tokio::io::sink()).await?;
         let (status, body) = match lie {
             Lie::Refuse(status, code) | Lie::RefuseWrites(status, code) => {
                 (status, format!("<Error><Code>{code}</Code><Message>not now</Message></Error>"))
             }
+            Lie::LongAgo => (403, "<Error><Code>AccessDenied</Code><Message>no</Message></Error>".to_owned()),
             _ => (200, String::new()),
         };
         let length = body.len();
-        let etag = "etag: \"00000000000000000000000000000000\"";
+        let mut etag = "etag: \"00000000000000000000000000000000\"".to_owned();
+        if lie == Lie::LongAgo {
+            etag += "\r\ndate: Wed, 01 Jan 2020 00:00:00 GMT";
+        }
         let answer = format!(
             "HTTP/1.1 {status} Lie\r\n{etag}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
         );

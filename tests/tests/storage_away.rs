@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use millpond_protocol::{Role, limits};
-use millpond_tests::{Beside, Credentials, Link, Mill, Server, recent_hour, until};
+use millpond_tests::{Beside, Credentials, Liar, Lie, Link, Mill, Server, recent_hour, until};
 use reqwest::Method;
 use serde_json::json;
 
@@ -117,6 +117,30 @@ async fn a_storage_that_changes_its_key_or_its_bucket_keeps_the_server_from_bein
         s3.launch().await;
         until("it is ready again", async || server.is_ready().await).await;
     }
+}
+
+#[tokio::test]
+async fn a_storage_whose_clock_is_wrong_keeps_the_server_from_being_ready_and_both_clocks_are_named() {
+    let s3 = s3().await;
+    let line = Liar::before(s3.ports().storage.unwrap()).await;
+    let server = Server::with(&[
+        ("MILLPOND__STORAGE__MODE", "external"),
+        ("MILLPOND__STORAGE__ENDPOINT", &line.endpoint()),
+        ("MILLPOND__STORAGE__ACCESS_KEY", "key"),
+        ("MILLPOND__STORAGE__SECRET_KEY", "secret-of-the-test"),
+    ])
+    .await;
+    let api = server.api();
+    line.tell(Lie::LongAgo);
+    until("the clocks are said to differ", async || {
+        let (status, found) = api.call(Method::GET, "/readyz", None).await;
+        let said = found["problems"].to_string();
+        let clocks = "the clocks of this machine and of storage differ";
+        status == 503 && said.contains(clocks) && said.contains("s behind the one of this machine")
+    })
+    .await;
+    line.tell(Lie::None);
+    until("it is ready again", async || server.is_ready().await).await;
 }
 
 #[tokio::test]
