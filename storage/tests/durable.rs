@@ -1,4 +1,6 @@
 //! What is on disk after failures, kills and restarts.
+//!
+//! Embedded only: its files. What a client sees of it is in `contract/objects.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -90,21 +92,6 @@ async fn files_that_no_object_has_are_removed_at_start_and_strangers_stay() {
     assert_eq!(left.len(), 2, "{left:?}");
     assert!(left.contains(&"README".to_owned()) && !left.contains(&blob.to_owned()));
     assert_eq!(server.storage.get(&object("k"), 3).await.unwrap(), body);
-}
-
-#[tokio::test]
-async fn concurrent_uploads_to_one_key_leave_one_whole_object() {
-    let server = Server::start().await;
-    let puts = (0..4).map(|n| {
-        let (storage, body) = (server.storage.clone(), Bytes::from(vec![n; 400_000]));
-        tokio::spawn(async move { storage.put(&object("k"), body.clone(), Sha256::of(&body)).await })
-    });
-    for put in puts.collect::<Vec<_>>() {
-        put.await.unwrap().unwrap();
-    }
-    let read = server.storage.get(&object("k"), 400_000).await.unwrap();
-    assert!(read.len() == 400_000 && read.iter().all(|byte| *byte == read[0]));
-    server.settles_at(1).await;
 }
 
 #[tokio::test]
@@ -201,4 +188,52 @@ async fn a_listener_of_its_own_stays_reachable_when_the_public_one_is_full() {
     idle.clear();
     assert_eq!(get.await.unwrap().unwrap().status(), 403);
     serve.abort();
+}
+
+/// How many transactions the catalogue's log holds: a frame that ends one says how large the file is then.
+fn commits(server: &Server) -> usize {
+    let log = std::fs::read(server.dir.path().join("catalog.sqlite-wal")).unwrap();
+    let number = |at: usize| u32::from_be_bytes(log[at..at + 4].try_into().unwrap());
+    let frame = 24 + number(8) as usize;
+    let frames = (32..).step_by(frame).take_while(|at| at + frame <= log.len());
+    // Those of an earlier turn of the log have other salts.
+    frames.filter(|at| log[at + 8..at + 16] == log[16..24] && number(at + 4) != 0).count()
+}
+
+#[tokio::test]
+async fn many_puts_at_once_share_a_transaction_and_their_bodies_lie_in_many_directories() {
+    const COUNT: usize = 16;
+    let server = Server::start().await;
+    let put = |n: usize| {
+        let (storage, body) = (server.storage.clone(), Bytes::from(bytes(n + 1)));
+        async move { storage.put(&object(&format!("k/{n}")), body.clone(), Sha256::of(&body)).await }
+    };
+    let before = commits(&server);
+    for n in 0..COUNT {
+        put(n).await.unwrap();
+    }
+    assert_eq!(commits(&server), before + COUNT, "one after the other, each is on disk before its answer");
+
+    // While the first one waits for the catalogue, the others come to wait behind it.
+    let held = rusqlite::Connection::open(server.dir.path().join("catalog.sqlite")).unwrap();
+    held.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let before = commits(&server);
+    let puts: Vec<_> = (COUNT..2 * COUNT).map(|n| tokio::spawn(put(n))).collect();
+    let settled =
+        || server.files().iter().filter(|file| !file.starts_with(server.dir.path().join("incoming"))).count();
+    common::settles(|| settled() == 2 * COUNT, || format!("{} bodies are there", settled())).await;
+    held.execute_batch("ROLLBACK").unwrap();
+    for put in puts {
+        put.await.unwrap().unwrap();
+    }
+    let taken = commits(&server) - before;
+    assert!((1..=COUNT / 2).contains(&taken), "{COUNT} objects took {taken} transactions");
+
+    let directories: std::collections::BTreeSet<_> =
+        server.files().iter().map(|file| file.parent().unwrap().to_owned()).collect();
+    assert!(directories.len() > COUNT, "{} bodies in {directories:?}", 2 * COUNT);
+    for file in server.files() {
+        let (name, directory) = (file.file_name().unwrap(), file.parent().unwrap().file_name().unwrap());
+        assert!(name.to_str().unwrap().starts_with(directory.to_str().unwrap()), "{file:?}");
+    }
 }

@@ -12,10 +12,13 @@ macro_rules! run {
     ($($case:ident,)*) => {$(
         #[tokio::test]
         async fn $case() {
-            let server = Server::start().await;
-            contract::$case(&Place::new(server.config.clone())).await;
+            let server = Server::start_with(|config| config.cors_origins = vec![contract::PAGE.into()]).await;
+            let place = Place::embedded(server.config.clone(), server.dir.path());
+            contract::$case(&place).await;
+            place.end();
         }
     )*};
 }
 object_cases!(run);
+url_cases!(run);
 part_cases!(run);

@@ -1,4 +1,4 @@
-//! A server process that is killed again and again in the middle of uploads.
+//! A server process that is killed again and again in the middle of uploads. Embedded only.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -1,4 +1,6 @@
-//! Objects in parts: what they become, what is refused, and what stays on disk.
+//! Objects in parts: what they become, and what stays on disk.
+//!
+//! Embedded only: its files, its quota and its sweep. What S3 says of parts is in `contract/parts.rs` and `parts_refused.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -8,9 +10,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::parts::{Upload, base64};
-use common::{Server, bytes, http, object, refusal, reopen_with, tags};
+use common::{Server, bytes, object, refusal, reopen_with, tags};
 use futures_util::TryStreamExt as _;
 use millpond_protocol::Sha256;
+use millpond_storage::embedded;
 use reqwest::Method;
 
 const SMALL: u64 = 1000;
@@ -90,162 +93,6 @@ async fn completing_again_is_answered_again_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn parts_that_do_not_fit_are_refused_and_the_old_object_stays() {
-    let server = server().await;
-    let old = Bytes::from_static(b"old");
-    server.storage.put(&object("k"), old.clone(), Sha256::of(&old)).await.unwrap();
-    let upload = Upload::begin(&server.signer(), "k").await.unwrap();
-    let big = upload.put(1, &bytes(2000)).await.unwrap();
-    let small = upload.put(2, &bytes(10)).await.unwrap();
-    let last = upload.put(3, &bytes(1500)).await.unwrap();
-
-    let none: [(u32, &str); 0] = [];
-    for (parts, code) in [
-        (&none[..], "MalformedXML"),
-        (&[(3, last.as_str()), (1, &big)], "InvalidPartOrder"),
-        (&[(1, &big), (1, &big)], "InvalidPartOrder"),
-        (&[(1, &big), (4, &last)], "InvalidPart"),
-        (&[(1, &big), (3, &small)], "InvalidPart"),
-        (&[(1, "\"none of ours\"")], "InvalidPart"),
-        (&[(1, &big), (2, &small), (3, &last)], "EntityTooSmall"),
-    ] {
-        assert_eq!(refusal(upload.complete(parts).await.unwrap()).await, (400, code.into()), "{parts:?}");
-    }
-    let other = base64(&Sha256::of(b"other").0);
-    let of_part = [(1, big.clone(), format!("<ChecksumSHA256>{other}</ChecksumSHA256>"))];
-    assert_eq!(
-        refusal(upload.complete_with(&of_part, &[]).await.unwrap()).await,
-        (400, "InvalidPart".into())
-    );
-    let whole = [(1, big.clone(), String::new())];
-    for (name, value, code) in [
-        ("x-amz-checksum-sha256", format!("{other}-1"), "BadDigest"),
-        ("x-amz-checksum-crc32", "AAAAAA==".into(), "InvalidRequest"),
-        ("x-amz-mp-object-size", "2001".into(), "InvalidRequest"),
-    ] {
-        let answer = upload.complete_with(&whole, &[(name, value)]).await.unwrap();
-        assert_eq!(refusal(answer).await, (400, code.into()), "{name}");
-    }
-    let exists = upload.complete_with(&whole, &[("if-none-match", "*".into())]).await.unwrap();
-    assert_eq!(refusal(exists).await, (412, "PreconditionFailed".into()));
-
-    assert_eq!(server.storage.get(&object("k"), 3).await.unwrap(), old);
-    server.settles_at(4).await;
-    // All that was refused left the upload as it was; what is not listed goes.
-    assert_eq!(upload.complete(&[(1, &big), (3, &last)]).await.unwrap().status(), 200);
-    server.settles_at(2).await;
-}
-
-#[tokio::test]
-async fn a_part_is_the_declared_bytes_or_none() {
-    let server = server().await;
-    let upload = Upload::begin(&server.signer(), "k").await.unwrap();
-    let body = bytes(2000);
-    let sum = || ("x-amz-checksum-sha256", base64(&Sha256::of(&body).0));
-    let length = |length: usize| ("content-length", length.to_string());
-    for (n, headers, code) in [
-        (1, vec![length(2000), ("x-amz-checksum-sha256", base64(&[0; 32]))], "BadDigest"),
-        (1, vec![("x-amz-checksum-crc32", "AAAAAA==".into())], "BadDigest"),
-        (1, vec![("content-md5", base64(&[0; 16]))], "BadDigest"),
-        (1, vec![("x-amz-checksum-sha256", "short".into())], "InvalidDigest"),
-        (0, vec![sum()], "InvalidArgument"),
-        (10_001, vec![sum()], "InvalidArgument"),
-    ] {
-        let answer = upload.put_with(n, &body, &headers).await.unwrap();
-        assert_eq!(refusal(answer).await, (400, code.into()), "{n} {headers:?}");
-    }
-    // A header that was not signed.
-    let n = [("partNumber", "1"), ("uploadId", &upload.id)];
-    let stray = server.signed(Method::PUT, "k", &n, &[]).header(sum().0, sum().1).body(body.clone());
-    assert_eq!(refusal(stray.send().await.unwrap()).await, (403, "AccessDenied".into()));
-    assert_eq!(tags(&upload.list(&[]).await.unwrap().text().await.unwrap(), "PartNumber"), [] as [&str; 0]);
-    server.settles_at(0).await;
-
-    let first = upload.put(1, &bytes(1200)).await.unwrap();
-    let second = upload.put(1, &body).await.unwrap();
-    server.settles_at(1).await;
-    assert_eq!(refusal(upload.complete(&[(1, &first)]).await.unwrap()).await, (400, "InvalidPart".into()));
-    assert_eq!(upload.complete(&[(1, &second)]).await.unwrap().status(), 200);
-    assert!(server.storage.get(&object("k"), 2000).await.unwrap() == body);
-}
-
-#[tokio::test]
-async fn an_upload_that_is_gone_is_not_found_by_any_request() {
-    let server = server().await;
-    let upload = Upload::begin(&server.signer(), "k").await.unwrap();
-    let tag = upload.put(1, &bytes(2000)).await.unwrap();
-    assert_eq!(upload.abort().await.unwrap().status(), 204);
-    server.settles_at(0).await;
-    let gone = (404, "NoSuchUpload".to_owned());
-    let unknown = upload.with_id("no-id");
-    let done = Upload::begin(&server.signer(), "done").await.unwrap();
-    let last = done.put(1, b"x").await.unwrap();
-    assert_eq!(done.complete(&[(1, &last)]).await.unwrap().status(), 200);
-    let of_other_key = Upload::begin(&server.signer(), "other").await.unwrap();
-    let of_other_key = upload.with_id(&of_other_key.id);
-    for upload in [&upload, &unknown, &done, &of_other_key] {
-        assert_eq!(refusal(upload.put_with(1, b"x", &[]).await.unwrap()).await, gone, "{}", upload.key);
-        assert_eq!(refusal(upload.list(&[]).await.unwrap()).await, gone);
-        assert_eq!(refusal(upload.abort().await.unwrap()).await, gone);
-        if upload.key != "done" {
-            assert_eq!(refusal(upload.complete(&[(1, &tag)]).await.unwrap()).await, gone);
-        }
-    }
-    server.settles_at(1).await;
-}
-
-#[tokio::test]
-async fn parts_and_uploads_are_listed_in_pages() {
-    let server = server().await;
-    let upload = Upload::begin(&server.signer(), "a/1").await.unwrap();
-    for n in [7, 2, 5, 9_999] {
-        upload.put(n, &bytes(n as usize)).await.unwrap();
-    }
-    let (mut seen, mut marker) = (Vec::new(), "0".to_owned());
-    loop {
-        let page = upload
-            .list(&[("max-parts", "2"), ("part-number-marker", &marker)])
-            .await
-            .unwrap()
-            .text()
-            .await
-            .unwrap();
-        seen.extend(tags(&page, "PartNumber"));
-        assert_eq!(tags(&page, "ChecksumSHA256").len(), tags(&page, "PartNumber").len());
-        let Some(next) = tags(&page, "NextPartNumberMarker").pop() else { break };
-        marker = next;
-    }
-    assert_eq!(seen, ["2", "5", "7", "9999"]);
-    let nothing = upload.list(&[("max-parts", "0")]).await.unwrap().text().await.unwrap();
-    assert_eq!(tags(&nothing, "IsTruncated"), ["false"], "there is no marker to go on from");
-
-    let mut ids = vec![Upload::begin(&server.signer(), "a/1").await.unwrap().id, upload.id.clone()];
-    ids.sort();
-    for key in ["a/2", "b", "c/1"] {
-        ids.push(Upload::begin(&server.signer(), key).await.unwrap().id);
-    }
-    let list = async |query: &[(&str, &str)]| {
-        let query: Vec<_> = [("uploads", "")].iter().chain(query).copied().collect();
-        server.signed(Method::GET, "", &query, &[]).send().await.unwrap().text().await.unwrap()
-    };
-    let (mut seen, mut key, mut id) = (Vec::new(), String::new(), String::new());
-    loop {
-        let page = list(&[("max-uploads", "2"), ("key-marker", &key), ("upload-id-marker", &id)]).await;
-        seen.extend(tags(&page, "UploadId"));
-        if tags(&page, "IsTruncated") == ["false"] {
-            break;
-        }
-        key = tags(&page, "NextKeyMarker").remove(0);
-        id = tags(&page, "NextUploadIdMarker").remove(0);
-    }
-    assert_eq!(seen, ids);
-    let folded = list(&[("delimiter", "/")]).await;
-    assert_eq!(tags(&folded, "Key"), ["b"]);
-    assert_eq!(tags(&folded, "CommonPrefixes").len(), 2);
-    assert_eq!(tags(&list(&[("prefix", "a/")]).await, "Key"), ["a/1", "a/1", "a/2"]);
-}
-
-#[tokio::test]
 async fn a_crc_of_the_parts_is_that_of_the_object() {
     let server = server().await;
     let body = bytes(1500);
@@ -275,26 +122,6 @@ async fn a_crc_of_the_parts_is_that_of_the_object() {
 }
 
 #[tokio::test]
-async fn what_a_client_keeps_with_an_object_comes_back() {
-    let server = server().await;
-    let meta = ("x-amz-meta-mtime", "1700000000.5".to_owned());
-    let put = server.signed(Method::PUT, "single", &[], std::slice::from_ref(&meta)).body("x").send();
-    assert_eq!(put.await.unwrap().status(), 200);
-    let upload = Upload::begin_with(&server.signer(), "parts", std::slice::from_ref(&meta)).await.unwrap();
-    let tag = upload.put(1, b"x").await.unwrap();
-    upload.complete(&[(1, &tag)]).await.unwrap();
-    for key in ["single", "parts"] {
-        let head = server.signed(Method::HEAD, key, &[], &[]).send().await.unwrap();
-        assert_eq!(head.headers()["x-amz-meta-mtime"], "1700000000.5", "{key}");
-        let get = http().get(server.get_url(key)).send().await.unwrap();
-        assert_eq!(get.headers()["x-amz-meta-mtime"], "1700000000.5", "{key}");
-    }
-    let much = [("x-amz-meta-much", "x".repeat(2049))];
-    let put = server.signed(Method::PUT, "single", &[], &much).body("x").send().await.unwrap();
-    assert_eq!(refusal(put).await, (400, "MetadataTooLarge".into()));
-}
-
-#[tokio::test]
 async fn an_upload_that_nobody_goes_on_with_is_ended() {
     let server = Server::start_with(|config| {
         config.abandoned = Duration::ZERO;
@@ -308,6 +135,32 @@ async fn an_upload_that_nobody_goes_on_with_is_ended() {
     assert!(part.status() == 200 || part.status() == 404);
     server.settles_at(0).await;
     assert_eq!(refusal(upload.list(&[]).await.unwrap()).await, (404, "NoSuchUpload".into()));
+}
+
+#[tokio::test]
+async fn a_server_that_is_always_restarted_ends_what_was_abandoned_and_not_what_grew_old_while_it_was_down() {
+    let change = |config: &mut embedded::EmbeddedConfig| {
+        config.abandoned = Duration::ZERO;
+        // The first one comes within five of them, the second one after the test.
+        config.sweep = Duration::from_secs(30);
+    };
+    let server = Server::start_with(change).await;
+    let old = Upload::begin(&server.signer(), "old").await.unwrap();
+    old.put(1, b"old").await.unwrap();
+    let then = common::now();
+    common::settles(|| common::now() > then, || "time stands still".into()).await;
+    let new = Upload::begin(&server.signer(), "new").await.unwrap();
+    new.put(1, b"new").await.unwrap();
+    server.settles_at(2).await;
+    let dir = server.stop().await;
+    let mut config = common::embedded_config();
+    change(&mut config);
+    let embedded = reopen_with(dir.path(), config).await;
+    let server = Server::serve(dir, embedded).await;
+    server.settles_at(1).await;
+    let (old, new) = (Upload { signer: server.signer(), ..old }, Upload { signer: server.signer(), ..new });
+    assert_eq!(refusal(old.list(&[]).await.unwrap()).await, (404, "NoSuchUpload".into()));
+    assert_eq!(new.list(&[]).await.unwrap().status(), 200);
 }
 
 #[tokio::test]

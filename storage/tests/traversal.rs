@@ -1,6 +1,6 @@
 //! Keys that would climb out of a bucket or out of its directory, in requests that are signed as they should be.
 //!
-//! No library sends such a path, so both the signature and the request are made by hand.
+//! No library sends such a path, so both the signature and the request are made by hand. Embedded only: what it does with paths.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -33,10 +33,14 @@ impl SeaweedFs {
     pub const ACCESS_KEY: &str = "access";
     /// The public half of credentials that may only read.
     pub const READER: &str = "reader";
-    /// The secret half, of both.
+    /// The public half of credentials that may do anything, such as make a bucket.
+    pub const ADMIN: &str = "admin";
+    /// The secret half, of all.
     pub const SECRET_KEY: &str = "a-secret-of-the-tests";
     /// The host of which it takes what stands before it for a bucket.
     pub const DOMAIN: &str = "s3.test";
+    /// The page of another origin that may use URLs.
+    pub const PAGE: &str = "https://app.example.org";
 
     /// Starts it; `None` where it is not installed, under the rule of [`tool`]. It answers some seconds later: when a PUT
     /// succeeds, for it knows its bucket before it can store anything.
@@ -54,6 +58,7 @@ impl SeaweedFs {
             .args(["mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false"])
             .args(["-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"])
             .args([format!("-bucket={}", Self::BUCKET), format!("-s3.domainName={}", Self::DOMAIN)])
+            .args([format!("-s3.allowedOrigins={}", Self::PAGE)])
             .args([
                 format!("-s3.port={port}"),
                 format!("-s3.port.https={tls}"),
@@ -104,7 +109,8 @@ fn identities() -> String {
     };
     let all = identity(SeaweedFs::ACCESS_KEY, r#""Read", "List", "Write""#);
     let reader = identity(SeaweedFs::READER, r#""Read", "List""#);
-    format!(r#"{{"identities": [{all}, {reader}]}}"#)
+    let admin = identity(SeaweedFs::ADMIN, r#""Admin""#);
+    format!(r#"{{"identities": [{all}, {reader}, {admin}]}}"#)
 }
 
 /// An authority that nobody knows, and a certificate of it for 127.0.0.1.

@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::io::{Read as _, Write as _};
+use std::process::Command;
 
 use bytes::Bytes;
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Outcome, Pointer, answer};
 use millpond_protocol::{Role, Sha256, limits};
-use millpond_tests::{Beside, Edge, Link, Mill, Place, SeaweedFs, Server, listed, recent_hour};
+use millpond_tests::{Beside, Edge, Link, Mill, Place, SeaweedFs, Server, listed, recent_hour, tool, until};
+use reqwest::Method;
 use serde_json::{Value, json};
 
 /// The least that S3 takes as a part that is not the last.
@@ -121,6 +123,50 @@ async fn a_device_is_served_a_storage_that_hangs_is_waited_for_and_a_check_finds
     assert!(code == Some(1) && planted.iter().all(|planted| found.contains(planted)), "{found:?}");
 }
 
+#[tokio::test]
+async fn a_bucket_that_is_gone_is_named_by_readyz_whatever_the_credentials_may() {
+    if !tool("curl") {
+        return;
+    }
+    let Some(storage) = SeaweedFs::start() else { return };
+    storage.ready().await;
+    let bucket = |method: &str| {
+        let done = Command::new("curl")
+            .args([
+                "-sS",
+                "--fail",
+                "--noproxy",
+                "*",
+                "--aws-sigv4",
+                "aws:amz:us-east-1:s3",
+                "-X",
+                method,
+                "-u",
+            ])
+            .arg(format!("{}:{}", SeaweedFs::ADMIN, SeaweedFs::SECRET_KEY))
+            .arg(format!("{}/another", storage.endpoint))
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{method}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    for key in [SeaweedFs::ACCESS_KEY, SeaweedFs::ADMIN] {
+        bucket("PUT");
+        let mut settings = storage.settings().to_vec();
+        settings.extend([("MILLPOND__STORAGE__BUCKET", "another"), ("MILLPOND__STORAGE__ACCESS_KEY", key)]);
+        let server = Server::with(&settings).await;
+        bucket("DELETE");
+        until("the bucket is said to be missing", async || {
+            let (status, found) = server.api().call(Method::GET, "/readyz", None).await;
+            status == 503 && found["problems"].to_string().contains("the bucket does not exist")
+        })
+        .await;
+        bucket("PUT");
+        until("it is ready again", async || server.is_ready().await).await;
+        drop(server);
+        bucket("DELETE");
+    }
+}
+
 fn grant(upload: &str, bytes: &[u8], more: &serde_json::Value) -> serde_json::Value {
     let mut ask = json!({ "id": upload, "upload": upload, "size": bytes.len(), "sha256": Sha256::of(bytes),
         "event_time": recent_hour() });
@@ -138,8 +184,14 @@ fn what_is_wrong_is_said(storage: &SeaweedFs) {
     wrong("ACCESS_KEY", SeaweedFs::READER, "may not do this");
     wrong("ENDPOINT", "http://127.0.0.1:9", "Connection refused");
     wrong("ENDPOINT", &storage.tls_endpoint, "certificate");
-    // It tells nobody which buckets there are who may not make one.
-    wrong("BUCKET", "another-bucket", "may not do this");
+    wrong("BUCKET", "another-bucket", "the bucket does not exist");
+    // Twice: credentials that may make a bucket have not made it.
+    for _ in 0..2 {
+        let admin = ("MILLPOND__STORAGE__ACCESS_KEY", SeaweedFs::ADMIN);
+        let checked = storage.check(&[admin, ("MILLPOND__STORAGE__BUCKET", "another-bucket")]);
+        let text = String::from_utf8(checked.stderr).unwrap();
+        assert!(checked.status.code() == Some(2) && text.contains("the bucket does not exist"), "{text}");
+    }
     wrong("CA_FILE", "/nowhere", "storage.ca_file: /nowhere cannot be read");
     wrong("PROXY", "http://127.0.0.1:9", "Connection refused");
 }

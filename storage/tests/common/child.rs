@@ -24,5 +24,5 @@ pub async fn reach(dir: &Path) -> (Storage, Signer) {
     let endpoint = Url::parse(&format!("http://{address}")).unwrap();
     let mut config = StorageConfig::new(endpoint.clone(), BUCKET, "access", secret());
     config.attempts = 1;
-    (Storage::new(&config).unwrap(), Signer { endpoint })
+    (Storage::new(&config).unwrap(), Signer::new(&endpoint))
 }

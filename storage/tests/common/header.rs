@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use millpond_protocol::Sha256;
-use url::Url;
 
-use super::{BUCKET, http, secret};
+use super::{Signer, secret};
 
 /// A signature of a request, which those of its chunks go on from.
 pub struct HeaderSigner {
-    endpoint: Url,
+    signer: Signer,
     at: Timestamp,
 }
 
@@ -27,8 +26,8 @@ fn hex(bytes: [u8; 32]) -> String {
 
 impl HeaderSigner {
     /// One whose clock is so far behind.
-    pub fn new(endpoint: &Url, behind: Duration) -> Self {
-        Self { endpoint: endpoint.clone(), at: Timestamp::now() - behind }
+    pub fn new(signer: Signer, behind: Duration) -> Self {
+        Self { signer, at: Timestamp::now() - behind }
     }
 
     fn time(&self) -> String {
@@ -54,8 +53,8 @@ impl HeaderSigner {
         content: &str,
         headers: &[(&str, String)],
     ) -> (reqwest::RequestBuilder, String) {
-        let url = self.endpoint.join(&format!("{BUCKET}/{key}")).unwrap();
-        let host = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
+        let url = self.signer.bucket.join(key).unwrap();
+        let host = url.authority().to_owned();
         let mut all =
             vec![("host", host), ("x-amz-content-sha256", content.to_owned()), ("x-amz-date", self.time())];
         all.extend_from_slice(headers);
@@ -69,7 +68,7 @@ impl HeaderSigner {
         let authorization = format!(
             "AWS4-HMAC-SHA256 Credential=access/{scope}, SignedHeaders={names}, Signature={signature}"
         );
-        let request = http().put(url).header("authorization", authorization);
+        let request = self.signer.http.put(url).header("authorization", authorization);
         let sent = all.into_iter().filter(|(name, _)| *name != "host");
         let request = sent.fold(request, |request, (name, value)| request.header(name, value));
         (request, signature)

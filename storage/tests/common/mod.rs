@@ -116,7 +116,7 @@ impl Server {
     }
 
     pub fn signer(&self) -> Signer {
-        Signer { endpoint: self.config.endpoint.clone() }
+        Signer::new(&self.config.endpoint)
     }
 
     /// Files on disk, in `blobs` and `incoming`.
@@ -133,10 +133,18 @@ impl Server {
 /// Signs requests by the rule of AWS, independently of the client and the server.
 #[derive(Clone)]
 pub struct Signer {
-    pub endpoint: Url,
+    /// The URL of the bucket, with a slash at its end.
+    pub bucket: Url,
+    /// Knows the way there.
+    pub http: reqwest::Client,
 }
 
 impl Signer {
+    /// With the bucket in the path.
+    pub fn new(endpoint: &Url) -> Self {
+        Self { bucket: endpoint.join(&format!("{BUCKET}/")).unwrap(), http: http() }
+    }
+
     /// A request that is signed in its URL, for these headers.
     pub fn request(
         &self,
@@ -146,7 +154,7 @@ impl Signer {
         headers: &[(&'static str, String)],
     ) -> reqwest::RequestBuilder {
         let url = self.url(&method, path, query, headers);
-        let request = http().request(method, url);
+        let request = self.http.request(method, url);
         headers.iter().fold(request, |request, (name, value)| request.header(*name, value))
     }
 
@@ -172,7 +180,7 @@ impl Signer {
         rusty_s3::signing::sign(
             &jiff::Timestamp::from_millisecond(now().as_millis()).unwrap(),
             method,
-            self.endpoint.join(&format!("{BUCKET}/{path}")).unwrap(),
+            self.bucket.join(path).unwrap(),
             "access",
             secret().expose(),
             None,

@@ -1,5 +1,8 @@
 //! The client's side of an upload in parts.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use millpond_protocol::Sha256;
@@ -17,6 +20,8 @@ pub struct Upload {
     pub signer: Signer,
     pub key: String,
     pub id: String,
+    /// The SHA-256 of what was sent, by its tag: S3 wants to hear it again.
+    pub sums: Arc<Mutex<HashMap<String, String>>>,
 }
 
 impl Upload {
@@ -29,7 +34,7 @@ impl Upload {
         let answer = signer.request(Method::POST, key, &[("uploads", "")], headers).send().await?;
         assert_eq!(answer.status(), 200);
         let id = tags(&answer.text().await?, "UploadId").pop().unwrap();
-        Ok(Self { signer: signer.clone(), key: key.into(), id })
+        Ok(Self { signer: signer.clone(), key: key.into(), id, sums: Arc::default() })
     }
 
     pub fn with_id(&self, id: &str) -> Self {
@@ -55,10 +60,12 @@ impl Upload {
         ];
         let answer = self.put_with(n, body, &headers).await?;
         assert_eq!(answer.status(), 200, "part {n}");
-        Ok(answer.headers()["etag"].to_str().unwrap().to_owned())
+        let tag = answer.headers()["etag"].to_str().unwrap().to_owned();
+        self.sums.lock().unwrap().insert(tag.clone(), base64(&Sha256::of(body).0));
+        Ok(tag)
     }
 
-    /// With more XML behind the tag of each part.
+    /// With other XML behind the tag of each part than its checksum, where there is any.
     pub async fn complete_with(
         &self,
         parts: &[(u32, String, String)],
@@ -67,7 +74,11 @@ impl Upload {
         let parts: String = parts
             .iter()
             .map(|(n, tag, more)| {
-                format!("<Part><PartNumber>{n}</PartNumber><ETag>{tag}</ETag>{more}</Part>")
+                let sums = self.sums.lock().unwrap();
+                let sum = sums.get(tag).filter(|_| more.is_empty());
+                let sum =
+                    sum.map(|sum| format!("<ChecksumSHA256>{sum}</ChecksumSHA256>")).unwrap_or_default();
+                format!("<Part><PartNumber>{n}</PartNumber><ETag>{tag}</ETag>{more}{sum}</Part>")
             })
             .collect();
         let body = format!("<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>");
