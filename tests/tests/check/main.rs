@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod rules;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -12,9 +14,9 @@ use millpond_storage::{Secret, Storage, StorageConfig};
 use millpond_tests::{Api, Beside, Link, Mill, Server, recent_hour};
 use serde_json::{Value, json};
 
-/// The lines of a thorough check, and whether it said that all is well.
-fn check(server: &Server) -> (Vec<Value>, bool) {
-    let done = server.cli().args(["check", "--deep", "--json"]).output().unwrap();
+/// The lines of a check, and whether it said that all is well.
+fn check(server: &Server, more: &[&str]) -> (Vec<Value>, bool) {
+    let done = server.cli().args(["check", "--json"]).args(more).output().unwrap();
     let text = String::from_utf8(done.stdout).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let last = lines.last().unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&done.stderr)));
@@ -109,7 +111,7 @@ fn blob(server: &Server, size: u64) -> PathBuf {
 #[tokio::test]
 async fn a_server_that_has_lived_differs_in_nothing_and_what_is_planted_is_found() {
     let mut server = lived().await;
-    let (lines, well) = check(&server);
+    let (lines, well) = check(&server, &["--deep"]);
     assert!(well, "{lines:#?}");
     let end = &lines.last().unwrap()["end"];
     assert_eq!((&end["manifests"], &end["rebuilt"]), (&json!(4), &json!(4)), "{end}");
@@ -170,7 +172,7 @@ async fn a_server_that_has_lived_differs_in_nothing_and_what_is_planted_is_found
         headers.fold(reqwest::Client::new().put(put.url.clone()), |r, (name, value)| r.header(*name, value));
     assert_eq!(sent.body(part).send().await.unwrap().status(), 200);
 
-    let (lines, well) = check(&server);
+    let (lines, well) = check(&server, &["--deep"]);
     assert!(!well);
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for line in &lines {
