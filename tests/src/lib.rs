@@ -31,7 +31,7 @@ pub use edge::Edge;
 pub use liar::{Liar, Lie};
 pub use mill::{Leased, Mill};
 pub use millpond::demo::{Beside, Credentials, Link, Message};
-pub use place::{Place, listed};
+pub use place::{Apart, Place, listed};
 pub use plain::Plain;
 pub use power::{Disk, Loss, Taken};
 pub use process::{Process, was_killed};

@@ -1,5 +1,7 @@
 //! Where the files of a server go: what must hold whatever the storage is, is tried on each.
 
+use std::net::SocketAddr;
+
 use millpond_storage::{Secret, Storage, StorageConfig};
 use serde_json::json;
 
@@ -23,10 +25,12 @@ impl Place {
 
     /// A server with the pool `demo`.
     pub async fn server(&self, settings: &[(&str, &str)]) -> Server {
-        let mut all: Vec<_> = settings.to_vec();
+        let mut all = Vec::new();
         if let Self::SeaweedFs(storage) = self {
             all.extend(storage.settings());
         }
+        // What a test sets holds.
+        all.extend_from_slice(settings);
         let server = Server::with(&all).await;
         server.pool("demo", json!({ "window_s": 3_600 })).await;
         server
@@ -48,6 +52,73 @@ impl Place {
             }
         };
         Storage::new(&config).unwrap()
+    }
+}
+
+/// A storage apart from the server that uses it, so that it can be away for a while.
+pub enum Apart<'a> {
+    /// The embedded one of another server.
+    Millpond(Box<Server>, String),
+    SeaweedFs(&'a SeaweedFs),
+}
+
+impl Place {
+    /// The same kind of storage, where it can be away.
+    pub async fn apart(&self) -> Apart<'_> {
+        let Self::SeaweedFs(storage) = self else {
+            // On a port that it keeps over a restart.
+            let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = taken.local_addr().unwrap();
+            drop(taken);
+            let [key, secret] = KEYS;
+            let listen = ("MILLPOND__STORAGE__LISTEN", &*address.to_string());
+            let server = Box::new(Server::with(&[listen, key, secret]).await);
+            return Apart::Millpond(server, format!("http://{address}"));
+        };
+        Apart::SeaweedFs(storage)
+    }
+}
+
+const KEYS: [(&str, &str); 2] =
+    [("MILLPOND__STORAGE__ACCESS_KEY", "key"), ("MILLPOND__STORAGE__SECRET_KEY", "secret-of-the-test")];
+
+impl Apart<'_> {
+    /// What a server of its kind of place needs beside to use it.
+    pub fn settings(&self) -> Vec<(&'static str, &str)> {
+        match self {
+            Self::Millpond(_, endpoint) => {
+                let [key, secret] = KEYS;
+                let (mode, at) = ("MILLPOND__STORAGE__MODE", "MILLPOND__STORAGE__ENDPOINT");
+                vec![(mode, "external"), (at, endpoint), key, secret]
+            }
+            Self::SeaweedFs(_) => Vec::new(),
+        }
+    }
+
+    pub fn endpoint(&self) -> &str {
+        match self {
+            Self::Millpond(_, endpoint) => endpoint,
+            Self::SeaweedFs(storage) => &storage.endpoint,
+        }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.endpoint().strip_prefix("http://").unwrap().parse().unwrap()
+    }
+
+    /// From now on it answers nobody.
+    pub fn leave(&mut self) {
+        match self {
+            Self::Millpond(server, _) => server.kill(),
+            Self::SeaweedFs(storage) => storage.hang(),
+        }
+    }
+
+    pub async fn come_back(&mut self) {
+        match self {
+            Self::Millpond(server, _) => server.launch().await,
+            Self::SeaweedFs(storage) => storage.go_on(),
+        }
     }
 }
 

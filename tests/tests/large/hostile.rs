@@ -3,7 +3,7 @@
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Outcome, answer};
 use millpond_protocol::{Code, Role, Sha256, limits};
-use millpond_tests::{Beside, Link, Server};
+use millpond_tests::{Beside, Link};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -41,9 +41,8 @@ fn data_encoding(sha256: &Sha256) -> String {
     text + "="
 }
 
-#[tokio::test]
-async fn what_the_pool_does_not_take_is_refused_before_anything_is_stored() {
-    let server = Place::Here.server(&[]).await;
+pub async fn what_the_pool_does_not_take_is_refused_before_anything_is_stored(on: &Place) {
+    let server = on.server(&[]).await;
     server.pool("demo", json!({ "window_s": 3_600, "max_size": 1_000_000 })).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let refusal = refused(edge.put("a", &bytes(1, 1_000_001)).await, Code::Rejected);
@@ -81,9 +80,8 @@ async fn what_the_pool_does_not_take_is_refused_before_anything_is_stored() {
     assert!(objects.as_str().unwrap().contains("millpond_objects{state=\"granted\"} 0"));
 }
 
-#[tokio::test]
-async fn a_grant_is_its_owners_alone() {
-    let server = Place::Here.server(&[]).await;
+pub async fn a_grant_is_its_owners_alone(on: &Place) {
+    let server = on.server(&[]).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let other = Client::join(&server, "other", Role::Publisher).await;
     let ear = Client::join(&server, "ear", Role::Listener).await;
@@ -169,30 +167,22 @@ pub async fn a_revoked_members_grants_end_with_it(on: &Place) {
     assert!(metrics.as_str().unwrap().contains("millpond_grants{state=\"open\"} 0"));
 }
 
-#[tokio::test]
-async fn while_storage_is_away_a_commit_is_told_to_come_again_and_a_verification_waits_for_it() {
-    let port = {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        taken.local_addr().unwrap().port()
-    };
-    let key = ("MILLPOND__STORAGE__ACCESS_KEY", "key");
-    let secret = ("MILLPOND__STORAGE__SECRET_KEY", "secret-of-the-test");
-    let listen = format!("127.0.0.1:{port}");
-    let mut s3 = Server::with(&[("MILLPOND__STORAGE__LISTEN", &listen), key, secret]).await;
-    let endpoint = format!("http://{}", s3.ports().storage.unwrap());
-    let external = ("MILLPOND__STORAGE__MODE", "external");
-    let away = ("MILLPOND__STORAGE__CALL_TIMEOUT_S", "2");
-    let server =
-        Place::Here.server(&[external, ("MILLPOND__STORAGE__ENDPOINT", &endpoint), key, secret, away]).await;
+pub async fn while_storage_is_away_a_commit_is_told_to_come_again_and_a_verification_waits_for_it(
+    on: &Place,
+) {
+    let mut storage = on.apart().await;
+    let mut settings = storage.settings();
+    settings.push(("MILLPOND__STORAGE__CALL_TIMEOUT_S", "2"));
+    let server = on.server(&settings).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     edge.send("a", &bytes(1, 200_000)).await;
     let film = bytes(2, 30 << 20);
     edge.send_parts("film", &film, &[1, 2, 3, 4, 5, 6]).await;
     let begun: answer::Commit = edge.ask(Op::Commit, json!({ "upload": "film" })).await.unwrap();
     assert!(matches!(begun.uploads[0].outcome, Outcome::Pending | Outcome::Stored), "{begun:?}");
-    s3.kill();
+    storage.leave();
     refused(edge.commit(&["a"]).await, Code::Unavailable);
-    s3.launch().await;
+    storage.come_back().await;
     edge.commit(&["a"]).await.unwrap();
     assert_eq!(edge.settled("film").await, Outcome::Stored);
 }

@@ -63,12 +63,16 @@ claims! {
         as_many_urls_as_fit_the_answer_come_back,
         the_command_lines_of_parts_work_as_pasted,
         a_result_in_parts_is_committed_once_it_was_read,
+        a_verification_says_how_far_it_has_come,
     }
     hostile {
         only_the_declared_bytes_get_through_a_grants_url,
+        what_the_pool_does_not_take_is_refused_before_anything_is_stored,
+        a_grant_is_its_owners_alone,
         a_publish_under_the_id_of_an_open_grant_takes_its_place_or_is_a_conflict,
         two_connections_that_race_for_one_id_make_one_upload,
         what_was_put_survives_a_kill_before_its_commit,
         a_revoked_members_grants_end_with_it,
+        while_storage_is_away_a_commit_is_told_to_come_again_and_a_verification_waits_for_it,
     }
 }

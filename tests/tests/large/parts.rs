@@ -5,7 +5,7 @@ use std::process::Command;
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Outcome, answer};
 use millpond_protocol::{Code, Refusal, Role, Sha256};
-use millpond_tests::{Link, Mill, Relay, Server, Shape, tool};
+use millpond_tests::{Link, Mill, Relay, Shape, tool};
 use serde_json::{Value, json};
 
 use crate::client::{Client, Place, bytes, refused};
@@ -252,27 +252,17 @@ pub async fn a_result_in_parts_is_committed_once_it_was_read(on: &Place) {
     assert_eq!(round.matches("written").count(), 1, "{round}");
 }
 
-#[tokio::test]
-async fn a_verification_says_how_far_it_has_come() {
-    let key = ("MILLPOND__STORAGE__ACCESS_KEY", "key");
-    let secret = ("MILLPOND__STORAGE__SECRET_KEY", "secret-of-the-test");
-    let s3 = Server::with(&[key, secret]).await;
-    let storage = s3.ports().storage.unwrap();
+pub async fn a_verification_says_how_far_it_has_come(on: &Place) {
+    let storage = on.apart().await;
     // The server reads what clients sent over a line that would take two minutes for it.
-    let line = Relay::to(storage).await;
+    let line = Relay::to(storage.address()).await;
     let slow = Shape { rate: Some(128 << 10), ..Shape::default() };
     line.shape(slow);
     let endpoint = format!("http://{}", line.address());
-    let public = format!("http://{storage}");
-    let server = Place::Here
-        .server(&[
-            ("MILLPOND__STORAGE__MODE", "external"),
-            ("MILLPOND__STORAGE__ENDPOINT", &endpoint),
-            ("MILLPOND__STORAGE__PUBLIC_URL", &public),
-            key,
-            secret,
-        ])
-        .await;
+    let mut settings = storage.settings();
+    settings.push(("MILLPOND__STORAGE__ENDPOINT", &endpoint));
+    settings.push(("MILLPOND__STORAGE__PUBLIC_URL", storage.endpoint()));
+    let server = on.server(&settings).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
     let film = bytes(1, 3 * PART);
     edge.send_parts("film", &film, &[1, 2, 3]).await;
@@ -291,7 +281,7 @@ async fn a_verification_says_how_far_it_has_come() {
     // From where it broke it goes on, on a line that is fast.
     line.cut();
     line.shape(Shape::default());
-    line.mend(storage);
+    line.mend(storage.address());
     assert_eq!(edge.settled("film").await, Outcome::Stored);
     assert!(line.downward() < film.len() as u64 + (1 << 20), "{} bytes were read", line.downward());
 }
