@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use millpond_failpoint::{Point, reach};
 use millpond_protocol::{Refusal, Sha256};
-use millpond_storage::{Error, Writer, limits};
+use millpond_storage::{Writer, limits};
 use tokio::sync::mpsc;
 
 use super::{Context, Trouble};
@@ -88,41 +88,34 @@ pub(super) async fn stream(
     let mut writer = context.storage.writer(&object.key);
     let mut written = Ok(());
     if size > limits::WRITER_PART as u64 {
-        written = begin(context, &object, &mut writer).await?;
+        written = begin(context, &object, &mut writer).await;
     }
     while written.is_ok()
         && let Some(piece) = pieces.recv().await
     {
-        written = writer.write(piece).await;
+        written = writer.write(piece).await.map_err(Trouble::from);
     }
     let written = match written {
         Ok(()) if writer.written() == (size, sha256) => {
             writer.finish().await.map(drop).map_err(Trouble::from)
         }
         other => {
+            // Also an upload that has no name in the row: nobody else would find it.
             writer.abort().await;
-            Err(other.err().map_or_else(
-                || Trouble::Corrupt("an object's pieces are not its bytes".into()),
-                Trouble::from,
-            ))
+            Err(other
+                .err()
+                .unwrap_or_else(|| Trouble::Corrupt("an object's pieces are not its bytes".into())))
         }
     };
     settle(context, object, written).await
 }
 
 /// Has the row name the upload in parts before it has any: so the sweep gives up what a crash leaves of it.
-async fn begin(
-    context: &Context,
-    object: &Object,
-    writer: &mut Writer,
-) -> std::result::Result<std::result::Result<(), Error>, Refusal> {
-    let upload = match writer.begin().await {
-        Ok(upload) => upload,
-        Err(error) => return Ok(Err(error)),
-    };
+async fn begin(context: &Context, object: &Object, writer: &mut Writer) -> std::result::Result<(), Trouble> {
+    let upload = writer.begin().await?;
     let id = object.id;
     let named = context.ledger.write(move |tx| tx.name_multipart(id, None, &upload).map(drop));
-    named.await.map(Ok)
+    Ok(named.await?)
 }
 
 async fn grant(

@@ -2,6 +2,7 @@
 
 use millpond_protocol::access::Op;
 use millpond_protocol::{Role, Sha256, Timestamp};
+use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use crate::world::{World, file, files, window};
@@ -226,10 +227,8 @@ async fn a_change_of_policy_selects_for_batches_that_open_after_it_and_names_its
     assert_eq!((&header["cause"], &header["policy_version"]), (&json!("full"), &json!(4)));
 }
 
-#[tokio::test]
-async fn a_manifest_that_goes_up_in_parts_is_named_by_its_row_so_that_a_crash_leaves_nothing_unseen() {
-    let mut world = World::new(json!({})).await;
-    world.dispatch();
+/// A batch whose manifest is longer than one part, sealed.
+async fn long_manifest(world: &World) {
     let edge = world.member("edge", Role::Publisher).await;
     let meta = format!("\"{}\"", "m".repeat(4_000));
     let files = files(0..2_200, 8).into_iter().map(|mut file| {
@@ -239,7 +238,35 @@ async fn a_manifest_that_goes_up_in_parts_is_named_by_its_row_so_that_a_crash_le
     world.upload(&edge, files.collect()).await;
     let operator = world.member("boss", Role::Operator).await;
     world.ask(&operator, Op::Trigger, json!({"id": "t", "window": window()})).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_manifest_that_goes_up_in_parts_is_named_by_its_row_so_that_a_crash_leaves_nothing_unseen() {
+    let mut world = World::new(json!({})).await;
+    world.dispatch();
+    long_manifest(&world).await;
     assert!(world.manifest(1).await.len() > 8 << 20);
     let named = "SELECT count(*) FROM objects WHERE key LIKE '%/manifest/%' AND state = 'live' AND multipart IS NOT NULL";
     assert_eq!(world.number(named).await, 1);
+}
+
+#[tokio::test]
+async fn an_upload_in_parts_that_its_row_cannot_name_is_given_up_at_once() {
+    let mut world = World::new(json!({})).await;
+    let ledger = Connection::open(world.ledger_file()).unwrap();
+    let refuse =
+        "CREATE TRIGGER refuses BEFORE UPDATE OF multipart ON objects BEGIN SELECT RAISE(ABORT, 'no'); END";
+    ledger.execute_batch(refuse).unwrap();
+    let mut troubles = world.dispatch();
+    long_manifest(&world).await;
+    let pool = world.pool;
+    troubles.wait_for(|troubles| troubles.contains_key(&pool)).await.unwrap();
+    world.until("SELECT count(*) FROM objects WHERE key LIKE '%/manifest/%' AND state = 'granted'", 0).await;
+    assert!(
+        world.number("SELECT count(*) FROM objects WHERE key LIKE '%/manifest/%' AND state = 'doomed'").await
+            > 0
+    );
+    ledger.execute_batch("DROP TRIGGER refuses").unwrap();
+    world.manifest(1).await;
+    assert_eq!(world.storage.list_uploads(None).await.unwrap(), (Vec::new(), None));
 }

@@ -79,6 +79,11 @@ impl World {
         }
     }
 
+    /// The ledger's file, for what the ledger itself does not do.
+    pub fn ledger_file(&self) -> std::path::PathBuf {
+        self.data.path().join("ledger.db")
+    }
+
     /// Starts dispatching.
     pub fn dispatch(&mut self) -> watch::Receiver<Troubles> {
         let dispatch = Dispatch::new(self.ledger.clone(), self.storage.clone());
