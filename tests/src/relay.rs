@@ -1,5 +1,6 @@
 //! A network that can be cut, that vanishes, and one that is slow: a TCP relay between a client and a server.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -40,6 +41,8 @@ struct Link {
     cuts: AtomicU64,
     /// Connections so far.
     begun: AtomicU64,
+    /// What each connection of a client said, by its number; none: nobody listens in.
+    said: std::sync::Mutex<Option<BTreeMap<u64, Vec<u8>>>>,
 }
 
 /// One direction.
@@ -84,6 +87,7 @@ impl Relay {
             down: Way::default(),
             cuts: AtomicU64::new(0),
             begun: AtomicU64::new(0),
+            said: std::sync::Mutex::default(),
         });
         let shared = Arc::clone(&link);
         let accept = tokio::spawn(async move {
@@ -119,6 +123,16 @@ impl Relay {
     /// Connections that clients have begun so far.
     pub fn begun(&self) -> u64 {
         self.link.begun.load(Ordering::Relaxed)
+    }
+
+    /// Keeps what clients say from now on, and forgets what they said before.
+    pub fn listen_in(&self) {
+        *self.link.said.lock().unwrap() = Some(BTreeMap::new());
+    }
+
+    /// What each connection said since [`Relay::listen_in`], in order of their beginning.
+    pub fn said(&self) -> Vec<Vec<u8>> {
+        self.link.said.lock().unwrap().iter().flat_map(BTreeMap::values).cloned().collect()
     }
 
     /// Makes it slow, or lossy.
@@ -240,7 +254,11 @@ async fn relay(mut client: TcpStream, link: Arc<Link>, connection: u64) {
     let (from_server, to_server) = server.split();
     let up = async {
         let mut cut = false;
-        pump((from_client, to_server), (&link, connection), &link.up, now.shape, &budget, |before, n| {
+        pump((from_client, to_server), (&link, connection), &link.up, now.shape, &budget, |before, bytes| {
+            let n = bytes.len() as u64;
+            if let Some(said) = link.said.lock().unwrap().as_mut() {
+                said.entry(connection).or_default().extend(bytes);
+            }
             if link.control.borrow().vanish_after.is_some_and(|at| before + n >= at) {
                 link.control.send_modify(|control| {
                     (control.vanish_after, control.vanished) = (None, u64::MAX);
@@ -258,7 +276,7 @@ async fn relay(mut client: TcpStream, link: Arc<Link>, connection: u64) {
     let mut ended = link.control.subscribe();
     tokio::select! {
         () = up => {}
-        () = pump((from_server, to_client), (&link, connection), &link.down, now.shape, &budget, |_, n| n) => {}
+        () = pump((from_server, to_client), (&link, connection), &link.down, now.shape, &budget, |_, bytes| bytes.len() as u64) => {}
         _ = ended.wait_for(|control| control.era != now.era) => {}
         () = budget.spent.notified() => {
             link.cuts.fetch_add(1, Ordering::Relaxed);
@@ -274,7 +292,7 @@ async fn pump(
     way: &Way,
     shape: Shape,
     budget: &Budget,
-    mut allow: impl FnMut(u64, u64) -> u64,
+    mut allow: impl FnMut(u64, &[u8]) -> u64,
 ) {
     // What is under way on the line; where nothing is late, that is next to nothing.
     let (line, mut due) = mpsc::channel(if shape.delay.is_zero() { 1 } else { 1_024 });
@@ -283,7 +301,7 @@ async fn pump(
         while let Ok(n @ 1..) = from.read(&mut buffer).await {
             way.wait(n as u64, shape.rate).await;
             let before = way.passed.fetch_add(n as u64, Ordering::Relaxed);
-            let pass = usize::try_from(allow(before, n as u64)).unwrap();
+            let pass = usize::try_from(allow(before, &buffer[..n])).unwrap();
             let piece: Vec<u8> = buffer[..pass].to_vec();
             let taken = line.send((Instant::now() + shape.delay, piece)).await;
             if taken.is_err() || pass < n {

@@ -146,6 +146,32 @@ pub fn parse_publish(kind: u8, body: &[u8]) -> Option<(&str, Option<u16>, &[u8])
     Some((topic, Some(u16::from_be_bytes(rest.get(..2)?.try_into().ok()?)), &rest[2..]))
 }
 
+/// What a client of MQTT 5 published over a connection of which these are the first bytes: topic and payload, in order.
+/// A packet that is not whole is none yet.
+pub fn published(mut said: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let mut published = Vec::new();
+    while let Some((kind, rest)) = said.split_first()
+        && let Some((length, rest)) = number(rest)
+        && let Some((body, next)) = rest.split_at_checked(length)
+    {
+        said = next;
+        let Some((topic, _, rest)) = (kind & 0xf0 == 0x30).then(|| parse_publish(*kind, body)).flatten()
+        else {
+            continue;
+        };
+        let (properties, rest) = number(rest).unwrap();
+        published.push((topic.to_owned(), rest[properties..].to_vec()));
+    }
+    published
+}
+
+/// A number in seven bits a byte, and what follows it.
+fn number(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    let last = bytes.iter().position(|byte| byte & 0x80 == 0)?;
+    let (digits, rest) = bytes.split_at(last + 1);
+    Some((digits.iter().rev().fold(0, |sum, byte| sum << 7 | usize::from(byte & 0x7f)), rest))
+}
+
 /// A PUBACK.
 pub fn puback(id: u16) -> Vec<u8> {
     packet(0x40, &id.to_be_bytes())
