@@ -168,6 +168,8 @@ catalogue! {
     Push SpoolFounding = "spool-founding",
     /// Files are copied into the spool; their sync is next.
     Push SpoolStaged = "spool-staged",
+    /// One of them is to be synced.
+    Push SpoolSyncing = "spool-syncing",
     /// They are synced; their rename is next.
     Push SpoolSynced = "spool-synced",
     /// One of them has its name.
@@ -182,6 +184,8 @@ catalogue! {
     Push FlushShipped = "flush-shipped",
     /// The receipt was read; the files are in the spool still.
     Push FlushReceipted = "flush-receipted",
+    /// One of them is to leave the spool.
+    Push SpoolRemoving = "spool-removing",
     /// They have left the spool; the receipt is not acknowledged.
     Push FlushRemoved = "flush-removed",
     /// A large file is in storage; `commit` is next.

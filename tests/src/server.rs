@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::process::{arm, disarm};
-use crate::{Api, Credentials, Process, Trace, binary};
+use crate::{Api, Credentials, Process, Trace, binary, until};
 
 /// Longest time until the server is ready or gone, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -315,6 +315,31 @@ impl Server {
         }
         uploads.reverse();
         uploads
+    }
+
+    /// Waits until nobody is connected, and it has done with whatever they had sent.
+    pub async fn at_rest(&self, pool: &str) {
+        let nobody = async || {
+            let text = self.api().get("/metrics").await;
+            text.as_str().unwrap().lines().any(|line| line == "millpond_gate_connections 0")
+        };
+        until("the server sees that they are gone", nobody).await;
+        // Everything is written in one line, and this is the last in it.
+        self.api().patch(&format!("/v1/pools/{pool}"), &json!({})).await;
+    }
+
+    /// How often a file came to the pool that was stored already.
+    pub async fn repeats(&self, pool: &str) -> usize {
+        let (mut repeats, mut since) = (0, 0);
+        loop {
+            let page = self.api().get(&format!("/v1/pools/{pool}/events?since={since}")).await;
+            let events = page["events"].as_array().unwrap();
+            if events.is_empty() {
+                return repeats;
+            }
+            repeats += events.iter().filter(|event| event["type"] == "repeated").count();
+            since = page["next"].as_u64().unwrap();
+        }
     }
 }
 

@@ -1,14 +1,18 @@
 //! SIGKILL at every step of `push`, `flush`, `listen` and `enrol`: before each of the system calls by which they change anything, in
-//! turn. Whatever was left behind, the same command goes on from there to the same end.
+//! turn; where several threads do that side by side, before each by whichever of them, for which there are fail-points. Whatever was
+//! left behind, the same command goes on from there to the same end.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use millpond_edge::spool::Entry;
+use millpond_failpoint::Point;
 use millpond_protocol::{Role, Sha256};
-use millpond_tests::{Edge, Link, Mill, STEPS, Server, killed_at, may_trace};
+use millpond_tests::{Edge, Link, Mill, STEPS, Server, killed_at, may_trace, was_killed};
 use serde_json::{Value, json};
 
 /// Runs the command once for each step, killed there. `prepare` answers the command, and `after` looks at what was left and goes
@@ -130,6 +134,126 @@ async fn a_flush_that_is_killed_at_any_step_loses_nothing_and_nothing_is_stored_
     stored.sort_unstable();
     expected.sort_unstable();
     assert_eq!(stored, expected);
+}
+
+/// More than threads work on at a time.
+const MANY: usize = 40;
+
+/// Writes so many files that were never there before; their names.
+fn new_files(edge: &Edge, run: u32) -> Vec<String> {
+    let names: Vec<String> = (0..MANY).map(|n| format!("file-{run}-{n}")).collect();
+    names.iter().for_each(|name| drop(edge.file(name, name.as_bytes())));
+    names
+}
+
+/// The command with these files.
+fn of<'a>(command: &[&'a str], files: &'a [String]) -> Vec<&'a str> {
+    command.iter().copied().chain(files.iter().map(String::as_str)).collect()
+}
+
+/// Ids of the entries that a directory, or a note, of the spool names.
+fn entries(names: impl Iterator<Item = String>) -> BTreeSet<String> {
+    names.map(|name| name.parse::<Entry>().unwrap().upload.to_string()).collect()
+}
+
+fn waiting(edge: &Edge) -> BTreeSet<String> {
+    let ready = std::fs::read_dir(edge.spool().join("ready")).unwrap();
+    entries(ready.map(|entry| entry.unwrap().file_name().into_string().unwrap()))
+}
+
+/// Runs it with that point armed for the `nth` time; whether it was killed there.
+async fn dies_at(edge: &Edge, point: Point, nth: u32, command: &[&str]) -> bool {
+    edge.arm(point, nth);
+    let output = edge.run(command).await;
+    edge.disarm();
+    assert!(output.status.success() || was_killed(output.status), "{} {nth}: {output:?}", point.name());
+    was_killed(output.status)
+}
+
+#[tokio::test]
+async fn a_push_that_is_killed_at_any_of_many_files_leaves_whole_ones_and_can_be_repeated() {
+    let (_server, edge) = Edge::device().await;
+    for point in [Point::SpoolSyncing, Point::SpoolRenamed] {
+        for nth in 1.. {
+            let _ = std::fs::remove_dir_all(edge.spool());
+            let files = new_files(&edge, 0);
+            let push = of(&["push", "--offline"], &files);
+            let killed = dies_at(&edge, point, nth, &push).await;
+            assert_eq!(killed, nth as usize <= MANY, "{} {nth}", point.name());
+            let shown = if !killed {
+                MANY
+            } else if point == Point::SpoolRenamed {
+                nth as usize
+            } else {
+                0
+            };
+            assert_eq!(waiting(&edge).len(), shown, "{} {nth}", point.name());
+            edge.done(&push).await;
+            assert_eq!(waiting(&edge).len(), MANY, "{} {nth}", point.name());
+            assert_eq!(std::fs::read_dir(edge.spool().join("staging")).unwrap().count(), 0);
+            if !killed {
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_flush_that_is_killed_at_any_removal_loses_nothing_and_what_came_to_be_stored_is_in_doubt() {
+    let (server, edge) = Edge::device().await;
+    let mut left_behind = BTreeSet::new();
+    for nth in 1.. {
+        let files = new_files(&edge, nth);
+        edge.done(&of(&["push", "--offline"], &files)).await;
+        let all = waiting(&edge);
+        let killed = dies_at(&edge, Point::SpoolRemoving, nth, &["spool", "flush"]).await;
+        assert_eq!(killed, nth as usize <= MANY, "{nth}");
+        server.at_rest("demo").await;
+        let uploads = server.uploads("demo").await;
+        let stored: BTreeSet<_> =
+            uploads.iter().map(|upload| upload["upload"].as_str().unwrap().to_owned()).collect();
+        let left = waiting(&edge);
+        let lost: Vec<_> = all.iter().filter(|id| !left.contains(*id) && !stored.contains(*id)).collect();
+        assert!(lost.is_empty(), "{nth}: {lost:?}");
+        let note = std::fs::read_to_string(edge.spool().join("in-flight")).unwrap();
+        let doubtful = entries(note.lines().map(str::to_owned));
+        let twice: Vec<_> = left.intersection(&stored).filter(|id| !doubtful.contains(*id)).collect();
+        assert!(twice.is_empty(), "{nth}: {twice:?}");
+        left_behind.insert(left.len());
+        edge.done(&["spool", "flush"]).await;
+        server.at_rest("demo").await;
+        assert_eq!((waiting(&edge).len(), server.repeats("demo").await), (0, 0), "{nth}");
+        assert_eq!(server.uploads("demo").await.len(), nth as usize * MANY, "{nth}");
+        if !killed {
+            break;
+        }
+    }
+    // It died with all of them there, and with ever fewer.
+    assert!(left_behind.contains(&MANY) && left_behind.len() > MANY / 4, "{left_behind:?}");
+}
+
+#[tokio::test]
+async fn a_push_that_is_killed_while_it_makes_room_has_logged_all_that_is_gone() {
+    let (_server, edge) = Edge::device().await;
+    let limit = MANY.to_string();
+    let push = ["--spool-files", &limit, "--spool-full", "drop-oldest", "push", "--offline"];
+    for nth in 1.. {
+        let _ = std::fs::remove_dir_all(edge.spool());
+        let (old, new) = (new_files(&edge, 0), new_files(&edge, 1));
+        edge.done(&of(&push, &old)).await;
+        let before = waiting(&edge);
+        let killed = dies_at(&edge, Point::SpoolRemoving, nth, &of(&push, &new)).await;
+        assert_eq!(killed, nth as usize <= MANY, "{nth}");
+        let log = std::fs::read_to_string(edge.spool().join("dropped.log")).unwrap();
+        let left = waiting(&edge);
+        let silent: Vec<_> = before.difference(&left).filter(|id| !log.contains(id.as_str())).collect();
+        assert!(silent.is_empty(), "{nth}: {silent:?}");
+        edge.done(&of(&push, &new)).await;
+        assert!(waiting(&edge).is_disjoint(&before) && waiting(&edge).len() == MANY, "{nth}");
+        if !killed {
+            break;
+        }
+    }
 }
 
 #[tokio::test]

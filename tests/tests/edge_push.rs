@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use millpond_edge::spool::{Limits, Spool};
 use millpond_protocol::Role;
-use millpond_tests::{Credentials, Edge, Server, edge_binary, skip, tool, until};
-use serde_json::{Value, json};
+use millpond_tests::{Credentials, Edge, Server, edge_binary, skip, tool};
+use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const DAY_MS: i64 = 86_400_000;
@@ -124,31 +124,6 @@ async fn a_network_that_is_cut_in_mid_bundle_costs_no_file_and_little_repetition
     assert!(edge.relay.upward() < 4_000_000 + 2_300_000, "{}", edge.relay.upward());
 }
 
-/// Waits until the server has done with whatever a device that is gone had sent.
-async fn at_rest(server: &Server) {
-    let nobody = async || {
-        let text = server.api().get("/metrics").await;
-        text.as_str().unwrap().lines().any(|line| line == "millpond_gate_connections 0")
-    };
-    until("the server sees that the device is gone", nobody).await;
-    // Everything is written in one line, and this is the last in it.
-    server.api().patch("/v1/pools/demo", &json!({})).await;
-}
-
-/// How often a file came that was stored already.
-async fn repeats(server: &Server) -> usize {
-    let (mut repeats, mut since) = (0, 0);
-    loop {
-        let page = server.api().get(&format!("/v1/pools/demo/events?since={since}")).await;
-        let events = page["events"].as_array().unwrap();
-        if events.is_empty() {
-            return repeats;
-        }
-        repeats += events.iter().filter(|event| event["type"] == "repeated").count();
-        since = page["next"].as_u64().unwrap();
-    }
-}
-
 #[tokio::test]
 async fn a_flush_that_is_killed_at_any_point_loses_nothing_and_sends_nothing_twice_that_was_stored() {
     const SIZE: usize = 20_000;
@@ -163,8 +138,8 @@ async fn a_flush_that_is_killed_at_any_point_loses_nothing_and_sends_nothing_twi
         }
         kills += u32::from(flush.status().is_none());
         flush.kill();
-        at_rest(&server).await;
-        assert_eq!(repeats(&server).await, 0, "after {kills} kills");
+        server.at_rest("demo").await;
+        assert_eq!(server.repeats("demo").await, 0, "after {kills} kills");
     }
     assert!(kills >= 3, "only {kills} were killed in the middle");
     let (missing, begin) = (ids.len() - stored(&server).await.len(), edge.relay.upward());
@@ -173,8 +148,8 @@ async fn a_flush_that_is_killed_at_any_point_loses_nothing_and_sends_nothing_twi
     // Descriptions and questions beside the bytes: of as many as there are, and no file.
     let most = missing * (SIZE + 500) + 30_000;
     assert!(sent < most as u64, "{sent} bytes for {missing} files that were missing");
-    at_rest(&server).await;
-    assert_eq!(repeats(&server).await, 0);
+    server.at_rest("demo").await;
+    assert_eq!(server.repeats("demo").await, 0);
     let stored = stored(&server).await;
     assert_eq!((stored.len(), stored.into_iter().collect::<BTreeSet<_>>()), (300, ids));
     assert_eq!(waiting(&edge).await, 0);

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use millpond_failpoint::{Point, reach};
+
 use super::disk::{self, at};
 use super::store::Spool;
 use super::{Entry, SpoolError, together};
@@ -27,6 +29,7 @@ impl Remover {
         at(root, disk::set_changes(&lock, after))?;
         together::each(entries, |entry| {
             let path = ready.join(entry.to_string());
+            reach(Point::SpoolRemoving);
             at(&path, disk::remove(&path))
         })?;
         drop(lock);

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::Sha256;
 
 use super::disk::{self, at};
@@ -108,6 +109,7 @@ impl Spool {
 /// Syncs the files, so that renaming them shows each whole or not at all.
 pub(super) fn sync(staged: &[Staged]) -> Result<(), SpoolError> {
     together::each(staged, |Staged { writing, .. }| {
+        reach(Point::SpoolSyncing);
         writing.file.sync_all().map_err(|error| writing.failed(error))
     })
 }

@@ -264,6 +264,7 @@ impl Spool {
     pub(super) fn take_out(&mut self, entries: &[Entry]) -> Result<(), SpoolError> {
         together::each(entries, |entry| {
             let path = self.path(entry);
+            reach(Point::SpoolRemoving);
             at(&path, disk::remove(&path))
         })?;
         entries.iter().for_each(|entry| self.forget(entry));
