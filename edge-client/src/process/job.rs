@@ -25,7 +25,7 @@ use crate::transfer::{Meter, Transfer, digest};
 
 /// Begins the name of an attempt's directory.
 pub(super) const DIRECTORY: &str = "attempt-";
-/// Beats come at least so often while there is a log to tell.
+/// Beats come at least so often while there is a log, or progress, to tell.
 const TALK: Duration = Duration::from_secs(5);
 /// How often to look whether there is more of it than one message takes: then the messages follow each other, so that a
 /// command which writes much does not lose what it writes.
@@ -97,10 +97,8 @@ async fn beat(session: &Session, lease: &Lease, log: &Log, within: Duration) -> 
     let beat =
         ask::Beat { round, attempt, progress: progress.map(|p| json!(p)), log: text.clone(), wait_s: 0 };
     let told = session.ask::<Value>(Op::Beat, &beat, within).await.map(drop);
-    if told.is_err()
-        && let Some(text) = text
-    {
-        log.put_back(&text);
+    if told.is_err() {
+        log.put_back(text.as_deref().unwrap_or_default());
     }
     told
 }

@@ -27,6 +27,8 @@ struct Waiting {
     text: String,
     dropped: usize,
     progress: Option<f64>,
+    /// The progress is another one than the server was told.
+    stated: bool,
 }
 
 impl Log {
@@ -38,7 +40,7 @@ impl Log {
     pub(super) fn line(&self, line: &str) {
         let mut waiting = self.lock();
         if let Some(progress) = progress(line) {
-            waiting.progress = Some(progress);
+            waiting.stated |= waiting.progress.replace(progress) != Some(progress);
         } else if waiting.text.len() + line.len() > WAITING_MAX {
             waiting.dropped += line.len();
         } else {
@@ -65,15 +67,18 @@ impl Log {
             waiting.text.push_str(&note);
             waiting.dropped = 0;
         }
+        waiting.stated = false;
         let cut = waiting.text.floor_char_boundary(MESSAGE);
         let rest = waiting.text.split_off(cut);
         let text = std::mem::replace(&mut waiting.text, rest);
         ((!text.is_empty()).then_some(text), waiting.progress)
     }
 
-    /// Puts back what the server did not get.
+    /// Puts back what the server did not get, and the progress with it.
     pub(super) fn put_back(&self, text: &str) {
-        self.lock().text.insert_str(0, text);
+        let mut waiting = self.lock();
+        waiting.text.insert_str(0, text);
+        waiting.stated = waiting.progress.is_some();
     }
 
     /// The end of it, for the last message; what is before that is dropped.
@@ -99,9 +104,10 @@ impl Log {
         self.lock().text.len() > MESSAGE
     }
 
-    /// Whether anything waits.
+    /// Whether nothing waits: no text, and no progress that is news.
     pub(super) fn is_empty(&self) -> bool {
-        self.lock().text.is_empty()
+        let waiting = self.lock();
+        waiting.text.is_empty() && !waiting.stated
     }
 }
 
@@ -121,6 +127,14 @@ mod tests {
         log.read(&b"reading\nprogress 0.25\nmerging\nprogress 7\nno newline"[..]);
         assert_eq!(log.take(), (Some("reading\nmerging\nprogress 7\nno newline".into()), Some(0.25)));
         assert_eq!(log.take(), (None, Some(0.25)));
+        log.line("progress 0.25\n");
+        assert!(log.is_empty(), "the server knows it");
+        log.line("progress 0.5\n");
+        assert!(!log.is_empty());
+        assert_eq!(log.take(), (None, Some(0.5)));
+        assert!(log.is_empty());
+        log.put_back("");
+        assert!(!log.is_empty(), "the server did not get it");
     }
 
     #[test]

@@ -78,7 +78,7 @@ async fn a_processor_that_works_on_offer_seals_nothing_and_takes_what_others_sea
 }
 
 /// Waits until the round is one that a claim brings: its files are written then.
-async fn offered(cast: &Cast, round: u32) {
+pub async fn offered(cast: &Cast, round: u32) {
     let begin = Instant::now();
     while cast.round(round).await["state"] != "offered" {
         assert!(begin.elapsed() < PATIENCE, "{}", cast.round(round).await);
