@@ -1,5 +1,5 @@
-//! The static binary needs nothing of the system, it plays the demo in a root that holds nothing else; and nothing of the
-//! fail-points is in it.
+//! The static binaries need nothing of the system: the server plays the demo, and the edge client sends files, in a root that holds
+//! nothing else; and nothing of the fail-points is in them.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -9,33 +9,46 @@ use std::process::Command;
 use std::time::Duration;
 
 use millpond_failpoint::{Point, VARIABLE};
-use millpond_tests::{Process, repository, skip, tool};
+use millpond_protocol::Role;
+use millpond_tests::{Process, Server, repository, skip, tool};
+use serde_json::json;
 
 /// Where `chroot` is.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What `MILLPOND_STATIC_BIN` names (`.ci/run` builds it); without it there is nothing to test.
 fn binary() -> Option<OsString> {
-    let binary = std::env::var_os("MILLPOND_STATIC_BIN");
+    named("MILLPOND_STATIC_BIN")
+}
+
+/// The edge client, in the same way.
+fn edge_binary() -> Option<OsString> {
+    named("MILLPOND_STATIC_EDGE_BIN")
+}
+
+fn named(variable: &str) -> Option<OsString> {
+    let binary = std::env::var_os(variable);
     if binary.is_none() {
-        let _ = writeln!(std::io::stderr(), "skipped: MILLPOND_STATIC_BIN names no binary");
+        let _ = writeln!(std::io::stderr(), "skipped: {variable} names no binary");
     }
     binary
 }
 
-/// Built as users build it, the binary has none of the places where programs under test kill themselves.
+/// Built as users build them, the binaries have none of the places where programs under test kill themselves.
 #[test]
-fn the_static_binary_has_no_fail_points() {
-    let Some(binary) = binary() else { return };
+fn the_static_binaries_have_no_fail_points() {
     let read = |path: &std::path::Path| String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned();
     let names = || Point::ALL.iter().map(|point| point.name()).chain([VARIABLE]);
-    let users = read(binary.as_ref());
-    let found: Vec<_> = names().filter(|name| users.contains(name)).collect();
-    assert_eq!(found, [""; 0]);
-    // The one that tests kill has them, so looking for them means something.
-    let tested = read(&millpond_tests::binary());
-    let missing: Vec<_> = names().filter(|name| !tested.contains(name)).collect();
-    assert_eq!(missing, [""; 0]);
+    let under_test = [millpond_tests::binary(), millpond_tests::edge_binary()];
+    for (users, tested) in [binary(), edge_binary()].into_iter().zip(under_test) {
+        let Some(users) = users else { continue };
+        let (users, tested) = (read(users.as_ref()), read(&tested));
+        let found: Vec<_> = names().filter(|name| users.contains(name)).collect();
+        assert_eq!(found, [""; 0]);
+        // The one that tests kill has them, so looking for them means something.
+        let missing: Vec<_> = names().filter(|name| !tested.contains(name)).collect();
+        assert_eq!(missing, [""; 0]);
+    }
 }
 
 /// The words of an instruction of docker/Dockerfile, its continued lines included.
@@ -113,4 +126,36 @@ fn the_static_binary_plays_the_demo_in_an_empty_root() {
     }
     assert!(output.status.success(), "{said}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"ok\": true"), "{said}");
+}
+
+#[tokio::test]
+async fn the_static_edge_client_sends_files_over_tls_from_an_empty_root() {
+    let Some(binary) = edge_binary() else { return };
+    if !tool("chroot") {
+        return;
+    }
+    let server = Server::secure(&[]).await;
+    server.pool("p", json!({})).await;
+    let who = server.member("p", "dev", Role::Publisher).await;
+    let root = tempfile::tempdir().unwrap();
+    std::fs::copy(&binary, root.path().join("millpond-edge")).unwrap();
+    std::fs::copy(server.ca(), root.path().join("ca.crt")).unwrap();
+    // Over MQTT, and by URL.
+    for (name, size) in [("small", 10), ("large", 2 << 20)] {
+        std::fs::write(root.path().join(name), vec![b'x'; size]).unwrap();
+    }
+    let mut push = Command::new("chroot");
+    push.arg(root.path()).args(["/millpond-edge", "--spool", "/spool", "push", "small", "large"]);
+    push.env_clear().env("PATH", PATH).env("MILLPOND_CA_FILE", "/ca.crt");
+    push.env("MILLPOND_MQTT_URL", format!("mqtts://{}", server.mqtts()));
+    push.env("MILLPOND_MQTT_USER", "p/dev").env("MILLPOND_MQTT_TOKEN", &who.token);
+    let output = tokio::task::spawn_blocking(move || push.output().unwrap()).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("Operation not permitted") && !skip("chroot needs root") {
+        return;
+    }
+    assert!(output.status.success(), "{said}");
+    let sizes: Vec<_> =
+        server.uploads("p").await.iter().map(|upload| upload["size"].as_u64().unwrap()).collect();
+    assert_eq!(sizes, [10, 2 << 20]);
 }
