@@ -67,12 +67,25 @@ async fn a_server_of_an_unknown_authority_gets_no_token_and_no_file() {
     let said = command.output().unwrap();
     let told = String::from_utf8_lossy(&said.stderr);
     assert!(told.contains("UnknownIssuer") && told.contains("waits in the spool"), "{told}");
+    assert!(said.status.success() && said.stdout.starts_with(b"spooled"), "{said:?}");
     let metrics = server.api().get("/metrics").await;
     assert!(
         metrics.as_str().unwrap().contains(r#"handshakes_total{listener="mqtt",outcome="failed"}"#),
         "{metrics}"
     );
     assert!(server.uploads("p").await.is_empty());
+    // It is sent from there once the server is trusted; until then a flush says that it could not.
+    let flush = |patience| {
+        let mut flush = Command::new(edge_binary());
+        flush.args(["spool", "flush", "--patience", patience]);
+        flush.envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        flush
+    };
+    let refused = flush("2").output().unwrap();
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(75) && told.contains("UnknownIssuer"), "{refused:?}");
+    accepted(&flush("60").env("MILLPOND_CA_FILE", server.ca()).output().unwrap());
+    assert_eq!(server.uploads("p").await.len(), 1);
 }
 
 /// A member's client that has a certificate and no token.
