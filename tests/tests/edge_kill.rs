@@ -215,7 +215,7 @@ async fn a_flush_that_is_killed_at_any_removal_loses_nothing_and_what_came_to_be
         let left = waiting(&edge);
         let lost: Vec<_> = all.iter().filter(|id| !left.contains(*id) && !stored.contains(*id)).collect();
         assert!(lost.is_empty(), "{nth}: {lost:?}");
-        let note = std::fs::read_to_string(edge.spool().join("in-flight")).unwrap();
+        let note = std::fs::read_to_string(edge.spool().join("in-flight")).unwrap_or_default();
         let doubtful = entries(note.lines().map(str::to_owned));
         let twice: Vec<_> = left.intersection(&stored).filter(|id| !doubtful.contains(*id)).collect();
         assert!(twice.is_empty(), "{nth}: {twice:?}");
@@ -244,7 +244,7 @@ async fn a_push_that_is_killed_while_it_makes_room_has_logged_all_that_is_gone()
         let before = waiting(&edge);
         let killed = dies_at(&edge, Point::SpoolRemoving, nth, &of(&push, &new)).await;
         assert_eq!(killed, nth as usize <= MANY, "{nth}");
-        let log = std::fs::read_to_string(edge.spool().join("dropped.log")).unwrap();
+        let log = std::fs::read_to_string(edge.spool().join("dropped.log")).unwrap_or_default();
         let left = waiting(&edge);
         let silent: Vec<_> = before.difference(&left).filter(|id| !log.contains(id.as_str())).collect();
         assert!(silent.is_empty(), "{nth}: {silent:?}");
