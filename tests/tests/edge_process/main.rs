@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod cast;
-mod lease;
 mod stop;
+mod terms;
 mod trigger;
 
 use std::time::{Duration, Instant};
