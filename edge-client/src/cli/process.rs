@@ -82,6 +82,10 @@ fn told(cli: &Cli, report: &Report<'_>) {
         Report::Leased(lease) => (lease.round, "leased", None),
         Report::Done { round } => (*round, "done", None),
         Report::Ended { round, why } => (*round, "ended", Some(why.to_string())),
+        Report::Trouble { path, why } => {
+            eprintln!("millpond-edge: {}: {why}", path.display());
+            return;
+        }
     };
     let line = if cli.json {
         json!({ "round": round, "state": what, "reason": why }).to_string()

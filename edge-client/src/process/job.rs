@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::input::{self, Paths};
 use super::log::Log;
+use super::room::unless_full;
 use super::{ASK, AttemptError, Options};
 use crate::backoff::{Backoff, random};
 use crate::exec::Running;
@@ -54,7 +55,9 @@ pub(super) async fn attempt(
     let handed_over = AtomicBool::new(false);
     // The first of the two that ends takes the other with it.
     tokio::select! {
-        done = work_on(&work, &lease, &log, &is_over, &handed_over) => done,
+        done = work_on(&work, &lease, &log, &is_over, &handed_over) => {
+            done.map_err(|error| unless_full(&work.options.directory, error))
+        }
         lost = beats(&work.session, &lease, &log, &handed_over) => Err(lost),
     }
 }

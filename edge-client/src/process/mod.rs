@@ -50,27 +50,29 @@
 //! ```
 
 mod error;
+mod hold;
 mod input;
 mod job;
 mod log;
 mod next;
+mod room;
 mod traces;
 mod trigger;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use millpond_failpoint::{Point, reach};
 use millpond_protocol::access::Op;
 use millpond_protocol::message::Lease;
 use tokio::time::Instant;
 
 use self::log::Log;
-use self::traces::{NOTE, Note, clear, forget, give_back};
+use self::next::Begun;
+use crate::backoff::Backoff;
 use crate::session::{Cause, Event, Inbox, Session, Topic};
 use crate::transfer::Transfer;
 
@@ -138,6 +140,11 @@ pub enum Report<'a> {
         round: u64,
         why: &'a AttemptError,
     },
+    /// Something of this machine is in the way, and the processor goes on: the disk has no room, or a directory cannot be removed.
+    Trouble {
+        path: &'a Path,
+        why: &'a io::Error,
+    },
 }
 
 /// What a run does at the moment.
@@ -151,6 +158,8 @@ struct Processor<'a> {
     /// This machine's attempts in a row that failed for reasons of its own, and until when it leaves rounds to others.
     failures: u32,
     rest: Instant,
+    /// How long to wait for room on the disk.
+    room: Backoff,
     /// When to seal the oldest batch; not known before the server's time is.
     trigger: Option<Instant>,
     /// An ask for a round that was not answered, and its id: the same again hears of the lease that it may have brought.
@@ -212,6 +221,7 @@ pub async fn process(
         look: Instant::now(),
         failures: 0,
         rest: Instant::now(),
+        room: room::backoff(),
         trigger: None,
         unheard: None,
         job: None,
@@ -221,7 +231,8 @@ pub async fn process(
     let mut stop = Stop { wish: stop, asked: false };
     let ended = processor.run(inbox, &mut stop).await;
     let Some(Job { lease, log, is_over, mut work }) = processor.job.take() else {
-        return clear(&options.directory).map_err(at).and(ended);
+        processor.clear();
+        return ended;
     };
     // A result that is made gets the time that it needs to arrive; a command that runs is killed.
     let outcome = if is_over.load(Ordering::Relaxed) && ended.is_ok() {
@@ -273,13 +284,25 @@ impl Processor<'_> {
                     return Err(ProcessError::Offline(Cause::Lost("the server does not say what it takes".into())));
                 }
                 () = tokio::time::sleep_until(next), if idle => {
+                    if !self.has_room()? {
+                        continue;
+                    }
                     // A lease that is granted while this is given up runs out.
-                    let nothing_left = tokio::select! {
+                    let begun = tokio::select! {
                         begun = self.begin() => begun?,
                         () = stop.asked() => return Ok(()),
                     };
-                    if nothing_left && self.options.trigger == Trigger::Never {
-                        return self.failed.take().map_or(Ok(()), Err);
+                    match begun {
+                        Begun::Leased(lease) => {
+                            self.take(*lease, stop).await?;
+                            if self.job.is_none() && (self.options.once || stop.asked) {
+                                return Ok(());
+                            }
+                        }
+                        Begun::NothingLeft if self.options.trigger == Trigger::Never => {
+                            return self.failed.take().map_or(Ok(()), Err);
+                        }
+                        Begun::NothingLeft | Begun::Later => {}
                     }
                 }
                 () = stop.asked() => {
@@ -305,82 +328,5 @@ impl Processor<'_> {
             | Event::ResultData { .. } => {}
         }
         Ok(())
-    }
-
-    fn take(&mut self, lease: Lease) -> Result<(), ProcessError> {
-        let root = self.options.directory.clone();
-        let at = |source| ProcessError::Directory { path: root.clone(), source };
-        clear(&root).map_err(at)?;
-        reach(Point::ProcessLeased);
-        let note = Note { round: lease.round, attempt: lease.attempt };
-        let json = serde_json::to_vec(&note).unwrap_or_default();
-        crate::spool::replace(&root.join(NOTE), &root.join("scratch"), &json).map_err(at)?;
-        reach(Point::ProcessNoted);
-        (self.report)(Report::Leased(&lease));
-        let work = job::Work {
-            session: self.session.clone(),
-            transfer: Arc::clone(self.transfer),
-            options: self.options.clone(),
-        };
-        let (log, is_over) = (Log::default(), Arc::new(AtomicBool::new(false)));
-        self.job = Some(Job {
-            lease: lease.clone(),
-            log: log.clone(),
-            is_over: Arc::clone(&is_over),
-            work: Box::pin(job::attempt(work, lease, log, is_over)),
-        });
-        Ok(())
-    }
-
-    /// An attempt has ended. What has to be told to the server has so much time, and little where this is to end.
-    async fn ended(
-        &mut self,
-        lease: &Lease,
-        log: &Log,
-        ended: Result<(), AttemptError>,
-        within: Duration,
-        stop: &mut Stop<impl Future<Output = ()> + Unpin>,
-    ) -> Result<(), ProcessError> {
-        self.look = Instant::now();
-        let (round, directory) = (lease.round, &self.options.directory);
-        let at = |source| ProcessError::Directory { path: directory.clone(), source };
-        match &ended {
-            Ok(()) => {
-                reach(Point::ProcessClosed);
-                self.failures = 0;
-                forget(directory).map_err(at)?;
-                (self.report)(Report::Done { round });
-            }
-            Err(why) => {
-                if why.is_of_this_machine() {
-                    self.failures = (self.failures + 1).min(6);
-                    self.rest = Instant::now() + REST * 2_u32.pow(self.failures - 1);
-                } else {
-                    self.failures = 0;
-                }
-                let hurry = async {
-                    stop.asked().await;
-                    tokio::time::sleep(GIVE_BACK.min(self.options.grace)).await;
-                };
-                tokio::select! {
-                    given = give_back(self.options, self.session, (lease, log), why, within) => given.map_err(at)?,
-                    // The note stays: the next process does it.
-                    () = hurry => {}
-                }
-                (self.report)(Report::Ended { round, why });
-            }
-        }
-        clear(directory).map_err(at)?;
-        match ended {
-            Ok(()) | Err(AttemptError::Stopped) => Ok(()),
-            Err(why) => {
-                let ended = ProcessError::Ended { round, why: why.to_string() };
-                if self.options.once {
-                    return Err(ended);
-                }
-                self.failed.get_or_insert(ended);
-                Ok(())
-            }
-        }
     }
 }

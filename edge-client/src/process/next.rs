@@ -20,9 +20,17 @@ use crate::session::{Cause, SessionError};
 /// How long an ask may take at the least, however little patience there is.
 const LEAST: Duration = Duration::from_secs(1);
 
+/// What came of asking for a round.
+pub(super) enum Begun {
+    Leased(Box<Lease>),
+    /// The server said that there is none.
+    NothingLeft,
+    Later,
+}
+
 impl Processor<'_> {
-    /// Asks for a round. Answers whether the server said that there is none.
-    pub(super) async fn begin(&mut self) -> Result<bool, ProcessError> {
+    /// Asks for a round.
+    pub(super) async fn begin(&mut self) -> Result<Begun, ProcessError> {
         let now = Instant::now();
         self.look = now + LOOK;
         let (op, id) = self.unheard.take().unwrap_or_else(|| {
@@ -30,7 +38,7 @@ impl Processor<'_> {
             (if due { Op::Trigger } else { Op::Claim }, format!("round-{:016x}", random()))
         });
         let asked = match (op, self.options.trigger) {
-            (Op::Trigger, Trigger::Every(every)) => self.seal(&id, now, every).await?,
+            (Op::Trigger, Trigger::Every(every)) => self.seal(&id, now, every).await,
             _ => {
                 let asked =
                     self.session.ask_as::<Value>(&id, op, &ask::Claim::default(), self.within()).await;
@@ -48,10 +56,11 @@ impl Processor<'_> {
         let nothing_left = matches!(asked, Ok(None));
         let is_job = self.options.trigger == Trigger::Never;
         let lease = asked.or_else(|error| refused(error, is_job))?;
-        if let Some(lease) = lease {
-            self.take(lease)?;
-        }
-        Ok(nothing_left)
+        Ok(match lease {
+            Some(lease) => Begun::Leased(Box::new(lease)),
+            None if nothing_left => Begun::NothingLeft,
+            None => Begun::Later,
+        })
     }
 
     /// How long an ask may take.
@@ -66,12 +75,7 @@ impl Processor<'_> {
     }
 
     /// Seals the oldest open batch.
-    async fn seal(
-        &mut self,
-        id: &str,
-        now: Instant,
-        every: Duration,
-    ) -> Result<Result<Option<Lease>, SessionError>, ProcessError> {
+    async fn seal(&mut self, id: &str, now: Instant, every: Duration) -> Result<Option<Lease>, SessionError> {
         let trigger = ask::Trigger { take: true, ..ask::Trigger::default() };
         let asked_at = self.moment();
         let asked = self.session.ask_as::<Triggered>(id, Op::Trigger, &trigger, ASK).await;
@@ -80,16 +84,15 @@ impl Processor<'_> {
             Err(SessionError::Answer(refusal)) if !refusal.code.is_temporary() => {}
             Err(_) => {
                 self.trigger = Some(now + every.min(LOOK));
-                return Ok(asked.map(|triggered| triggered.lease));
+                return asked.map(|triggered| triggered.lease);
             }
         }
         self.trigger = Some(now + every);
-        let directory = &self.options.directory;
-        trigger::note(directory, &asked_at)
-            .map_err(|source| ProcessError::Directory { path: directory.clone(), source })?;
+        // Without it the next process seals sooner than it should, and a lease that came with the answer is not lost.
+        self.unless_noted(trigger::note(&self.options.directory, &asked_at));
         // Without a lease there may be one to claim: a round that was sealed earlier, or this one, offered.
         self.look = Instant::now();
-        Ok(asked.map(|triggered| triggered.lease))
+        asked.map(|triggered| triggered.lease)
     }
 
     /// Gives back what a process before this one held when it died.

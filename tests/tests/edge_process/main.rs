@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod cast;
+mod room;
 mod stop;
 mod terms;
 mod trigger;
