@@ -151,6 +151,17 @@ async fn refusals_end_an_upload_at_once_and_say_what_storage_said() {
 }
 
 #[tokio::test]
+async fn a_storage_without_room_is_not_sent_the_same_bytes_again() {
+    let (directory, content) = (tempfile::tempdir().unwrap(), bytes(100));
+    let path = file(&directory, &content);
+    let (base, log) = peer(|_, _| Act::Take("507 Insufficient Storage")).await;
+    let error =
+        Transfer::new(quick()).send(&path, &[put(&base, 0, 100)], &Meter::silent()).await.unwrap_err();
+    assert!(error.to_string().contains("507") && error.is_temporary(), "{error}");
+    assert_eq!(log.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_transfer_that_stands_still_ends_and_one_that_advances_does_not() {
     let (directory, content) = (tempfile::tempdir().unwrap(), bytes(40_000));
     let path = file(&directory, &content);

@@ -13,6 +13,7 @@ use super::ship::{self, Loaded, Message};
 use super::{Report, SendError};
 use crate::large;
 use crate::spool::{Entry, SpoolError};
+use crate::transfer::TransferError;
 
 /// Questions on their way at once.
 const ASKS: usize = 16;
@@ -95,7 +96,7 @@ impl Run<'_> {
                 Ok((document, bytes)) => files.push(Loaded { entry, document, bytes }),
                 Err(SpoolError::Gone(_)) => self.let_go(&entry.upload),
                 Err(SpoolError::Damaged { why, .. }) => self.damaged(&entry, &why),
-                Err(error) => return Err(error.into()),
+                Err(error) => self.unread(entry, error)?,
             }
         }
         let mut complete = None;
@@ -159,7 +160,7 @@ impl Run<'_> {
                 self.damaged(&entry, &why);
                 return Ok(());
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return self.unread(entry, error),
         };
         self.note_in_flight();
         let (put, sha256) = (ship::put(&document, &self.clock), document.sha256);
@@ -171,6 +172,13 @@ impl Run<'_> {
             let sent = large::upload(&session, &transfer, &path, &upload, put, &meter).await;
             Done::Put(entry, sha256, sent)
         }));
+        Ok(())
+    }
+
+    /// One that the disk does not give now keeps no other from being sent.
+    pub(super) fn unread(&mut self, entry: Entry, error: SpoolError) -> Result<(), SendError> {
+        let SpoolError::Io { path, source } = error else { return Err(error.into()) };
+        self.leave(entry, &TransferError::Local { path, source }.into());
         Ok(())
     }
 

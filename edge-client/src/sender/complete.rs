@@ -106,6 +106,12 @@ impl Statements {
                 }
                 // It has left the spool.
                 Err(SpoolError::Gone(_) | SpoolError::Damaged { .. }) => {}
+                // Nobody knows what it belongs to: perhaps all of them speak of it.
+                Err(SpoolError::Io { .. }) => {
+                    for pending in &mut all {
+                        pending.behind.insert(entry.upload.clone());
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -79,7 +79,7 @@ pub enum Report<'a> {
     Refused(&'a Entry, &'a Refusal),
     /// It was damaged in the spool and lies in `damaged/`.
     Damaged(&'a Entry, &'a str),
-    /// A large file did not get through; it waits in the spool for another time.
+    /// A large file did not get through, or the disk does not give a file; it waits in the spool for another time.
     Left(&'a Entry, &'a LargeError),
     /// The server knows that there is nothing more.
     Told(&'a Statement),

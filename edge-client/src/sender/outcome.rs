@@ -137,8 +137,9 @@ impl Run<'_> {
         while self.removing
             && let Some(done) = self.work.next().await
         {
+            // What fails is tried below, once more.
             if let Done::Removed(stored, removal) = done {
-                self.removed(&stored, removal?);
+                let _ = self.removed(stored, removal);
             }
         }
         let left = std::mem::take(&mut self.leaving);
@@ -153,16 +154,29 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn removed(&mut self, stored: &[(Entry, Receipt)], removal: Removal) {
-        reach(Point::FlushRemoved);
+    /// What was stored has left the spool. What could not be removed is stored all the same: it is still to be removed.
+    fn removed(
+        &mut self,
+        stored: Vec<(Entry, Receipt)>,
+        removal: Result<Removal, SpoolError>,
+    ) -> Result<(), SpoolError> {
         self.removing = false;
+        let removal = match removal {
+            Ok(removal) => removal,
+            Err(error) => {
+                self.leaving.splice(..0, stored);
+                return Err(error);
+            }
+        };
+        reach(Point::FlushRemoved);
         self.spool.removed(stored.iter().map(|(entry, _)| entry), removal);
-        for (entry, receipt) in stored {
+        for (entry, receipt) in &stored {
             self.let_go(&entry.upload);
             self.summary.stored += 1;
             (self.report)(Report::Stored(entry, receipt));
         }
         self.watch.progress();
+        Ok(())
     }
 
     pub(super) fn refuse(&mut self, entry: &Entry, refusal: Refusal) -> Result<(), SendError> {
@@ -186,10 +200,7 @@ impl Run<'_> {
 
     pub(super) async fn done(&mut self, done: Done) -> Result<(), SendError> {
         match done {
-            Done::Removed(stored, removal) => {
-                self.removed(&stored, removal?);
-                Ok(())
-            }
+            Done::Removed(stored, removal) => Ok(self.removed(stored, removal)?),
             Done::Loaded(read) => self.ship(read?),
             Done::Shipped { shipment, complete, result } => {
                 self.shipments -= 1;
@@ -260,13 +271,18 @@ impl Run<'_> {
                     if entry.size <= publish_max && self.queue.inline(&entry) {
                         return Ok(());
                     }
-                    self.queue.settled(&entry.upload);
-                    (self.report)(Report::Left(&entry, &error));
-                    self.left.insert(entry.upload);
+                    self.leave(entry, &error);
                     Ok(())
                 }
             },
         }
+    }
+
+    /// It waits for another time, and is not tried again by this run.
+    pub(super) fn leave(&mut self, entry: Entry, why: &LargeError) {
+        self.queue.settled(&entry.upload);
+        (self.report)(Report::Left(&entry, why));
+        self.left.insert(entry.upload);
     }
 
     async fn asked(
@@ -296,7 +312,7 @@ impl Run<'_> {
                 self.let_go(&entry.upload);
                 return Ok(());
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return self.unread(entry, error),
         };
         self.digests.insert(entry.upload.clone(), digest);
         if matches!(info.outcome, Outcome::Granted | Outcome::Pending) {

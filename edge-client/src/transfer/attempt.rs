@@ -99,6 +99,10 @@ pub(super) async fn refusal(mut response: Response, stall: Duration) -> Failure 
         StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS => {
             Failure::Again(format!("HTTP {status}{why}"))
         }
+        // It has no room, and will have none at once: the same bytes are not sent again for that.
+        StatusCode::INSUFFICIENT_STORAGE => {
+            TransferError::Stuck { attempts: 1, last: format!("HTTP {status}{why}") }.into()
+        }
         status if status.is_server_error() => Failure::Again(format!("HTTP {status}{why}")),
         status => TransferError::Refused { status: status.as_u16(), why }.into(),
     }
