@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::failure::{FAILED, Failure};
 use super::progress::Progress;
-use super::spool::{SendOrUsage, send};
+use super::spool::{SendOrUsage, resting, send};
 use super::{Cli, say};
 use crate::clock::Stamp;
 use crate::sender::{Report, SendError};
@@ -69,6 +69,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
                 fate = Some(Fate::Refused(why.to_string()));
             }
             Report::Left(entry, why) => progress.say(&format!("millpond-edge: {}: {why}", entry.upload)),
+            Report::Resting(why, pause) => progress.say(&resting(why, pause)),
             _ => {}
         })
         .await;
@@ -76,6 +77,9 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
             Ok(_) => {}
             Err(SendOrUsage::Send(SendError::Offline(cause @ Cause::Lost(_)))) => {
                 eprintln!("millpond-edge: {cause}: the statement waits in the spool");
+            }
+            Err(SendOrUsage::Send(error @ SendError::Resting { .. })) => {
+                eprintln!("millpond-edge: {error}: the statement waits in the spool");
             }
             Err(error) => return Err(error.into()),
         }

@@ -47,7 +47,10 @@ impl From<SessionError> for Failure {
     fn from(error: SessionError) -> Self {
         let exit = match &error {
             SessionError::Offline(Cause::Refused(_)) => FAILED,
-            SessionError::Offline(_) | SessionError::Cut | SessionError::Unanswered(_) => RETRY,
+            SessionError::Offline(_)
+            | SessionError::Cut
+            | SessionError::Later(_)
+            | SessionError::Unanswered(_) => RETRY,
             SessionError::Answer(refusal) if refusal.code.is_temporary() => RETRY,
             SessionError::Answer(_) | SessionError::Refused(_) | SessionError::Strange(..) => FAILED,
         };
@@ -68,7 +71,7 @@ impl From<SendError> for Failure {
             SendError::Spool(error) => error.into(),
             SendError::Offline(cause) => SessionError::Offline(cause).into(),
             SendError::NotAllowed(_) => Self::new(FAILED, error.to_string()),
-            SendError::Stuck(_) => Self::new(RETRY, error.to_string()),
+            SendError::Stuck(_) | SendError::Resting { .. } => Self::new(RETRY, error.to_string()),
         }
     }
 }

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::complete::{self, Moment};
 use super::failure::{FAILED, Failure, RETRY, USAGE};
 use super::progress::{Progress, Unit};
-use super::spool::{SendOrUsage, send};
+use super::spool::{SendOrUsage, resting, send};
 use super::{Cli, say};
 use crate::backoff::random;
 use crate::clock::Stamp;
@@ -137,7 +137,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     let mut options = cli.options(&progress)?;
     options.first = ids.iter().cloned().collect();
     options.only_first = args.only;
-    let (mut fates, mut fate) = (BTreeMap::new(), None);
+    let (mut fates, mut fate, mut rests) = (BTreeMap::new(), None, None);
     let begin = Instant::now();
     if let Some(_sending) = turn(&spool, ours).await? {
         // Whoever sent before has waited already, if there is no network: who wait in line do not each begin anew. Some time each
@@ -156,6 +156,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
                 progress.say(&format!("millpond-edge: {}: {why}: it waits in the spool", entry.upload));
                 fates.insert(entry.upload.clone(), Fate::Left(why.to_string()));
             }
+            Report::Resting(why, pause) => progress.say(&resting(why, pause)),
             report => {
                 sending.advance();
                 note(&mut fates, report);
@@ -172,10 +173,16 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
             )) => {
                 eprintln!("millpond-edge: {cause}: what is not sent waits in the spool");
             }
+            Err(SendOrUsage::Send(error @ SendError::Resting { .. })) => rests = Some(error.to_string()),
             Err(error) => return Err(error.into()),
         }
     }
     refused_by_others(&mut spool, &ids, &mut fates)?;
+    if let Some(why) = rests {
+        for fate in fates.values_mut().filter(|fate| matches!(fate, Fate::Spooled)) {
+            *fate = Fate::Left(why.clone());
+        }
+    }
     let unknown = ids.iter().zip(digests).filter(|(id, _)| !fates.contains_key(*id));
     let unknown: Vec<_> = unknown.map(|(id, sha256)| (id.clone(), sha256)).collect();
     fates.extend(asked(cli, unknown, cli.spool.patience()).await?);
@@ -296,7 +303,7 @@ fn note(fates: &mut BTreeMap<UploadId, Fate>, report: Report<'_>) {
             (&entry.upload, Fate::Stored { batch: receipt.batch, late: receipt.late })
         }
         Report::Refused(entry, refusal) => (&entry.upload, Fate::Refused(refusal.to_string())),
-        Report::Left(..) | Report::Told(_) | Report::NotTold(..) => return,
+        Report::Left(..) | Report::Resting(..) | Report::Told(_) | Report::NotTold(..) => return,
         Report::Damaged(entry, why) => (&entry.upload, Fate::Refused(format!("damaged in the spool: {why}"))),
     };
     fates.insert(upload.clone(), fate);

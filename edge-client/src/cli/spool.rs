@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use millpond_protocol::{Timestamp, UploadId};
+use millpond_protocol::{Refusal, Timestamp, UploadId};
 use serde_json::json;
 
 use super::complete::shown;
@@ -14,6 +14,7 @@ use super::export::export;
 use super::failure::{FAILED, Failure, RETRY, USAGE};
 use super::progress::{Progress, Unit};
 use super::{Cli, say};
+use crate::clock::wall_ms;
 use crate::sender::{self, Options, Report, SendError, Summary};
 use crate::session;
 use crate::spool::{Entry, Limits, Place, Spool, WhenFull, directories};
@@ -160,6 +161,15 @@ fn list(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
             say(format_args!("waiting  {}", shown(&statement.complete)))?;
         }
     }
+    if let Some(rest) = spool.rest().filter(|rest| !rest.left(wall_ms()).is_zero()) {
+        let until = Timestamp::clamped(rest.until_ms);
+        if cli.json {
+            let line = json!({ "state": "resting", "user": rest.who, "until": until, "error": rest.why });
+            say(format_args!("{line}"))?;
+        } else {
+            say(format_args!("nothing is sent for {} before {until}: {}", rest.who, rest.why))?;
+        }
+    }
     if !cli.json {
         let (files, bytes) = spool.held_now();
         let aside = match aside {
@@ -234,6 +244,7 @@ async fn flush(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
         Report::NotTold(statement, why) => {
             progress.say(&format!("millpond-edge: {}: {why}", shown(&statement.complete)));
         }
+        Report::Resting(why, pause) => progress.say(&resting(why, pause)),
         Report::Stored(..) | Report::Refused(..) | Report::Damaged(..) => sending.advance(),
         Report::Told(_) => {}
     })
@@ -253,6 +264,11 @@ async fn flush(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
         return Err(Failure::new(RETRY, "some files did not get through: they wait for the next time"));
     }
     Ok(())
+}
+
+/// What is said when nothing is sent for a while.
+pub(super) fn resting(why: &Refusal, pause: Duration) -> String {
+    format!("millpond-edge: {why}: nothing is sent for {} s, then one file", pause.as_secs())
 }
 
 /// Sends the spool over a session of its own.

@@ -119,7 +119,10 @@ fn refused(error: SessionError, is_job: bool) -> Result<Option<Lease>, ProcessEr
         SessionError::Offline(cause) if is_job => Err(ProcessError::Offline(cause)),
         error if is_job => Err(error.into()),
         SessionError::Answer(refusal) if refusal.code != Code::Unauthorized => Ok(None),
-        SessionError::Offline(Cause::Lost(_)) | SessionError::Unanswered(_) | SessionError::Cut => Ok(None),
+        SessionError::Offline(Cause::Lost(_))
+        | SessionError::Unanswered(_)
+        | SessionError::Cut
+        | SessionError::Later(_) => Ok(None),
         SessionError::Offline(cause) => Err(ProcessError::Offline(cause)),
         error => Err(error.into()),
     }

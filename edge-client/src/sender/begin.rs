@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use millpond_protocol::access::Op;
 use serde_json::json;
+use tokio::time::Instant;
 
-use super::queue::{Shipment, Sizes};
+use super::pace::Pace;
 use super::run::{Done, Read, Run, SHIPMENTS};
 use super::ship::{self, Loaded, Message};
+use super::shipment::{Shipment, Sizes};
 use super::{Report, SendError};
 use crate::large;
 use crate::spool::{Entry, SpoolError};
@@ -35,9 +37,14 @@ impl Run<'_> {
         for entry in self.queue.doubtful(ASKS.saturating_sub(self.asks)) {
             self.ask(entry);
         }
+        let (at_once, files) = match self.pacer.pace(Instant::now()) {
+            Pace::Free => (SHIPMENTS, usize::MAX),
+            Pace::Nothing => return Ok(()),
+            Pace::Few(files) => (1, files),
+        };
         // One after the other, so that they leave in order.
-        while self.shipments < SHIPMENTS && !self.loading && self.leaving.len() < LEAVING {
-            match self.queue.next(&sizes, self.large.is_none()) {
+        while self.shipments < at_once && !self.loading && self.leaving.len() < LEAVING {
+            match self.queue.next_few(&sizes, self.large.is_none(), files) {
                 Some(Shipment::Large(entry)) => self.put(entry)?,
                 Some(shipment) => self.load(shipment),
                 None => break,

@@ -6,6 +6,10 @@
 //! Files are read and removed beside the work with messages. A receipt is acknowledged when it is understood: should the process die
 //! before the file is removed, that is one of those in doubt.
 //!
+//! What the server refuses for now (a pool over its quota, a storage that is away) makes everything wait, as long as the server says
+//! and longer each time; then one file goes, and more when that was taken. The pause is noted in the spool: another process keeps to
+//! it. One that is longer than [`Options::patience`] ends the sending with [`SendError::Resting`].
+//!
 //! A statement of completion ([`crate::spool::Spool::complete`]) is told when every file that it speaks of has been receipted, or
 //! with the bundle that carries the last of them.
 //!
@@ -16,9 +20,11 @@ mod begin;
 mod complete;
 mod outcome;
 mod overdue;
+mod pace;
 mod queue;
 mod run;
 mod ship;
+mod shipment;
 mod watch;
 
 use std::collections::HashSet;
@@ -45,8 +51,8 @@ pub struct Options {
     pub first: HashSet<UploadId>,
     /// Returns when the first ones are settled and leaves the rest.
     pub only_first: bool,
-    /// How long to be without a connection, or without a word of the server on it, before giving up. What is on its way has its
-    /// time beside that.
+    /// How long to be without a connection, or without a word of the server on it, or to wait for a server that takes nothing now,
+    /// before giving up. What is on its way has its time beside that.
     pub patience: Duration,
     /// Bytes of content in one bundle at the most, about; on a slow line it is what takes a few seconds.
     pub bundle: u64,
@@ -81,6 +87,8 @@ pub enum Report<'a> {
     Damaged(&'a Entry, &'a str),
     /// A large file did not get through, or the disk does not give a file; it waits in the spool for another time.
     Left(&'a Entry, &'a LargeError),
+    /// The server refused something for now: nothing is sent for so long.
+    Resting(&'a Refusal, Duration),
     /// The server knows that there is nothing more.
     Told(&'a Statement),
     /// It does not want to know: there is no such label, say.
@@ -109,6 +117,9 @@ pub enum SendError {
     /// This member may not upload: nothing was put aside for it.
     #[error("the server does not take uploads of this member: {0}")]
     NotAllowed(Refusal),
+    /// The server takes nothing now; what was refused, and how long it is to be left alone.
+    #[error("the server takes nothing now ({why}); it is left alone for {} s", .pause.as_secs())]
+    Resting { why: Refusal, pause: Duration },
     /// Connected, and nothing gets through.
     #[error("nothing was settled for {0:?}")]
     Stuck(Duration),

@@ -9,8 +9,8 @@ use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::{Code, Refusal, Sha256, UploadId};
 use tokio::time::Instant;
 
-use super::queue::Shipment;
 use super::run::{Done, Run};
+use super::shipment::Shipment;
 use super::{Report, SendError};
 use crate::large::LargeError;
 use crate::session::{Cause, Event, SessionError};
@@ -214,6 +214,7 @@ impl Run<'_> {
                     (Ok(()), shipment) => {
                         reach(Point::FlushShipped);
                         self.watch.progress();
+                        self.taken();
                         self.awaited.push((until, shipment.entries().to_vec(), None));
                     }
                     // A bundle is refused as a whole for the fault of one.
@@ -221,6 +222,10 @@ impl Run<'_> {
                     // The receipt says why.
                     (Err(SessionError::Refused(code)), shipment) => {
                         self.awaited.push((until, shipment.entries().to_vec(), Some(code)));
+                    }
+                    (Err(SessionError::Later(why)), shipment) => {
+                        self.queue.not_now(shipment.entries());
+                        self.rest(&why);
                     }
                     (Err(_), shipment) => self.queue.doubt(shipment.entries()),
                 }
@@ -256,6 +261,7 @@ impl Run<'_> {
         }
         match sent {
             Ok(receipt) => {
+                self.taken();
                 self.digests.insert(entry.upload.clone(), sha256);
                 self.settled.push((Some(entry), receipt, None));
                 self.settle().await

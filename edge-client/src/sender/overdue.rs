@@ -1,13 +1,15 @@
-//! What did not come in time: the connection, the server's voice, a receipt, or any progress at all.
+//! What does not go, or did not come, in time: what the server refuses for now, the connection, the server's voice, a receipt, or any progress at all.
 
 use millpond_protocol::access::Op;
 use millpond_protocol::{Code, Refusal};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::SendError;
-use super::run::{Awaited, Done, LEAST, Run};
+use super::run::{Awaited, Done, LEAST, Run, who};
 use super::watch::{STUCK, Silence};
+use super::{Report, SendError};
+use crate::backoff::random;
+use crate::clock::wall_ms;
 use crate::session::Cause;
 
 impl Run<'_> {
@@ -25,10 +27,41 @@ impl Run<'_> {
         }));
     }
 
+    /// The server refused something for now: nothing is sent for a while, also by the process after this one.
+    pub(super) fn rest(&mut self, why: &Refusal) {
+        let Some(pause) = self.pacer.refused(why, Instant::now(), random()) else { return };
+        if let Some(rest) = self.pacer.noted(who(self.session), wall_ms(), pause) {
+            let _ = self.spool.set_rest(Some(&rest));
+        }
+        (self.report)(Report::Resting(why, pause));
+    }
+
+    /// The server took something.
+    pub(super) fn taken(&mut self) {
+        if self.pacer.taken(Instant::now()) {
+            let _ = self.spool.set_rest(None);
+        }
+    }
+
+    /// Gives up if nothing may be sent for longer than anybody wants to wait, once the fate of everything that was sent is known.
+    pub(super) fn unless_it_rests(&self) -> Result<(), SendError> {
+        let is_quiet =
+            self.online && self.work.is_empty() && self.leaving.is_empty() && self.queue.is_certain();
+        if is_quiet { self.rests_too_long().map_or(Ok(()), Err) } else { Ok(()) }
+    }
+
+    fn rests_too_long(&self) -> Option<SendError> {
+        let (why, pause) = self.pacer.is_too_long(Instant::now(), self.options.patience)?;
+        Some(SendError::Resting { why: why.clone(), pause })
+    }
+
     /// Some deadline has passed.
     pub(super) fn overdue(&mut self) -> Result<(), SendError> {
         let now = Instant::now();
         if !self.online && now >= self.offline_since + self.options.patience {
+            if let Some(rests) = self.rests_too_long() {
+                return Err(rests);
+            }
             return Err(SendError::Offline(Cause::Lost(
                 "the connection was lost and did not come back".into(),
             )));

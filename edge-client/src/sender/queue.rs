@@ -14,47 +14,11 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use millpond_protocol::{UploadId, limits};
 
+use super::shipment::{Shipment, Sizes};
 use crate::spool::Entry;
 
 /// Bytes that a small file's description takes in a bundle, about.
 const OVERHEAD: u64 = 160;
-
-/// What goes to the server in one piece.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Shipment {
-    /// One PUBLISH of one file.
-    Single(Entry),
-    /// One bundle of several.
-    Bundle(Vec<Entry>),
-    /// By presigned PUT.
-    Large(Entry),
-}
-
-impl Shipment {
-    pub(super) fn entries(&self) -> &[Entry] {
-        match self {
-            Self::Single(entry) | Self::Large(entry) => std::slice::from_ref(entry),
-            Self::Bundle(entries) => entries,
-        }
-    }
-
-    pub(super) fn into_entries(self) -> Vec<Entry> {
-        match self {
-            Self::Single(entry) | Self::Large(entry) => vec![entry],
-            Self::Bundle(entries) => entries,
-        }
-    }
-}
-
-/// What the server takes, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sizes {
-    pub(super) publish_max: u64,
-    /// Of a file that is better off as a message than by URL, on this line.
-    pub(super) inline: u64,
-    /// Of a bundle's content, as it is aimed at.
-    pub(super) bundle: u64,
-}
 
 /// Files and their state.
 #[derive(Debug, Default)]
@@ -73,6 +37,8 @@ pub(super) struct Queue {
     alone: HashSet<UploadId>,
     /// No URL leads anywhere for these.
     inline: HashSet<UploadId>,
+    /// Refused for now, alone: others may be taken that are smaller.
+    behind: HashSet<UploadId>,
 }
 
 impl Queue {
@@ -121,11 +87,12 @@ impl Queue {
         }
     }
 
-    /// The next shipment: files that fit together, or the one that goes by itself. `large` says whether one of those may begin now.
-    pub(super) fn next(&mut self, sizes: &Sizes, large: bool) -> Option<Shipment> {
+    /// The next shipment: files that fit together, so many at the most, or the one that goes by itself. `large` says whether one of
+    /// those may begin now.
+    pub(super) fn next_few(&mut self, sizes: &Sizes, large: bool, at_most: usize) -> Option<Shipment> {
         let mut bundle = Vec::new();
         let (mut bytes, mut passed_over) = (0, Vec::new());
-        while bundle.len() < limits::BUNDLE_ENTRIES_MAX {
+        while bundle.len() < at_most.min(limits::BUNDLE_ENTRIES_MAX) {
             let of_today = !self.today.is_empty();
             let Some(entry) = self.line(of_today).pop_front() else { break };
             let is_large = self.is_large(&entry, sizes);
@@ -205,6 +172,7 @@ impl Queue {
     /// The server has decided, and the file is no longer this queue's.
     pub(super) fn settled(&mut self, upload: &UploadId) {
         self.known.remove(upload);
+        self.behind.remove(upload);
         self.sent.remove(upload);
         self.leaving.remove(upload);
     }
@@ -218,13 +186,31 @@ impl Queue {
         }
     }
 
-    /// These did not arrive: they are sent again, before others.
+    /// These did not arrive: they are sent again, before others, or after them if they were refused for now.
     pub(super) fn again(&mut self, entries: &[Entry]) {
         for entry in entries.iter().rev() {
-            if self.sent.remove(&entry.upload).is_some() {
+            if self.sent.remove(&entry.upload).is_none() {
+                continue;
+            }
+            if self.behind.remove(&entry.upload) {
+                self.backlog.push_back(entry.clone());
+            } else {
                 self.today.push_front(entry.clone());
             }
         }
+    }
+
+    /// The server does not take these now. One that was alone does not keep others from being tried.
+    pub(super) fn not_now(&mut self, entries: &[Entry]) {
+        if let [entry] = entries {
+            self.behind.insert(entry.upload.clone());
+        }
+        self.doubt(entries);
+    }
+
+    /// Whether the fate of every file that was sent is known.
+    pub(super) fn is_certain(&self) -> bool {
+        self.sent.is_empty() && self.doubtful.is_empty()
     }
 
     /// A bundle was refused as a whole: one of these is at fault, and the others must not suffer for it.
@@ -257,6 +243,12 @@ mod tests {
     fn queue(entries: &[Entry], first: &[&str], today: u64) -> Queue {
         let first = first.iter().map(|id| id.parse().unwrap()).collect();
         Queue::new(entries.iter(), &first, today, &HashSet::new())
+    }
+
+    impl Queue {
+        fn next(&mut self, sizes: &Sizes, large: bool) -> Option<Shipment> {
+            self.next_few(sizes, large, usize::MAX)
+        }
     }
 
     fn ids(shipment: Option<Shipment>) -> Vec<String> {
@@ -371,6 +363,20 @@ mod tests {
         assert_eq!(ids(queue.next(&SIZES, true)), ["b"]);
         queue.settled(&entries[1].upload);
         assert_eq!(queue.len(), 1);
+    }
+
+    #[test]
+    fn one_that_is_refused_for_now_alone_goes_after_the_others_and_a_few_are_no_more_than_that() {
+        let entries = ["a", "b", "c", "d"].iter().zip(1..).map(|(id, key)| entry(id, key, 10));
+        let mut queue = queue(&entries.collect::<Vec<_>>(), &[], 0);
+        let probe = queue.next_few(&SIZES, true, 1).unwrap();
+        queue.not_now(probe.entries());
+        assert!(!queue.is_certain());
+        let asked = queue.doubtful(10);
+        queue.again(&asked);
+        assert!(queue.is_certain());
+        assert_eq!(ids(queue.next_few(&SIZES, true, 2)), ["b", "c"]);
+        assert_eq!(ids(queue.next(&SIZES, true)), ["d", "a"]);
     }
 
     #[test]

@@ -13,8 +13,10 @@ use millpond_protocol::{Sha256, Timestamp, UploadId};
 use tokio::time::Instant;
 
 use super::complete::Statements;
-use super::queue::{Queue, Shipment};
+use super::pace::Pacer;
+use super::queue::Queue;
 use super::ship::Clock;
+use super::shipment::Shipment;
 use super::watch::{Hearing, Watch};
 use super::{Options, Report, SendError, Summary};
 use crate::clock::wall_ms;
@@ -96,6 +98,8 @@ pub(super) struct Run<'a> {
     pub(super) offline_since: Instant,
     /// Files that have left the spool since that was synced last.
     pub(super) unsynced: usize,
+    /// What the server refuses for now, and how much is sent because of that.
+    pub(super) pacer: Pacer,
     pub(super) watch: Watch,
     pub(super) hearing: Hearing,
     pub(super) summary: Summary,
@@ -131,6 +135,7 @@ pub async fn flush(
     let day = 86_400_000;
     let today = u64::try_from(now.as_millis()).unwrap_or(0) / day * day;
     let doubtful: HashSet<Entry> = spool.in_flight().into_iter().collect();
+    let pacer = pacer(spool, session);
     let mut run = Run {
         spool,
         session,
@@ -157,6 +162,7 @@ pub async fn flush(
         online: session.is_connected(),
         offline_since: Instant::now(),
         unsynced: 0,
+        pacer,
         watch: Watch::begin(),
         hearing: Hearing::new(patience, Instant::now()),
         summary: Summary::default(),
@@ -167,6 +173,20 @@ pub async fn flush(
     let summary = sent?;
     cleared?;
     Ok(summary)
+}
+
+/// Goes on with the pause that was noted, if it was for this member.
+fn pacer(spool: &Spool, session: &Session) -> Pacer {
+    let rest = spool.rest().filter(|rest| rest.who == who(session));
+    rest.map_or_else(Pacer::default, |rest| {
+        // One that is over already is over: a file is tried.
+        Pacer::resume(&rest, rest.left(wall_ms()), Instant::now())
+    })
+}
+
+/// Whose refusals are noted.
+pub(super) fn who(session: &Session) -> String {
+    format!("{}/{}", session.config().pool, session.config().member)
 }
 
 fn offline(error: SessionError) -> SendError {
@@ -227,6 +247,7 @@ impl Run<'_> {
             self.look()?;
             self.begin()?;
             self.clear();
+            self.unless_it_rests()?;
             let deadline = self.deadline();
             tokio::select! {
                 event = inbox.next() => {
@@ -277,6 +298,12 @@ impl Run<'_> {
             self.hearing.deadline(heard, gone)
         });
         let look = (self.online && self.shipments < SHIPMENTS).then(|| Instant::now() + LOOK);
-        receipts.chain(offline).chain(silence).chain(look).fold(self.watch.deadline(), Instant::min)
+        let rest = self.pacer.until(Instant::now());
+        receipts
+            .chain(offline)
+            .chain(silence)
+            .chain(look)
+            .chain(rest)
+            .fold(self.watch.deadline(), Instant::min)
     }
 }

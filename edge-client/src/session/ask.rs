@@ -133,7 +133,7 @@ async fn waited_out(
 ) -> Result<Option<Bytes>, SessionError> {
     let answer = match tokio::time::timeout_at(deadline, asked).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(SessionError::Cut)) => return Ok(None),
+        Ok(Err(SessionError::Cut | SessionError::Later(_))) => return Ok(None),
         Ok(Err(error)) => return Err(error),
         Err(_) => return Err(SessionError::Unanswered(within)),
     };

@@ -5,13 +5,23 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
+use millpond_protocol::Refusal;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::uplink::{RATE_MIN, Uplink};
 
-/// How a publish was acknowledged: taken, or refused with an MQTT 5 reason code.
-pub(super) type Verdict = Result<(), u8>;
+/// What became of a publish.
+pub(super) type Verdict = Result<(), Refused>;
+
+/// It was not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// It was acknowledged with this MQTT 5 reason code.
+    Code(u8),
+    /// The server closed the connection, because of this or of another one.
+    Later(Refusal),
+}
 
 /// A publish that is not acknowledged.
 #[derive(Debug)]
@@ -87,8 +97,13 @@ impl Book {
         self.heard
     }
 
-    /// The connection has ended.
-    pub(super) fn turn_over(&mut self) {
+    /// The connection has ended; with what the server refused for now, if that is why.
+    pub(super) fn turn_over(&mut self, later: Option<Refusal>) {
+        if let Some(refusal) = later {
+            for publish in self.unsent.drain(..).chain(self.sent.drain().map(|(_, publish)| publish)) {
+                let _ = publish.waiter.send(Err(Refused::Later(refusal.clone())));
+            }
+        }
         let mut uplink = std::mem::take(&mut self.uplink);
         uplink.cut(self.heard.elapsed());
         let (connection, heard) = (self.connection + 1, self.heard);
@@ -159,6 +174,8 @@ pub(crate) fn arriving(bytes: usize) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use millpond_protocol::Code;
+
     use super::*;
 
     #[test]
@@ -167,8 +184,8 @@ mod tests {
         let (mut one, mut two) = (book.publish(0, 10).unwrap(), book.publish(0, 10).unwrap());
         book.published(7);
         book.published(8);
-        book.acknowledged(8, Err(0x97));
-        assert_eq!(two.try_recv(), Ok(Err(0x97)));
+        book.acknowledged(8, Err(Refused::Code(0x97)));
+        assert_eq!(two.try_recv(), Ok(Err(Refused::Code(0x97))));
         assert!(one.try_recv().is_err());
         book.acknowledged(7, Ok(()));
         assert_eq!(one.try_recv(), Ok(Ok(())));
@@ -179,7 +196,7 @@ mod tests {
         let mut book = Book::default();
         let mut publish = book.publish(0, 10).unwrap();
         let mut answer = book.ask(0, "a".into(), 1).unwrap();
-        book.turn_over();
+        book.turn_over(None);
         assert_eq!(publish.try_recv(), Err(oneshot::error::TryRecvError::Closed));
         assert_eq!(answer.try_recv(), Err(oneshot::error::TryRecvError::Closed));
         assert!(book.publish(0, 10).is_none() && book.ask(0, "b".into(), 1).is_none());
@@ -189,6 +206,18 @@ mod tests {
         book.published(1);
         book.acknowledged(1, Ok(()));
         assert_eq!(fresh.try_recv(), Ok(Ok(())));
+    }
+
+    #[test]
+    fn who_waits_when_the_server_refuses_something_for_now_learns_why_the_connection_ended() {
+        let mut book = Book::default();
+        let (mut sent, mut unsent) = (book.publish(0, 10).unwrap(), book.publish(0, 10).unwrap());
+        book.published(7);
+        let why = Refusal::new(Code::Quota, "the pool keeps 9 bytes already");
+        book.turn_over(Some(why.clone()));
+        for publish in [&mut sent, &mut unsent] {
+            assert_eq!(publish.try_recv(), Ok(Err(Refused::Later(why.clone()))));
+        }
     }
 
     #[test]
@@ -211,7 +240,7 @@ mod tests {
         book.arrived();
         assert_eq!(book.silent_until(every), book.heard + every);
         book.announced(128 << 10);
-        book.turn_over();
+        book.turn_over(None);
         assert_eq!(book.silent_until(every), book.heard + every);
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::inbox::{Ack, Deliver, Event};
-use super::mqtt::{self, Happening, Pipe, Token};
+use super::mqtt::{self, Ended, Happening, Pipe, Token};
 use super::{Cause, Config, Message, Online, Shared, Status, Topic};
 
 /// A connection that lasted so long was a good one: the pause after its end is short again. One that the server closes at once is none.
@@ -25,8 +25,8 @@ pub(super) async fn run(config: Arc<Config>, shared: Arc<Shared>, (announce, car
     let mut backoff = config.backoff.clone();
     loop {
         let begin = Instant::now();
-        let cause = tokio::select! {
-            cause = connection(&config, &shared, (&announce, &card), &deliver) => cause,
+        let Ended { cause, later } = tokio::select! {
+            ended = connection(&config, &shared, (&announce, &card), &deliver) => ended,
             // Nobody is left to tell: the socket is dropped where it stands.
             () = announce.closed() => return,
         };
@@ -35,7 +35,7 @@ pub(super) async fn run(config: Arc<Config>, shared: Arc<Shared>, (announce, car
             backoff.reset();
         }
         announce.send_replace(Status::Offline(cause.clone()));
-        shared.book().turn_over();
+        shared.book().turn_over(later);
         // Only news: nobody misses one that finds no room.
         let _ = deliver.put(Event::Offline(cause.clone()), None);
         if cause == Cause::Closed {
@@ -54,40 +54,40 @@ async fn connection(
     shared: &Shared,
     (announce, card): (&watch::Sender<Status>, &ShowCard),
     deliver: &Deliver,
-) -> Cause {
+) -> Ended {
     let (pipe, mut wire) = match mqtt::open(config) {
         Ok(opened) => opened,
-        Err(cause) => return cause,
+        Err(cause) => return cause.into(),
     };
     let filters = config.filters();
     shared.book().heard();
     loop {
         let happening = match wire.next(shared).await {
             Ok(happening) => happening,
-            Err(cause) => return cause,
+            Err(ended) => return ended,
         };
         match happening {
             Happening::Connected => {
                 if pipe.subscribe(&filters).is_err() {
-                    return Cause::Lost("the connection ended at once".into());
+                    return Cause::Lost("the connection ended at once".into()).into();
                 }
             }
             Happening::Granted(None) => {
                 let connection = shared.book().connection;
                 announce.send_replace(Status::Online(Online { pipe: pipe.clone(), connection }));
                 if deliver.put(Event::Online, None).is_err() {
-                    return Cause::Lost("nobody reads the inbox".into());
+                    return Cause::Lost("nobody reads the inbox".into()).into();
                 }
             }
             Happening::Granted(Some(index)) => {
                 let filter = filters.get(index).map_or("a filter", String::as_str);
-                return Cause::Refused(format!("the server refuses the subscription to {filter}"));
+                return Cause::Refused(format!("the server refuses the subscription to {filter}")).into();
             }
             Happening::Published(id) => shared.book().published(id),
             Happening::Acknowledged(id, verdict) => shared.book().acknowledged(id, verdict),
             Happening::Message(message, token) => {
                 if sort(config, shared, (deliver, card), &pipe, message, token).is_err() {
-                    return Cause::Lost("nobody reads the inbox".into());
+                    return Cause::Lost("nobody reads the inbox".into()).into();
                 }
             }
         }

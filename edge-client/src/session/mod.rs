@@ -8,7 +8,9 @@
 //! - An **ask** is repeated with its id over any number of connections until it is answered or its time is over: the server answers
 //!   a repeat as it answered the first.
 //! - A **publish** is never repeated by the session. If the connection ends before the acknowledgement, the error is
-//!   [`SessionError::Cut`]: the bytes may have arrived. Ask `status`, or send again; twice is once.
+//!   [`SessionError::Cut`]: the bytes may have arrived. Ask `status`, or send again; twice is once. Where the server ended it because it
+//!   does not take something now (a pool over its quota, a storage that is away), the error is [`SessionError::Later`]: wait, then send
+//!   one thing and see.
 //! - A **receipt** is acknowledged when its [`Ack`] is, and comes again on the next connection if it was not. Of the state
 //!   topics the newest message counts; they are acknowledged when they are read.
 //!
@@ -66,7 +68,7 @@ pub use inbox::{Ack, Event, Inbox};
 pub use tls::Trust;
 pub(crate) use uplink::RATE_MIN;
 
-use book::Book;
+use book::{Book, Refused};
 use mqtt::{Beside, Pipe};
 
 /// How long a goodbye may take.
@@ -95,6 +97,9 @@ pub enum SessionError {
     /// The connection ended before the acknowledgement: whether the message arrived is unknown.
     #[error("the connection ended before the server acknowledged")]
     Cut,
+    /// The same, and the server said why it ended it: something that it was sent it refuses for now.
+    #[error("the server closed the connection: {0}")]
+    Later(Refusal),
     /// The server refused the message with this reason code; a receipt says more.
     #[error("the server refused it (MQTT reason 0x{0:02x})")]
     Refused(u8),
@@ -113,7 +118,7 @@ impl SessionError {
     /// Whether the same can succeed later, without a change on this side.
     pub fn is_temporary(&self) -> bool {
         match self {
-            Self::Offline(Cause::Lost(_)) | Self::Cut | Self::Unanswered(_) => true,
+            Self::Offline(Cause::Lost(_)) | Self::Cut | Self::Later(_) | Self::Unanswered(_) => true,
             Self::Answer(refusal) => refusal.code.is_temporary(),
             Self::Offline(Cause::Refused(_) | Cause::Closed) | Self::Refused(_) | Self::Strange(..) => false,
         }
@@ -238,7 +243,7 @@ impl Session {
     /// Publishes a file and waits for the acknowledgement: it is on the server's disk.
     ///
     /// # Errors
-    /// `Offline` if there is no connection now, `Cut` and `Refused` as they say.
+    /// `Offline` if there is no connection now, `Cut`, `Later` and `Refused` as they say.
     pub async fn upload(
         &self,
         id: &UploadId,
@@ -309,7 +314,10 @@ impl Session {
             Some(verdict)
         });
         let verdict = handed_over.await.ok().flatten().ok_or(SessionError::Cut)?;
-        verdict.await.map_err(|_| SessionError::Cut)?.map_err(SessionError::Refused)
+        verdict.await.map_err(|_| SessionError::Cut)?.map_err(|refused| match refused {
+            Refused::Code(code) => SessionError::Refused(code),
+            Refused::Later(refusal) => SessionError::Later(refusal),
+        })
     }
 
     /// Says DISCONNECT. The session ends; what waits for it gets errors.

@@ -10,15 +10,17 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use millpond_protocol::limits;
+use millpond_protocol::{Code, Refusal, limits};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnectReturnCode, Filter, Packet, PubAckReason, Publish, PublishProperties, SubscribeReasonCode,
+    ConnectReturnCode, DisconnectReasonCode, Filter, Packet, PubAckReason, Publish, PublishProperties,
+    SubscribeReasonCode,
 };
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
 use rumqttc::{Outgoing, TlsConfiguration, Transport};
 
 use super::address::Scheme;
+use super::book::{Refused, Verdict};
 use super::tls::Trust;
 use super::{Cause, Config, Message, Shared};
 
@@ -53,7 +55,7 @@ pub(super) enum Happening {
     /// The oldest publish that was handed over got this packet id.
     Published(u16),
     /// A publish is acknowledged: taken, or refused with this code.
-    Acknowledged(u16, Result<(), u8>),
+    Acknowledged(u16, Verdict),
     /// The answer to the only subscription: the index of a filter that was refused, if any.
     Granted(Option<usize>),
     Message(Message, Token),
@@ -65,6 +67,19 @@ pub(super) struct Token(Box<Publish>);
 /// The connection has ended.
 #[derive(Debug)]
 pub(super) struct Closed;
+
+/// Why a connection has ended.
+pub(super) struct Ended {
+    pub(super) cause: Cause,
+    /// What the server refused for now, if it ended it because of that.
+    pub(super) later: Option<Refusal>,
+}
+
+impl From<Cause> for Ended {
+    fn from(cause: Cause) -> Self {
+        Self { cause, later: None }
+    }
+}
 
 /// Prepares a connection; the first poll opens it.
 pub(super) fn open(config: &Config) -> Result<(Pipe, Wire), Cause> {
@@ -133,7 +148,7 @@ impl Pipe {
 
 impl Wire {
     /// What happens next. Must not be dropped before it returns unless the connection is given up.
-    pub(super) async fn next(&mut self, shared: &Shared) -> Result<Happening, Cause> {
+    pub(super) async fn next(&mut self, shared: &Shared) -> Result<Happening, Ended> {
         loop {
             let event = self.event(shared).await?;
             let happening = match event {
@@ -148,7 +163,7 @@ impl Wire {
                     Happening::Granted(ack.return_codes.iter().position(refused))
                 }
                 Event::Incoming(Packet::Publish(publish)) => message(publish),
-                Event::Outgoing(Outgoing::Disconnect) => return Err(Cause::Closed),
+                Event::Outgoing(Outgoing::Disconnect) => return Err(Cause::Closed.into()),
                 Event::Incoming(_) | Event::Outgoing(_) => continue,
             };
             return Ok(happening);
@@ -158,7 +173,7 @@ impl Wire {
     /// The next event. The connection has ended if the server says nothing for one and a half keep-alives, in which it
     /// has to answer a ping, beside the time that what is on its way to it takes, and what may be on its way here: bytes that
     /// are no whole packet yet are not seen.
-    async fn event(&mut self, shared: &Shared) -> Result<Event, Cause> {
+    async fn event(&mut self, shared: &Shared) -> Result<Event, Ended> {
         let silence = self.0.options.keep_alive() * 3 / 2;
         let polled = {
             let poll = self.0.poll();
@@ -169,12 +184,14 @@ impl Wire {
                     Ok(polled) => break polled,
                     // Something was handed over, or asked for, meanwhile.
                     Err(_) if shared.book().silent_until(silence) > until => {}
-                    Err(_) => return Err(Cause::Lost(format!("the server was silent for {silence:?}"))),
+                    Err(_) => {
+                        return Err(Cause::Lost(format!("the server was silent for {silence:?}")).into());
+                    }
                 }
             }
         };
         self.0.state.await_pingresp = false;
-        let event = polled.map_err(cause)?;
+        let event = polled.map_err(ended)?;
         if matches!(event, Event::Incoming(_)) {
             shared.book().heard();
         }
@@ -194,8 +211,8 @@ fn message(publish: Publish) -> Happening {
 }
 
 /// The reason codes that the protocol's table uses; the others have no meaning here beyond refusal.
-fn verdict(reason: PubAckReason) -> Result<(), u8> {
-    Err(match reason {
+fn verdict(reason: PubAckReason) -> Verdict {
+    Err(Refused::Code(match reason {
         PubAckReason::Success | PubAckReason::NoMatchingSubscribers => return Ok(()),
         PubAckReason::UnspecifiedError => 0x80,
         PubAckReason::ImplementationSpecificError => 0x83,
@@ -204,7 +221,27 @@ fn verdict(reason: PubAckReason) -> Result<(), u8> {
         PubAckReason::PacketIdentifierInUse => 0x91,
         PubAckReason::QuotaExceeded => 0x97,
         PubAckReason::PayloadFormatInvalid => 0x99,
-    })
+    }))
+}
+
+fn ended(error: ConnectionError) -> Ended {
+    let later = match &error {
+        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => {
+            later(*reason_code, reason_string.as_deref())
+        }
+        _ => None,
+    };
+    Ended { cause: cause(error), later }
+}
+
+/// What a server says that closes the connection because it does not take a message now. When it will is not among it.
+fn later(reason: DisconnectReasonCode, why: Option<&str>) -> Option<Refusal> {
+    let (code, else_why) = match reason {
+        DisconnectReasonCode::QuotaExceeded => (Code::Quota, "more than the server takes now"),
+        DisconnectReasonCode::ServerBusy => (Code::Unavailable, "the server cannot take it now"),
+        _ => return None,
+    };
+    Some(Refusal::new(code, why.unwrap_or(else_why)))
 }
 
 fn cause(error: ConnectionError) -> Cause {

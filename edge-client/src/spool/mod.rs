@@ -15,6 +15,7 @@
 //!                       spool's bytes or one entry: the oldest go
 //!   staging/…           entries that are being written, each under an exclusive flock of its own
 //!   in-flight           names of entries that may have been sent, one a line
+//!   rest                why nothing is sent for a while, and until when, as the JSON of a [`Rest`]; absent while there is no reason
 //!   anchors             clock anchors, one JSON object a line, the newest last; at most 16
 //!   complete            statements that nothing more comes, one JSON object a line: { id, complete: { through | now | label } };
 //!                       at most 1,000
@@ -40,7 +41,8 @@
 //!
 //! `complete` is synced before it is promised. A statement leaves when the server has answered it; it may be told twice, under the same id.
 //!
-//! `in-flight` is a hint for not sending twice, `anchors` one for better times: they are not synced, and may be lost.
+//! `in-flight` is a hint for not sending twice, `rest` one for not sending in vain, `anchors` one for better times: they are not
+//! synced, and may be lost.
 //!
 //! # An example
 //!
@@ -93,6 +95,7 @@ pub(crate) use disk::{
 pub use entry::{About, Document, Entry};
 pub use leave::Place;
 pub(crate) use leave::Removal;
+pub use notes::Rest;
 pub(crate) use read::Unread;
 pub use room::{Limits, WhenFull};
 pub use stage::Staged;

@@ -2,7 +2,10 @@
 
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::PathBuf;
+use std::time::Duration;
 
+use millpond_protocol::Refusal;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::disk;
@@ -21,7 +24,46 @@ fn drift(ms: i64) -> i64 {
     ms.max(0) / 10_000
 }
 
+/// Why nothing is sent for a while: the server refused for now what it was sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rest {
+    /// `POOL/MEMBER` to whom it was refused: others need not wait.
+    pub who: String,
+    /// When it was refused, and until when nothing is sent, by this machine's clock.
+    pub from_ms: i64,
+    pub until_ms: i64,
+    /// Pauses in a row, with this one.
+    pub times: u32,
+    pub why: Refusal,
+}
+
+impl Rest {
+    /// How much of it is left. Nothing, where the clock was set back since: a pause is never longer than it was.
+    pub fn left(&self, now_ms: i64) -> Duration {
+        let is_in_it = (self.from_ms..self.until_ms).contains(&now_ms);
+        let left = if is_in_it { self.until_ms.saturating_sub(now_ms) } else { 0 };
+        Duration::from_millis(u64::try_from(left).unwrap_or(0))
+    }
+}
+
 impl Spool {
+    /// Why nothing is sent now, if a process has found out that it had better wait.
+    pub fn rest(&self) -> Option<Rest> {
+        serde_json::from_slice(&std::fs::read(self.root.join("rest")).ok()?).ok()
+    }
+
+    /// Notes that nothing is to be sent for a while, or that something was taken.
+    ///
+    /// # Errors
+    /// What the system says; at the worst the next process sends something in vain then.
+    pub fn set_rest(&self, rest: Option<&Rest>) -> Result<(), SpoolError> {
+        if let Some(rest) = rest {
+            return self.note("rest", json!(rest).to_string().as_bytes());
+        }
+        let path = self.root.join("rest");
+        disk::at(&path, disk::remove(&path))
+    }
+
     /// Where a small file is written before it takes another one's place. Under the lock only.
     pub(super) fn scratch(&self) -> PathBuf {
         self.root.join("staging").join("scratch")
