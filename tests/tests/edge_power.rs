@@ -44,7 +44,9 @@ async fn a_push_says_nothing_before_every_file_and_directory_of_it_is_synced() {
         );
         assert!(trace.synced(&ready, *at, said), "{} is there before it is promised", to.display());
     }
-    for (path, at) in trace.made() {
+    // What is reserved is of no use to anybody once the power has failed.
+    let made = trace.made().into_iter().filter(|(path, _)| !path.ends_with("reserved"));
+    for (path, at) in made {
         assert!(trace.synced(path.parent().unwrap(), at, said), "{} is there", path.display());
     }
 }

@@ -2,6 +2,7 @@
 
 mod complete;
 mod connect;
+mod copy;
 mod enrol;
 mod export;
 mod failure;

@@ -1,28 +1,26 @@
 //! `push FILE…`.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use millpond_protocol::access::Op;
 use millpond_protocol::message::Outcome;
 use millpond_protocol::message::answer::UploadInfo;
-use millpond_protocol::{FileName, Label, Sha256, Timestamp, UploadId, limits};
+use millpond_protocol::{Label, Sha256, Timestamp, UploadId, limits};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
 use super::complete::{self, Moment};
+use super::copy::{self, Taken};
 use super::failure::{FAILED, Failure, RETRY, USAGE};
 use super::progress::{Progress, Unit};
 use super::spool::{SendOrUsage, resting, send};
 use super::{Cli, say};
-use crate::backoff::random;
-use crate::clock::Stamp;
 use crate::sender::{Report, SendError};
 use crate::session::{self, Cause, SessionError};
-use crate::spool::{About, Complete, Entry, Sending, Spool, Staged};
+use crate::spool::{Complete, Entry, Sending, Spool};
 
 /// How often to look whether another process has sent our files.
 const LOOK: Duration = Duration::from_millis(100);
@@ -38,26 +36,26 @@ const ASKS: usize = 16;
 pub(super) struct Args {
     /// Files to send. They are copied into the spool first, and may change afterwards.
     #[arg(required = true)]
-    files: Vec<PathBuf>,
+    pub(super) files: Vec<PathBuf>,
     /// When the files belong: RFC 3339 or milliseconds since 1970, in the server's time. Without it, the moment of this command.
     #[arg(long)]
-    event_time: Option<Timestamp>,
+    pub(super) event_time: Option<Timestamp>,
     /// The batch, in a pool that groups by label.
     #[arg(long)]
-    label: Option<Label>,
+    pub(super) label: Option<Label>,
     /// Upload id, of a single file. Without it, it is made of the file's name and bytes, `--event-time` and `--label`: the same
     /// file is sent once.
     #[arg(long, conflicts_with = "again")]
-    id: Option<UploadId>,
+    pub(super) id: Option<UploadId>,
     /// Send the file even if it was sent before: a new id each time.
     #[arg(long)]
-    again: bool,
+    pub(super) again: bool,
     /// Media type.
     #[arg(long)]
-    content_type: Option<String>,
+    pub(super) content_type: Option<String>,
     /// JSON that is handed on in the manifest.
     #[arg(long)]
-    meta: Option<String>,
+    pub(super) meta: Option<String>,
     /// Nothing more comes up to this time (or `now`): the server is told once these files, and all others up to then, are sent.
     #[arg(long, value_name = "TIME")]
     complete_through: Option<Moment>,
@@ -106,17 +104,9 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     let _ = setrlimit(Resource::Nofile, open_files);
     let progress = Progress::of(cli);
     let spooling = progress.step("spooling", Unit::Files, args.files.len() as u64);
-    let staged = args.files.iter().map(|path| {
-        spooling.advance();
-        stage(&spool, args, path)
-    });
-    let staged = staged.collect::<Result<Vec<_>, _>>()?;
-    let ids: Vec<UploadId> = staged.iter().map(|file| file.document().about.upload.clone()).collect();
-    let digests: Vec<Sha256> = staged.iter().map(|file| file.document().sha256).collect();
-    let added = spool.add(staged)?;
-    let ours: Vec<Entry> = added.new.iter().chain(&added.known).cloned().collect();
+    let Taken { ids, digests, ours, dropped } = copy::all(&mut spool, args, &spooling)?;
     drop(spooling);
-    for entry in &added.dropped {
+    for entry in &dropped {
         let time = Timestamp::clamped(i64::try_from(entry.key).unwrap_or(i64::MAX));
         eprintln!("millpond-edge: the spool was full: dropped {} of {time}", entry.upload);
     }
@@ -188,43 +178,6 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     fates.extend(asked(cli, unknown, cli.spool.patience()).await?);
     let files = told(cli, args, &ids, &fates);
     said(&spool, fate).and(files)
-}
-
-fn stage(spool: &Spool, args: &Args, path: &Path) -> Result<Staged, Failure> {
-    let failed = |what: String| Failure::new(FAILED, format!("{}: {what}", path.display()));
-    // Before it is opened: opening a pipe would wait for its writer.
-    if !std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.is_file() {
-        return Err(failed("is not a file".into()));
-    }
-    let file = File::open(path).map_err(|error| failed(error.to_string()))?;
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let name: FileName = name.parse().map_err(|error| failed(format!("{error}")))?;
-    let captured = Stamp::now();
-    Ok(spool.stage(file, |sha256| About {
-        upload: args.id.clone().unwrap_or_else(|| id(args, &name, sha256)),
-        name,
-        event_time: args.event_time,
-        label: args.label.clone(),
-        content_type: args.content_type.clone(),
-        meta: args.meta.clone(),
-        captured,
-    })?)
-}
-
-/// The id of a file that was given none: the same for the same file, so that it is sent once.
-fn id(args: &Args, name: &FileName, sha256: Sha256) -> UploadId {
-    let key = json!([sha256, name, args.event_time, args.label]);
-    let mut digits = Sha256::of(key.to_string().as_bytes()).to_string();
-    if args.again {
-        digits = format!("{:016x}", random());
-    }
-    let readable: String =
-        name.as_str().chars().filter(|c| c.is_ascii_alphanumeric() || ".-_".contains(*c)).collect();
-    let readable: String = readable.trim_start_matches(['.', '-', '_']).chars().take(40).collect();
-    let digits = &digits[..16];
-    let id = if readable.is_empty() { digits.to_owned() } else { format!("{readable}-{digits}") };
-    // Only such characters, a letter or digit first, and at most 57 of them.
-    id.parse().expect("an id of ASCII letters, digits, dots, dashes and underscores")
 }
 
 /// Waits for the right to send; none if another process has sent these files meanwhile. The spool's lock is left to that one.

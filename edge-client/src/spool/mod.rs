@@ -14,6 +14,7 @@
 //!   damaged/NAME        an entry whose checksum did not match; here and in refused/ lie at most 1,000 each, and a tenth of the
 //!                       spool's bytes or one entry: the oldest go
 //!   staging/…           entries that are being written, each under an exclusive flock of its own
+//!   reserved/…          what a process has staged, under an exclusive flock of its own: files, and bytes (two u64, little endian)
 //!   in-flight           names of entries that may have been sent, one a line
 //!   rest                why nothing is sent for a while, and until when, as the JSON of a [`Rest`]; absent while there is no reason
 //!   anchors             clock anchors, one JSON object a line, the newest last; at most 16
@@ -82,6 +83,7 @@ mod leave;
 mod notes;
 mod open;
 mod read;
+mod reserve;
 mod room;
 mod stage;
 mod statements;

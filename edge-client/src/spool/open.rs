@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::Weak;
 
 use millpond_failpoint::{Point, reach};
 
@@ -32,6 +33,7 @@ impl Spool {
             ids: HashSet::new(),
             bytes: 0,
             readings: 0,
+            reserved: Weak::new(),
         };
         at(root, spool.lock.lock())?;
         let opened = spool.prepare().and_then(|()| spool.refresh());

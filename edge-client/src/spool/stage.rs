@@ -8,6 +8,7 @@ use millpond_failpoint::{Point, reach};
 use millpond_protocol::Sha256;
 
 use super::disk::{self, at};
+use super::reserve::Claim;
 use super::store::Spool;
 use super::{About, Document, SpoolError, together};
 use crate::backoff::random;
@@ -18,6 +19,8 @@ use crate::transfer::Hasher;
 pub struct Staged {
     writing: Writing,
     document: Document,
+    #[expect(dead_code, reason = "held for its room")]
+    claim: Claim,
 }
 
 impl Staged {
@@ -55,13 +58,30 @@ impl Spool {
     /// Copies and hashes what `from` gives, to its end; `about` says what it is once its SHA-256 is known. The memory it takes
     /// does not depend on the size. [`Spool::add`] syncs it, with whatever else is added.
     ///
+    /// No more is copied than the spool's limits leave beside what waits (unless that makes room) and what all processes have staged.
+    ///
     /// # Errors
-    /// What the system says; a full disk is one of it.
+    /// `Full`, or what the system says; a full disk is one of it.
     pub fn stage(
-        &self,
-        mut from: impl Read,
+        &mut self,
+        from: impl Read,
         about: impl FnOnce(Sha256) -> About,
     ) -> Result<Staged, SpoolError> {
+        self.stage_sized(from, 0, about)
+    }
+
+    /// The same of what is known to be so long: if there is no room for it, nothing is copied. More than that is copied as far as there
+    /// is room for more.
+    ///
+    /// # Errors
+    /// As [`Spool::stage`].
+    pub fn stage_sized(
+        &mut self,
+        mut from: impl Read,
+        length: u64,
+        about: impl FnOnce(Sha256) -> About,
+    ) -> Result<Staged, SpoolError> {
+        let mut claim = self.claim(length)?;
         let path = self.root.join("staging").join(format!("{:016x}", random()));
         // Between the making of the file and its lock nobody may sweep.
         let change = self.change()?;
@@ -78,16 +98,18 @@ impl Spool {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(writing.failed(error)),
             };
+            size += n as u64;
+            self.extend(&mut claim, size)?;
             writing.file.write_all(&buffer[..n]).map_err(|error| writing.failed(error))?;
             digest.add(&buffer[..n]);
-            size += n as u64;
         }
+        claim.shrink(size);
         let sha256 = digest.finish();
         let mut document = Document { about: about(sha256), size, sha256, key: None };
         document.key = self.place(&document);
         let footer = document.footer().ok_or_else(|| SpoolError::TooLong(document.about.upload.clone()))?;
         writing.file.write_all(&footer).map_err(|error| writing.failed(error))?;
-        Ok(Staged { writing, document })
+        Ok(Staged { writing, document, claim })
     }
 }
 

@@ -3,12 +3,14 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{File, TryLockError};
 use std::path::PathBuf;
+use std::sync::Weak;
 
 use millpond_failpoint::{Point, reach};
-use millpond_protocol::UploadId;
+use millpond_protocol::{Sha256, UploadId};
 
 use super::disk::{self, at};
 use super::leave::Place;
+use super::reserve::Reserved;
 use super::room::{self, Limits};
 use super::stage::{self, Staged};
 use super::{Document, Entry, SpoolError, together};
@@ -27,6 +29,8 @@ pub struct Spool {
     pub(super) bytes: u64,
     /// How often this value has read the directory.
     pub(super) readings: u64,
+    /// The room that what it has staged takes, while there is such.
+    pub(super) reserved: Weak<Reserved>,
 }
 
 /// What came of [`Spool::add`].
@@ -56,6 +60,9 @@ impl Drop for Change<'_> {
 
 impl Spool {
     /// Puts staged files into the spool, all or none. When it returns, they are there after a power cut.
+    ///
+    /// Of a process that dies meanwhile, or where the disk fails so that an error cannot be made good, some may be there and others
+    /// not, each whole. Whoever has not heard that they were taken adds them again: those that are there are `known`.
     ///
     /// # Errors
     /// `Full`, `Conflict`, or what the system says.
@@ -102,20 +109,35 @@ impl Spool {
             max_bytes: self.limits.bytes,
         })?;
         self.changing()?;
-        self.log_dropped(Place::Waiting, &added.dropped);
-        self.take_out(&added.dropped)?;
+        if let Err(error) = self.show(&new, &added.dropped, &mut added.new) {
+            // Nobody has seen them: whoever looks waits for the lock.
+            for (entry, file) in added.new.iter().zip(&new) {
+                let _ = std::fs::rename(self.path(entry), file.path());
+            }
+            return Err(error);
+        }
+        reach(Point::SpoolAdded);
+        Ok(added)
+    }
+
+    /// Shows new entries, and then lets those go that are dropped for them: what is not taken drives nothing out.
+    fn show(&mut self, new: &[&Staged], dropped: &[Entry], shown: &mut Vec<Entry>) -> Result<(), SpoolError> {
         for file in new {
             let entry = file.document().entry();
             let path = self.path(&entry);
             at(&path, std::fs::rename(file.path(), &path))?;
             reach(Point::SpoolRenamed);
             self.insert(entry.clone());
-            added.new.push(entry);
+            shown.push(entry);
         }
         reach(Point::SpoolShown);
         self.sync_ready()?;
-        reach(Point::SpoolAdded);
-        Ok(added)
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        self.log_dropped(Place::Waiting, dropped);
+        self.take_out(dropped)?;
+        self.sync_ready()
     }
 
     /// The description of the entry with that id.
@@ -124,6 +146,23 @@ impl Spool {
         let path = self.path(entry);
         // A damaged one is no obstacle: the new one is whole.
         Ok(at(&path, disk::describe(&mut self.open_entry(entry)?, entry))?.ok())
+    }
+
+    /// The entry that waits under that id, if it has these bytes.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn waiting(&mut self, upload: &UploadId, sha256: &Sha256) -> Result<Option<Entry>, SpoolError> {
+        drop(self.entries()?);
+        if !self.ids.contains(upload) {
+            return Ok(None);
+        }
+        let held = match self.held(upload) {
+            // It has left meanwhile.
+            Err(SpoolError::Gone(_)) => None,
+            held => held?,
+        };
+        Ok(held.filter(|held| held.sha256 == *sha256).map(|held| held.entry()))
     }
 
     /// What waits now, oldest first, whoever put it there.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod aside;
+mod reserve;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -125,8 +126,10 @@ fn a_full_spool_refuses_all_of_what_comes_or_drops_the_oldest_and_logs_it() {
     let limits = Limits { files: 2, bytes: 100, when_full: WhenFull::RefuseNew };
     let mut spool = Spool::open(root.path(), limits).unwrap();
     add(&mut spool, "a", 1, b"a").unwrap();
-    let staged = ["b", "c"].map(|id| spool.stage(&b"x"[..], |_| about(id, 5)).unwrap());
-    assert!(matches!(spool.add(staged.into()), Err(SpoolError::Full { files: 1, max_files: 2, .. })));
+    let staged = ["b", "c"].into_iter().map(|id| spool.stage(&b"x"[..], |_| about(id, 5)));
+    let both: Result<Vec<_>, _> = staged.collect();
+    assert!(matches!(both, Err(SpoolError::Full { files: 2, max_files: 2, .. })), "{both:?}");
+    drop(both);
     assert_eq!(ids(&mut spool), ["a"], "none of the two, rather than half");
 
     let drop = Limits { when_full: WhenFull::DropOldest, ..limits };
