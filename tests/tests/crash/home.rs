@@ -70,12 +70,12 @@ pub trait Client: Send + Sized + 'static {
     fn work(&mut self, here: Here, home: &Home) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
 
-/// Runs a client to its end.
-pub async fn live(mut client: impl Client, mut home: Home) {
+/// Runs a client to its end; it may be given more to do after that.
+pub async fn live<C: Client>(mut client: C, mut home: Home) -> C {
     loop {
         let here = home.server().await;
         match client.work(here, &home).await {
-            Ok(()) => return,
+            Ok(()) => return client,
             Err(error) => explained(&error),
         }
         // The server may take a moment to be really gone.

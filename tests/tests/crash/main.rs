@@ -92,7 +92,7 @@ async fn kill_9_at_any_place_and_time_loses_nothing_acknowledged_and_counts_noth
     say(&format!("{places} places in {:?}", begin.elapsed()));
     for _ in 0..kills() {
         by_chance(&mut world, &mut dice, [&working, &starting, &migrating]).await;
-        again(&mut world).await;
+        again_and_thoroughly(&mut world).await;
     }
     say(&format!("{} kills in {:?}", world.kills, begin.elapsed()));
     ends_well(&mut world).await;
@@ -103,7 +103,7 @@ async fn kill_9_at_any_place_and_time_loses_nothing_acknowledged_and_counts_noth
 
 /// Everybody comes to an end, and everything has to hold.
 async fn ends_well(world: &mut World) {
-    world.end().await;
+    world.rest().await;
     oracle::nothing_is_lost(world, Depth::All).await;
     oracle::everything_counts_once(world).await;
     oracle::everybody_converges(world).await;
@@ -120,6 +120,17 @@ async fn again(world: &mut World) {
     if world.kills.is_multiple_of(THOROUGH) {
         oracle::nothing_is_lost(world, Depth::All).await;
         oracle::check_is_content(world).await;
+    }
+}
+
+/// The next life; now and then it goes on when everybody has come to rest and everything has held.
+async fn again_and_thoroughly(world: &mut World) {
+    again(world).await;
+    if world.kills.is_multiple_of(THOROUGH) {
+        let begin = Instant::now();
+        ends_well(world).await;
+        world.go_on();
+        say(&format!("{} kills, and everybody was at rest for {:?}", world.kills, begin.elapsed()));
     }
 }
 

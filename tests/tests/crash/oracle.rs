@@ -186,7 +186,8 @@ async fn newest(here: &Here, pool: &str) -> Value {
 /// Whoever connects, and whoever came and went all the time, has the newest result.
 pub async fn everybody_converges(world: &World) {
     let here = world.here();
-    let who = world.server.member("mill", "newcomer", millpond_protocol::Role::Listener).await;
+    let name = format!("newcomer-{}", world.rests);
+    let who = world.server.member("mill", &name, millpond_protocol::Role::Listener).await;
     let mut listener = Listener { who: who.clone(), version: 0 };
     let mut plain = Plain::connect(here.of(&who)).await.unwrap();
     assert!(plain.subscribe("mp/mill/result").await.unwrap());

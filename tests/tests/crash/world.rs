@@ -29,9 +29,16 @@ pub struct World {
     storage: Relay,
     pub edges: Vec<Arc<Edge>>,
     now: watch::Sender<Now>,
-    clients: Vec<JoinHandle<()>>,
+    clients: Vec<JoinHandle<AtRest>>,
+    /// Those that have nothing left to do.
+    at_rest: Vec<AtRest>,
     pub kills: u32,
+    /// How often everybody has come to rest.
+    pub rests: u32,
 }
+
+/// A client between two times of work: it goes on in that world.
+type AtRest = Box<dyn FnOnce(&mut World) + Send>;
 
 impl World {
     /// A server with two pools and their members: in `mill` a plain MQTT client processes what is sealed by trigger, in `edge`
@@ -51,7 +58,8 @@ impl World {
 
         let book = Book::default();
         let (now, _) = watch::channel(Now::default());
-        let mut world = Self { server, book, storage, edges: Vec::new(), now, clients: Vec::new(), kills: 0 };
+        let (edges, clients, at_rest) = (Vec::new(), Vec::new(), Vec::new());
+        let mut world = Self { server, book, storage, edges, now, clients, at_rest, kills: 0, rests: 0 };
         for number in 0..2 {
             let who = world.server.member("mill", &format!("five-{number}"), Role::Publisher).await;
             world.spawn(Publisher { who, book: world.book.clone(), next: 0 });
@@ -96,7 +104,11 @@ impl World {
     }
 
     fn spawn(&mut self, client: impl Client) {
-        self.clients.push(tokio::spawn(live(client, self.home())));
+        let lived = live(client, self.home());
+        self.clients.push(tokio::spawn(async move {
+            let client = lived.await;
+            Box::new(move |world: &mut Self| world.spawn(client)) as AtRest
+        }));
     }
 
     pub fn here(&self) -> Here {
@@ -188,13 +200,15 @@ impl World {
     }
 
     /// Everybody comes to an end; what was sealed is ground, and the rest too.
-    pub async fn end(&mut self) {
+    pub async fn rest(&mut self) {
         self.now.send_modify(|now| now.last = true);
         for client in std::mem::take(&mut self.clients) {
-            tokio::time::timeout(PATIENCE, client).await.expect("a client does not end").unwrap();
+            let ended = tokio::time::timeout(PATIENCE, client).await.expect("a client does not end");
+            self.at_rest.push(ended.unwrap());
         }
+        self.rests += 1;
         for pool in ["mill", "edge"] {
-            let who = self.server.member(pool, "last", Role::Processor).await;
+            let who = self.server.member(pool, &format!("last-{}", self.rests), Role::Processor).await;
             // What was given back just now is on offer again after a pause, and later after a longer one.
             let ended = async {
                 while !self.ground(pool, &who).await {
@@ -203,6 +217,13 @@ impl World {
             };
             tokio::time::timeout(PATIENCE, ended).await.expect("rounds do not end");
         }
+    }
+
+    /// Everybody works again.
+    pub fn go_on(&mut self) {
+        self.now.send_modify(|now| now.last = false);
+        self.open();
+        std::mem::take(&mut self.at_rest).into_iter().for_each(|client| client(self));
     }
 
     /// Grinds what there is to grind now; whether every round has ended.
