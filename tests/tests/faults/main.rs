@@ -5,6 +5,7 @@
 mod clock;
 mod damage;
 mod disk;
+mod loss;
 mod processor;
 mod storage;
 mod syncs;
