@@ -6,24 +6,33 @@
 pub(super) struct Choices {
     bytes: Vec<u8>,
     at: usize,
+    /// What decides in place of the string.
+    aside: Option<Random>,
+}
+
+/// splitmix64
+#[derive(Debug, Clone)]
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
 }
 
 impl Choices {
     pub(super) fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, at: 0 }
+        Self { bytes, at: 0, aside: None }
     }
 
     /// The string that a seed stands for.
     pub(super) fn of_seed(seed: u64) -> Vec<u8> {
-        // splitmix64
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^ (z >> 31)
-        };
+        let mut random = Random(seed);
+        let mut next = || random.next();
         // Most are short: ten of 40 show more of the simple faults than one of 400, and are as quick.
         let length = match next() % 8 {
             0..=4 => 16 + next() % 64,
@@ -46,7 +55,15 @@ impl Choices {
         u16::from(self.byte()) + u16::from(in_256) > 255
     }
 
+    /// From now on one number decides, of which 256 are told apart, and no byte is used up; with `None` the string goes on.
+    pub(super) fn set_aside(&mut self, by: Option<u8>) {
+        self.aside = by.map(|by| Random(by.into()));
+    }
+
     pub(super) fn byte(&mut self) -> u8 {
+        if let Some(random) = &mut self.aside {
+            return random.next().to_le_bytes()[0];
+        }
         let byte = self.bytes.get(self.at).copied().unwrap_or_default();
         self.at += 1;
         byte

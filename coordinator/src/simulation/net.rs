@@ -6,6 +6,7 @@ use std::time::Duration;
 use millpond_broker::{Incoming, ReceiptRow, StateMessage};
 use millpond_protocol::access::Op;
 use millpond_protocol::error::ErrorBody;
+use millpond_protocol::topic::Inbound;
 use millpond_protocol::{Principal, Refusal};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
@@ -70,6 +71,12 @@ impl Net {
         self.waiting.insert(self.next, (patience, answer));
         self.requests.push(Request { id: self.next, from, wish });
         answered
+    }
+
+    /// How many results are on their way.
+    pub(super) fn results(&self) -> usize {
+        let is_result = |request: &&Request| matches!(&request.wish, Wish::Publish(message) if matches!(message.to, Inbound::Result { .. }));
+        self.requests.iter().filter(is_result).count()
     }
 
     /// The connection of a listener from now on; it ends with the receiver's last message.

@@ -33,6 +33,8 @@ pub(super) struct World<'a> {
     server: Server,
     /// Since when no more harm is done, by the cores' time.
     pub(super) calm_since: Timestamp,
+    /// Rounds that had failed by then. That of an earlier life may have been another time.
+    pub(super) failed_before: Vec<u64>,
 }
 
 impl<'a> World<'a> {
@@ -79,7 +81,17 @@ impl<'a> World<'a> {
                 _ => tasks.spawn(Owner::Client, name, listener::live(stage, who, 0)),
             }
         }
-        Self { bench, stage, pool, policy, lost: None, tasks, server, calm_since: Timestamp::MAX }
+        Self {
+            bench,
+            stage,
+            pool,
+            policy,
+            lost: None,
+            tasks,
+            server,
+            calm_since: Timestamp::MAX,
+            failed_before: Vec::new(),
+        }
     }
 
     fn server(bench: &Bench, stage: &Stage, pool: PoolId, ledger: Ledger) -> Server {
@@ -97,12 +109,14 @@ impl<'a> World<'a> {
     }
 
     fn live(&mut self) -> Result<(), String> {
+        self.begin()?;
         while !self.stage.choices().is_over() {
             self.step()?;
         }
         self.stage.note(|| "no more harm".into());
         self.stage.calm_down();
         self.calm_since = self.bench.ledger.now();
+        self.failed_before = oracle::failed(self);
         let begun = self.stage.running();
         for _ in 0..STEPS {
             if !self.progress() {
@@ -163,7 +177,7 @@ impl<'a> World<'a> {
     }
 
     /// The next thing happens that disturbs nobody; false if there is none.
-    fn progress(&mut self) -> bool {
+    pub(super) fn progress(&mut self) -> bool {
         self.run()
             || self.settle(false)
             || self.commit(true)
@@ -340,7 +354,7 @@ impl<'a> World<'a> {
     }
 
     /// Nothing can happen until time has gone by.
-    fn wait(&mut self) -> Result<(), String> {
+    pub(super) fn wait(&mut self) -> Result<(), String> {
         oracle::nothing_is_overdue(self)?;
         let next = [self.stage.next_timer(), self.bench.ledger.next_due()].into_iter().flatten().min();
         self.go_by(next.unwrap_or(Duration::from_secs(60)).max(Duration::from_millis(1)));
@@ -349,7 +363,7 @@ impl<'a> World<'a> {
     }
 
     /// What has to hold at any time.
-    fn look(&mut self) -> Result<(), String> {
+    pub(super) fn look(&mut self) -> Result<(), String> {
         match self.stage.book().fault.take() {
             Some(fault) => Err(fault),
             None => Ok(()),
