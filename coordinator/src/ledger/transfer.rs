@@ -87,6 +87,11 @@ impl Tx<'_> {
                 return Err(other_bytes(&new.target));
             }
             self.renew_grant(&mut grant, expires)?;
+            if grant.expires <= self.now && grant.verifying.is_none() {
+                // Its life is over, and nobody has looked yet: no URL of it would hold. What is there of it is looked at first.
+                self.verify_grants(std::slice::from_ref(&grant))?;
+                grant.verifying = Some(grant.id);
+            }
             return Ok(Granted::Open { grant: Box::new(grant), new: false });
         }
         if let Target::Upload(_) = new.target {

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! SPOOL/                mode 0700; every file below 0600
-//!   version             the text "millpond-spool 1\n"; another one is not opened. Written when the directories are synced
+//!   version             the text "millpond-spool 1\n"; another one is not opened. Written, as version.new, when the directories are
+//!                       synced
 //!   lock                flock, exclusive, around every change below; its first 8 bytes count the changes (little endian)
 //!   sending             flock, exclusive, held by the process that sends
 //!   ready/NAME          an entry that waits

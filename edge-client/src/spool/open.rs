@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
-use std::io::Write as _;
 use std::path::Path;
 use std::sync::Weak;
 
@@ -45,9 +44,8 @@ impl Spool {
         let version = self.root.join("version");
         match std::fs::read(&version) {
             Ok(text) if text == VERSION.as_bytes() => {}
-            Ok(text) if !text.is_empty() => return Err(SpoolError::Foreign(self.root.clone())),
+            Ok(_) => return Err(SpoolError::Foreign(self.root.clone())),
             // The first opening, or one that died.
-            Ok(_) => at(&version, self.found(&version))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => at(&version, self.found(&version))?,
             Err(error) => return Err(SpoolError::io(&version)(error)),
         }
@@ -71,9 +69,7 @@ impl Spool {
         // syncs them again.
         sync_directory(&self.root)?;
         sync_directory(parent(&self.root))?;
-        let mut file = disk::open(version)?;
-        file.write_all(VERSION.as_bytes())?;
-        file.sync_all()?;
-        sync_directory(&self.root)
+        // Whole before it has its name: a power cut may leave of a new file its length without its bytes.
+        disk::write_synced(version, &self.root.join("version.new"), VERSION.as_bytes(), || {})
     }
 }

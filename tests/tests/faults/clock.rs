@@ -122,3 +122,58 @@ async fn a_file_in_parts_that_was_whole_counts_after_a_long_time_down() {
     assert_eq!(outcome, Outcome::Stored);
     check(&server).await;
 }
+
+/// Who sends a file in parts goes on where it was, as long as its grant lasts by the clock; after that, anew. The file counts once.
+#[tokio::test]
+async fn a_file_in_parts_is_gone_on_with_whatever_the_clock_does_between_its_parts() {
+    const PART: usize = 5 << 20;
+    const HOUR: i64 = 3_600_000;
+    let Some(shim) = Shim::new() else { return };
+    let mut server = Server::prepare(&[]);
+    server.set_environment(shim.clocked());
+    server.launch().await;
+    server.pool("demo", json!({ "grouping": "count", "count": 1_000 })).await;
+    let who = server.member("demo", "edge", Role::Publisher).await;
+    let file: Vec<u8> = (0..6 * PART + 1_000).map(|at| (at / PART + at % 251) as u8).collect();
+    let parts = file.chunks(PART).zip(1..).map(|(part, n)| json!({ "n": n, "sha256": Sha256::of(part) }));
+    let mut ask = json!({ "upload": "film", "size": file.len(), "sha256": Sha256::of(&file), "part_size": PART,
+        "parts": parts.collect::<Vec<_>>() });
+    let leaps = [(0, 0), (1, 3 * HOUR), (2, -3 * HOUR), (3, 0), (0, 40 * DAYS), (0, -40 * DAYS), (0, 0)];
+    for (step, (there, ahead)) in leaps.into_iter().enumerate() {
+        shim.set_clock(ahead);
+        if step % 2 == 1 {
+            server.kill();
+            server.launch().await;
+        }
+        let link = Link::open(server.here(&who)).await.unwrap();
+        let mut n = 0;
+        let put = loop {
+            ask["id"] = json!(format!("p{step}-{n}"));
+            let put: answer::Put = link.ask(Op::Put, &ask).await.unwrap();
+            if put.outcome != Outcome::Pending {
+                break put;
+            }
+            // The grant has ended, and what is there of the file is looked at first.
+            assert!(step == 4, "the clock is {ahead} ms ahead");
+            n += 1;
+        };
+        assert_eq!(put.outcome, Outcome::Granted);
+        let had: u32 = put.there.iter().map(|(from, to)| to - from + 1).sum();
+        assert!(had >= there, "{had} parts are there with the clock {ahead} ms ahead, and {there} were sent");
+        // One more, and in the end all that are missing.
+        let missing = put.parts.iter().filter_map(|part| Some((part.n as usize, part.to.as_ref()?)));
+        let now = if step + 1 == leaps.len() { usize::MAX } else { 1 };
+        for (n, to) in missing.take(now) {
+            let bytes = file.chunks(PART).nth(n - 1).unwrap().to_vec();
+            assert_eq!(server.api().send(to, bytes).await, 200, "part {n} with the clock {ahead} ms ahead");
+        }
+    }
+    let link = Link::open(server.here(&who)).await.unwrap();
+    let commit = json!({ "id": "c", "uploads": ["film"], "wait_s": 30 });
+    let done: answer::Commit = link.ask(Op::Commit, &commit).await.unwrap();
+    assert_eq!(done.uploads[0].outcome, Outcome::Stored, "{done:?}");
+    let got: Value = link.ask(Op::Get, &json!({ "upload": "film" })).await.unwrap();
+    assert!(server.api().fetch(got["url"].as_str().unwrap()).await == file);
+    assert_eq!(server.uploads("demo").await.len(), 1);
+    check(&server).await;
+}
