@@ -27,6 +27,7 @@ mod publishers;
 mod readers;
 mod world;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,8 @@ use world::World;
 
 /// Lives between two thorough looks at everything.
 const THOROUGH: u32 = 20;
+/// Chances after which the world begins anew: each life takes some 20 MB of disk, for nothing that counts is ever removed.
+const ANEW: u32 = 200;
 
 fn points(of: &[Program]) -> Vec<Point> {
     Point::ALL.iter().copied().filter(|point| of.contains(&point.program())).collect()
@@ -67,7 +70,7 @@ async fn kill_9_at_any_place_and_time_loses_nothing_acknowledged_and_counts_noth
         return;
     }
     let mut dice = Dice::new("kill -9 of the server");
-    let mut world = World::begin(&mut dice, |server| server.set_environment([migration::one_more()])).await;
+    let mut world = world(&mut dice).await;
     let begin = Instant::now();
     let (mut working, starting) = (points(&[Program::Server]), points(&[Program::Start]));
     let migrating = migration::points();
@@ -90,15 +93,26 @@ async fn kill_9_at_any_place_and_time_loses_nothing_acknowledged_and_counts_noth
     }
     let places = working.len() + starting.len() + migrating.len();
     say(&format!("{places} places in {:?}", begin.elapsed()));
-    for _ in 0..kills() {
+    let (all, mut before, mut killed) = (kills(), 0, BTreeSet::new());
+    for n in 0..all {
+        if n > 0 && n % ANEW == 0 {
+            ends_well(&mut world).await;
+            killed.extend(world.book.facts().killed.keys().copied());
+            before += world.kills;
+            world = self::world(&mut dice).await;
+        }
         by_chance(&mut world, &mut dice, [&working, &starting, &migrating]).await;
         again_and_thoroughly(&mut world).await;
     }
-    say(&format!("{} kills in {:?}", world.kills, begin.elapsed()));
+    say(&format!("{} kills in {:?}", before + world.kills, begin.elapsed()));
     ends_well(&mut world).await;
-    let killed = world.book.facts().killed.clone();
+    killed.extend(world.book.facts().killed.keys().copied());
     say(&format!("in all {:?}; of the devices were killed: {killed:?}", begin.elapsed()));
     assert!(killed.len() == 3, "some role of millpond-edge was never killed: {killed:?}");
+}
+
+async fn world(dice: &mut Dice) -> World {
+    World::begin(dice, |server| server.set_environment([migration::one_more()])).await
 }
 
 /// Everybody comes to an end, and everything has to hold.
