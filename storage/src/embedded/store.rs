@@ -1,5 +1,7 @@
 //! Objects: files and rows together, in the order that survives a crash.
 
+mod sweep;
+
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -10,16 +12,13 @@ use std::time::SystemTime;
 use millpond_failpoint::{Point, reach};
 
 use super::blobs::{BlobId, Blobs, Incoming};
-use super::catalog::{
-    Catalog, CatalogError, Check, Ended, Expired, Finished, Freed, Object, Part, Replaced, Upload,
-};
+use super::catalog::{Catalog, CatalogError, Check, Ended, Finished, Freed, Object, Part, Replaced, Upload};
 use super::checksum::{Algorithm, Hashing, Plan, Sums};
 use super::config::EmbeddedConfig;
 use super::room::{Claim, Freeing, OverQuota, Pin, Room};
 use super::send::Body;
 use crate::config::BadConfig;
 use crate::directory;
-use crate::limits::embedded as limits;
 
 /// The directory cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -97,42 +96,9 @@ impl Store {
         Ok(this)
     }
 
-    /// Removes files that no row names. Blocks; reads every directory and the name of every file in the catalogue.
-    pub(super) fn sweep(&self) -> Result<(), CatalogError> {
-        let swept = self.blobs.sweep(|file| self.room.holds(file), |first| self.catalog.files(first))?;
-        if swept.unfinished + swept.orphans > 0 {
-            tracing::info!(swept.unfinished, swept.orphans, "removed bodies that no object has");
-        }
-        if swept.missing > 0 {
-            tracing::error!(swept.missing, "objects have lost their bodies");
-        }
-        Ok(())
-    }
-
     /// When an earlier run kept something for the last time; 0 if none did.
     pub(super) fn worked_ms(&self) -> i64 {
         self.worked_ms
-    }
-
-    /// Ends uploads in parts to which nothing has come since `idle_ms`.
-    pub(super) async fn expire(self: Arc<Self>, idle_ms: i64) -> Result<(), StoreError> {
-        run(self.room.freeing(), async move {
-            let ended_ms = now_ms() - limits::REMEMBER_MS;
-            loop {
-                let expired = self.catalog.expire(idle_ms, ended_ms).await?;
-                if expired == Expired::default() {
-                    return Ok(());
-                }
-                if !expired.freed.is_empty() {
-                    tracing::info!(
-                        uploads = expired.freed.len(),
-                        "ended uploads in parts that nobody went on with"
-                    );
-                }
-                self.discard(expired.freed);
-            }
-        })
-        .await
     }
 
     /// Takes room for a body of so many bytes.
