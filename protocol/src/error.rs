@@ -122,8 +122,8 @@ pub struct Refusal {
 
 /// What tokens begin with: of members, of admins, to join.
 pub const TOKEN_PREFIXES: [&str; 3] = ["mpd_", "mpa_", "mpj_"];
-/// Characters after that from which on it is taken for a token.
-const TOKEN_MIN: usize = 16;
+/// Characters after that from which on it is taken for a token: those that Millpond makes have 43.
+const TOKEN_MIN: usize = 28;
 
 /// A text whose tokens, if there are any, are cut off behind their prefix: many a message says what did not read, and whoever
 /// has put a token there does not get it shown, nor into a log.

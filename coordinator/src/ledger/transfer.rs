@@ -87,8 +87,9 @@ impl Tx<'_> {
                 return Err(other_bytes(&new.target));
             }
             self.renew_grant(&mut grant, expires)?;
-            if grant.expires <= self.now && grant.verifying.is_none() {
-                // Its life is over, and nobody has looked yet: no URL of it would hold. What is there of it is looked at first.
+            if grant.expires <= super::now() && grant.verifying.is_none() {
+                // Its life is over by the clock that URLs have, and nobody has looked yet: none of it would hold. What is there
+                // of it is looked at first.
                 self.verify_grants(std::slice::from_ref(&grant))?;
                 grant.verifying = Some(grant.id);
             }

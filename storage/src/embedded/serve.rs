@@ -86,6 +86,8 @@ impl Embedded {
     /// sweep.
     async fn sweep(self, clock: i64) {
         let idle_ms = i64::try_from(self.config.abandoned.as_millis()).unwrap_or(i64::MAX);
+        // A clock that was ahead and is right again would make everything old.
+        let clock = clock.min(now_ms());
         let store = Arc::clone(&self.store);
         if let Err(error) = Arc::clone(&store).expire(clock.saturating_sub(idle_ms)).await {
             tracing::warn!(%error, "abandoned uploads stay until the next sweep");
