@@ -10,12 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use millpond_protocol::{MemberName, PoolName, Sha256, Timestamp};
-use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::{CertificateError, Error, RootCertStore};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -117,25 +117,40 @@ impl Authorities {
     /// revoked meanwhile names nobody.
     pub(super) fn certified(&self, chain: &[CertificateDer<'_>]) -> Option<Certified> {
         let (own, above) = chain.split_first()?;
-        let (_, certificate) = X509Certificate::from_der(own).ok()?;
-        let names = certificate.subject_alternative_name().ok()??;
-        let mut ours = names.value.general_names.iter().filter_map(|name| match name {
-            GeneralName::URI(uri) => uri.strip_prefix(SCHEME),
-            _ => None,
-        });
-        // One of several would be a matter of order.
-        let (Some(ours), None) = (ours.next(), ours.next()) else { return None };
-        let (pool, member) = ours.split_once('/')?;
-        let pool: PoolName = pool.parse().ok()?;
-        self.pools.get(&pool)?.verify_client_cert(own, above, UnixTime::now()).ok()?;
-        let issued = certificate.validity().not_before.timestamp().saturating_mul(1_000);
-        Some(Certified {
-            member: member.parse().ok()?,
-            pool,
-            sha256: Sha256::of(own),
-            issued: Timestamp::clamped(issued),
-        })
+        let named = named(own)?;
+        self.pools.get(&named.pool)?.verify_client_cert(own, above, UnixTime::now()).ok()?;
+        Some(named)
     }
+
+    /// Whether these certificates, which named somebody before, were taken back: they are on a list, or no authority of that pool
+    /// signed them any more. One that only ran out is not, nor is it where a list cannot be verified: both keep newcomers out.
+    pub(super) fn has_lost(&self, chain: &[CertificateDer<'_>]) -> bool {
+        use CertificateError::{BadSignature, Revoked, UnknownIssuer};
+        let Some((own, above)) = chain.split_first() else { return true };
+        let Some(verifier) = named(own).and_then(|named| self.pools.get(&named.pool)) else { return true };
+        let judged = verifier.verify_client_cert(own, above, UnixTime::now());
+        matches!(judged, Err(Error::InvalidCertificate(BadSignature | Revoked | UnknownIssuer)))
+    }
+}
+
+/// Whom a certificate names, whoever signed it.
+fn named(own: &CertificateDer<'_>) -> Option<Certified> {
+    let (_, certificate) = X509Certificate::from_der(own).ok()?;
+    let names = certificate.subject_alternative_name().ok()??;
+    let mut ours = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => uri.strip_prefix(SCHEME),
+        _ => None,
+    });
+    // One of several would be a matter of order.
+    let (Some(ours), None) = (ours.next(), ours.next()) else { return None };
+    let (pool, member) = ours.split_once('/')?;
+    let issued = certificate.validity().not_before.timestamp().saturating_mul(1_000);
+    Some(Certified {
+        member: member.parse().ok()?,
+        pool: pool.parse().ok()?,
+        sha256: Sha256::of(own),
+        issued: Timestamp::clamped(issued),
+    })
 }
 
 fn revoked(file: &str, pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {

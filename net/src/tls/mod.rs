@@ -98,6 +98,11 @@ impl InUse {
     pub(crate) fn certified(&self, chain: &[CertificateDer<'_>]) -> Option<Certified> {
         self.members.as_ref()?.1.certified(chain)
     }
+
+    /// Whether the certificates of a client that named somebody before were taken back.
+    pub(crate) fn has_lost(&self, chain: &[CertificateDer<'_>]) -> bool {
+        self.members.as_ref().is_none_or(|(_, authorities)| authorities.has_lost(chain))
+    }
 }
 
 /// What rustls serves with.

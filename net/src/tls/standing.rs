@@ -19,13 +19,13 @@ impl Standing {
         Self { files, chain: chain.iter().map(|one| one.clone().into_owned()).collect() }
     }
 
-    /// Waits until the certificate signs nobody in any more: it is on a new list of revocations, or its authority is none
-    /// any more. It is looked at whenever files are renewed, by what a new handshake would be judged by.
+    /// Waits until the certificate was taken back: it is on a new list of revocations, or its authority is none any more. It is
+    /// looked at whenever files are renewed. One that only ran out lasts as long as its connection.
     pub async fn lost(mut self) {
         // Without anybody who looks at the files nothing new is heard of.
         while self.files.changed().await.is_ok() {
             let in_use = self.files.borrow_and_update().clone();
-            if in_use.certified(&self.chain).is_none() {
+            if in_use.has_lost(&self.chain) {
                 return;
             }
         }
