@@ -26,7 +26,12 @@ impl Processor<'_> {
     /// Whether there is room for anything at all. A round that is taken without it has lost an attempt.
     pub(super) fn has_room(&mut self) -> Result<bool, ProcessError> {
         let directory = &self.options.directory;
-        let Err(error) = probe(directory) else {
+        // What an attempt that died has left may be all that is in the way.
+        let found = probe(directory).or_else(|_| {
+            self.clear();
+            probe(directory)
+        });
+        let Err(error) = found else {
             self.room = backoff();
             return Ok(true);
         };

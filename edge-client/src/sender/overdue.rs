@@ -33,6 +33,8 @@ impl Run<'_> {
         if let Some(rest) = self.pacer.noted(who(self.session), wall_ms(), pause) {
             let _ = self.spool.set_rest(Some(&rest));
         }
+        // It waits because it was told to.
+        self.watch.progress();
         (self.report)(Report::Resting(why, pause));
     }
 

@@ -13,7 +13,7 @@ use millpond_protocol::{Code, Refusal, limits};
 use tokio::time::Instant;
 
 use crate::backoff::fraction;
-use crate::spool::Rest;
+use crate::spool::{Rest, this_boot};
 
 /// The first pause where the server names none: a quota is there for long, a storage that is away may be back at once.
 const QUOTA: Duration = Duration::from_secs(15);
@@ -130,7 +130,7 @@ impl Pacer {
         let State::Resting { why, .. } = &self.state else { return None };
         let pause = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
         let until_ms = now_ms.saturating_add(pause);
-        Some(Rest { who, from_ms: now_ms, until_ms, times: self.times, why: why.clone() })
+        Some(Rest { who, from_ms: now_ms, until_ms, boot: this_boot(), times: self.times, why: why.clone() })
     }
 }
 

@@ -99,13 +99,18 @@ impl Book {
 
     /// The connection has ended; with what the server refused for now, if that is why.
     pub(super) fn turn_over(&mut self, later: Option<Refusal>) {
+        let is_refused = later.is_some();
         if let Some(refusal) = later {
             for publish in self.unsent.drain(..).chain(self.sent.drain().map(|(_, publish)| publish)) {
                 let _ = publish.waiter.send(Err(Refused::Later(refusal.clone())));
             }
         }
         let mut uplink = std::mem::take(&mut self.uplink);
-        uplink.cut(self.heard.elapsed());
+        match is_refused {
+            // The server has heard all of it: that says nothing about the line.
+            true => uplink.ended(),
+            false => uplink.cut(self.heard.elapsed()),
+        }
         let (connection, heard) = (self.connection + 1, self.heard);
         *self = Self { connection, uplink, heard, ..Self::default() };
     }

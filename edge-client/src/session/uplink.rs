@@ -77,8 +77,8 @@ impl Uplink {
 
     /// The connection has ended; `idle` is how long no acknowledgement, and nothing else, had come.
     pub(super) fn cut(&mut self, idle: Duration) {
-        let outstanding = std::mem::take(&mut self.outstanding);
-        self.acknowledged = None;
+        let outstanding = self.outstanding;
+        self.ended();
         if outstanding < SAMPLE {
             return;
         }
@@ -89,6 +89,12 @@ impl Uplink {
             None => Some(at_most).filter(|rate| *rate < MOST),
         };
         self.whole = (self.whole.min(outstanding) / 2).max(FIRST);
+    }
+
+    /// The connection has ended for a reason that says nothing about the line.
+    pub(super) fn ended(&mut self) {
+        self.outstanding = 0;
+        self.acknowledged = None;
     }
 
     /// Whether anything is known.

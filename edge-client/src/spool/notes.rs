@@ -12,7 +12,7 @@ use super::disk;
 use super::leave::Place;
 use super::store::Spool;
 use super::{Entry, SpoolError};
-use crate::clock::{Anchor, wall_ms};
+use crate::clock::{Anchor, Stamp, wall_ms};
 
 /// Clock anchors kept: one for each of the last boots.
 const ANCHORS_MAX: usize = 16;
@@ -29,12 +29,20 @@ fn drift(ms: i64) -> i64 {
 pub struct Rest {
     /// `POOL/MEMBER` to whom it was refused: others need not wait.
     pub who: String,
-    /// When it was refused, and until when nothing is sent, by this machine's clock.
+    /// When it was refused, and until when nothing is sent, by this machine's clock in that boot of it, where the system tells
+    /// which: a device without a clock would live through the same minute at each of its boots.
     pub from_ms: i64,
     pub until_ms: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<String>,
     /// Pauses in a row, with this one.
     pub times: u32,
     pub why: Refusal,
+}
+
+/// Which boot this is, where the system tells.
+pub(crate) fn this_boot() -> Option<String> {
+    Stamp::now().boot.map(|boot| boot.id)
 }
 
 impl Rest {
@@ -47,9 +55,10 @@ impl Rest {
 }
 
 impl Spool {
-    /// Why nothing is sent now, if a process has found out that it had better wait.
+    /// Why nothing is sent now, if a process has found out in this boot that it had better wait.
     pub fn rest(&self) -> Option<Rest> {
-        serde_json::from_slice(&std::fs::read(self.root.join("rest")).ok()?).ok()
+        let rest: Rest = serde_json::from_slice(&std::fs::read(self.root.join("rest")).ok()?).ok()?;
+        (rest.boot == this_boot()).then_some(rest)
     }
 
     /// Notes that nothing is to be sent for a while, or that something was taken.

@@ -173,7 +173,8 @@ impl Spool {
 
 /// What a process has taken. None: it has gone, and so is its file.
 fn taken(path: &Path) -> io::Result<Option<Sum>> {
-    let file = match File::open(path) {
+    // To write, though nothing is written: over NFS an exclusive lock wants that.
+    let file = match File::options().read(true).write(true).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };

@@ -41,19 +41,29 @@ fn fill(inside: &Path, but: usize) -> PathBuf {
 
 #[tokio::test]
 async fn a_processor_whose_disk_is_full_takes_no_round_and_one_when_there_is_room() {
-    let cast = Cast::new(json!({})).await;
-    let Some((mut process, inside)) = on_a_small_disk(&cast, CONCATENATE).await else { return };
-    let ballast = fill(&inside, 0);
-    cast.three().await;
-    until("a word of it", &mut process, async || says(&cast, "process.err", "No space left on device")).await;
-    assert!(process.status().is_none(), "it ended: {}", process.stderr());
-    assert!(cast.round(1).await["attempts"].as_array().is_none_or(Vec::is_empty), "an attempt was lost");
-    std::fs::remove_file(ballast).unwrap();
-    until("the result", &mut process, async || cast.round(1).await.to_string().contains("committed")).await;
-    assert!(cast.result().await == b"1\n2\n3\n");
-    process.signal("TERM");
-    assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
-    assert_eq!(process.stdout(), "round 1 leased\nround 1 done\n");
+    // Somebody else's file, which goes; and what an attempt left whose processor died.
+    for is_left_over in [false, true] {
+        let cast = Cast::new(json!({})).await;
+        let Some((mut process, inside)) = on_a_small_disk(&cast, CONCATENATE).await else { return };
+        let ballast = fill(&inside, 0);
+        cast.three().await;
+        let told = async || says(&cast, "process.err", "No space left on device");
+        until("a word of it", &mut process, told).await;
+        assert!(process.status().is_none(), "it ended: {}", process.stderr());
+        assert!(cast.round(1).await["attempts"].as_array().is_none_or(Vec::is_empty), "an attempt was lost");
+        if is_left_over {
+            std::fs::create_dir(inside.join("attempt-dead")).unwrap();
+            std::fs::rename(ballast, inside.join("attempt-dead/output")).unwrap();
+        } else {
+            std::fs::remove_file(ballast).unwrap();
+        }
+        let committed = async || cast.round(1).await.to_string().contains("committed");
+        until("the result", &mut process, committed).await;
+        assert!(cast.result().await == b"1\n2\n3\n");
+        process.signal("TERM");
+        assert!(process.wait(PATIENCE).await.success(), "{}", process.stderr());
+        assert_eq!(process.stdout(), "round 1 leased\nround 1 done\n");
+    }
 }
 
 /// Whether what it wrote so far has that in it.
