@@ -9,7 +9,7 @@ use super::run::{Awaited, Done, LEAST, Run, who};
 use super::watch::{STUCK, Silence};
 use super::{Report, SendError};
 use crate::backoff::random;
-use crate::clock::wall_ms;
+use crate::clock::Stamp;
 use crate::session::Cause;
 
 impl Run<'_> {
@@ -30,7 +30,7 @@ impl Run<'_> {
     /// The server refused something for now: nothing is sent for a while, also by the process after this one.
     pub(super) fn rest(&mut self, why: &Refusal) {
         let Some(pause) = self.pacer.refused(why, Instant::now(), random()) else { return };
-        if let Some(rest) = self.pacer.noted(who(self.session), wall_ms(), pause) {
+        if let Some(rest) = self.pacer.noted(who(self.session), Stamp::now(), pause) {
             let _ = self.spool.set_rest(Some(&rest));
         }
         // It waits because it was told to.

@@ -13,7 +13,8 @@ use millpond_protocol::{Code, Refusal, limits};
 use tokio::time::Instant;
 
 use crate::backoff::fraction;
-use crate::spool::{Rest, this_boot};
+use crate::clock::Stamp;
+use crate::spool::Rest;
 
 /// The first pause where the server names none: a quota is there for long, a storage that is away may be back at once.
 const QUOTA: Duration = Duration::from_secs(15);
@@ -126,11 +127,12 @@ impl Pacer {
     }
 
     /// As it is noted for the next process.
-    pub(super) fn noted(&self, who: String, now_ms: i64, pause: Duration) -> Option<Rest> {
+    pub(super) fn noted(&self, who: String, now: Stamp, pause: Duration) -> Option<Rest> {
         let State::Resting { why, .. } = &self.state else { return None };
         let pause = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
-        let until_ms = now_ms.saturating_add(pause);
-        Some(Rest { who, from_ms: now_ms, until_ms, boot: this_boot(), times: self.times, why: why.clone() })
+        let (from_ms, boot) = (now.wall_ms, now.boot.map(|boot| boot.id));
+        let until_ms = from_ms.saturating_add(pause);
+        Some(Rest { who, from_ms, until_ms, boot, times: self.times, why: why.clone() })
     }
 }
 
@@ -207,7 +209,7 @@ mod tests {
     fn what_one_process_notes_the_next_one_goes_on_with() {
         let (mut pacer, now) = (Pacer::default(), Instant::now());
         let pause = pacer.refused(&quota(), now, 0).unwrap();
-        let rest = pacer.noted("demo/edge-1".into(), 1_000, pause).unwrap();
+        let rest = pacer.noted("demo/edge-1".into(), Stamp { wall_ms: 1_000, boot: None }, pause).unwrap();
         assert_eq!(rest.left(1_000), QUOTA);
         assert_eq!((rest.left(999), rest.left(16_000)), (Duration::ZERO, Duration::ZERO));
         let mut next = Pacer::resume(&rest, rest.left(6_000), now);

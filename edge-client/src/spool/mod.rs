@@ -99,7 +99,6 @@ pub use entry::{About, Document, Entry};
 pub use leave::Place;
 pub(crate) use leave::Removal;
 pub use notes::Rest;
-pub(crate) use notes::this_boot;
 pub(crate) use read::Unread;
 pub use room::{Limits, WhenFull};
 pub use stage::Staged;

@@ -40,11 +40,6 @@ pub struct Rest {
     pub why: Refusal,
 }
 
-/// Which boot this is, where the system tells.
-pub(crate) fn this_boot() -> Option<String> {
-    Stamp::now().boot.map(|boot| boot.id)
-}
-
 impl Rest {
     /// How much of it is left. Nothing, where the clock was set back since: a pause is never longer than it was.
     pub fn left(&self, now_ms: i64) -> Duration {
@@ -58,7 +53,7 @@ impl Spool {
     /// Why nothing is sent now, if a process has found out in this boot that it had better wait.
     pub fn rest(&self) -> Option<Rest> {
         let rest: Rest = serde_json::from_slice(&std::fs::read(self.root.join("rest")).ok()?).ok()?;
-        (rest.boot == this_boot()).then_some(rest)
+        (rest.boot == Stamp::now().boot.map(|boot| boot.id)).then_some(rest)
     }
 
     /// Notes that nothing is to be sent for a while, or that something was taken.
