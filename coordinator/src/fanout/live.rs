@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use millpond_broker::{EndReason, GateHandle};
 use millpond_failpoint::{Point, reach};
 use millpond_protocol::{Code, PoolName, Refusal, topic};
 use rusqlite::Connection;
+use tokio::sync::Notify;
+use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
@@ -23,23 +26,45 @@ const PAGE: usize = 500;
 
 /// Tells the gate what commits until `shutdown`.
 pub async fn run(ledger: Ledger, states: States, gate: GateHandle, shutdown: CancellationToken) {
-    let mut commits = ledger.commits();
-    let mut live = Live { ledger, states, gate, told: None, left: BTreeMap::new() };
-    live.begin().await;
-    let mut sums = tokio::time::interval(SUM);
+    let (commits, lost) = (ledger.commits(), Notify::new());
+    let ends = end(commits.resubscribe(), &gate, &lost);
+    let live = Live { ledger, states, gate: gate.clone(), told: None, left: BTreeMap::new(), behind: false };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = ends => {}
+        () = live.run(commits, &lost) => {}
+    }
+}
+
+/// Ends sessions, and says whose receipts are there: nothing that has to be read first keeps these waiting.
+async fn end(mut commits: Receiver<Arc<Commit>>, gate: &GateHandle, lost: &Notify) {
     loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            _ = sums.tick() => live.tick().await,
-            commit = commits.recv() => match commit {
-                Ok(commit) => live.tell(&commit).await,
-                Err(RecvError::Lagged(_)) => live.tell_all().await,
-                Err(RecvError::Closed) => return,
-            },
+        match commits.recv().await {
+            Ok(commit) => {
+                for (pool, member) in &commit.receipts {
+                    gate.receipts_ready(pool, member);
+                }
+                for (pool, member, why) in &commit.ended {
+                    tracing::info!(%pool, %member, why, "sessions end");
+                    gate.disconnect_member(pool, member, EndReason::Revoked);
+                }
+                // Behind the end of those who could retain more.
+                for pool in &commit.renewed {
+                    gate.forget_retained(pool);
+                }
+            }
+            // Whose sessions should have ended is not known: everybody signs in again, which brings receipts as they stand.
+            Err(RecvError::Lagged(_)) => {
+                tracing::warn!("fan-out fell behind: every session ends and comes back");
+                gate.disconnect_all();
+                lost.notify_one();
+            }
+            Err(RecvError::Closed) => return,
         }
     }
 }
 
+/// States and events.
 struct Live {
     ledger: Ledger,
     states: States,
@@ -48,30 +73,43 @@ struct Live {
     told: Option<BTreeMap<PoolId, (PoolName, u64)>>,
     /// What is still to be told: uploads that wait for their sum, and what could not be read.
     left: BTreeMap<PoolId, PoolChange>,
+    /// What stands is still to be told of all pools.
+    behind: bool,
 }
 
 impl Live {
+    async fn run(mut self, mut commits: Receiver<Arc<Commit>>, lost: &Notify) {
+        self.begin().await;
+        let mut sums = tokio::time::interval(SUM);
+        loop {
+            tokio::select! {
+                _ = sums.tick() => self.tick().await,
+                () = lost.notified() => self.forget_retained().await,
+                commit = commits.recv() => {
+                    let mut changes = BTreeMap::new();
+                    let mut next = commit;
+                    // However much was committed meanwhile, of each pool it is told once.
+                    loop {
+                        match next {
+                            Ok(commit) => commit.pools.iter().for_each(|(id, change)| add(&mut changes, *id, change)),
+                            Err(RecvError::Lagged(_)) => self.everything(&mut changes).await,
+                            Err(RecvError::Closed) => return,
+                        }
+                        let Some(more) = commits.recv().now_or_never() else { break };
+                        next = more;
+                    }
+                    for (id, change) in changes {
+                        self.tell_pool(id, &change).await;
+                    }
+                }
+            }
+        }
+    }
+
     async fn begin(&mut self) {
         match self.ledger.look(pools).await {
             Ok(pools) => self.told = Some(pools),
             Err(refusal) => tracing::error!(%refusal, "fan-out: the pools do not read"),
-        }
-    }
-
-    async fn tell(&mut self, commit: &Arc<Commit>) {
-        for (pool, member) in &commit.receipts {
-            self.gate.receipts_ready(pool, member);
-        }
-        for (pool, member, why) in &commit.ended {
-            tracing::info!(%pool, %member, why, "sessions end");
-            self.gate.disconnect_member(pool, member, EndReason::Revoked);
-        }
-        // Behind the end of those who could retain more.
-        for pool in &commit.renewed {
-            self.gate.forget_retained(pool);
-        }
-        for (id, change) in &commit.pools {
-            self.tell_pool(*id, change).await;
         }
     }
 
@@ -92,7 +130,7 @@ impl Live {
             left.events = change.events;
         }
         if left.is_something() {
-            self.left.entry(id).or_insert_with(|| PoolChange::of(change.name.clone())).add(&left);
+            add(&mut self.left, id, &left);
         }
     }
 
@@ -112,23 +150,22 @@ impl Live {
         Ok(())
     }
 
-    /// Commits were missed: whose sessions should have ended is not known, so everybody signs in again, which brings
-    /// state and receipts as they stand; the feed goes on from where it was.
-    async fn tell_all(&mut self) {
-        tracing::warn!("fan-out fell behind: every session ends and comes back");
-        self.gate.disconnect_all();
-        let Ok(pools) = self.ledger.look(pools).await else { return };
-        self.forget_retained(&pools);
+    /// Commits were missed: what stands is told of all pools.
+    async fn everything(&mut self, changes: &mut BTreeMap<PoolId, PoolChange>) {
+        let found = self.ledger.look(pools).await;
+        // What cannot be read now is at the next tick.
+        self.behind = found.is_err();
+        let Ok(pools) = found else { return };
         for (id, (name, _)) in pools {
-            let mut change = PoolChange::of(name);
-            change.events = true;
-            self.left.entry(id).or_insert_with(|| PoolChange::of(change.name.clone())).add(&change);
+            let told =
+                PoolChange { events: true, rounds: true, pointer: true, card: true, ..PoolChange::of(name) };
+            add(changes, id, &told);
         }
     }
 
-    /// Of the pools that came or went meanwhile.
-    fn forget_retained(&self, pools: &BTreeMap<PoolId, (PoolName, u64)>) {
-        let Some(told) = &self.told else { return };
+    /// Of the pools that may have come or gone while nobody listened.
+    async fn forget_retained(&self) {
+        let (Some(told), Ok(pools)) = (&self.told, self.ledger.look(pools).await) else { return };
         let names: BTreeSet<&PoolName> = pools.values().map(|(name, _)| name).collect();
         let gone = told.values().filter(|(name, _)| !names.contains(name));
         let new = pools.iter().filter(|(id, _)| !told.contains_key(id)).map(|(_, pool)| pool);
@@ -141,7 +178,11 @@ impl Live {
         if self.told.is_none() {
             self.begin().await;
         }
-        for (id, mut change) in std::mem::take(&mut self.left) {
+        let mut left = std::mem::take(&mut self.left);
+        if self.behind {
+            self.everything(&mut left).await;
+        }
+        for (id, mut change) in left {
             change.events |= change.uploads;
             change.uploads = false;
             self.tell_pool(id, &change).await;
@@ -167,6 +208,10 @@ impl Live {
             }
         }
     }
+}
+
+fn add(changes: &mut BTreeMap<PoolId, PoolChange>, id: PoolId, change: &PoolChange) {
+    changes.entry(id).or_insert_with(|| PoolChange::of(change.name.clone())).add(change);
 }
 
 fn pools(sql: &Connection) -> LedgerResult<BTreeMap<PoolId, (PoolName, u64)>> {

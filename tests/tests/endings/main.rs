@@ -149,6 +149,24 @@ impl Present {
     }
 }
 
+/// Operators of other pools who change their policies without end, each of which is told to all that listen there.
+async fn restless(server: &Server) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    for n in 0..8 {
+        let pool = format!("restless-{n}");
+        server.pool(&pool, json!({})).await;
+        let (api, path) = (server.api(), format!("/v1/pools/{pool}"));
+        tasks.spawn(async move {
+            for window in (1_u64..).map(|n| 60 + n % 2) {
+                let (status, answer) =
+                    api.call(Method::PATCH, &path, Some(&json!({"window_s": window}))).await;
+                assert_eq!(status, 200, "{answer}");
+            }
+        });
+    }
+    tasks
+}
+
 async fn stage() -> Server {
     let server = Server::secure(&[("MILLPOND__MQTT__APP_TOPICS", r#"["app/+/#"]"#)]).await;
     server.pool("p", json!({"grouping": "label"})).await;
@@ -167,6 +185,7 @@ async fn call(server: &Server, method: Method, path: &str, body: Option<Value>) 
 async fn whatever_ends_a_members_right_ends_its_sessions_on_every_way_in_within_a_second() {
     let server = stage().await;
     let mut neighbours = Neighbours::move_in(&server).await;
+    let mut restless = restless(&server).await;
     let member = |name: &'static str| {
         let server = &server;
         async move {
@@ -216,4 +235,5 @@ async fn whatever_ends_a_members_right_ends_its_sessions_on_every_way_in_within_
     server.pool("p", json!({})).await;
     let again = server.member("p", "removed", Role::Operator).await;
     Present::nothing_is_kept(&server, "removal of the pool", &again).await;
+    assert!(restless.try_join_next().is_none(), "they went on all the while");
 }
