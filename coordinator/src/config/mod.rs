@@ -83,7 +83,7 @@ pub struct Http {
     pub tls: bool,
     /// Seconds until a request is given up with `unavailable`; event streams are not concerned. Raising it helps slow disks.
     pub request_timeout_s: u64,
-    /// Event streams at once; one more is told `quota`. Each holds a connection and reads the
+    /// Event streams at once, of which a pool may have as many as are free; one more is told `quota`. Each holds a connection and reads the
     /// ledger up to five times a second while something happens.
     pub event_streams_max: usize,
     /// Connections at once; later ones wait. Raising it costs some 100 KiB each.
@@ -91,7 +91,8 @@ pub struct Http {
     /// The same from one address; what comes beyond that waits alone. Raising it helps proxies, and lets one address keep
     /// more others waiting.
     pub connections_per_address: usize,
-    /// A file that holds the token which `/metrics` asks for; empty: it asks for none.
+    /// A file that holds the token which `/metrics` asks for; empty: it asks for none on this machine, and elsewhere for the
+    /// admin's.
     #[serde(with = "optional")]
     pub metrics_token_file: Option<String>,
     /// What it holds.

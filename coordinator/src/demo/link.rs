@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const UNREAD_MAX: usize = 10_000;
 
 /// Who connects, and where to.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Credentials {
     pub mqtt: SocketAddr,
     pub pool: PoolName,

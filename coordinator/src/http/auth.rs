@@ -1,5 +1,6 @@
 //! Who asks: a bearer token, the admin's or a device's.
 
+use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use axum::extract::FromRequestParts;
@@ -126,7 +127,6 @@ impl FromRequestParts<Api> for Caller {
         let Bearer { from, token } = Bearer::from_request_parts(parts, api).await?;
         let (hash, source) = (Sha256::of(token.as_bytes()), from.to_string());
         let identity = &api.0.identity;
-        identity.may_try(from.ip(), &hash)?;
         // Digests are compared, so the time that it takes says nothing of the token.
         if hash == api.0.admin {
             return Ok(Self { who: Who::Admin, token: hash, source });
@@ -138,25 +138,62 @@ impl FromRequestParts<Api> for Caller {
     }
 }
 
-/// The bearer token of a request, whatever it is worth, and where it came from.
+/// Where a request came from.
+pub(super) struct Origin(pub SocketAddr);
+
+impl Origin {
+    /// Whether that is this machine.
+    pub(super) fn is_local(&self) -> bool {
+        self.0.ip().to_canonical().is_loopback()
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Origin {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        // Every request that came over a connection has a peer.
+        let peer = parts.extensions.get::<Peer>().map(|Peer(address)| *address);
+        Ok(Self(peer.unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into())))
+    }
+}
+
+/// The bearer token of a request, whatever it is worth, and where it came from. Who failed too often is refused here, before the
+/// body is read.
 pub(super) struct Bearer {
     pub from: SocketAddr,
     pub token: String,
 }
 
+impl Bearer {
+    /// Checks that it is one of those that may see what is of all pools: the admin's, or that for metrics.
+    ///
+    /// # Errors
+    /// `unauthorized`.
+    pub(super) fn may_watch(&self, api: &Api) -> Result<(), Refusal> {
+        let hash = Sha256::of(self.token.as_bytes());
+        if hash == api.0.admin || Some(hash) == api.0.metrics {
+            return Ok(());
+        }
+        Err(api.0.identity.not_a_token(self.from.ip(), &hash))
+    }
+}
+
 impl FromRequestParts<Api> for Bearer {
     type Rejection = Failed;
 
-    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Failed> {
-        // Every request that came over a connection has a peer.
-        let peer = parts.extensions.get::<Peer>().map(|Peer(address)| *address);
-        let from = peer.unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into());
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Failed> {
+        let Ok(Origin(from)) = Origin::from_request_parts(parts, api).await;
         let value = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let presented = value
             .and_then(|value| value.split_once(' '))
             .filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer"));
         match presented {
-            Some((_, token)) => Ok(Self { from, token: token.trim().to_owned() }),
+            Some((_, token)) => {
+                let token = token.trim().to_owned();
+                api.0.identity.may_try(from.ip(), &Sha256::of(token.as_bytes()))?;
+                Ok(Self { from, token })
+            }
             None => Err(Refusal::new(Code::Unauthorized, "the request carries no bearer token")
                 .hint("send Authorization: Bearer TOKEN")
                 .into()),

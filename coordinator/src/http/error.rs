@@ -91,6 +91,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
+/// Bytes that the body of a request may have.
+#[derive(Clone, Copy)]
+pub(super) struct BodyMax(pub usize);
+
 /// A body as it is.
 pub(super) struct Raw(pub Bytes);
 
@@ -98,12 +102,13 @@ impl<S: Send + Sync> FromRequest<S> for Raw {
     type Rejection = Failed;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failed> {
+        let most = request.extensions().get().map_or(super::BODY_MAX, |BodyMax(bytes)| *bytes);
         match Bytes::from_request(request, state).await {
             Ok(bytes) => Ok(Self(bytes)),
             Err(BytesRejection::FailedToBufferBody(error))
                 if error.status() == StatusCode::PAYLOAD_TOO_LARGE =>
             {
-                Err(Refusal::new(Code::TooLarge, "the body is too long").limit(super::BODY_MAX as u64).into())
+                Err(Refusal::new(Code::TooLarge, "the body is too long").limit(most as u64).into())
             }
             Err(error) => Err(malformed(format!("the body broke off: {}", error.body_text()))),
         }

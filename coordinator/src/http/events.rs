@@ -18,12 +18,13 @@ use millpond_protocol::{Code, PoolName, Refusal};
 use rusqlite::OptionalExtension as _;
 use serde::Deserialize;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc};
 
 use super::Api;
 use super::api::{EventRow, Events};
 use super::auth::Caller;
 use super::error::{Asked, Failed, Params, malformed};
+use super::streams::Place;
 use crate::fanout::feed;
 use crate::ledger::{Commit, PoolId, manage};
 
@@ -90,7 +91,7 @@ pub(super) async fn feed(
         Some(Ok(seq)) => Some(seq),
         Some(Err(_)) => return Err(malformed("Last-Event-ID is no number of an event".to_owned())),
     };
-    let Ok(place) = api.0.streams.clone().try_acquire_owned() else {
+    let Some(place) = api.0.streams.place(id) else {
         return Err(Refusal::new(Code::Quota, "too many event streams are open")
             .retry_after_ms(10_000)
             .into());
@@ -131,7 +132,7 @@ struct Follower {
 }
 
 impl Follower {
-    async fn run(mut self, api: Api, _place: OwnedSemaphorePermit) {
+    async fn run(mut self, api: Api, _place: Place) {
         // Subscribed before the first read, so nothing falls in between.
         if !self.caller.is_still_good(&api).await {
             return;
@@ -233,7 +234,7 @@ mod tests {
         assert!(!lagging.wait(&server.api, Instant::now()).await);
 
         // The same if it was revoked just before its stream began.
-        let place = server.api.0.streams.clone().try_acquire_owned().unwrap();
+        let place = server.api.0.streams.place(lagging.id).unwrap();
         lagging.run(server.api.clone(), place).await;
         assert!(client.recv().await.is_none(), "nothing was told");
         server.stop().await;

@@ -11,6 +11,8 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use super::Api;
+use super::auth::{Bearer, Origin};
+use super::error::Failed;
 use crate::ledger::Ledger;
 use crate::retention::clock::{self, Trust};
 
@@ -26,12 +28,26 @@ pub(super) async fn alive() -> &'static str {
     "ok\n"
 }
 
-/// Ledger and storage answer, so that what clients send can be acknowledged.
-pub(super) async fn ready(State(api): State<Api>) -> Response {
+/// Ledger and storage answer, so that what clients send can be acknowledged. What is wrong is nothing for strangers.
+pub(super) async fn ready(
+    State(api): State<Api>,
+    origin: Origin,
+    bearer: Result<Bearer, Failed>,
+) -> Result<Response, Failed> {
+    let told = match bearer {
+        Ok(bearer) => bearer.may_watch(&api).map(|()| true)?,
+        Err(_) => origin.is_local(),
+    };
     let Findings { problems, warnings } = api.0.readiness.look(&api.0.ledger, &api.0.asks.storage).await;
-    let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = json!({ "ready": problems.is_empty(), "problems": problems, "warnings": warnings });
-    (status, Json(body)).into_response()
+    let ready = problems.is_empty();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = match told {
+        true => json!({ "ready": ready, "problems": problems, "warnings": warnings }),
+        false => {
+            json!({ "ready": ready, "hint": "to this machine, and with the admin's token or that for metrics, it says more" })
+        }
+    };
+    Ok((status, Json(body)).into_response())
 }
 
 /// What was found last, so that many probes cost as much as one.

@@ -89,7 +89,6 @@ pub(super) async fn enrol(
     Body(new): Body<Enrol>,
 ) -> Answer<HandOut> {
     let join = Sha256::of(token.as_bytes());
-    api.0.identity.may_try(from.ip(), &join)?;
     let job = {
         let (pool, member) = (pool.clone(), new.member.clone());
         move |tx: &mut Tx<'_>| {
@@ -104,11 +103,18 @@ pub(super) async fn enrol(
     };
     match api.0.ledger.write(job).await {
         Ok(role) => Ok(Json(hand_out(&api, pool, new.member, role, None))),
-        Err(refusal) if refusal.code == Code::Unauthorized => {
-            api.0.identity.not_a_join_token(from.ip(), &join, &pool, &new.member);
+        Err(refusal) => {
+            let why = match refusal.code {
+                Code::Unauthorized => Some("a join token that is not valid"),
+                // Whoever tries names learns which there are.
+                Code::Conflict => Some("a join token for a name that is taken"),
+                _ => None,
+            };
+            if let Some(why) = why {
+                api.0.identity.not_enrolled(from.ip(), &join, &pool, &new.member, why);
+            }
             Err(refusal.into())
         }
-        Err(refusal) => Err(refusal.into()),
     }
 }
 

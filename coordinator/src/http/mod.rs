@@ -24,17 +24,18 @@ mod results;
 mod rounds;
 mod serve;
 mod status;
+mod streams;
 mod uploads;
 mod websocket;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
+use axum::{Extension, Router};
 use millpond_net::{Handover, Listener};
 use millpond_protocol::{Refusal, Sha256, Timestamp, limits};
 use tokio::sync::{Semaphore, watch};
@@ -53,6 +54,8 @@ pub use serve::Room;
 
 /// Bytes of a request's body: what the longest ask has.
 const BODY_MAX: usize = limits::ASK_MAX;
+/// The same of an enrolment, which strangers may send: whether their token is one is known behind the body.
+const ENROL_MAX: usize = 4 << 10;
 
 /// What the API needs of the rest of the server.
 pub struct Parts {
@@ -119,7 +122,7 @@ struct Shared {
     mqtt: Reached,
     storage_url: String,
     request_timeout: Duration,
-    streams: Arc<Semaphore>,
+    streams: Arc<streams::Streams>,
     /// One check at a time.
     checks: Arc<Semaphore>,
     /// One backup at a time.
@@ -153,7 +156,7 @@ impl Api {
             mqtt: parts.mqtt,
             storage_url: parts.storage_url,
             request_timeout: parts.request_timeout,
-            streams: Arc::new(Semaphore::new(parts.event_streams_max)),
+            streams: streams::Streams::new(parts.event_streams_max),
             checks: Arc::new(Semaphore::new(1)),
             backups: Arc::new(Semaphore::new(1)),
             gate: parts.gate,
@@ -173,7 +176,7 @@ fn router(api: Api) -> Router {
         .route("/members/{member}/tokens", post(members::token))
         .route("/joins", get(joins::list).post(joins::add))
         .route("/joins/{name}", delete(joins::remove))
-        .route("/enrol", post(joins::enrol))
+        .route("/enrol", post(joins::enrol).layer(at_most(ENROL_MAX)))
         .route("/uploads", get(uploads::list))
         .route("/uploads/{member}/{upload}", get(uploads::show))
         .route("/batches", get(batches::list))
@@ -204,9 +207,14 @@ fn router(api: Api) -> Router {
         .route("/mqtt", get(websocket::enter))
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::no_such_path)
-        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(at_most(BODY_MAX))
         .layer(middleware::from_fn(metrics::observe))
         .with_state(api)
+}
+
+/// Bodies of at most so many bytes.
+fn at_most(bytes: usize) -> (DefaultBodyLimit, Extension<error::BodyMax>) {
+    (DefaultBodyLimit::max(bytes), Extension(error::BodyMax(bytes)))
 }
 
 /// Gives a request up after its time. What a job of the ledger was asked for may still become true: a repeat changes

@@ -94,8 +94,15 @@ impl Identity {
     }
 
     /// Counts a join token by which nobody becomes that member.
-    pub fn not_a_join_token(&self, from: IpAddr, token: &Sha256, pool: &PoolName, member: &MemberName) {
-        self.failed(Some(&format!("{pool}/{member}")), from, token, "a join token that is not valid");
+    pub fn not_enrolled(
+        &self,
+        from: IpAddr,
+        token: &Sha256,
+        pool: &PoolName,
+        member: &MemberName,
+        why: &'static str,
+    ) {
+        self.failed(Some(&format!("{pool}/{member}")), from, token, why);
     }
 
     fn failed(&self, user: Option<&str>, from: IpAddr, token: &Sha256, why: &'static str) {

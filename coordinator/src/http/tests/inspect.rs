@@ -1,6 +1,13 @@
 //! Uploads, rounds, events, readiness and metrics.
 
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+
+use millpond_protocol::Code;
+
 use super::*;
+use crate::http::auth::{Bearer, Origin};
+
+const ELSEWHERE: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 9));
 
 #[tokio::test]
 async fn an_upload_says_where_it_is_and_why_and_lists_come_in_pages() {
@@ -208,5 +215,38 @@ async fn metrics_are_for_who_has_their_token_where_there_is_one() {
         assert_eq!(asked.status(), status, "{token}");
     }
     assert!(!server.http.get(format!("{}/metrics", server.url)).send().await.unwrap().status().is_success());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn strangers_from_elsewhere_learn_whether_the_server_is_ready_and_nothing_else() {
+    let mut server = Server::start().await;
+    let token = |token: &str| Ok(Bearer { from: ELSEWHERE, token: token.to_owned() });
+    let nobody = || Err(Refusal::new(Code::Unauthorized, "no token").into());
+    let ready = async |from, bearer| {
+        let response = health::ready(State(server.api.clone()), Origin(from), bearer).await?;
+        let (parts, body) = response.into_parts();
+        let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+        Ok::<_, Failed>((parts.status, serde_json::from_slice::<Value>(&body).unwrap()))
+    };
+    server.storage.cancel();
+    let here = "[::ffff:127.0.0.1]:9".parse().unwrap();
+    for (from, bearer, says_more) in [
+        (here, nobody(), true),
+        (ELSEWHERE, nobody(), false),
+        (ELSEWHERE, token(ADMIN), true),
+        (ELSEWHERE, token("scraper"), true),
+    ] {
+        let (status, body) = ready(from, bearer).await.unwrap();
+        assert_eq!((status, &body["ready"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(false)));
+        assert_eq!(body["problems"].is_array(), says_more, "{body}");
+    }
+    assert!(ready(ELSEWHERE, token("guess")).await.is_err());
+
+    Arc::get_mut(&mut server.api.0).unwrap().metrics = None;
+    let metrics =
+        async |from, bearer| metrics::show(State(server.api.clone()), Origin(from), bearer).await.is_ok();
+    assert!(metrics(here, nobody()).await && metrics(ELSEWHERE, token(ADMIN)).await);
+    assert!(!metrics(ELSEWHERE, nobody()).await && !metrics(ELSEWHERE, token("scraper")).await);
     server.stop().await;
 }

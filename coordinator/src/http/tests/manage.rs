@@ -246,6 +246,26 @@ async fn a_join_token_that_is_asked_for_again_is_answered_as_it_stands_and_anoth
     server.stop().await;
 }
 
+#[tokio::test]
+async fn whoever_tries_names_with_a_join_token_is_sent_away() {
+    let server = Server::start().await;
+    server.pool("p", &[("m", "listener")]).await;
+    let join = json!({"name": "j", "role": "publisher", "uses": 1_000, "expires_s": 600, "token_sha256": Sha256::of(b"join")});
+    let _: JoinInfo = server.admin(Method::POST, "/v1/pools/p/joins", join).await;
+    let enrol = async |member: &str| {
+        let device = json!({"member": member, "token_sha256": Sha256::of(b"device")});
+        server.refused("join", Method::POST, "/v1/pools/p/enrol", device).await
+    };
+    for _ in 0..10 {
+        assert_eq!(enrol("m").await, (409, "conflict".to_owned()));
+    }
+    assert_eq!(enrol("m").await, (429, "quota".to_owned()));
+    let long = json!({"member": "d", "token_sha256": "x".repeat(5_000)});
+    let refused = server.refused("other", Method::POST, "/v1/pools/p/enrol", long).await;
+    assert_eq!(refused, (413, "too_large".to_owned()));
+    server.stop().await;
+}
+
 #[test]
 fn the_examples_of_enrolling_are_what_the_server_reads_and_writes() {
     let asked = include_str!("../../../../docs/golden/message/enrol.json");
