@@ -176,6 +176,8 @@ pub const PACKING_MAX: Duration = Duration::from_secs(30 * 60);
 pub const ASK_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long state-changing asks are remembered by (member, op, id).
 pub const ASK_MEMORY: Duration = Duration::from_secs(86_400);
+/// Answers of one member that are remembered; one more state-changing ask is a `quota`.
+pub const ASKS_REMEMBERED: usize = 20_000;
 /// One call to storage.
 pub const STORAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Validity of a presigned URL.

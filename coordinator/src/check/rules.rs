@@ -41,7 +41,9 @@ pub(crate) const RULES: [(&str, &str); 31] = [
         "pool-kept",
         "SELECT name, n || ' bytes are kept and it counts ' || kept_bytes FROM (SELECT *, \
          (SELECT coalesce(sum(bytes), 0) FROM batches b WHERE b.pool_id = p.id AND b.retention IN ('kept', 'expiring')) \
-         + (SELECT coalesce(sum(size), 0) FROM results r WHERE r.pool_id = p.id AND r.expired IS NULL AND r.of IS NULL) AS n \
+         + (SELECT coalesce(sum(size), 0) FROM results r WHERE r.pool_id = p.id AND r.expired IS NULL AND r.of IS NULL) \
+         + (SELECT coalesce(sum(512 + coalesce(octet_length(name), 0) + coalesce(octet_length(content_type), 0) \
+         + coalesce(octet_length(meta), 0)), 0) FROM uploads u WHERE u.seq > p.id << 40 AND u.seq < (p.id + 1) << 40) AS n \
          FROM pools p) WHERE n <> kept_bytes",
     ),
     (

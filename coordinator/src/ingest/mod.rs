@@ -145,8 +145,8 @@ impl Backend for Ingest {
     }
 
     async fn keep_session(&self, who: &Principal, session: KeptSession) -> Result<(), Refusal> {
-        let member = who.id;
-        self.ctx.ledger.write(move |tx| tx.keep_session(member, &session)).await
+        let who = who.clone();
+        self.ctx.ledger.write(move |tx| tx.keep_session(&who, &session)).await
     }
 
     fn session_left(&self, who: &Principal, client_id: &str, expires_after: Option<Duration>) {

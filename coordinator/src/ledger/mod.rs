@@ -20,7 +20,7 @@ mod migrate;
 mod notice;
 pub mod objects;
 pub mod prune;
-mod quota;
+pub(crate) mod quota;
 mod readers;
 pub mod results;
 pub mod sessions;

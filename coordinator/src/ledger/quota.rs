@@ -1,12 +1,14 @@
 //! How much a pool and a member may have: bytes that are kept, and files that are granted and did not come yet.
 //!
 //! What a pool keeps stands in its row: it changes with the rows that it is the sum of, so an upload costs no sum, and what
-//! retention frees is there at once.
+//! retention frees is there at once. The row of an upload counts beside its bytes, for as long as there is one: also of an upload that
+//! a rule rejected, or rejections would fill the disk of everybody.
 
-use millpond_protocol::{Code, Principal, Refusal, limits};
+use millpond_protocol::{Code, FileName, Principal, Refusal, limits};
 use rusqlite::params;
 
 use super::tx::Tx;
+use super::uploads::NewUpload;
 use super::{PoolId, Result};
 
 /// When whoever was refused may ask again: retention may have freed something.
@@ -16,6 +18,18 @@ const AGAIN_MS: u64 = 60_000;
 const GRANTS: &str = "SELECT count(*) FROM grants WHERE member_id = ?1";
 /// How many bytes they come to.
 const GRANTED: &str = "SELECT coalesce(sum(o.size), 0) FROM grants g JOIN objects o ON o.id = g.object_id WHERE g.member_id = ?1";
+
+/// What the row of an upload counts, beside what its member wrote into it: about what it takes with its indexes.
+const ROW: u64 = 512;
+/// The same of a row that is there.
+pub(crate) const ROW_SQL: &str = "(512 + coalesce(octet_length(name), 0) + coalesce(octet_length(content_type), 0) + coalesce(octet_length(meta), 0))";
+
+/// What the row of an upload counts.
+pub(super) fn row_bytes(new: &NewUpload) -> u64 {
+    let name = new.name.as_ref().map(FileName::as_str);
+    let texts = [name, new.content_type.as_deref(), new.meta.as_deref()];
+    ROW + texts.into_iter().flatten().map(|text| text.len() as u64).sum::<u64>()
+}
 
 impl Tx<'_> {
     /// Whether the pool may keep an upload of that size beside what it has, by its policy.

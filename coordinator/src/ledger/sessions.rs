@@ -44,8 +44,9 @@ impl Tx<'_> {
     /// Keeps a session that has a connection.
     ///
     /// # Errors
-    /// SQLite's.
-    pub fn keep_session(&self, member: i64, session: &KeptSession) -> Result<()> {
+    /// `unauthorized` behind a job that ended the member's rights: with the next start the session would be back. SQLite's.
+    pub fn keep_session(&self, who: &Principal, session: &KeptSession) -> Result<()> {
+        self.pool_of(who)?;
         let rows: Vec<Row> = session.subscriptions.iter().cloned().map(Into::into).collect();
         let subscriptions = serde_json::to_string(&rows)?;
         self.sql()
@@ -53,7 +54,7 @@ impl Tx<'_> {
                 "INSERT INTO sessions (member_id, client_id, expiry, since, subscriptions) VALUES (?1, ?2, ?3, NULL, ?4) \
                  ON CONFLICT DO UPDATE SET expiry = excluded.expiry, since = NULL, subscriptions = excluded.subscriptions",
             )?
-            .execute(params![member, session.client_id, millis(session.expiry), subscriptions])?;
+            .execute(params![who.id, session.client_id, millis(session.expiry), subscriptions])?;
         Ok(())
     }
 
@@ -143,6 +144,11 @@ mod tests {
         KeptSession { client_id, expiry, subscriptions: vec![subscription] }
     }
 
+    fn member(name: &str, id: i64) -> Principal {
+        let (pool, name) = ("p".parse().unwrap(), name.parse().unwrap());
+        Principal { pool, name, role: Role::Listener, id }
+    }
+
     #[tokio::test]
     async fn sessions_are_there_until_they_expire_end_or_their_member_is_revoked() {
         let dir = tempfile::tempdir().unwrap();
@@ -151,11 +157,12 @@ mod tests {
             .write(|tx| {
                 let (pool, _) = tx.apply_pool(&"p".parse()?, &Policy::default())?;
                 let mut ids = Vec::new();
-                for name in ["a", "b"] {
+                for name in ["a", "b", "c"] {
                     let id =
                         tx.add_member(pool, &name.parse()?, Role::Listener, &Sha256::of(name.as_bytes()))?;
+                    let who = member(name, id);
                     for client_id in ["here", "away", "gone", "over"] {
-                        tx.keep_session(id, &session(client_id, 600))?;
+                        tx.keep_session(&who, &session(client_id, 600))?;
                     }
                     tx.leave_session(id, "away", Some(Duration::from_secs(60)))?;
                     tx.leave_session(id, "gone", Some(Duration::ZERO))?;
@@ -167,6 +174,13 @@ mod tests {
             .await
             .unwrap();
         ledger.write(move |tx| tx.revoke_member(pool, &"b".parse()?)).await.unwrap();
+        ledger.write(move |tx| tx.set_role(pool, &"c".parse()?, Role::Operator)).await.unwrap();
+        // What they subscribed to before is in line behind that.
+        for (name, id) in [("b", ids[1]), ("c", ids[2])] {
+            let late =
+                ledger.write(move |tx| tx.keep_session(&member(name, id), &session("late", 600))).await;
+            assert_eq!(late.unwrap_err().code, Code::Unauthorized, "{name}");
+        }
         ledger.write(|tx| tx.forget_sessions()).await.unwrap();
         let kept = ledger.look(|sql| all(sql, now())).await.unwrap();
         let found: Vec<_> = kept.iter().map(|(who, session)| (who.id, &*session.client_id)).collect();

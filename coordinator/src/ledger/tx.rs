@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use millpond_protocol::{Code, PoolName, Principal, Refusal, Role, Timestamp};
+use millpond_protocol::{Code, PoolName, Principal, Refusal, Role, Timestamp, limits};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::clock::Moment;
@@ -279,7 +279,22 @@ impl Tx<'_> {
     }
 
     /// Remembers the answer to a state-changing ask.
+    ///
+    /// # Errors
+    /// `quota` if the member has too many that are remembered: what the ask did is taken back with the job.
     pub fn remember(&self, who: &Principal, op: &str, ask: &str, answer: &serde_json::Value) -> Result<()> {
+        let full = self
+            .sql
+            .prepare_cached("SELECT 1 FROM asks WHERE member_id = ?1 LIMIT 1 OFFSET ?2")?
+            .exists(params![who.id, limits::ASKS_REMEMBERED - 1])?;
+        if full {
+            let what = format!("{} has sent too many state-changing asks within a day", who.name);
+            return Err(Refusal::new(Code::Quota, what)
+                .hint("their answers are remembered for a day: send fewer, or wait")
+                .limit(limits::ASKS_REMEMBERED as u64)
+                .retry_after_ms(60_000)
+                .into());
+        }
         self.sql
             .prepare_cached("INSERT INTO asks (member_id, op, ask, at, answer) VALUES (?1, ?2, ?3, ?4, ?5)")?
             .execute(params![who.id, op, ask, self.now.as_millis(), answer.to_string()])?;

@@ -4,6 +4,7 @@ use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::{Code, FileName, Label, Principal, Refusal, Sha256, Timestamp, UploadId, limits};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::quota::row_bytes;
 use super::transfer::Cause;
 use super::tx::Tx;
 use super::{PoolId, Result, number, row_id};
@@ -90,14 +91,21 @@ impl Tx<'_> {
         }
         let granted = self.granted(pool, who, &new)?;
         // A file that was granted counts since then.
-        let (uncounted, size) = (granted.is_none() && new.received.is_none(), new.size);
+        let uncounted = granted.is_none() && new.received.is_none();
+        let (size, row) = (new.size, row_bytes(&new));
         let candidate = Candidate {
             size: new.size,
             declares_sha256: new.sha256_declared,
             has_label: new.label.is_some(),
         };
         let placed = match acceptance::accept(self.core(pool)?.policy(), &candidate) {
-            Err(rejection) => Err(rejection),
+            Err(rejection) => {
+                // Of a rejected file that was granted there is no row.
+                if uncounted {
+                    self.check_kept(pool, row)?;
+                }
+                Err(rejection)
+            }
             // A caller that thought the rules would refuse it has not brought the bytes.
             Ok(()) if matches!(&new.body, Body::Inline(data) if data.len() as u64 != new.size) => {
                 return Err(
@@ -106,7 +114,7 @@ impl Tx<'_> {
             }
             Ok(()) => {
                 if uncounted {
-                    self.check_kept(pool, size)?;
+                    self.check_kept(pool, size.saturating_add(row))?;
                 }
                 self.place(pool, who, &new)?
             }
@@ -159,6 +167,7 @@ impl Tx<'_> {
         placed: std::result::Result<Reply, Rejection>,
     ) -> Result<Stored> {
         let seq = row_id(pool, self.next_seq(pool)?);
+        self.keep(pool, row_bytes(&new));
         let received = new.received.unwrap_or(self.now);
         let (batch, event_time, flags, first) = match &placed {
             Ok(Reply::Placed { batch, event_time, late, clamped, first_of_member }) => {

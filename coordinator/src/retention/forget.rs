@@ -1,8 +1,11 @@
 //! The rows of uploads whose bytes are long gone, and of those that were rejected.
 
+use rusqlite::OptionalExtension as _;
+
 use super::apply::{Done, Hands};
 use super::plan;
 use super::rows::{self, ROWS, Stage};
+use crate::ledger::quota::ROW_SQL;
 use crate::ledger::row_id;
 
 impl Hands<'_> {
@@ -65,13 +68,20 @@ impl Hands<'_> {
                 return Ok(true);
             }
             self.done.uploads += seqs.len() as u64;
+            let pool = self.pool;
             self.write(seqs.len(), move |tx| {
-                for table in ["superseded", "uploads"] {
-                    let mut delete =
-                        tx.sql().prepare_cached(&format!("DELETE FROM {table} WHERE seq = ?1"))?;
-                    seqs.iter().try_for_each(|seq| delete.execute([seq]).map(drop))?;
+                let mut freed: u64 = 0;
+                {
+                    let mut superseded = tx.sql().prepare_cached("DELETE FROM superseded WHERE seq = ?1")?;
+                    let uploads = format!("DELETE FROM uploads WHERE seq = ?1 RETURNING {ROW_SQL}");
+                    let mut uploads = tx.sql().prepare_cached(&uploads)?;
+                    for seq in seqs {
+                        superseded.execute([seq])?;
+                        freed +=
+                            uploads.query_row([seq], |row| row.get::<_, u64>(0)).optional()?.unwrap_or(0);
+                    }
                 }
-                Ok(())
+                tx.drop_kept(pool, freed)
             })
             .await?;
             if self.spent() {

@@ -43,8 +43,9 @@ pub struct Policy {
     pub below_minimum: BelowMinimum,
     /// Largest file in bytes; 0: no limit of the pool's own.
     pub max_size: u64,
-    /// Bytes of uploads and results that the pool may keep, those granted included; what would be more is told `quota` and
-    /// waits with its member. 0: as many as storage holds. Results are never refused.
+    /// Bytes of uploads and results that the pool may keep, those granted included, and of the rows of its uploads (512 each,
+    /// with name, type and `meta` as they are), rejected ones too; what would be more is told `quota` and waits with its
+    /// member. 0: as many as storage holds. Results are never refused.
     pub quota_bytes: u64,
     /// Takes files of 0 bytes, which are rejected otherwise.
     pub allow_empty: bool,

@@ -74,6 +74,33 @@ async fn a_repeat_gets_the_first_decision() {
 }
 
 #[tokio::test]
+async fn a_member_whose_asks_fill_its_memory_is_told_to_wait_and_others_are_not() {
+    let (world, server) = world().await;
+    let (other, id) = (world.member("other", Role::Publisher).await, server.id);
+    let asked = world.ledger.write(move |tx| {
+        let filled = tx.sql().execute(
+            "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < ?2) \
+             INSERT INTO asks SELECT ?1, 'complete', 'old-' || n, 0, '{}' FROM n",
+            (id, limits::ASKS_REMEMBERED as i64 - 1),
+        );
+        Ok(filled?)
+    });
+    asked.await.unwrap();
+    let trigger = async |ask: &str| world.ask(&server, Op::Trigger, json!({"id": ask, "take": true})).await;
+    let first = trigger("t").await.unwrap();
+    let fail = json!({"id": "f", "round": 1, "attempt": 1, "error": "x", "retryable": true});
+    assert_eq!(world.ask(&server, Op::Fail, fail).await, Err(Code::Quota));
+    assert_eq!(
+        world.number("SELECT count(*) FROM rounds WHERE state = 'leased'").await,
+        1,
+        "nothing was done"
+    );
+    assert_eq!(trigger("t").await.unwrap()["round"], first["round"], "what it did before is answered");
+    let complete = json!({"id": "c", "through": "2026-01-01T00:00:00Z"});
+    world.ask(&other, Op::Complete, complete).await.unwrap();
+}
+
+#[tokio::test]
 async fn the_files_of_a_lease_come_in_pages_that_fit_the_answer() {
     let (world, server) = world().await;
     let edge = world.member("cam", Role::Publisher).await;

@@ -288,29 +288,54 @@ async fn a_grant_that_is_renewed_again_and_again_holds_for_its_life_and_no_longe
 
 #[tokio::test]
 async fn a_pool_keeps_as_much_as_its_quota_says_and_what_is_granted_counts() {
-    let world = World::new(json!({"quota_bytes": 100})).await;
+    // In thousands of bytes; of an upload's, its row takes some.
+    const ROW: u64 = 512;
+    let world = World::new(json!({"quota_bytes": 100_000})).await;
     let (edge, other) =
         (world.member("edge", Role::Publisher).await, world.member("other", Role::Publisher).await);
-    let upload = async |who: &Principal, id: &str, bytes: usize| {
-        let (who, new) = (who.clone(), NewUpload::inline(id.parse().unwrap(), vec![0; bytes].into()));
+    let upload = async |who: &Principal, id: &str, thousands: u64| {
+        let bytes = vec![0; (thousands * 1_000 - ROW) as usize];
+        let (who, new) = (who.clone(), NewUpload::inline(id.parse().unwrap(), bytes.into()));
         let stored = world.ledger.write(move |tx| {
             let pool = tx.pool_of(&who)?;
             tx.store_upload(pool, &who, new)
         });
         stored.await.map(drop).map_err(|refusal| refusal.code)
     };
+    let grant = async |who, id, thousands: u64| grant(&world, who, new(id, thousands * 1_000, None)).await;
     upload(&edge, "u1", 40).await.unwrap();
     // Nobody locks the others out by asking for what is left.
-    assert_eq!(grant(&world, &edge, new("g1", 31, None)).await.unwrap_err(), Code::Quota);
-    let granted = grant(&world, &edge, new("g1", 30, None)).await.unwrap();
-    assert_eq!(grant(&world, &edge, new("g2", 1, None)).await.unwrap_err(), Code::Quota);
+    assert_eq!(grant(&edge, "g1", 31).await.unwrap_err(), Code::Quota);
+    let granted = grant(&edge, "g1", 30).await.unwrap();
+    assert_eq!(grant(&edge, "g2", 1).await.unwrap_err(), Code::Quota);
     assert_eq!(upload(&other, "u2", 31).await, Err(Code::Quota));
-    assert_eq!(grant(&world, &other, new("g2", 16, None)).await.unwrap_err(), Code::Quota);
+    assert_eq!(grant(&other, "g2", 16).await.unwrap_err(), Code::Quota);
     upload(&other, "u3", 30).await.unwrap();
     // What is there already is no more, and a file that was granted is taken.
     upload(&edge, "u1", 40).await.unwrap();
     assert_eq!(count(&world, granted).await["outcome"], "stored");
     assert_eq!(upload(&other, "u2", 1).await, Err(Code::Quota));
-    world.policy(json!({"quota_bytes": 101})).await;
+    world.policy(json!({"quota_bytes": 101_000 + ROW})).await;
     upload(&other, "u2", 1).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_the_rules_reject_takes_room_too_and_is_told_to_wait_where_there_is_none() {
+    let meta = format!("{{\"k\": \"{}\"}}", "x".repeat(4_000));
+    let world = World::new(json!({"quota_bytes": 10_000, "max_size": 10})).await;
+    let edge = world.member("edge", Role::Publisher).await;
+    let rejected = async |id: &str| {
+        let (who, whole) = (edge.clone(), NewUpload::inline(id.parse().unwrap(), vec![0; 11].into()));
+        let new = NewUpload { meta: Some(meta.clone()), ..whole };
+        let stored = world.ledger.write(move |tx| {
+            let pool = tx.pool_of(&who)?;
+            tx.store_upload(pool, &who, new)
+        });
+        stored.await.map(|stored| stored.receipt.outcome).map_err(|refusal| refusal.code)
+    };
+    assert_eq!(rejected("u1").await, Ok(Outcome::Rejected));
+    assert_eq!(rejected("u2").await, Ok(Outcome::Rejected));
+    assert_eq!(rejected("u3").await, Err(Code::Quota));
+    assert_eq!(rejected("u1").await, Ok(Outcome::Rejected), "a repeat is no row");
+    assert_eq!(world.number("SELECT count(*) FROM uploads").await, 2);
 }

@@ -71,7 +71,8 @@ impl Stage {
         let done = collector.collect(now, None, LONG).await.unwrap();
         assert!(!done.more, "{done:?}");
         let sum = "(SELECT coalesce(sum(bytes), 0) FROM batches WHERE retention IN ('kept', 'expiring')) \
-            + (SELECT coalesce(sum(size), 0) FROM results WHERE expired IS NULL AND of IS NULL)";
+            + (SELECT coalesce(sum(size), 0) FROM results WHERE expired IS NULL AND of IS NULL) + (SELECT coalesce(sum(512 \
+            + octet_length(coalesce(name, '') || coalesce(content_type, '') || coalesce(meta, ''))), 0) FROM uploads)";
         let counted = "SELECT sum(kept_bytes) FROM pools";
         assert_eq!(self.world.number(counted).await, self.world.number(&format!("SELECT {sum}")).await);
         done
