@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use super::server::{Server, prepare};
-use super::{brokers, median, wire};
+use super::{aims, brokers, median, wire};
 
 const SUBSCRIBERS: usize = 500;
 const WINDOW: usize = 20;
@@ -47,6 +47,8 @@ pub async fn run() -> Result<()> {
         } else {
             let theirs = median(theirs);
             println!("  mosquitto {theirs:>9.0} deliveries/s   {:.1} of it", ours / theirs);
+            let (what, least) = if bytes == 1 << 10 { ("1 KiB", 3.0) } else { ("200 KiB", 1.0) };
+            aims::at_least(format!("app topics, {what}, beside mosquitto"), ours / theirs, least, "×");
         }
     }
     Ok(())

@@ -9,6 +9,7 @@ use millpond::ledger::Ledger;
 use millpond::rounds::Policy;
 use millpond_edge::spool::{Entry, Limits, Spool};
 
+use super::aims;
 use super::server::{Server, prepare};
 
 const SPOOLED: u64 = 100_000;
@@ -20,6 +21,7 @@ pub async fn run() -> Result<()> {
     println!("the edge client: {}", program.display());
     let bytes = std::fs::metadata(&program)?.len();
     println!("  the program       {:>9.2} MB   (stripped, of profile `small`: aim 8)", bytes as f64 / 1e6);
+    aims::at_most("the edge client", bytes as f64 / 1e6, 8.0, "MB");
     let dir = tempfile::tempdir()?;
     let (ledger, ended) = Ledger::open(dir.path())?;
     prepare(&ledger, Policy::default(), 1, 1).await?;
@@ -43,7 +45,9 @@ pub async fn run() -> Result<()> {
     let idle = resident(listener.id());
     listener.kill()?;
     listener.wait()?;
-    println!("  resident, idle    {:>9.1} MB   (aim 12): `listen`, connected", idle?);
+    let idle = idle?;
+    println!("  resident, idle    {idle:>9.1} MB   (aim 12): `listen`, connected");
+    aims::at_most("the edge client, idle", idle, 12.0, "MB");
 
     let spool = work.path().join("spool");
     drop(Spool::open(&spool, Limits::default())?);
@@ -71,6 +75,7 @@ pub async fn run() -> Result<()> {
         "  start with {SPOOLED} spooled files, one more pushed, synced, ended   {median:>6.3} s (aim 1)   {:.1} of reading the directory's names",
         median / listing
     );
+    aims::at_most("its start with 100,000 spooled files", *median, 1.0, "s");
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use millpond_edge::session::{self, Config, Token};
 use millpond_edge::spool::{About, Limits, Spool};
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 
+use super::aims;
 use super::server::{Server, prepare};
 
 const FILES: usize = 10_000;
@@ -39,6 +40,7 @@ pub async fn run() -> Result<()> {
         rate(flushed),
         rate(flushed) / rate(raw)
     );
+    aims::at_least("a spool flushed, beside raw publishes", rate(flushed) / rate(raw), 1.0, "×");
     Ok(())
 }
 

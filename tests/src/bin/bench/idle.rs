@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::server::{Server, prepare};
-use super::wire;
+use super::{aims, wire};
 
 const CONNECTIONS: usize = 1_000;
 
@@ -26,6 +26,7 @@ pub async fn run() -> Result<()> {
         CONNECTIONS
     );
     println!("  idle server       {idle:>9.1} MiB (aim 40)");
+    aims::at_most("an idle server", idle, 40.0, "MiB");
     let mut open = Vec::new();
     for n in 0..CONNECTIONS {
         open.push(wire::Connection::open(server.addresses.mqtt, &format!("lis{n}")).await?);
@@ -39,6 +40,7 @@ pub async fn run() -> Result<()> {
         "  a connection      {connection:>9.1} KiB (aim 48)   {:.1} of a bare socket",
         connection / bare
     );
+    aims::at_most("an idle connection", connection, 48.0, "KiB");
     for connection in &mut open {
         connection.subscribe("mp/p/result").await?;
     }

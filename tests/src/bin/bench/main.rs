@@ -1,6 +1,6 @@
 //! The benchmarks: each prints its figure beside a reference measured in the same run.
 //!
-//!     cargo run --release -p millpond-tests --bin bench            all that take some two minutes together
+//!     cargo run --release -p millpond-tests --bin bench            all that take some four minutes together
 //!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, edge, seal, fanout, app, round, idle, tls,
 //!                                                                 storage, retention, overload, reconnect, router
 //!     cargo run --release -p millpond-tests --bin bench -- peers   RabbitMQ, nats-server, mosquitto, SeaweedFS, nginx and Flower,
@@ -10,6 +10,7 @@
 //!
 //! The server is a child process, so that its memory can be told from the load's.
 
+mod aims;
 mod app;
 mod brokers;
 mod download;
@@ -41,7 +42,13 @@ async fn main() -> Result<()> {
     // Thousands of connections: servers inherit it.
     millpond::descriptors::raise();
     let mut args = std::env::args().skip(1);
-    match (args.next().as_deref(), args.next()) {
+    let (what, more) = (args.next(), args.next());
+    run(what.as_deref(), more).await?;
+    aims::close()
+}
+
+async fn run(what: Option<&str>, more: Option<String>) -> Result<()> {
+    match (what, more) {
         (Some("serve"), Some(dir)) => server::serve(Path::new(&dir)).await,
         (None, _) => {
             ingest::run().await?;

@@ -14,9 +14,9 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::brokers::{self, Broker, SLOW_SYNC};
 use super::ingest::{Load, load};
-use super::median;
 use super::server::{Server, prepare};
 use super::wire::Connection;
+use super::{aims, median};
 
 const RUNS: usize = 5;
 const FOR: Duration = Duration::from_secs(2);
@@ -101,13 +101,23 @@ async fn compare(size: usize, connections: usize, shim: Option<&Shim>) -> Result
     }
     println!("  {} KiB, {connections} connections", size / KIB);
     let median = |loads: &[Load], value: fn(&Load) -> f64| median(loads.iter().map(value).collect());
-    let ours = loads.first().map(|loads| median(loads, |load| load.rate)).unwrap_or_default();
+    let ours = |value| loads.first().map(|loads| median(loads, value)).unwrap_or_default();
+    let ours = (ours(|load| load.rate), ours(|load| load.p99));
     for (peer, loads) in peers.iter().zip(&loads) {
         let rate = median(loads, |load| load.rate);
         let (p50, p99) = (median(loads, |load| load.p50) * 1e3, median(loads, |load| load.p99) * 1e3);
         let beside = match peer {
             Peer::Millpond { .. } => String::new(),
-            Peer::Other(..) => format!("   Millpond does {:.2} of it", ours / rate),
+            Peer::Other(name, _) => {
+                if *name == "RabbitMQ" && size == KIB {
+                    let slow = if shim.is_some() { ", slow syncs" } else { "" };
+                    let what = format!("1 KiB, {connections} connections{slow}, beside RabbitMQ");
+                    aims::at_least(&what, ours.0 / rate, 2.0, "×");
+                    aims::at_most(what + ": p99", ours.1 * 1e3 / p99, 1.0, "×");
+                }
+                let best = loads.iter().map(|load| load.rate).fold(0.0, f64::max);
+                format!(" (best {best:.0})   Millpond does {:.2} of it", ours.0 / rate)
+            }
         };
         println!("    {:<10} {rate:>9.0} acks/s   p50 {p50:>7.2} ms, p99 {p99:>7.2} ms{beside}", peer.name());
     }

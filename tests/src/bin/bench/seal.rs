@@ -15,21 +15,31 @@ use tokio::io::AsyncWriteExt;
 
 use super::ingest::row;
 use super::server::{Server, prepare};
-use super::wire;
+use super::{aims, wire};
 
 const SIZE: usize = 1_024;
 const MEMBERS: usize = 50;
 
 pub async fn run() -> Result<()> {
     println!("trigger → ready, uploads of {SIZE} B, packs written ahead");
+    let mut costs = Vec::new();
     for count in [10_000, 100_000, 1_000_000] {
         let Figures { seconds, idle, peak } = measure(count).await?;
+        costs.push(seconds / count as f64);
+        if count == 100_000 {
+            aims::at_most("trigger to ready, 100,000 uploads", seconds * 1e3, 300.0, "ms");
+            aims::at_most("the same, memory", peak - idle, 64.0, "MiB");
+        }
         let (each, reference) = (seconds / count as f64 * 1e6, lines(count)? / count as f64 * 1e6);
         println!(
             "  {count:>9} uploads  {:>8.0} ms   {each:>6.2} µs each, {:.1} of bare lines   memory {idle:.0} → {peak:.0} MiB",
             seconds * 1e3,
             each / reference
         );
+    }
+    if let [small, middle, large] = costs[..] {
+        aims::at_most("an upload's part of it, of 10,000 beside 100,000", small / middle, 1.3, "×");
+        aims::at_most("the same, of 1,000,000 beside 100,000", large / middle, 1.3, "×");
     }
     println!(
         "  aims: under 300 ms and +64 MiB at 100,000; from 10,000 to 1,000,000 the cost of each within 1.3"

@@ -18,8 +18,8 @@ use millpond_tests::tool;
 use sha2::Digest as _;
 
 use self::load::{Connection, fill};
-use super::median;
 use super::server::Server;
+use super::{aims, median};
 
 const GIB: u64 = 1 << 30;
 const RUNS: usize = 5;
@@ -92,6 +92,7 @@ impl Bench {
             put / dd,
             hashing.as_secs_f64()
         );
+        aims::at_most("PUT of 1 GiB, beside a plain file", put / dd, 2.5, "×");
         if nginx.is_empty() {
             println!("  GET 1 GiB   {get:.2} s   (nginx is not installed)");
         } else {
@@ -100,6 +101,7 @@ impl Bench {
                 "  GET 1 GiB   {get:.2} s   nginx sendfile {nginx:.2} s: {:.2} ×   (aim 1.2 ×)",
                 get / nginx
             );
+            aims::at_most("GET of 1 GiB, beside nginx", get / nginx, 1.2, "×");
         }
         std::fs::remove_file(&file)?;
         Ok(self.storage.delete(&key).await?)
@@ -252,7 +254,7 @@ impl Nginx {
         std::fs::write(
             &config,
             format!(
-                "daemon off; user root; worker_processes 1; pid {at}/nginx.pid; error_log {at}/nginx.log;
+                "daemon off; user root; worker_processes auto; pid {at}/nginx.pid; error_log {at}/nginx.log;
                  events {{ worker_connections 4096; }} http {{ access_log off; sendfile on; tcp_nopush on; client_body_temp_path {at}/n1;
                  proxy_temp_path {at}/n2; fastcgi_temp_path {at}/n3; uwsgi_temp_path {at}/n4; scgi_temp_path {at}/n5;
                  server {{ listen 127.0.0.1:{port}; root {at}; }} }}"
@@ -273,7 +275,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // Its master; the worker goes with it when its socket is gone.
+        // Its master, which takes its workers along.
         let _ = Command::new("kill").arg(self.child.id().to_string()).status();
         let _ = self.child.wait();
     }

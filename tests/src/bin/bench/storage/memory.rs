@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::load::Connection;
 use super::{Bench, GIB, HOUR, hash, together};
+use crate::aims;
 use crate::round::connect;
 use crate::server::prepare;
 
@@ -65,6 +66,8 @@ impl Bench {
              (aim 64); completing took {:.1} ms",
             complete.as_secs_f64() * 1e3
         );
+        let most = [put, get, in_parts, get_parts].into_iter().fold(0.0, f64::max);
+        aims::at_most("memory for a PUT and a GET of 4 GiB, whole and in parts", most, 64.0, "MiB");
         Ok(self.storage.delete(&parts).await?)
     }
 
@@ -103,6 +106,7 @@ impl Bench {
              ({:.0} MB/s), +{verifying:.0} MiB   (aim 64)",
             SIZE as f64 / 1e6 / verified
         );
+        aims::at_most("memory for them by put and commit", sending.max(verifying), 64.0, "MiB");
         Ok(())
     }
 }
