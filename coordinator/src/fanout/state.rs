@@ -13,6 +13,7 @@ use millpond_storage::{Presigned, Storage};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::ledger::manage::find_pool;
+use crate::ledger::tokens::holder_of_all;
 use crate::ledger::{self, Ledger, PoolId, now, objects};
 use crate::rounds::policy::{Grouping, Late};
 use crate::rounds::{Batch, Policy, Round};
@@ -39,6 +40,7 @@ pub struct States {
 
 /// The newest result as the ledger has it.
 pub(crate) struct Newest {
+    pool: PoolId,
     version: u64,
     round: u64,
     batch: u64,
@@ -152,7 +154,7 @@ impl States {
     }
 
     fn pointer_of(&self, newest: &Newest) -> Result<Pointer, Refusal> {
-        let url = self.url(&newest.object);
+        let url = self.url(newest.pool, &newest.object);
         Ok(Pointer {
             version: newest.version,
             batch: newest.batch,
@@ -168,7 +170,7 @@ impl States {
         })
     }
 
-    fn url(&self, object: &objects::Object) -> Presigned {
+    fn url(&self, pool: PoolId, object: &objects::Object) -> Presigned {
         let mut urls = self.urls.lock().unwrap_or_else(PoisonError::into_inner);
         let now = now();
         let fresh = now.after(limits::RESULT_URL_VALIDITY / 2);
@@ -179,7 +181,8 @@ impl States {
             return url.clone();
         }
         urls.retain(|_, url| is_fresh(url));
-        let url = self.storage.presign_get(&object.key, limits::RESULT_URL_VALIDITY, now);
+        let storage = self.storage.held_by(&holder_of_all(pool));
+        let url = storage.presign_get(&object.key, limits::RESULT_URL_VALIDITY, now);
         urls.insert(object.id, url.clone());
         url
     }
@@ -225,6 +228,7 @@ fn newest(sql: &Connection, pool: PoolId) -> ledger::Result<Option<Newest>> {
         return Ok(None);
     };
     Ok(Some(Newest {
+        pool,
         version,
         round,
         batch,
@@ -305,8 +309,8 @@ mod tests {
             size: 1,
             sha256: Sha256::of(b"x"),
         };
-        let first = states.url(&object(1));
-        states.url(&object(2));
+        let first = states.url(1, &object(1));
+        states.url(1, &object(2));
         let kept = |id: i64| states.urls.lock().unwrap().get(&id).cloned();
         let age = |by| {
             for url in states.urls.lock().unwrap().values_mut() {
@@ -315,10 +319,10 @@ mod tests {
         };
         let half = limits::RESULT_URL_VALIDITY / 2;
         age(half - std::time::Duration::from_secs(60));
-        assert_eq!((states.url(&object(1)).url, kept(2).is_some()), (first.url, true));
+        assert_eq!((states.url(1, &object(1)).url, kept(2).is_some()), (first.url, true));
         age(std::time::Duration::from_secs(120));
         // Those that nobody asked for again are forgotten.
-        let second = states.url(&object(1));
+        let second = states.url(1, &object(1));
         assert!(second.expires_at > now().after(half), "{second:?}");
         assert_eq!((kept(1).map(|url| url.expires_at), kept(2).is_some()), (Some(second.expires_at), false));
     }

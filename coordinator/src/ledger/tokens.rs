@@ -229,13 +229,19 @@ pub fn holder(who: &Principal) -> String {
     format!("{}.{}", who.id, who.role)
 }
 
-/// Whether that [`holder`] is what it was: not revoked, nor in another role, nor of a removed pool.
+/// Names all members of a pool, in URLs that are made for whoever is one.
+pub fn holder_of_all(pool: PoolId) -> String {
+    format!("{pool}.all")
+}
+
+/// Whether that [`holder`] is what it was: not revoked, nor in another role, nor of a removed pool; and so of all.
 pub fn holds(sql: &Connection, holder: &str) -> Result<bool> {
     let Some((id, role)) = holder.split_once('.') else { return Ok(false) };
     let holds = sql
         .prepare_cached(
             "SELECT EXISTS (SELECT 1 FROM members m JOIN pools p ON p.id = m.pool_id \
-             WHERE m.id = ?1 AND m.role = ?2 AND m.revoked IS NULL AND p.removed IS NULL)",
+             WHERE m.id = ?1 AND m.role = ?2 AND m.revoked IS NULL AND p.removed IS NULL) \
+             OR EXISTS (SELECT 1 FROM pools WHERE id = ?1 AND ?2 = 'all' AND removed IS NULL)",
         )?
         // The id's column compares with a text that is a number as with that number.
         .query_row([id, role], |row| row.get(0))?;

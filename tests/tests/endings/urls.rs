@@ -191,8 +191,9 @@ async fn urls_of_every_kind_end_with_the_right_of_whom_they_were_made_for_on_eve
             }
             let holds = if by == By::Removal { 403 } else { 200 };
             assert_eq!(theirs.at(port).await, holds, "{by:?}");
-            // It is made for all of the pool.
-            assert_eq!(pointer.at(port).await, 200, "{by:?}");
+            // It is made for all of the pool, while there is one.
+            assert_eq!(pointer.at(port).await, holds, "{by:?}");
+            assert_eq!(pointer.nameless().at(port).await, 403, "{by:?}, nameless");
         }
     }
 }
