@@ -6,9 +6,13 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use millpond::http::api::{HandOut, JoinInfo};
+use millpond_broker::{Credential, SignIn};
 use millpond_protocol::access::Op;
+use millpond_protocol::message::Pointer;
 use millpond_protocol::message::answer::PutTo;
 use millpond_protocol::{Role, Sha256};
+use millpond_storage::{Secret, StorageConfig};
 use millpond_tests::wire::{connect_of, packet, text};
 use millpond_tests::{Api, Credentials, Link, Mill, Plain, Server, binary, edge_binary, until};
 use reqwest::Method;
@@ -350,6 +354,41 @@ async fn no_error_has_a_secret_whoever_it_is_for() {
     serve.env("MILLPOND__STORAGE__ACCESS_KEY", "the-key").env("MILLPOND__STORAGE__SECRET_KEY", WRONG);
     search.saw_output("a wrong secret key", &serve.output().unwrap());
     search.saw("the log", server.process().stderr());
+    search.finds_nothing();
+}
+
+#[test]
+fn whoever_prints_a_value_that_holds_a_secret_does_not_see_it() {
+    let url = "http://files.example/b/k?X-Amz-Date=20260601T000000Z&X-Amz-Signature=5ec2e7";
+    let (sha256, at) = (Sha256::of(b""), "2026-06-01T00:00:00Z");
+    let mut search =
+        Search { secrets: [WRONG, STORAGE, "5ec2e7"].map(str::to_owned).to_vec(), seen: Vec::new() };
+    let hand_out: HandOut = serde_json::from_value(json!({"pool": "p", "member": "m", "role": "publisher", "mqtt_host": "h",
+        "mqtt_port": 1, "mqtt_url": "mqtt://h:1", "storage_url": "http://h", "user": "p/m", "token": WRONG, "example": WRONG})).unwrap();
+    let join: JoinInfo = serde_json::from_value(
+        json!({"pool": "p", "name": "j", "role": "publisher", "uses": 1, "expires": at, "token": WRONG}),
+    )
+    .unwrap();
+    let put: PutTo =
+        serde_json::from_value(json!({"url": url, "headers": {}, "url_expires": at, "curl": url})).unwrap();
+    let pointer: Pointer =
+        serde_json::from_value(json!({"version": 1, "batch": 1, "round": 1, "name": "n", "size": 0,
+        "sha256": sha256, "url": url, "url_expires": at, "spread_s": 0}))
+        .unwrap();
+    let sign_in = SignIn {
+        pool: "p".parse().unwrap(),
+        member: "m".parse().unwrap(),
+        credential: Credential::Token(WRONG.into()),
+        from: "127.0.0.1:1".parse().unwrap(),
+    };
+    let secret = Secret::new(STORAGE);
+    let storage = StorageConfig::new("http://files.example".parse().unwrap(), "b", "k", secret.clone());
+    for shown in [
+        format!("{hand_out:?} {join:?} {put:?} {pointer:?} {sign_in:?}"),
+        format!("{:?} {secret:?} {storage:?}", millpond_edge::session::Token::new(WRONG)),
+    ] {
+        search.saw("Debug", shown);
+    }
     search.finds_nothing();
 }
 
