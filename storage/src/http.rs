@@ -128,7 +128,13 @@ impl Http {
         if answer.status().is_success() {
             return Ok(answer);
         }
-        Err(refused(answer, head, now).await)
+        match refused(answer, head, now).await {
+            // Not every storage has a code for it.
+            Error::Refused { fault: Fault::Credentials, detail } if self.credentials.token().is_some() => {
+                Err(Error::refused(Fault::Credentials, format!("{detail}; the session token may have ended")))
+            }
+            error => Err(error),
+        }
     }
 
     /// Sends what is signed.
@@ -269,6 +275,8 @@ fn by_status(status: StatusCode, detail: String) -> Error {
         404 => Error::NotFound,
         401 => Error::refused(Fault::Credentials, detail),
         403 => Error::refused(Fault::Denied, detail),
+        // What is not offered now will not be later.
+        501 | 505 => Error::refused(Fault::Endpoint, detail),
         408 | 429 | 500.. => Error::Unavailable(detail),
         _ => Error::refused(Fault::Endpoint, detail),
     }
@@ -310,6 +318,8 @@ mod tests {
         assert!(matches!(code("BadDigest"), Error::Mismatch(_)));
         let status = |status| by_status(StatusCode::from_u16(status).unwrap(), String::new());
         assert!(status(503).is_temporary() && status(429).is_temporary());
-        assert!(matches!(status(301), Error::Refused { fault: Fault::Endpoint, .. }));
+        for wrong in [301, 405, 501] {
+            assert!(matches!(status(wrong), Error::Refused { fault: Fault::Endpoint, .. }), "{wrong}");
+        }
     }
 }

@@ -48,7 +48,7 @@ impl Outsider {
             .headers
             .iter()
             .fold(self.http.put(&put.url), |request, (name, value)| request.header(*name, value));
-        self.send(request.body(body)).await.map(|_| ())
+        self.send(request.body(body)).await.map(|_| ()).map_err(no_s3)
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, Error> {
@@ -71,14 +71,17 @@ impl Storage {
     pub async fn probe(&self) -> Result<(), Error> {
         // A PUT would not tell: it makes the bucket where the credentials are good for that, and else they may be at fault.
         match self.call("head_bucket", || self.client().bucket()).await {
-            Err(Error::NotFound) => return Err(Error::refused(Fault::Bucket, "NoSuchBucket")),
+            // Anything that speaks HTTP says 404 of what it does not know, and to HEAD nobody can say more.
+            Err(Error::NotFound) => {
+                self.call("list", || self.client().list_one()).await.map_err(no_s3)?;
+            }
             Err(error) if error.is_temporary() => return Err(error),
             // Of an answer without a body less is known than the PUT will say.
             Ok(()) | Err(_) => {}
         }
         let key = probe_key()?;
         let bytes = Bytes::copy_from_slice(key.as_str().as_bytes());
-        self.put(&key, bytes.clone(), Sha256::of(&bytes)).await?;
+        self.put(&key, bytes.clone(), Sha256::of(&bytes)).await.map_err(no_s3)?;
         let read = self.read_back(&key, &bytes).await;
         let removed = self.delete(&key).await;
         read?;
@@ -210,6 +213,18 @@ impl Storage {
             Err(error) => found.problems.push(format!("public_url {url} does not lead to the bucket: {error}")),
         }
         self.delete(&key).await
+    }
+}
+
+/// A 404 to what S3 answers otherwise or with a code, `NoSuchBucket`.
+fn no_s3(error: Error) -> Error {
+    match error {
+        Error::NotFound => Error::refused(
+            Fault::Endpoint,
+            "HTTP 404 without a code of S3: what answers there is no S3 server (another host or port?), or has the \
+             bucket at another place (path_style?)",
+        ),
+        other => other,
     }
 }
 

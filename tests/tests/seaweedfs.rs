@@ -25,6 +25,10 @@ async fn the_main_job_works_on_seaweedfs_with_small_and_large_files() {
     a_clock_that_is_wrong_is_said(&storage);
 
     let server = Server::with(&storage.settings()).await;
+    let no_storage = ("MILLPOND__STORAGE__ENDPOINT", &*format!("http://{}", server.ports().http));
+    let checked = storage.check(&[no_storage]);
+    let said = String::from_utf8(checked.stderr).unwrap();
+    assert!(checked.status.code() == Some(2) && said.contains("is no S3 server"), "{said}");
     server.pool("demo", json!({ "window_s": 3_600 })).await;
     let edge = Link::open(server.member("demo", "edge", Role::Publisher).await).await.unwrap();
     let mut listener = Link::open(server.member("demo", "listener", Role::Listener).await).await.unwrap();
