@@ -105,7 +105,7 @@ pub mod embedded {
     pub const REMEMBER_MS: i64 = 7 * 24 * 3_600_000;
 
     /// Rows of parts of abandoned uploads that one transaction deletes, as many as one upload may have, and of completed
-    /// uploads: others wait that long.
+    /// uploads: others wait that long. Objects are removed until so many files are freed.
     pub const EXPIRE: usize = PARTS as usize;
 
     /// How often abandoned uploads and files without a row are looked for. Each time every directory is read.

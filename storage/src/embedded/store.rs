@@ -155,12 +155,16 @@ impl Store {
         .await
     }
 
-    /// Removes the objects of some keys, where there are any. Runs to its end like [`Store::publish`].
-    pub(super) async fn delete(self: Arc<Self>, keys: Vec<String>) -> Result<(), StoreError> {
+    /// Removes the objects of some keys, where there are any; if that fails, of some of them. Runs to its end like
+    /// [`Store::publish`].
+    pub(super) async fn delete(self: Arc<Self>, mut keys: Vec<String>) -> Result<(), StoreError> {
         run(self.room.freeing(), async move {
-            let freed = self.catalog.delete(keys).await?;
-            reach(Point::ObjectDeleted);
-            self.discard(freed);
+            while !keys.is_empty() {
+                let (freed, rest) = self.catalog.delete(keys).await?;
+                reach(Point::ObjectDeleted);
+                self.discard(freed);
+                keys = rest;
+            }
             Ok(())
         })
         .await

@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, Savepoint, params};
 use super::super::blobs::BlobId;
 use super::super::checksum::Checksum;
 use super::{Catalog, CatalogError, Freed, LAST};
+use crate::limits::embedded as limits;
 
 /// One object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,19 +57,13 @@ impl Catalog {
         .await
     }
 
-    /// Removes the objects of some keys; returns what is nobody's any more once that is on disk.
-    pub(in super::super) async fn delete(&self, keys: Vec<String>) -> Result<Vec<Freed>, CatalogError> {
-        self.change(move |transaction| {
-            let mut freed = Vec::new();
-            for key in &keys {
-                if let Some(old) = find(transaction, key)? {
-                    transaction.prepare_cached("DELETE FROM object WHERE key = ?1")?.execute([key])?;
-                    freed.push(free(transaction, &old)?);
-                }
-            }
-            Ok(freed)
-        })
-        .await
+    /// Removes the objects of some keys, as many as one transaction should; returns what is nobody's any more once that is
+    /// on disk, and the keys that are left.
+    pub(in super::super) async fn delete(
+        &self,
+        keys: Vec<String>,
+    ) -> Result<(Vec<Freed>, Vec<String>), CatalogError> {
+        self.change(move |transaction| delete(transaction, keys)).await
     }
 
     /// The object of a key. Blocks.
@@ -91,6 +86,21 @@ impl Catalog {
             query.query_map(params![after, prefix, format!("{prefix}{LAST}"), limit], object)?.collect()
         })
     }
+}
+
+fn delete(transaction: &Savepoint<'_>, keys: Vec<String>) -> rusqlite::Result<(Vec<Freed>, Vec<String>)> {
+    let (mut keys, mut freed, mut files) = (keys.into_iter(), Vec::new(), 0);
+    while files < limits::EXPIRE
+        && let Some(key) = keys.next()
+    {
+        if let Some(old) = find(transaction, &key)? {
+            transaction.prepare_cached("DELETE FROM object WHERE key = ?1")?.execute([key])?;
+            let old = free(transaction, &old)?;
+            files += old.files.len();
+            freed.push(old);
+        }
+    }
+    Ok((freed, keys.collect()))
 }
 
 /// Puts `object` in the place of the old one.
@@ -152,4 +162,40 @@ fn object(row: &Row<'_>) -> rusqlite::Result<Object> {
 
 pub(super) fn checksum(text: Option<String>) -> Option<Checksum> {
     text.and_then(|text| text.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_objects_of_many_parts_are_removed_a_bounded_number_of_rows_at_a_time() {
+        let mut sql = Connection::open_in_memory().unwrap();
+        sql.execute_batch(super::super::SCHEMA).unwrap();
+        const MOST: usize = limits::EXPIRE;
+        let parts = [MOST, 0, 1, MOST - 1, MOST / 2, 0, MOST / 2 + 1];
+        for (n, parts) in parts.iter().enumerate() {
+            let id = [n as u8; 16];
+            let row = "INSERT INTO object VALUES (?1, ?2, ?3, 1, zeroblob(32), NULL, NULL, 5)";
+            sql.execute(row, params![n.to_string(), id, parts]).unwrap();
+            let part = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < ?2)
+                INSERT INTO part SELECT ?1, n, randomblob(16), 1, zeroblob(32), NULL, 5 FROM n WHERE ?2 > 0";
+            sql.execute(part, params![id, parts]).unwrap();
+        }
+        let mut keys: Vec<_> = (0..parts.len()).map(|n| n.to_string()).chain(["none".into()]).collect();
+        let mut steps = Vec::new();
+        while !keys.is_empty() {
+            let savepoint = sql.savepoint().unwrap();
+            let (freed, rest) = delete(&savepoint, keys).unwrap();
+            savepoint.commit().unwrap();
+            steps.push(freed.len());
+            let files: usize = freed.iter().map(|freed| freed.files.len()).sum();
+            assert!(files < 2 * MOST, "{files} in one step");
+            keys = rest;
+        }
+        // The last key has no object.
+        assert_eq!(steps, [1, 3, 3, 0]);
+        let left = "SELECT (SELECT count(*) FROM object) + (SELECT count(*) FROM part)";
+        assert_eq!(sql.query_row(left, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+    }
 }
