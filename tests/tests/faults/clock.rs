@@ -3,7 +3,7 @@
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Outcome, Pointer, answer};
 use millpond_protocol::{Role, Sha256, limits};
-use millpond_tests::{Beside, Credentials, Link, Mill, Server, Shim};
+use millpond_tests::{Beside, Credentials, Link, Mill, Server, Shim, until};
 use serde_json::{Value, json};
 
 use super::check;
@@ -113,13 +113,15 @@ async fn a_file_in_parts_that_was_whole_counts_after_a_long_time_down() {
     shim.set_clock(40 * DAYS);
     server.launch().await;
     let link = Link::open(server.here(&who)).await.unwrap();
-    let outcome = loop {
+    until("the file counts", async || {
         let status: answer::UploadInfo = link.ask(Op::Status, &json!({ "upload": "film" })).await.unwrap();
-        if !matches!(status.outcome, Outcome::Granted | Outcome::Pending) {
-            break status.outcome;
-        }
-    };
-    assert_eq!(outcome, Outcome::Stored);
+        assert!(
+            matches!(status.outcome, Outcome::Granted | Outcome::Pending | Outcome::Stored),
+            "{status:?}"
+        );
+        status.outcome == Outcome::Stored
+    })
+    .await;
     check(&server).await;
 }
 
