@@ -17,9 +17,9 @@ use millpond_storage::{Error, Fault, Findings, Secret, Storage, StorageConfig};
 use seaweedfs::SeaweedFs;
 
 fn config(server: &SeaweedFs, endpoint: &str) -> StorageConfig {
-    let secret = Secret::new(SeaweedFs::SECRET_KEY);
+    let secret = Secret::new(&server.keys.secret);
     let mut config =
-        StorageConfig::new(endpoint.parse().unwrap(), SeaweedFs::BUCKET, SeaweedFs::ACCESS_KEY, secret);
+        StorageConfig::new(endpoint.parse().unwrap(), SeaweedFs::BUCKET, &server.keys.access, secret);
     config.attempts = 1;
     config.ca = Some(server.ca.clone().into_bytes());
     config
@@ -42,9 +42,11 @@ async fn started() -> Option<SeaweedFs> {
 async fn seaweedfs_keeps_the_contract_and_says_what_is_wrong() {
     let Some(server) = started().await else { return };
     let (mut broken, mut met) = (Vec::new(), BTreeSet::new());
-    for (form, config) in
-        [("in the path", config(&server, &server.endpoint)), ("in the host name", in_the_host_name(&server))]
-    {
+    for (form, config) in [
+        ("in the path", config(&server, &server.endpoint)),
+        ("in the host name", in_the_host_name(&server)),
+        ("with credentials that end", issued(&server, Some(3_600))),
+    ] {
         macro_rules! run {
             ($($case:ident,)*) => {$(
                 let place = Place::seaweedfs(config.clone());
@@ -67,6 +69,7 @@ async fn seaweedfs_keeps_the_contract_and_says_what_is_wrong() {
     assert!(idle.is_empty(), "no case meets {idle:?}");
 
     faults(&server).await;
+    credentials_that_ended(&server).await;
     certificate(&server).await;
     bucket_in_the_host_name(&server).await;
 }
@@ -84,6 +87,30 @@ async fn faults(server: &SeaweedFs) {
     assert_eq!(fault(|config| config.access_key = "nobody".into()).await, Fault::Credentials);
     assert_eq!(fault(|config| config.access_key = SeaweedFs::READER.into()).await, Fault::Denied);
     assert_eq!(fault(|config| config.bucket = "another-bucket".into()).await, Fault::Bucket);
+}
+
+/// What it needs of credentials that end.
+fn issued(server: &SeaweedFs, seconds: Option<u32>) -> StorageConfig {
+    let keys = server.issue(seconds);
+    let mut config = config(server, &server.endpoint);
+    (config.access_key, config.secret_key) = (keys.access, Secret::new(&keys.secret));
+    config.session_token = Some(Secret::new(&keys.token));
+    config
+}
+
+async fn credentials_that_ended(server: &SeaweedFs) {
+    let storage = Storage::new(&issued(server, None)).unwrap();
+    storage.probe().await.unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    let ended = loop {
+        match storage.probe().await {
+            Ok(()) => assert!(Instant::now() < until, "they do not end"),
+            Err(ended) => break ended,
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(matches!(ended, Error::Refused { fault: Fault::Credentials, .. }), "{ended:?}");
+    assert!(ended.to_string().contains("the session token may have ended"), "{ended}");
 }
 
 async fn certificate(server: &SeaweedFs) {

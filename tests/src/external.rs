@@ -7,13 +7,14 @@ use super::{SeaweedFs, binary};
 
 impl SeaweedFs {
     /// The settings of a server that keeps its files there.
-    pub fn settings(&self) -> [(&'static str, &str); 5] {
+    pub fn settings(&self) -> [(&'static str, &str); 6] {
         [
             ("MILLPOND__STORAGE__MODE", "external"),
             ("MILLPOND__STORAGE__ENDPOINT", &self.endpoint),
             ("MILLPOND__STORAGE__BUCKET", Self::BUCKET),
-            ("MILLPOND__STORAGE__ACCESS_KEY", Self::ACCESS_KEY),
-            ("MILLPOND__STORAGE__SECRET_KEY", Self::SECRET_KEY),
+            ("MILLPOND__STORAGE__ACCESS_KEY", &self.keys.access),
+            ("MILLPOND__STORAGE__SECRET_KEY", &self.keys.secret),
+            ("MILLPOND__STORAGE__SESSION_TOKEN", &self.keys.token),
         ]
     }
 

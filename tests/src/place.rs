@@ -46,9 +46,11 @@ impl Place {
                 StorageConfig::new(endpoint.parse().unwrap(), "millpond", "millpond", secret)
             }
             Self::SeaweedFs(storage) => {
-                let (endpoint, secret) =
-                    (storage.endpoint.parse().unwrap(), Secret::new(SeaweedFs::SECRET_KEY));
-                StorageConfig::new(endpoint, SeaweedFs::BUCKET, SeaweedFs::ACCESS_KEY, secret)
+                let (endpoint, keys) = (storage.endpoint.parse().unwrap(), &storage.keys);
+                let secret = Secret::new(&keys.secret);
+                let mut config = StorageConfig::new(endpoint, SeaweedFs::BUCKET, &keys.access, secret);
+                config.session_token = Some(&keys.token).filter(|token| !token.is_empty()).map(Secret::new);
+                config
             }
         };
         Storage::new(&config).unwrap()

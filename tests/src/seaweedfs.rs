@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::tools::tool;
@@ -21,9 +22,20 @@ pub struct SeaweedFs {
     pub tls_endpoint: String,
     /// The certificate of that authority, in PEM.
     pub ca: String,
+    /// The credentials for whoever uses it.
+    pub keys: Keys,
     child: Child,
     _directory: TempDir,
     _alone: File,
+}
+
+/// Credentials.
+#[derive(Clone)]
+pub struct Keys {
+    pub access: String,
+    pub secret: String,
+    /// Empty if they are for good.
+    pub token: String,
 }
 
 impl SeaweedFs {
@@ -45,13 +57,14 @@ impl SeaweedFs {
     /// Starts it; `None` where it is not installed, under the rule of [`tool`]. It answers some seconds later: when a PUT
     /// succeeds, for it knows its bucket before it can store anything.
     pub fn start() -> Option<Self> {
-        if !tool("weed") || !tool("openssl") {
+        if !tool("weed") || !tool("openssl") || !tool("curl") {
             return None;
         }
         let alone = alone();
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name).display().to_string();
         std::fs::write(at("s3.json"), identities()).unwrap();
+        std::fs::write(at("iam.json"), issuer()).unwrap();
         certificates(directory.path());
         let (port, tls, grpc) = (port(), port(), port());
         let child = Command::new("weed")
@@ -65,7 +78,8 @@ impl SeaweedFs {
                 format!("-s3.port.grpc={grpc}"),
             ])
             .args([format!("-s3.cert.file={}", at("leaf.pem")), format!("-s3.key.file={}", at("leaf.key"))])
-            .args([format!("-s3.config={}", at("s3.json")), format!("-dir={}", directory.path().display())])
+            .args([format!("-s3.config={}", at("s3.json")), format!("-s3.iam.config={}", at("iam.json"))])
+            .arg(format!("-dir={}", directory.path().display()))
             .current_dir(directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -76,10 +90,34 @@ impl SeaweedFs {
             endpoint: format!("http://127.0.0.1:{port}"),
             tls_endpoint: format!("https://127.0.0.1:{tls}"),
             ca: std::fs::read_to_string(at("ca.pem")).unwrap(),
+            keys: Keys {
+                access: Self::ACCESS_KEY.into(),
+                secret: Self::SECRET_KEY.into(),
+                token: String::new(),
+            },
             child,
             _directory: directory,
             _alone: alone,
         })
+    }
+
+    /// Credentials that end: after so many seconds, of which there are 900 at least, else after some. They may do what
+    /// `docs/storage.md` says that Millpond needs.
+    pub fn issue(&self, seconds: Option<u32>) -> Keys {
+        let mut ask = format!("Action=AssumeRole&Version=2011-06-15&RoleArn={ROLE}&RoleSessionName=tests");
+        ask.extend(seconds.map(|seconds| format!("&DurationSeconds={seconds}")));
+        let issued = Command::new("curl")
+            .args(["-sS", "--noproxy", "*", "--aws-sigv4", "aws:amz:us-east-1:sts", "--data", &ask, "-u"])
+            .arg(format!("{}:{}", Self::ACCESS_KEY, Self::SECRET_KEY))
+            .arg(&self.endpoint)
+            .output()
+            .unwrap();
+        let issued = String::from_utf8(issued.stdout).unwrap();
+        let part = |tag: &str| {
+            let rest = issued.split_once(&format!("<{tag}>")).unwrap_or_else(|| panic!("{issued}")).1;
+            rest.split('<').next().unwrap().to_owned()
+        };
+        Keys { access: part("AccessKeyId"), secret: part("SecretAccessKey"), token: part("SessionToken") }
     }
 
     /// It answers nobody any more, and connections to it stay open.
@@ -111,6 +149,32 @@ fn identities() -> String {
     let reader = identity(SeaweedFs::READER, r#""Read", "List""#);
     let admin = identity(SeaweedFs::ADMIN, r#""Admin""#);
     format!(r#"{{"identities": [{all}, {reader}, {admin}]}}"#)
+}
+
+/// Whose rights credentials have that end.
+const ROLE: &str = "arn:aws:iam::role/storage";
+
+/// What it needs to issue credentials that end. They may do what is documented, so that this is known to be enough.
+fn issuer() -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/storage.md");
+    let page = std::fs::read_to_string(page).unwrap().replace("my-millpond", SeaweedFs::BUCKET);
+    let policy = page.split("```json\n").find(|block| block.contains("\"Statement\"")).unwrap();
+    let mut policy: Value = serde_json::from_str(policy.split("```").next().unwrap()).unwrap();
+    for statement in policy["Statement"].as_array_mut().unwrap() {
+        // Whoever has the role, and not somebody at Amazon's.
+        statement.as_object_mut().unwrap().remove("Principal");
+    }
+    let trust = json!({ "Effect": "Allow", "Principal": { "AWS": "*" }, "Action": ["sts:AssumeRole"] });
+    let role = json!({ "roleName": "storage", "roleArn": ROLE, "attachedPolicies": ["storage"],
+        "trustPolicy": { "Version": "2012-10-17", "Statement": [trust] } });
+    let key = "MzItYnl0ZXMtdGhhdC1ub2JvZHktaGFzLXRvLWtub3c=";
+    let all = json!({
+        "sts": { "issuer": "tests", "signingKey": key, "tokenDuration": "10s", "maxSessionLength": "12h" },
+        "policy": { "defaultEffect": "Deny", "storeType": "memory" },
+        "policies": [{ "name": "storage", "document": policy }],
+        "roles": [role],
+    });
+    all.to_string()
 }
 
 /// An authority that nobody knows, and a certificate of it for 127.0.0.1.

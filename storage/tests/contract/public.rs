@@ -37,7 +37,11 @@ pub async fn a_check_says_what_is_wrong_with_the_public_url(place: &Place) {
     assert!(found.problems[0].contains("host header") && found.warnings.is_empty(), "{found:?}");
 
     // Another storage.
-    let other = Server::start().await;
+    let other = Server::start_with(|other| {
+        other.access_key.clone_from(&place.config.access_key);
+        other.secret_key.clone_from(&place.config.secret_key);
+    })
+    .await;
     let found = check(&other.config.endpoint).await;
     assert!(found.problems[0].contains("not in the bucket"), "{found:?}");
 

@@ -11,7 +11,8 @@ mod parts;
 mod single;
 
 use client::Place;
-use millpond_tests::SeaweedFs;
+use millpond_tests::{SeaweedFs, Server, until};
+use reqwest::Method;
 
 /// Makes a test of each claim on the embedded storage, and one of all on SeaweedFS.
 macro_rules! claims {
@@ -75,4 +76,29 @@ claims! {
         a_revoked_members_grants_end_with_it,
         while_storage_is_away_a_commit_is_told_to_come_again_and_a_verification_waits_for_it,
     }
+}
+
+/// URLs for clients too are signed with such credentials.
+#[tokio::test]
+async fn credentials_may_come_with_a_session_token_and_it_is_said_when_they_have_ended() {
+    let Some(mut storage) = SeaweedFs::start() else { return };
+    storage.ready().await;
+    storage.keys = storage.issue(Some(3_600));
+    let place = Place::SeaweedFs(storage);
+    single::a_file_that_was_put_counts_at_its_commit_and_reaches_the_processor_as_it_is(&place).await;
+    parts::a_file_in_parts_is_resumed_where_it_was_left_and_counts_once_it_was_read(&place).await;
+    parts::a_result_in_parts_is_committed_once_it_was_read(&place).await;
+    hostile::only_the_declared_bytes_get_through_a_grants_url(&place).await;
+
+    let Place::SeaweedFs(mut storage) = place else { unreachable!() };
+    storage.keys = storage.issue(None);
+    let server = Server::with(&storage.settings()).await;
+    until("they end, and /readyz says so", async || {
+        let (status, found) = server.api().call(Method::GET, "/readyz", None).await;
+        status == 503 && found["problems"].to_string().contains("the session token may have ended")
+    })
+    .await;
+    let checked = storage.check(&[]);
+    let said = String::from_utf8(checked.stderr).unwrap();
+    assert!(checked.status.code() == Some(2) && said.contains("the session token may have ended"), "{said}");
 }
