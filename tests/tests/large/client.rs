@@ -9,6 +9,7 @@ use millpond_tests::{Api, Link, Server, recent_hour};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// A connected member, and the API to fetch and send with.
 pub struct Client {
@@ -77,7 +78,9 @@ impl Client {
 
     /// What becomes of an upload in the end.
     pub async fn settled(&self, upload: &str) -> Outcome {
+        let patience = Instant::now() + Duration::from_secs(60);
         loop {
+            assert!(Instant::now() < patience, "nothing becomes of {upload}");
             match self.status(upload).await.unwrap().outcome {
                 Outcome::Granted | Outcome::Pending => tokio::task::yield_now().await,
                 outcome => return outcome,

@@ -3,7 +3,7 @@
 use millpond_protocol::access::Op;
 use millpond_protocol::message::{Outcome, answer};
 use millpond_protocol::{Code, Role, Sha256, limits};
-use millpond_tests::{Beside, Link};
+use millpond_tests::{Beside, Link, Relay, Shape, until};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -171,7 +171,13 @@ pub async fn while_storage_is_away_a_commit_is_told_to_come_again_and_a_verifica
     on: &Place,
 ) {
     let mut storage = on.apart().await;
+    // The server reads what clients sent over a line that would take minutes for it.
+    let line = Relay::to(storage.address()).await;
+    line.shape(Shape { rate: Some(128 << 10), ..Shape::default() });
+    let endpoint = format!("http://{}", line.address());
     let mut settings = storage.settings();
+    settings.push(("MILLPOND__STORAGE__ENDPOINT", &endpoint));
+    settings.push(("MILLPOND__STORAGE__PUBLIC_URL", storage.endpoint()));
     settings.push(("MILLPOND__STORAGE__CALL_TIMEOUT_S", "2"));
     let server = on.server(&settings).await;
     let edge = Client::join(&server, "edge", Role::Publisher).await;
@@ -179,9 +185,23 @@ pub async fn while_storage_is_away_a_commit_is_told_to_come_again_and_a_verifica
     let film = bytes(2, 30 << 20);
     edge.send_parts("film", &film, &[1, 2, 3, 4, 5, 6]).await;
     let begun: answer::Commit = edge.ask(Op::Commit, json!({ "upload": "film" })).await.unwrap();
-    assert!(matches!(begun.uploads[0].outcome, Outcome::Pending | Outcome::Stored), "{begun:?}");
+    assert_eq!(begun.uploads[0].outcome, Outcome::Pending);
+    until("it is read", async || edge.status("film").await.unwrap().verified > Some(0)).await;
     storage.leave();
+    line.cut();
+    line.mend(storage.address());
     refused(edge.commit(&["a"]).await, Code::Unavailable);
+    // So many calls without an answer one after the other end a reading.
+    until("the reading fails", async || {
+        let (_, metrics) = server.api().call(Method::GET, "/metrics", None).await;
+        metrics.as_str().unwrap().lines().any(|line| {
+            let calls =
+                line.strip_prefix(r#"millpond_storage_calls_total{op="get_stream",outcome="unavailable"} "#);
+            calls.is_some_and(|calls| calls.parse::<u32>().unwrap() >= 3)
+        })
+    })
+    .await;
+    line.shape(Shape::default());
     storage.come_back().await;
     edge.commit(&["a"]).await.unwrap();
     assert_eq!(edge.settled("film").await, Outcome::Stored);
