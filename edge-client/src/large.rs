@@ -6,6 +6,7 @@
 //! ```
 //! # #[tokio::main]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
 //! use millpond_edge::large;
 //! use millpond_edge::session::{self, Config, Token};
 //! use millpond_edge::transfer::{self, Meter, Options, Transfer};
@@ -24,8 +25,9 @@
 //! let (session, _inbox) = session::open(config);
 //! let transfer = Transfer::new(Options::default());
 //! let put = serde_json::from_value(json!({ "name": "map.bin", "size": 20_000_000, "sha256": sha256 }))?;
-//! let meter = Meter::silent();
-//! let receipt = large::upload(&session, &transfer, &file, &"map-1".parse()?, put, &meter).await?;
+//! let (meter, patience) = (Meter::silent(), Duration::from_secs(30));
+//! let receipt =
+//!     large::upload(&session, &transfer, &file, &"map-1".parse()?, put, &meter, patience).await?;
 //! assert_eq!((receipt.outcome, large::part_size(20_000_000)), (Outcome::Stored, Some(8 << 20)));
 //! # Ok(()) }
 //! ```
@@ -49,7 +51,7 @@ pub const PART: u64 = 8 << 20;
 /// Parts whose URLs are asked for at once.
 const WANTED: usize = 8;
 /// How long one ask may take, over all connections.
-const ASK: Duration = Duration::from_secs(120);
+pub(crate) const ASK: Duration = Duration::from_secs(120);
 /// Seconds that the server may let a `commit` wait for what it verifies.
 const VERIFY_S: u64 = 45;
 /// How often a grant is renewed without a byte more being there.
@@ -79,6 +81,24 @@ impl LargeError {
         }
     }
 
+    /// Whether the way by URL leads nowhere now, so that a file which is not too large for that may get there as a message. Not where
+    /// storage has no room, or the server takes nothing now: those bytes would go in vain.
+    pub(crate) fn is_of_the_way(&self) -> bool {
+        match self {
+            Self::Transfer(error) => match error {
+                TransferError::Expired { .. }
+                | TransferError::Refused { .. }
+                | TransferError::Stuck { .. } => true,
+                TransferError::Full { .. }
+                | TransferError::Mismatch { .. }
+                | TransferError::TooLong { .. }
+                | TransferError::Local { .. } => false,
+            },
+            Self::Lost(_) => true,
+            Self::Session(_) | Self::Changed(_) => false,
+        }
+    }
+
     /// Whether the same call can succeed later.
     pub fn is_temporary(&self) -> bool {
         match self {
@@ -95,7 +115,8 @@ pub fn part_size(size: u64) -> Option<u64> {
     (size > SINGLE).then(|| least.clamp(PART, limits::PART_MAX))
 }
 
-/// Sends a file under an upload id and has it counted. `put` says what it is; its part size and parts are filled in here.
+/// Sends a file under an upload id and has it counted. `put` says what it is; its part size and parts are filled in here. What the
+/// server refuses for now is asked for again as long as `patience`, two minutes at the most.
 ///
 /// # Errors
 /// As [`LargeError`] says. The same call again goes on where this one ended.
@@ -106,15 +127,16 @@ pub async fn upload(
     upload: &UploadId,
     put: ask::Put,
     meter: &Meter,
+    patience: Duration,
 ) -> Result<Receipt, LargeError> {
     let put = ask::Put { upload: Some(upload.clone()), ..put };
     for _ in 0..RENEWALS {
-        let there = send(session, transfer, file, &put, meter).await?;
+        let there = send(session, transfer, file, &put, meter, patience).await?;
         if let Some(receipt) = there.receipt {
             return Ok(receipt);
         }
         reach(Point::LargeSent);
-        match commit(session, upload).await {
+        match commit(session, upload, patience).await {
             Ok(receipt) => {
                 reach(Point::LargeCounted);
                 return Ok(receipt);
@@ -127,10 +149,10 @@ pub async fn upload(
     Err(LargeError::Lost(upload.to_string()))
 }
 
-async fn commit(session: &Session, upload: &UploadId) -> Result<Receipt, SessionError> {
+async fn commit(session: &Session, upload: &UploadId, patience: Duration) -> Result<Receipt, SessionError> {
     let ask = ask::Commit { upload: Some(upload.clone()), uploads: Vec::new(), wait_s: VERIFY_S };
     loop {
-        let answer: answer::Commit = session.ask(Op::Commit, &ask, ASK).await?;
+        let answer: answer::Commit = session.ask_patiently(Op::Commit, &ask, ASK, patience).await?;
         let receipt = answer.uploads.into_iter().next();
         let receipt =
             receipt.ok_or_else(|| SessionError::Strange(Op::Commit, "it holds no receipt".to_owned()))?;
@@ -166,7 +188,8 @@ impl Plan {
     }
 }
 
-/// Sends what `put` describes until storage has all of it; what the last answer said. Nothing is counted yet, unless that answer says so.
+/// Sends what `put` describes until storage has all of it; what the last answer said. Nothing is counted yet, unless that answer says
+/// so. `patience` as for [`upload`].
 ///
 /// # Errors
 /// As [`LargeError`] says.
@@ -176,11 +199,13 @@ pub async fn send(
     file: &Path,
     put: &ask::Put,
     meter: &Meter,
+    patience: Duration,
 ) -> Result<answer::Put, LargeError> {
     let mut plan = Plan::of(file, put, part_size(put.size)).await?;
     let mut in_vain = 0;
     loop {
-        let answer: answer::Put = session.ask(Op::Put, &wide(&plan.ask(put))?, ASK).await?;
+        let wanted = wide(&plan.ask(put))?;
+        let answer: answer::Put = session.ask_patiently(Op::Put, &wanted, ASK, patience).await?;
         if answer.outcome != Outcome::Granted {
             return Ok(answer);
         }

@@ -5,7 +5,7 @@ use crate::identity::IdentityError;
 use crate::sender::SendError;
 use crate::session::{Cause, SessionError};
 use crate::spool::SpoolError;
-use crate::transfer::TransferError;
+use crate::transfer::{TransferError, is_full};
 
 /// The command failed.
 pub(super) const FAILED: u8 = 1;
@@ -32,7 +32,7 @@ impl From<SpoolError> for Failure {
         let exit = match &error {
             SpoolError::Full { .. } | SpoolError::TooMany(_) => RETRY,
             SpoolError::Foreign(_) => USAGE,
-            SpoolError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => RETRY,
+            SpoolError::Io { source, .. } if is_full(source) => RETRY,
             SpoolError::Io { .. }
             | SpoolError::Conflict(_)
             | SpoolError::Damaged { .. }
@@ -95,7 +95,7 @@ impl From<IdentityError> for Failure {
     fn from(error: IdentityError) -> Self {
         let exit = match &error {
             IdentityError::Foreign { .. } => USAGE,
-            IdentityError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => RETRY,
+            IdentityError::Io { source, .. } if is_full(source) => RETRY,
             IdentityError::Io { .. } => FAILED,
         };
         Self::new(exit, error.to_string())
@@ -105,5 +105,24 @@ impl From<IdentityError> for Failure {
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Self::new(FAILED, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_disk_without_room_for_this_user_is_one_to_try_later_as_a_full_one_is() {
+        let exit = |errno: Errno| {
+            let source = || std::io::Error::from_raw_os_error(errno.raw_os_error());
+            let spool = Failure::from(SpoolError::Io { path: "spool".into(), source: source() });
+            let identity = Failure::from(IdentityError::Io { path: "identity".into(), source: source() });
+            [spool.exit, identity.exit]
+        };
+        assert_eq!((exit(Errno::NOSPC), exit(Errno::DQUOT)), ([RETRY; 2], [RETRY; 2]));
+        assert_eq!(exit(Errno::IO), [FAILED; 2]);
     }
 }

@@ -11,6 +11,7 @@ use super::progress::Progress;
 use super::{Cli, say};
 use crate::listen::{self, ListenError, Options, Report, Shelf};
 use crate::session::{self, Cause};
+use crate::transfer::is_full;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -33,8 +34,8 @@ pub(super) struct Args {
 
 pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     let directory = |error: std::io::Error| {
-        let exit = if error.kind() == std::io::ErrorKind::WouldBlock { RETRY } else { FAILED };
-        Failure::new(exit, format!("{}: {error}", args.dir.display()))
+        let is_temporary = error.kind() == std::io::ErrorKind::WouldBlock || is_full(&error);
+        Failure::new(if is_temporary { RETRY } else { FAILED }, format!("{}: {error}", args.dir.display()))
     };
     let mut shelf = Shelf::open(&args.dir).map_err(directory)?;
     let progress = Progress::of(cli);
@@ -59,9 +60,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
             Failure::new(FAILED, error.to_string())
         }
         ListenError::Offline(_) => Failure::new(RETRY, error.to_string()),
-        ListenError::Directory { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-            Failure::new(RETRY, error.to_string())
-        }
+        ListenError::Directory { source, .. } if is_full(source) => Failure::new(RETRY, error.to_string()),
         ListenError::Directory { .. } => Failure::new(FAILED, error.to_string()),
     })
 }

@@ -12,6 +12,7 @@ use super::progress::Progress;
 use super::{Cli, say};
 use crate::process::{self, Options, ProcessError, Report, Trigger};
 use crate::session::{self, Cause};
+use crate::transfer::is_full;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -68,12 +69,10 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
             Failure::new(FAILED, error.to_string())
         }
         ProcessError::Offline(_) => Failure::new(RETRY, error.to_string()),
-        ProcessError::Directory { ref source, .. } => match source.kind() {
-            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::StorageFull => {
-                Failure::new(RETRY, error.to_string())
-            }
-            _ => Failure::new(FAILED, error.to_string()),
-        },
+        ProcessError::Directory { ref source, .. } => {
+            let is_temporary = source.kind() == std::io::ErrorKind::WouldBlock || is_full(source);
+            Failure::new(if is_temporary { RETRY } else { FAILED }, error.to_string())
+        }
     })
 }
 

@@ -17,7 +17,7 @@ use super::{Cli, say};
 use crate::clock::wall_ms;
 use crate::sender::{self, Options, Report, SendError, Summary};
 use crate::session;
-use crate::spool::{Entry, Limits, Place, Spool, WhenFull, directories};
+use crate::spool::{Entry, Limits, Place, Spool, SpoolError, WhenFull, directories};
 use crate::transfer::{self, Throttle, Transfer};
 
 #[derive(Debug, Args)]
@@ -58,8 +58,7 @@ impl At {
             None => default().ok_or_else(|| Failure::new(USAGE, "where is the spool? --spool DIR"))?,
         };
         let parent = transfer::parent(&path);
-        directories(parent)
-            .map_err(|error| Failure::new(FAILED, format!("{}: {error}", parent.display())))?;
+        directories(parent).map_err(|source| SpoolError::Io { path: parent.to_owned(), source })?;
         let when_full = match self.spool_full {
             Policy::Refuse => WhenFull::RefuseNew,
             Policy::DropOldest => WhenFull::DropOldest,

@@ -8,6 +8,7 @@ use millpond_protocol::message::Pointer;
 use tokio::time::Instant;
 
 use super::{ListenError, Listener, State};
+use crate::transfer::is_full;
 
 /// When to write again what the disk had no room for.
 const SAVE: Duration = Duration::from_secs(10);
@@ -44,11 +45,6 @@ impl Listener<'_> {
         let noted = self.shelf.note(state.stage.clone(), state.told);
         self.unless_full(noted, &state)
     }
-}
-
-/// The disk has no room, which may change: what is shown stays, and what is wanted is tried again.
-pub(super) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 pub(super) fn at<T>(result: io::Result<T>, name: &millpond_protocol::FileName) -> Result<T, ListenError> {

@@ -67,13 +67,13 @@ use tokio::time::Instant;
 
 pub use shelf::{Shelf, Stage, State};
 
-use disk::{at, is_full};
+use disk::at;
 use fetch::{Fetched, fetch, write};
 
 use crate::backoff::{Backoff, fraction, random};
 use crate::exec::Running;
 use crate::session::{Cause, Event, Inbox, Session, Topic, arriving};
-use crate::transfer::{Meters, Transfer};
+use crate::transfer::{Meters, Transfer, is_full};
 
 /// The topics that a session for [`listen`] needs.
 pub const TOPICS: [Topic; 2] = [Topic::Result, Topic::ResultData];

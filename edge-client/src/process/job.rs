@@ -221,12 +221,13 @@ async fn send(
         };
         // The file is made: no outage is reason enough to throw it away while the lease holds, which is for the beats to say.
         loop {
-            let sent = large::send(&work.session, &work.transfer, output, &put, &Meter::silent()).await;
+            let meter = Meter::silent();
+            let sent = large::send(&work.session, &work.transfer, output, &put, &meter, large::ASK).await;
             let Err(error) = sent else {
                 handed_over.store(true, Ordering::Relaxed);
                 return Ok(());
             };
-            if size <= publish_max && matches!(error, LargeError::Transfer(_)) {
+            if size <= publish_max && error.is_of_the_way() {
                 // It was only for the slow line that it went by URL.
                 break;
             }

@@ -1,6 +1,6 @@
 //! What a full disk does to a processor: it waits for room before it takes a round, and fails none for want of it.
 
-use std::io::{self, Write as _};
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,11 +9,12 @@ use tokio::time::Instant;
 use super::traces::clear;
 use super::{AttemptError, ProcessError, Processor, Report, Trigger};
 use crate::backoff::{Backoff, random};
+use crate::transfer;
 
 /// Where it is seen whether there is room.
 const PROBE: &str = "room";
 /// Bytes without which no round is taken: what notes and empty directories need, and a small round.
-const LEAST: usize = 64 << 10;
+const LEAST: u64 = 64 << 10;
 /// Bytes left on a disk that count as none when a command has failed: what it could not write in one piece was not written.
 const NONE: u64 = 1 << 20;
 
@@ -27,9 +28,9 @@ impl Processor<'_> {
     pub(super) fn has_room(&mut self) -> Result<bool, ProcessError> {
         let directory = &self.options.directory;
         // What an attempt that died has left may be all that is in the way.
-        let found = probe(directory).or_else(|_| {
+        let found = probe(directory, LEAST).or_else(|_| {
             self.clear();
-            probe(directory)
+            probe(directory, LEAST)
         });
         let Err(error) = found else {
             self.room = backoff();
@@ -59,12 +60,13 @@ impl Processor<'_> {
     }
 }
 
-fn probe(directory: &Path) -> io::Result<()> {
+fn probe(directory: &Path, bytes: u64) -> io::Result<()> {
     let path = directory.join(PROBE);
-    let written = crate::spool::open_private(&path).and_then(|mut file| file.write_all(&[0; LEAST]));
+    let written = crate::spool::open_private(&path)
+        .and_then(|mut file| io::copy(&mut io::repeat(0).take(bytes), &mut file));
     // What is left of it would be in the way of who needs the room.
     let removed = std::fs::remove_file(&path);
-    written.and(removed)
+    written.map(drop).and(removed)
 }
 
 /// A command that fails on a full disk says nothing about its round: another machine, or this one later, may have the room.
@@ -78,7 +80,8 @@ pub(super) fn unless_full(directory: &Path, ended: AttemptError) -> AttemptError
 }
 
 fn is_full(directory: &Path) -> bool {
-    // Some file systems do not tell.
+    // Some file systems do not tell, and none tells of this user's quota.
     rustix::fs::statvfs(directory)
         .is_ok_and(|disk| disk.f_blocks > 0 && disk.f_bavail.saturating_mul(disk.f_frsize) < NONE)
+        || probe(directory, NONE).is_err_and(|error| transfer::is_full(&error))
 }

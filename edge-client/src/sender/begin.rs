@@ -10,10 +10,9 @@ use tokio::time::Instant;
 
 use super::pace::Pace;
 use super::run::{Done, Read, Run, SHIPMENTS};
-use super::ship::{self, Loaded, Message};
+use super::ship::{Loaded, Message};
 use super::shipment::{Shipment, Sizes};
 use super::{Report, SendError};
-use crate::large;
 use crate::spool::{Entry, SpoolError};
 use crate::transfer::TransferError;
 
@@ -155,33 +154,6 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Begins a large file, straight from the spool's copy.
-    fn put(&mut self, entry: Entry) -> Result<(), SendError> {
-        let document = match self.spool.describe(&entry) {
-            Ok(document) => document,
-            Err(SpoolError::Gone(_)) => {
-                self.let_go(&entry.upload);
-                return Ok(());
-            }
-            Err(SpoolError::Damaged { why, .. }) => {
-                self.damaged(&entry, &why);
-                return Ok(());
-            }
-            Err(error) => return self.unread(entry, error),
-        };
-        self.note_in_flight();
-        let (put, sha256) = (ship::put(&document, &self.clock), document.sha256);
-        let (path, upload) = (self.spool.path(&entry), entry.upload.clone());
-        let (session, transfer) = (self.session.clone(), Arc::clone(&self.options.transfer));
-        let meter = Arc::new(self.options.meters.meter(document.about.name.as_str(), document.size));
-        self.large = Some(Arc::clone(&meter));
-        self.work.push(Box::pin(async move {
-            let sent = large::upload(&session, &transfer, &path, &upload, put, &meter).await;
-            Done::Put(entry, sha256, sent)
-        }));
-        Ok(())
-    }
-
     /// One that the disk does not give now keeps no other from being sent.
     pub(super) fn unread(&mut self, entry: Entry, error: SpoolError) -> Result<(), SendError> {
         let SpoolError::Io { path, source } = error else { return Err(error.into()) };
@@ -189,7 +161,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn damaged(&mut self, entry: &Entry, why: &str) {
+    pub(super) fn damaged(&mut self, entry: &Entry, why: &str) {
         self.let_go(&entry.upload);
         self.summary.damaged += 1;
         (self.report)(Report::Damaged(entry, why));

@@ -16,7 +16,9 @@
 //! [`flush`] reads the session's inbox while it runs. The spool's operations block for as long as the disk takes. The [page of the
 //! library](crate) shows it at work.
 
+mod awaited;
 mod begin;
+mod by_url;
 mod complete;
 mod outcome;
 mod overdue;
@@ -85,7 +87,8 @@ pub enum Report<'a> {
     Refused(&'a Entry, &'a Refusal),
     /// It was damaged in the spool and lies in `damaged/`.
     Damaged(&'a Entry, &'a str),
-    /// A large file did not get through, or the disk does not give a file; it waits in the spool for another time.
+    /// A large file did not get through, or the disk does not give a file, or not let it go that is stored; it waits in the spool
+    /// for another time.
     Left(&'a Entry, &'a LargeError),
     /// The server refused something for now: nothing is sent for so long.
     Resting(&'a Refusal, Duration),

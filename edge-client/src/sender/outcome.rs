@@ -1,6 +1,6 @@
 //! What becomes of files: receipts, answers and refusals.
 
-use std::time::Duration;
+use std::collections::HashMap;
 
 use futures_util::StreamExt as _;
 use millpond_failpoint::{Point, reach};
@@ -12,12 +12,9 @@ use tokio::time::Instant;
 use super::run::{Done, Run};
 use super::shipment::Shipment;
 use super::{Report, SendError};
-use crate::large::LargeError;
 use crate::session::{Cause, Event, SessionError};
 use crate::spool::{Entry, Removal, SpoolError};
-
-/// How long a receipt may take after the acknowledgement, before it is asked for.
-const RECEIPT: Duration = Duration::from_secs(20);
+use crate::transfer::TransferError;
 
 /// Files that may have left the spool without a sync, about.
 const UNSYNCED: usize = 1_000;
@@ -30,6 +27,8 @@ const REMOVED: usize = 256;
 enum Verdict {
     Stored,
     Refused(Refusal),
+    /// It is not taken now, and is good for another time.
+    Later(Refusal),
     /// It stays as it is.
     Nothing,
 }
@@ -40,8 +39,9 @@ fn verdict(receipt: &Receipt, digest: Option<&Sha256>) -> Verdict {
         return if receipt.sha256.as_ref() == digest { Verdict::Stored } else { Verdict::Nothing };
     }
     match &receipt.error {
-        // A grant has ended, or the server cannot now: the file is as good as before, and who sends it learns what to do.
-        Some(refusal) if refusal.code == Code::NotFound || refusal.code.is_temporary() => Verdict::Nothing,
+        // A grant has ended: the file is as good as before, and who sends it learns what to do.
+        Some(refusal) if refusal.code == Code::NotFound => Verdict::Nothing,
+        Some(refusal) if refusal.code.is_temporary() => Verdict::Later(refusal.clone()),
         Some(refusal) => Verdict::Refused(refusal.clone()),
         None => Verdict::Refused(Refusal::new(Code::Rejected, "no reason was given")),
     }
@@ -92,9 +92,14 @@ impl Run<'_> {
                     self.leaving.push((entry, receipt));
                 }
                 Verdict::Refused(refusal) => refused.push((entry, refusal)),
+                Verdict::Later(refusal) => {
+                    self.queue.not_now(std::slice::from_ref(&entry));
+                    self.rest(&refusal);
+                }
                 Verdict::Nothing => {}
             }
         }
+        self.forget_receipted();
         if self.leaving.len() > before {
             reach(Point::FlushReceipted);
             self.watch.progress();
@@ -159,23 +164,38 @@ impl Run<'_> {
         &mut self,
         stored: Vec<(Entry, Receipt)>,
         removal: Result<Removal, SpoolError>,
-    ) -> Result<(), SpoolError> {
+    ) -> Result<(), SendError> {
         self.removing = false;
         let removal = match removal {
             Ok(removal) => removal,
             Err(error) => {
                 self.leaving.splice(..0, stored);
-                return Err(error);
+                return Err(error.into());
             }
         };
         reach(Point::FlushRemoved);
-        self.spool.removed(stored.iter().map(|(entry, _)| entry), removal);
+        self.spool.removed(stored.iter().map(|(entry, _)| entry), &removal);
+        let mut stays: HashMap<Entry, SpoolError> = removal.stays.into_iter().collect();
         for (entry, receipt) in &stored {
             self.let_go(&entry.upload);
+            if let Some(why) = stays.remove(entry) {
+                self.stays(entry, why)?;
+                continue;
+            }
             self.summary.stored += 1;
             (self.report)(Report::Stored(entry, receipt));
         }
         self.watch.progress();
+        Ok(())
+    }
+
+    /// The server has it, and the disk does not let it go: the next run asks for its fate, and tries again.
+    fn stays(&mut self, entry: &Entry, why: SpoolError) -> Result<(), SendError> {
+        let SpoolError::Io { path, source } = why else { return Err(why.into()) };
+        let what = format!("it is stored, and cannot be removed from the spool: {source}");
+        let why = TransferError::Local { path, source: std::io::Error::new(source.kind(), what) };
+        self.stays.push(entry.clone());
+        self.leave(entry.clone(), &why.into());
         Ok(())
     }
 
@@ -198,9 +218,19 @@ impl Run<'_> {
         self.digests.remove(upload);
     }
 
+    fn await_receipts(&mut self, shipment: Shipment, refused: Option<u8>) {
+        self.awaited.push(Instant::now(), shipment.into_entries(), refused);
+        // A receipt may be faster than the acknowledgement.
+        self.forget_receipted();
+    }
+
+    fn forget_receipted(&mut self) {
+        self.awaited.receipted(|upload| self.queue.is_sent(upload));
+    }
+
     pub(super) async fn done(&mut self, done: Done) -> Result<(), SendError> {
         match done {
-            Done::Removed(stored, removal) => Ok(self.removed(stored, removal)?),
+            Done::Removed(stored, removal) => self.removed(stored, removal),
             Done::Loaded(read) => self.ship(read?),
             Done::Shipped { shipment, complete, result } => {
                 self.shipments -= 1;
@@ -209,19 +239,18 @@ impl Run<'_> {
                     (Some(through), Err(_)) => self.statements.not_with_bundle(through),
                     (None, _) => {}
                 }
-                let until = Instant::now() + RECEIPT;
                 match (result, shipment) {
                     (Ok(()), shipment) => {
                         reach(Point::FlushShipped);
                         self.watch.progress();
                         self.taken();
-                        self.awaited.push((until, shipment.entries().to_vec(), None));
+                        self.await_receipts(shipment, None);
                     }
                     // A bundle is refused as a whole for the fault of one.
                     (Err(SessionError::Refused(_)), Shipment::Bundle(entries)) => self.queue.alone(&entries),
                     // The receipt says why.
                     (Err(SessionError::Refused(code)), shipment) => {
-                        self.awaited.push((until, shipment.entries().to_vec(), Some(code)));
+                        self.await_receipts(shipment, Some(code));
                     }
                     (Err(SessionError::Later(why)), shipment) => {
                         self.queue.not_now(shipment.entries());
@@ -242,53 +271,14 @@ impl Run<'_> {
             }
             Done::Put(entry, sha256, sent) => {
                 // Only what this run has sent: of a resumed file the missing parts.
-                self.summary.bytes += self.large.take().map_or(0, |meter| meter.done());
-                self.watch.progress();
+                let sent_bytes = self.large.take().map_or(0, |meter| meter.done());
+                self.summary.bytes += sent_bytes;
+                if sent_bytes > 0 {
+                    self.watch.progress();
+                }
                 self.sent_large(entry, sha256, sent).await
             }
         }
-    }
-
-    async fn sent_large(
-        &mut self,
-        entry: Entry,
-        sha256: Sha256,
-        sent: Result<Receipt, LargeError>,
-    ) -> Result<(), SendError> {
-        if self.queue.sent(entry.upload.as_str()).is_none() {
-            // Its receipt was faster.
-            return Ok(());
-        }
-        match sent {
-            Ok(receipt) => {
-                self.taken();
-                self.digests.insert(entry.upload.clone(), sha256);
-                self.settled.push((Some(entry), receipt, None));
-                self.settle().await
-            }
-            Err(error) => match error.refusal() {
-                Some(refusal) => self.refuse(&entry, refusal.clone()),
-                None if matches!(error, LargeError::Changed(_)) => {
-                    let refusal = Refusal::new(Code::Mismatch, "the spool's copy is damaged");
-                    self.refuse(&entry, refusal)
-                }
-                None => {
-                    let publish_max = self.card.as_ref().map_or(0, |card| card.limits.publish_max);
-                    if entry.size <= publish_max && self.queue.inline(&entry) {
-                        return Ok(());
-                    }
-                    self.leave(entry, &error);
-                    Ok(())
-                }
-            },
-        }
-    }
-
-    /// It waits for another time, and is not tried again by this run.
-    pub(super) fn leave(&mut self, entry: Entry, why: &LargeError) {
-        self.queue.settled(&entry.upload);
-        (self.report)(Report::Left(&entry, why));
-        self.left.insert(entry.upload);
     }
 
     async fn asked(
@@ -370,12 +360,11 @@ mod tests {
         let stored = receipt(Outcome::Stored, None);
         assert_eq!(verdict(&stored, Some(&ours)), Verdict::Stored);
         assert_eq!(verdict(&stored, Some(&other)), Verdict::Nothing);
-        for code in [Code::NotFound, Code::Unavailable, Code::Quota] {
-            assert_eq!(
-                verdict(&receipt(Outcome::Refused, Some(code)), Some(&ours)),
-                Verdict::Nothing,
-                "{code}"
-            );
+        let ended = receipt(Outcome::Refused, Some(Code::NotFound));
+        assert_eq!(verdict(&ended, Some(&ours)), Verdict::Nothing);
+        for code in [Code::Unavailable, Code::Quota] {
+            let later = verdict(&receipt(Outcome::Refused, Some(code)), Some(&ours));
+            assert_eq!(later, Verdict::Later(Refusal::new(code, "why")));
         }
         for (outcome, code) in [(Outcome::Refused, Code::Mismatch), (Outcome::Rejected, Code::Rejected)] {
             let refused = verdict(&receipt(outcome, Some(code)), Some(&ours));

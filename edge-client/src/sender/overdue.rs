@@ -5,7 +5,8 @@ use millpond_protocol::{Code, Refusal};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::run::{Awaited, Done, LEAST, Run, who};
+use super::awaited::Shipped;
+use super::run::{Done, LEAST, Run, who};
 use super::watch::{STUCK, Silence};
 use super::{Report, SendError};
 use crate::backoff::random;
@@ -83,17 +84,13 @@ impl Run<'_> {
         if self.watch.is_stuck(now, moved) {
             return Err(SendError::Stuck(STUCK));
         }
-        let (due, waiting) =
-            std::mem::take(&mut self.awaited).into_iter().partition(|(until, ..)| *until <= now);
-        self.awaited = waiting;
-        let due: Vec<Awaited> = due;
-        for (_, entries, refused) in due {
+        while let Some(Shipped { entries, refused, .. }) = self.awaited.overdue(now) {
             let Some(code) = refused else {
                 self.queue.doubt(&entries);
                 continue;
             };
             for entry in entries {
-                if self.queue.sent(entry.upload.as_str()).is_some() {
+                if self.queue.is_sent(&entry.upload) {
                     let code_name = if code == 0x87 { Code::Unauthorized } else { Code::Rejected };
                     let what = format!("refused with MQTT reason 0x{code:02x}, and no receipt said why");
                     self.refuse(&entry, Refusal::new(code_name, what))?;

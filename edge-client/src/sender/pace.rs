@@ -65,19 +65,21 @@ impl Pacer {
     }
 
     /// Something was refused. Answers how long nothing is sent from now on; none: that was known, one end of a connection refuses
-    /// all that was on its way.
+    /// all that was on its way. A longer time that the server names counts all the same.
     pub(super) fn refused(&mut self, why: &Refusal, now: Instant, random: u64) -> Option<Duration> {
+        let stated = why.retry_after_ms.map_or(Duration::ZERO, Duration::from_millis).min(STATED_MAX);
+        let is_resting = self.until(now).is_some();
         let since = match &self.state {
             State::Free => now,
-            State::Resting { until, .. } if now < *until => return None,
+            State::Resting { until, .. } if is_resting && now + stated <= *until => return None,
             State::Resting { since, .. } | State::Few { since, .. } => *since,
         };
         let first = if why.code == Code::Quota { QUOTA } else { OTHER };
         let own = first.saturating_mul(1 << self.times.min(20)).min(LONGEST);
-        let pause = own.max(why.retry_after_ms.map_or(own, Duration::from_millis).min(STATED_MAX));
+        let pause = if is_resting { stated } else { own.max(stated) };
         // A fleet that was refused together does not come back together.
         let pause = pause + fraction(pause / 4, random);
-        self.times = self.times.saturating_add(1);
+        self.times = self.times.saturating_add(u32::from(!is_resting));
         self.state = State::Resting { since, until: now + pause, why: why.clone() };
         Some(pause)
     }
@@ -161,6 +163,12 @@ mod tests {
         let stated = quota().retry_after_ms(60_000);
         let pause = pacer.refused(&stated, now, u64::MAX).unwrap();
         assert!((Duration::from_secs(60)..=Duration::from_secs(75)).contains(&pause), "{pause:?}");
+        // It comes to be known that it takes longer.
+        assert_eq!(pacer.refused(&stated, now, 0), None);
+        let longer = quota().retry_after_ms(120_000);
+        assert_eq!(pacer.refused(&longer, now, 0), Some(Duration::from_secs(120)));
+        assert_eq!(pacer.until(now), Some(now + Duration::from_secs(120)));
+        assert_eq!(pacer.refused(&quota(), now + Duration::from_secs(120), 0), Some(2 * QUOTA), "one pause");
         let away = Refusal::unavailable("storage is away");
         assert_eq!(Pacer::default().refused(&away, now, 0), Some(OTHER));
         let for_ever = quota().retry_after_ms(u64::MAX);

@@ -142,13 +142,15 @@ impl Queue {
         entry.size > sizes.publish_max || (entry.size > sizes.inline && !self.inline.contains(&entry.upload))
     }
 
-    /// A file that was too long for this line did not get there by URL: it goes as a message all the same. Whether that is new.
-    pub(super) fn inline(&mut self, entry: &Entry) -> bool {
-        let is_new = self.inline.insert(entry.upload.clone());
-        if is_new {
-            self.again(std::slice::from_ref(entry));
-        }
-        is_new
+    /// A file that was too long for this line did not get there by URL: it goes as a message all the same.
+    pub(super) fn inline(&mut self, entry: &Entry) {
+        self.inline.insert(entry.upload.clone());
+        self.again(std::slice::from_ref(entry));
+    }
+
+    /// Whether that was tried.
+    pub(super) fn is_inline(&self, upload: &UploadId) -> bool {
+        self.inline.contains(upload)
     }
 
     /// Up to so many files whose fate is to be asked for.
@@ -162,6 +164,11 @@ impl Queue {
     /// The entry of that id that is on its way.
     pub(super) fn sent(&self, upload: &str) -> Option<&Entry> {
         self.sent.get(&upload.parse().ok()?)
+    }
+
+    /// Whether an entry of that id is on its way.
+    pub(super) fn is_sent(&self, upload: &UploadId) -> bool {
+        self.sent.contains_key(upload)
     }
 
     /// The server has it; what is left is to remove it from the spool. Nobody asks for it any more.
@@ -319,9 +326,10 @@ mod tests {
         let slow = Sizes { inline: 60_000, ..SIZES };
         assert_eq!(queue.next(&slow, true), Some(Shipment::Single(entries[0].clone())));
         assert_eq!(queue.next(&slow, true), Some(Shipment::Large(entries[1].clone())));
-        assert!(queue.inline(&entries[1]));
+        assert!(!queue.is_inline(&entries[1].upload));
+        queue.inline(&entries[1]);
+        assert!(queue.is_inline(&entries[1].upload));
         assert_eq!(queue.next(&slow, true), Some(Shipment::Single(entries[1].clone())));
-        assert!(!queue.inline(&entries[1]));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use millpond_protocol::message::{Card, Receipt};
 use millpond_protocol::{Sha256, Timestamp, UploadId};
 use tokio::time::Instant;
 
+use super::awaited::Awaited;
 use super::complete::Statements;
 use super::pace::Pacer;
 use super::queue::Queue;
@@ -55,9 +56,6 @@ pub(super) enum Done {
     There,
 }
 
-/// Until when the receipts of these have time; with the reason code if they were refused.
-pub(super) type Awaited = (Instant, Vec<Entry>, Option<u8>);
-
 /// A run of [`flush`].
 pub(super) struct Run<'a> {
     pub(super) spool: &'a mut Spool,
@@ -80,13 +78,17 @@ pub(super) struct Run<'a> {
     pub(super) large: Option<Arc<Meter>>,
     /// Large files that did not get through: not tried again by this run.
     pub(super) left: HashSet<UploadId>,
+    /// Bytes of the largest file that may still be asked for by URL, and why: there was no room for another one.
+    pub(super) no_room: Option<(u64, LargeError)>,
+    /// Stored, and not to be removed: they are asked for by the next run.
+    pub(super) stays: Vec<Entry>,
     /// Entries that this run leaves alone and that an earlier process may have sent.
     others: Vec<Entry>,
     pub(super) statements: Statements,
     /// SHA-256 of what is on its way.
     pub(super) digests: HashMap<UploadId, Sha256>,
-    /// Acknowledged, and until when their receipts have time; with the reason code if they were refused.
-    pub(super) awaited: Vec<Awaited>,
+    /// Acknowledged, and without a receipt.
+    pub(super) awaited: Awaited,
     /// Receipts that were read and not acted on yet, with their acknowledgements, in order;
     /// without an entry they are of something else, or of long ago.
     pub(super) settled: Vec<(Option<Entry>, Receipt, Option<Ack>)>,
@@ -152,10 +154,12 @@ pub async fn flush(
         asks: 0,
         large: None,
         left: HashSet::new(),
+        no_room: None,
+        stays: Vec::new(),
         others: Vec::new(),
         statements: Statements::default(),
         digests: HashMap::new(),
-        awaited: Vec::new(),
+        awaited: Awaited::default(),
         settled: Vec::new(),
         leaving: Vec::new(),
         removing: false,
@@ -238,7 +242,7 @@ impl Run<'_> {
 
     /// Notes what may have been sent. A hint: without it bytes may go twice after a crash.
     pub(super) fn note_in_flight(&self) {
-        let _ = self.spool.set_in_flight(self.queue.on_the_way().chain(&self.others));
+        let _ = self.spool.set_in_flight(self.queue.on_the_way().chain(&self.others).chain(&self.stays));
     }
 
     /// Works until the queue holds nothing more.
@@ -291,7 +295,7 @@ impl Run<'_> {
     }
 
     fn deadline(&self) -> Instant {
-        let receipts = self.awaited.iter().map(|(until, ..)| *until);
+        let receipts = self.awaited.until();
         let offline = (!self.online).then(|| self.offline_since + self.options.patience);
         let silence = self.online.then(|| {
             let (heard, gone) = self.silence();
@@ -300,6 +304,7 @@ impl Run<'_> {
         let look = (self.online && self.shipments < SHIPMENTS).then(|| Instant::now() + LOOK);
         let rest = self.pacer.until(Instant::now());
         receipts
+            .into_iter()
             .chain(offline)
             .chain(silence)
             .chain(look)

@@ -37,8 +37,22 @@ impl Session {
         ask: &impl Serialize,
         within: Duration,
     ) -> Result<T, SessionError> {
-        let id = format!("e-{:016x}-{}", random(), self.shared.asks.fetch_add(1, Ordering::Relaxed));
-        self.ask_as(&id, op, ask, within).await
+        self.ask_as(&self.next_id(), op, ask, within).await
+    }
+
+    /// The same, but temporary refusals are waited out no longer than `patience`: an answer may take its time on a slow line all the same.
+    pub(crate) async fn ask_patiently<T: DeserializeOwned>(
+        &self,
+        op: Op,
+        ask: &impl Serialize,
+        within: Duration,
+        patience: Duration,
+    ) -> Result<T, SessionError> {
+        self.repeat(&self.next_id(), op, ask, (within, patience)).await
+    }
+
+    fn next_id(&self) -> String {
+        format!("e-{:016x}-{}", random(), self.shared.asks.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The same with an id of the caller's, so that another process can repeat the ask and gets the first answer.
@@ -52,6 +66,16 @@ impl Session {
         ask: &impl Serialize,
         within: Duration,
     ) -> Result<T, SessionError> {
+        self.repeat(id, op, ask, (within, within)).await
+    }
+
+    async fn repeat<T: DeserializeOwned>(
+        &self,
+        id: &str,
+        op: Op,
+        ask: &impl Serialize,
+        (within, patience): (Duration, Duration),
+    ) -> Result<T, SessionError> {
         let strange = |error: serde_json::Error| SessionError::Strange(op, error.to_string());
         let mut body = serde_json::to_value(ask).map_err(strange)?;
         if let Value::Object(keys) = &mut body {
@@ -59,11 +83,12 @@ impl Session {
         }
         let named = body["max_answer"].as_u64().and_then(|most| usize::try_from(most).ok());
         let most = named.map_or(limits::ANSWER_DEFAULT, |most| most.min(limits::ANSWER_MAX));
-        let (payload, deadline) = (Bytes::from(body.to_string()), Instant::now() + within);
+        let (payload, begin) = (Bytes::from(body.to_string()), Instant::now());
+        let (deadline, until) = (begin + within, begin + patience.min(within));
         loop {
             let online = self.online(deadline).await?;
             let asked = self.ask_once(&online, op, payload.clone(), most);
-            if let Some(answer) = waited_out(asked, within, deadline).await? {
+            if let Some(answer) = waited_out(asked, within, (deadline, until)).await? {
                 return serde_json::from_slice(&answer).map_err(strange);
             }
         }
@@ -113,7 +138,7 @@ impl Session {
             let online = self.online(deadline).await?;
             let before = Stamp::now();
             let asked = self.ask_once(&online, Op::Time, Bytes::from_static(b"{}"), TIME_MAX);
-            let Some(answer) = waited_out(asked, within, deadline).await? else { continue };
+            let Some(answer) = waited_out(asked, within, (deadline, deadline)).await? else { continue };
             let after = Stamp::now();
             let server: answer::Time = serde_json::from_slice(&answer)
                 .map_err(|error| SessionError::Strange(Op::Time, error.to_string()))?;
@@ -125,11 +150,11 @@ impl Session {
 }
 
 /// Waits for an answer until the deadline, `within` after the beginning. None: there is time for another attempt, and reason, a
-/// connection that was cut or a temporary refusal, whose pause is over.
+/// connection that was cut or a temporary refusal, whose pause is over. One that is not over by `until` is the answer.
 async fn waited_out(
     asked: impl Future<Output = Result<Bytes, SessionError>>,
     within: Duration,
-    deadline: Instant,
+    (deadline, until): (Instant, Instant),
 ) -> Result<Option<Bytes>, SessionError> {
     let answer = match tokio::time::timeout_at(deadline, asked).await {
         Ok(Ok(answer)) => answer,
@@ -139,7 +164,7 @@ async fn waited_out(
     };
     let Ok(ErrorBody { error, .. }) = serde_json::from_slice(&answer) else { return Ok(Some(answer)) };
     let pause = error.retry_after_ms.map_or(ASK_AGAIN, Duration::from_millis).max(ASK_AGAIN);
-    if !error.code.is_temporary() || Instant::now() + pause >= deadline {
+    if !error.code.is_temporary() || Instant::now() + pause >= until {
         return Err(error.into());
     }
     tokio::time::sleep(pause).await;

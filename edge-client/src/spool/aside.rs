@@ -4,7 +4,6 @@ use millpond_protocol::Refusal;
 
 use super::disk::{self, at};
 use super::leave::Place;
-use super::room::{self, Limits, WhenFull};
 use super::store::Spool;
 use super::{Entry, SpoolError};
 use crate::transfer::sync_directory;
@@ -40,10 +39,15 @@ impl Spool {
     pub(crate) fn put_aside(&self, entry: &Entry, why: String) -> SpoolError {
         if let Ok(_change) = self.change() {
             let _ = self.changing();
-            let _ = self.make_room(Place::Damaged, entry);
-            let _ = std::fs::rename(self.path(entry), self.root.join("damaged").join(entry.to_string()));
+            self.lay_aside(entry);
         }
         SpoolError::Damaged { entry: entry.clone(), why }
+    }
+
+    /// Under the lock, after `changing`: the same.
+    pub(super) fn lay_aside(&self, entry: &Entry) {
+        let _ = self.make_room(Place::Damaged, entry);
+        let _ = std::fs::rename(self.path(entry), self.root.join("damaged").join(entry.to_string()));
     }
 
     /// Makes room for one more that is put aside: the oldest go, and are logged.
@@ -51,13 +55,19 @@ impl Spool {
         let mut others = self.aside(place)?;
         others.retain(|entry| entry != coming);
         let bytes = others.iter().fold(0_u64, |sum, entry| sum.saturating_add(entry.size));
-        let limits =
-            Limits { files: FILES_MAX, bytes: self.limits.bytes / SHARE, when_full: WhenFull::DropOldest };
-        let held = (others.len() as u64, bytes);
+        let (mut files, mut bytes) = (others.len() as u64 + 1, bytes.saturating_add(coming.size));
         // One that is larger than all of the room has it to itself.
-        let out = room::make(&limits, others.iter(), held, (1, coming.size)).unwrap_or(others);
-        self.log_dropped(place, &out);
-        self.take_from(place, &out)
+        for entry in others.iter().map(std::slice::from_ref) {
+            if files <= FILES_MAX && bytes <= self.limits.bytes / SHARE {
+                break;
+            }
+            self.log_dropped(place, entry);
+            // One that stays all the same is no room, and keeps no other from being put aside.
+            if self.take_from(place, entry).is_ok() {
+                (files, bytes) = (files - 1, bytes.saturating_sub(entry[0].size));
+            }
+        }
+        Ok(())
     }
 
     fn aside(&self, place: Place) -> Result<Vec<Entry>, SpoolError> {

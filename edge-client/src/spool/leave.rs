@@ -1,6 +1,8 @@
 //! How entries leave the spool.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use millpond_failpoint::{Point, reach};
 
@@ -13,12 +15,41 @@ use crate::transfer::sync_directory;
 #[derive(Debug, Clone)]
 pub(crate) struct Remover(PathBuf);
 
-/// The change counter before and after.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Removal(u64, u64);
+/// What a remover did.
+#[derive(Debug)]
+pub(crate) struct Removal {
+    /// The change counter before and after.
+    changes: (u64, u64),
+    /// What the disk does not let go, and why.
+    pub(crate) stays: Vec<Staying>,
+}
+
+/// An entry that could not be removed, and why.
+pub(crate) type Staying = (Entry, SpoolError);
+
+/// Removes each of them from a directory, as far as that goes.
+///
+/// # Errors
+/// What the system says of all of them.
+pub(super) fn unlink_each(directory: &Path, entries: &[Entry]) -> Result<Vec<Staying>, SpoolError> {
+    let stays = Mutex::new(Vec::new());
+    together::each(entries, |entry| {
+        let path = directory.join(entry.to_string());
+        reach(Point::SpoolRemoving);
+        match disk::remove(&path) {
+            Err(error) if error.kind() != io::ErrorKind::ReadOnlyFilesystem => {
+                let staying = (entry.clone(), SpoolError::io(&path)(error));
+                stays.lock().unwrap_or_else(PoisonError::into_inner).push(staying);
+                Ok(())
+            }
+            removed => at(&path, removed),
+        }
+    })?;
+    Ok(stays.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
 
 impl Remover {
-    /// Entries leave. `sync`: with all that left before, they are gone for good.
+    /// Entries leave, as far as the disk lets them go. `sync`: with all that left before, they are gone for good.
     pub(crate) fn remove(&self, entries: &[Entry], sync: bool) -> Result<Removal, SpoolError> {
         let (root, ready) = (&self.0, self.0.join(Place::Waiting.name()));
         // A lock of its own: the spool's value waits for it like everybody else.
@@ -27,16 +58,12 @@ impl Remover {
         let before = at(root, disk::changes(&lock))?;
         let after = before.wrapping_add(1);
         at(root, disk::set_changes(&lock, after))?;
-        together::each(entries, |entry| {
-            let path = ready.join(entry.to_string());
-            reach(Point::SpoolRemoving);
-            at(&path, disk::remove(&path))
-        })?;
+        let stays = unlink_each(&ready, entries)?;
         drop(lock);
         if sync {
             at(&ready, sync_directory(&ready))?;
         }
-        Ok(Removal(before, after))
+        Ok(Removal { changes: (before, after), stays })
     }
 }
 
@@ -80,10 +107,12 @@ impl Spool {
     }
 
     /// What a remover did; unless others changed the directory too, it need not be read anew.
-    pub(crate) fn removed<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>, removal: Removal) {
-        entries.for_each(|entry| self.forget(entry));
-        if self.known == Some(removal.0) {
-            self.known = Some(removal.1);
+    pub(crate) fn removed<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>, removal: &Removal) {
+        let stays = |entry: &Entry| removal.stays.iter().any(|(other, _)| other == entry);
+        entries.filter(|entry| !stays(entry)).for_each(|entry| self.forget(entry));
+        let (before, after) = removal.changes;
+        if self.known == Some(before) {
+            self.known = Some(after);
         }
     }
 

@@ -77,6 +77,7 @@
 //! # Ok(()) }
 //! ```
 
+mod add;
 mod aside;
 mod disk;
 mod entry;
@@ -91,6 +92,7 @@ mod statements;
 mod store;
 mod together;
 
+pub use add::Added;
 pub(crate) use disk::{
     directories, directory as make_directory, open as open_private, private_directories, replace,
     write_synced,
@@ -103,7 +105,7 @@ pub(crate) use read::Unread;
 pub use room::{Limits, WhenFull};
 pub use stage::Staged;
 pub use statements::{Complete, Statement};
-pub use store::{Added, Sending, Spool};
+pub use store::{Sending, Spool};
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -32,7 +32,7 @@ impl Default for Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
 
-/// Which entries must go so that `new` bytes in `count` files fit. `held` are those there are, oldest first.
+/// Which entries must go so that `new` bytes in `count` files fit. `held` are those there are and that can go, oldest first.
 pub(super) fn make<'a>(
     limits: &Limits,
     held: impl Iterator<Item = &'a Entry>,
@@ -57,7 +57,7 @@ pub(super) fn make<'a>(
         bytes = bytes.saturating_sub(entry.size);
         out.push(entry.clone());
     }
-    Ok(out)
+    if fits(files, bytes) { Ok(out) } else { Err(Full) }
 }
 
 #[cfg(test)]
@@ -90,6 +90,10 @@ mod tests {
         let bytes = Limits { files: 100, bytes: 35, when_full: WhenFull::DropOldest };
         assert_eq!(make_room(&bytes, &held, (1, 16)), Ok(held[..2].to_vec()));
         assert_eq!(make_room(&bytes, &held, (1, 36)), Err(Full));
+        // One of them stays whatever is decided.
+        let all = (3, 30);
+        assert_eq!(make(&bytes, held[1..].iter(), all, (1, 16)), Ok(held[1..].to_vec()));
+        assert_eq!(make(&bytes, held[1..].iter(), all, (1, 26)), Err(Full), "and so none of the others goes");
     }
 
     proptest! {

@@ -1,19 +1,17 @@
 //! The spool as a value: what is in the directory, and its changes.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{File, TryLockError};
 use std::path::PathBuf;
 use std::sync::Weak;
 
-use millpond_failpoint::{Point, reach};
-use millpond_protocol::{Sha256, UploadId};
+use millpond_protocol::UploadId;
 
 use super::disk::{self, at};
-use super::leave::Place;
+use super::leave::{Place, unlink_each};
 use super::reserve::Reserved;
-use super::room::{self, Limits};
-use super::stage::{self, Staged};
-use super::{Document, Entry, SpoolError, together};
+use super::room::Limits;
+use super::{Document, Entry, SpoolError};
 use crate::transfer::sync_directory;
 
 /// A spool. Its operations block for as long as the disk takes.
@@ -33,17 +31,6 @@ pub struct Spool {
     pub(super) reserved: Weak<Reserved>,
 }
 
-/// What came of [`Spool::add`].
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Added {
-    /// In the spool now.
-    pub new: Vec<Entry>,
-    /// Were there already, with the same bytes.
-    pub known: Vec<Entry>,
-    /// Left so that the new ones fit.
-    pub dropped: Vec<Entry>,
-}
-
 /// Says that this process sends. One at a time.
 #[derive(Debug)]
 pub struct Sending(#[expect(dead_code, reason = "held for its lock")] File);
@@ -59,112 +46,6 @@ impl Drop for Change<'_> {
 }
 
 impl Spool {
-    /// Puts staged files into the spool, all or none. When it returns, they are there after a power cut.
-    ///
-    /// Of a process that dies meanwhile, or where the disk fails so that an error cannot be made good, some may be there and others
-    /// not, each whole. Whoever has not heard that they were taken adds them again: those that are there are `known`.
-    ///
-    /// # Errors
-    /// `Full`, `Conflict`, or what the system says.
-    pub fn add(&mut self, staged: Vec<Staged>) -> Result<Added, SpoolError> {
-        reach(Point::SpoolStaged);
-        stage::sync(&staged)?;
-        reach(Point::SpoolSynced);
-        at(&self.root, self.lock.lock())?;
-        let added = self.refresh().and_then(|()| self.add_locked(staged));
-        if added.is_err() {
-            // How far it came is for the directory to tell.
-            self.known = None;
-        }
-        at(&self.root, self.lock.unlock())?;
-        added
-    }
-
-    fn add_locked(&mut self, staged: Vec<Staged>) -> Result<Added, SpoolError> {
-        let mut added = Added::default();
-        let (mut new, mut twins): (Vec<&Staged>, HashMap<&UploadId, &Staged>) = Default::default();
-        for file in &staged {
-            let Document { about, sha256, .. } = file.document();
-            let held = match twins.get(&about.upload) {
-                Some(twin) => Some(twin.document().clone()),
-                None if self.ids.contains(&about.upload) => self.held(&about.upload)?,
-                None => None,
-            };
-            match held {
-                Some(held) if held.sha256 == *sha256 => added.known.push(held.entry()),
-                Some(_) => return Err(SpoolError::Conflict(about.upload.clone())),
-                None => {
-                    twins.insert(&about.upload, file);
-                    new.push(file);
-                }
-            }
-        }
-        let size = new.iter().map(|file| file.document().size).sum();
-        let held = (self.ready.len() as u64, self.bytes);
-        let room = room::make(&self.limits, self.ready.iter(), held, (new.len() as u64, size));
-        added.dropped = room.map_err(|room::Full| SpoolError::Full {
-            files: held.0,
-            bytes: held.1,
-            max_files: self.limits.files,
-            max_bytes: self.limits.bytes,
-        })?;
-        self.changing()?;
-        if let Err(error) = self.show(&new, &added.dropped, &mut added.new) {
-            // Nobody has seen them: whoever looks waits for the lock.
-            for (entry, file) in added.new.iter().zip(&new) {
-                let _ = std::fs::rename(self.path(entry), file.path());
-            }
-            return Err(error);
-        }
-        reach(Point::SpoolAdded);
-        Ok(added)
-    }
-
-    /// Shows new entries, and then lets those go that are dropped for them: what is not taken drives nothing out.
-    fn show(&mut self, new: &[&Staged], dropped: &[Entry], shown: &mut Vec<Entry>) -> Result<(), SpoolError> {
-        for file in new {
-            let entry = file.document().entry();
-            let path = self.path(&entry);
-            at(&path, std::fs::rename(file.path(), &path))?;
-            reach(Point::SpoolRenamed);
-            self.insert(entry.clone());
-            shown.push(entry);
-        }
-        reach(Point::SpoolShown);
-        self.sync_ready()?;
-        if dropped.is_empty() {
-            return Ok(());
-        }
-        self.log_dropped(Place::Waiting, dropped);
-        self.take_out(dropped)?;
-        self.sync_ready()
-    }
-
-    /// The description of the entry with that id.
-    fn held(&self, upload: &UploadId) -> Result<Option<Document>, SpoolError> {
-        let Some(entry) = self.ready.iter().find(|entry| entry.upload == *upload) else { return Ok(None) };
-        let path = self.path(entry);
-        // A damaged one is no obstacle: the new one is whole.
-        Ok(at(&path, disk::describe(&mut self.open_entry(entry)?, entry))?.ok())
-    }
-
-    /// The entry that waits under that id, if it has these bytes.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn waiting(&mut self, upload: &UploadId, sha256: &Sha256) -> Result<Option<Entry>, SpoolError> {
-        drop(self.entries()?);
-        if !self.ids.contains(upload) {
-            return Ok(None);
-        }
-        let held = match self.held(upload) {
-            // It has left meanwhile.
-            Err(SpoolError::Gone(_)) => None,
-            held => held?,
-        };
-        Ok(held.filter(|held| held.sha256 == *sha256).map(|held| held.entry()))
-    }
-
     /// What waits now, oldest first, whoever put it there.
     ///
     /// # Errors
@@ -223,7 +104,7 @@ impl Spool {
         self.reader().load(entry).map_err(|unread| self.unread(entry, unread))
     }
 
-    fn open_entry(&self, entry: &Entry) -> Result<File, SpoolError> {
+    pub(super) fn open_entry(&self, entry: &Entry) -> Result<File, SpoolError> {
         self.reader().open(entry).map_err(|unread| self.unread(entry, unread))
     }
 
@@ -284,7 +165,7 @@ impl Spool {
         Ok(())
     }
 
-    fn insert(&mut self, entry: Entry) {
+    pub(super) fn insert(&mut self, entry: Entry) {
         self.ids.insert(entry.upload.clone());
         let size = entry.size;
         if self.ready.insert(entry) {
@@ -301,11 +182,9 @@ impl Spool {
     }
 
     pub(super) fn take_out(&mut self, entries: &[Entry]) -> Result<(), SpoolError> {
-        together::each(entries, |entry| {
-            let path = self.path(entry);
-            reach(Point::SpoolRemoving);
-            at(&path, disk::remove(&path))
-        })?;
+        if let Some((_, why)) = unlink_each(&self.path_of_waiting(), entries)?.pop() {
+            return Err(why);
+        }
         entries.iter().for_each(|entry| self.forget(entry));
         Ok(())
     }

@@ -100,9 +100,7 @@ pub(super) async fn refusal(mut response: Response, stall: Duration) -> Failure 
             Failure::Again(format!("HTTP {status}{why}"))
         }
         // It has no room, and will have none at once: the same bytes are not sent again for that.
-        StatusCode::INSUFFICIENT_STORAGE => {
-            TransferError::Stuck { attempts: 1, last: format!("HTTP {status}{why}") }.into()
-        }
+        StatusCode::INSUFFICIENT_STORAGE => TransferError::Full { why: format!("HTTP {status}{why}") }.into(),
         status if status.is_server_error() => Failure::Again(format!("HTTP {status}{why}")),
         status => TransferError::Refused { status: status.as_u16(), why }.into(),
     }

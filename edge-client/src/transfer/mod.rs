@@ -29,7 +29,8 @@
 //! let sha256 = transfer::digest(&map, 300_000, None)?.sha256;
 //! let transfer = Transfer::new(Options::default());
 //! # let put = serde_json::from_value(json!({ "name": "map.bin", "size": 300_000, "sha256": sha256 }))?;
-//! # large::upload(&session, &transfer, &map, &"map-1".parse()?, put, &Meter::silent()).await?;
+//! # let (meter, patience) = (Meter::silent(), Duration::from_secs(30));
+//! # large::upload(&session, &transfer, &map, &"map-1".parse()?, put, &meter, patience).await?;
 //! let answer: Value = session.ask(Op::Get, &json!({ "upload": "map-1" }), Duration::from_secs(30)).await?;
 //! let url = answer["url"].as_str().expect("larger files come by URL");
 //! let (partial, file) = (directory.join("map.part"), directory.join("map"));
@@ -113,6 +114,9 @@ pub enum TransferError {
     /// Storage refused for good.
     #[error("storage refused (HTTP {status}){why}")]
     Refused { status: u16, why: Why },
+    /// Storage takes no more bytes now, whatever way they come.
+    #[error("storage has no room: {why}")]
+    Full { why: String },
     /// No attempt brought a byte further. Trying later can help.
     #[error("given up after {attempts} attempts without progress: {last}")]
     Stuck { attempts: u32, last: String },
@@ -135,11 +139,16 @@ impl TransferError {
     /// Whether the same call can succeed later, as it is or with a fresh URL.
     pub fn is_temporary(&self) -> bool {
         match self {
-            Self::Expired { .. } | Self::Stuck { .. } => true,
+            Self::Expired { .. } | Self::Full { .. } | Self::Stuck { .. } => true,
             Self::Refused { .. } | Self::Mismatch { .. } | Self::TooLong { .. } => false,
-            Self::Local { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            Self::Local { source, .. } => is_full(source),
         }
     }
+}
+
+/// Whether a disk of this machine has no room, at all or for this user: that may change, and nothing is wrong with what was written.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// What storage said beside a status: the beginning of the answer's body, perhaps nothing.
@@ -217,5 +226,22 @@ fn is_loopback(url: &reqwest::Url) -> bool {
             ip.is_ok_and(|ip| ip.is_loopback())
         }
         None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_full_where_it_has_no_room_and_where_it_has_none_for_this_user() {
+        use rustix::io::Errno;
+        let error = |errno: Errno| io::Error::from_raw_os_error(errno.raw_os_error());
+        for errno in [Errno::NOSPC, Errno::DQUOT] {
+            assert!(is_full(&error(errno)), "{errno}");
+            let local = TransferError::local(Path::new("part"), error(errno));
+            assert!(local.is_temporary(), "{local}");
+        }
+        assert!(!is_full(&error(Errno::IO)));
     }
 }

@@ -4,6 +4,7 @@
 
 mod aside;
 mod reserve;
+mod room;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
