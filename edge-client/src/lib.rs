@@ -72,3 +72,4 @@ pub mod sender;
 pub mod session;
 pub mod spool;
 pub mod transfer;
+mod tree;

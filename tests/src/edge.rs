@@ -1,5 +1,6 @@
 //! A device: `millpond-edge` with its credentials, its spool, and a network that can be cut.
 
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -9,7 +10,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::process::{arm, disarm};
-use crate::{Credentials, Process, Relay, Server, edge_binary};
+use crate::{Credentials, NOBODY, Process, Relay, Server, edge_binary, is_root, tool};
 
 /// A device with its own directory.
 pub struct Edge {
@@ -129,6 +130,27 @@ impl Edge {
     /// Starts it.
     pub fn start(&self, name: &str, arguments: &[&str]) -> Process {
         Process::start(self.command(arguments), self.directory.path(), name)
+    }
+
+    /// Starts it as somebody to whom modes mean something, if this process is not: the directory is theirs then. None: that
+    /// cannot be done here.
+    pub fn start_as_nobody(&self, name: &str, arguments: &[&str]) -> Option<Process> {
+        if !is_root() {
+            return Some(self.start(name, arguments));
+        }
+        if !tool("setpriv") {
+            return None;
+        }
+        // Where the program was built, nobody else may look.
+        let program = self.directory().join("millpond-edge");
+        std::fs::copy(edge_binary(), &program).unwrap();
+        chown(self.directory(), Some(NOBODY), Some(NOBODY)).unwrap();
+        let plain = self.command(arguments);
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", &NOBODY.to_string(), "--regid", &NOBODY.to_string(), "--clear-groups"]);
+        command.arg(program).args(arguments).current_dir(self.directory());
+        command.envs(plain.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        Some(Process::start(command, self.directory(), name))
     }
 
     /// Starts it as another member.

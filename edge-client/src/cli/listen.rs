@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::failure::{FAILED, Failure, RETRY};
 use super::progress::Progress;
-use super::{Cli, say};
+use super::{Cli, offline, say};
 use crate::listen::{self, ListenError, Options, Report, Shelf};
 use crate::session::{self, Cause};
 use crate::transfer::is_full;
@@ -44,11 +44,12 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         exec: args.exec.clone(),
         exec_timeout: Duration::from_secs(args.exec_timeout),
         once: args.once,
+        patience: cli.spool.patience(),
         meters: progress.meters(),
     };
     let transfer = Arc::clone(&cli.options(&progress)?.transfer);
     let (session, mut inbox) = session::open(cli.connect.config()?.topics(listen::TOPICS));
-    let mut report = |report: Report<'_>| told(cli, &report);
+    let mut report = |report: Report<'_>| told(cli, &progress, &report);
     let listening = listen::listen(&mut shelf, &session, &mut inbox, &transfer, &options, &mut report);
     let ended = tokio::select! {
         ended = listening => ended,
@@ -59,18 +60,22 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         ListenError::Offline(Cause::Refused(_)) | ListenError::Failed { .. } => {
             Failure::new(FAILED, error.to_string())
         }
-        ListenError::Offline(_) => Failure::new(RETRY, error.to_string()),
+        ListenError::Offline(_) | ListenError::InVain { .. } => Failure::new(RETRY, error.to_string()),
         ListenError::Directory { source, .. } if is_full(source) => Failure::new(RETRY, error.to_string()),
         ListenError::Directory { .. } => Failure::new(FAILED, error.to_string()),
     })
 }
 
-fn told(cli: &Cli, report: &Report<'_>) {
+fn told(cli: &Cli, progress: &Progress, report: &Report<'_>) {
     let (version, what, why) = match report {
         Report::Shown(state) => (state.version, "shown", None),
         Report::Applied(state) => (state.version, "applied", None),
         Report::Failed(state, why) => (state.version, "failed", Some(why)),
-        Report::Trouble(pointer, why) => (pointer.version, "not fetched", Some(why)),
+        Report::NotFetched(pointer, why) => (pointer.version, "not fetched", Some(why)),
+        Report::Offline(cause) => return progress.say(&offline(cause)),
+        Report::Trouble { path, why } => {
+            return progress.say(&format!("millpond-edge: {}: {why}", path.display()));
+        }
     };
     let line = if cli.json {
         json!({ "version": version, "state": what, "reason": why }).to_string()

@@ -20,6 +20,8 @@ use clap::{Parser, Subcommand};
 
 use failure::{FAILED, Failure};
 
+use crate::session::Cause;
+
 /// Sends files to a Millpond pool, from a spool that survives the loss of network and power.
 #[derive(Debug, Parser)]
 #[command(name = "millpond-edge", version, about)]
@@ -119,6 +121,11 @@ async fn asked_to_end() {
         _ = term.recv() => {}
         _ = int.recv() => {}
     }
+}
+
+/// What a command says that goes on without a connection.
+fn offline(cause: &Cause) -> String {
+    format!("millpond-edge: no connection to the server, and another attempt follows: {cause}")
 }
 
 /// Writes one line of output. That nobody reads it any more is a failure like any other.

@@ -47,15 +47,16 @@ impl Listener<'_> {
         reach(Point::ResultApplied);
         let stage = failed.map_or(Stage::Applied, Stage::Failed);
         let Some(state) = self.shelf.state().cloned() else { return Ok(()) };
+        self.since = Instant::now();
         let noted = self.shelf.note(stage.clone(), false);
-        self.unless_full(noted, &state)?;
-        let pruned = self.shelf.prune(self.options.keep);
-        self.unless_full(pruned, &state)?;
+        self.unless_full(noted)?;
         match &stage {
             Stage::Failed(why) => (self.report)(Report::Failed(&state, why)),
             Stage::Applied | Stage::Shown => (self.report)(Report::Applied(&state)),
         }
-        self.tell().await
+        self.tell().await?;
+        self.prune();
+        Ok(())
     }
 
     /// Tells the server how far the shown version is, unless it knows.
@@ -71,7 +72,7 @@ impl Listener<'_> {
             Ok(()) | Err(SessionError::Refused(_)) => {
                 reach(Point::ResultTold);
                 let noted = self.shelf.note(state.stage.clone(), true);
-                self.unless_full(noted, &state)
+                self.unless_full(noted)
             }
             // At the next connection.
             Err(_) => Ok(()),

@@ -1,13 +1,13 @@
-//! What a full disk does to a listener: nothing that lasts.
+//! What a disk does to a listener that is full, or from which something cannot be removed: nothing that lasts.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use millpond_protocol::message::Pointer;
 use tokio::time::Instant;
 
-use super::{ListenError, Listener, State};
+use super::{ListenError, Listener, Report};
 use crate::transfer::is_full;
 
 /// When to write again what the disk had no room for.
@@ -27,26 +27,40 @@ impl Listener<'_> {
     }
 
     /// That the disk is full neither ends the listener nor makes the command run again: it is written later.
-    pub(super) fn unless_full(&mut self, written: io::Result<()>, state: &State) -> Result<(), ListenError> {
+    pub(super) fn unless_full(&mut self, written: io::Result<()>) -> Result<(), ListenError> {
         match written {
             Err(error) if is_full(&error) => {
-                self.save.get_or_insert(Instant::now() + SAVE);
+                self.save_later();
                 Ok(())
             }
-            written => at(written, &state.name),
+            written => at(written, self.shelf.own()),
+        }
+    }
+
+    fn save_later(&mut self) {
+        self.save.get_or_insert(Instant::now() + SAVE);
+    }
+
+    /// Removes old versions. One that stays is said, and in nobody's way.
+    pub(super) fn prune(&mut self) {
+        for (path, why) in self.shelf.prune(self.options.keep) {
+            if is_full(&why) {
+                self.save_later();
+            } else {
+                (self.report)(Report::Trouble { path: &path, why: &why });
+            }
         }
     }
 
     pub(super) fn save_again(&mut self) -> Result<(), ListenError> {
         self.save = None;
         let Some(state) = self.shelf.state().cloned() else { return Ok(()) };
-        let pruned = self.shelf.prune(self.options.keep);
-        self.unless_full(pruned, &state)?;
-        let noted = self.shelf.note(state.stage.clone(), state.told);
-        self.unless_full(noted, &state)
+        self.prune();
+        let noted = self.shelf.note(state.stage, state.told);
+        self.unless_full(noted)
     }
 }
 
-pub(super) fn at<T>(result: io::Result<T>, name: &millpond_protocol::FileName) -> Result<T, ListenError> {
-    result.map_err(|source| ListenError::Directory { path: name.as_str().into(), source })
+pub(super) fn at<T>(result: io::Result<T>, path: impl Into<PathBuf>) -> Result<T, ListenError> {
+    result.map_err(|source| ListenError::Directory { path: path.into(), source })
 }

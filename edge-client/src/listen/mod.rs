@@ -15,7 +15,7 @@
 //! use std::time::Duration;
 //! use millpond_edge::listen::{self, Options, Shelf, listen};
 //! use millpond_edge::session::{self, Config, Token};
-//! use millpond_edge::transfer::{self, Meters, Transfer};
+//! use millpond_edge::transfer::{self, Transfer};
 //! # use millpond_edge::process::{self, Trigger, process};
 //!
 //! # let stage = millpond::demo::Stage::start().await?;
@@ -42,7 +42,7 @@
 //! let config = Config::new(host, port, "demo".parse()?, "lobby".parse()?, Token::new(token));
 //! let (session, mut inbox) = session::open(config.topics(listen::TOPICS));
 //! let exec_timeout = Duration::from_secs(60);
-//! let options = Options { keep: 3, exec: None, exec_timeout, once: true, meters: Meters::default() };
+//! let options = Options { exec_timeout, once: true, ..Options::default() };
 //! listen(&mut shelf, &session, &mut inbox, &transfer, &options, &mut |report| println!("{report:?}")).await?;
 //! assert_eq!(std::fs::read(directory.join("model/current"))?, b"hello");
 //! # Ok(()) }
@@ -50,8 +50,10 @@
 
 mod apply;
 mod disk;
+mod error;
 mod fetch;
 mod shelf;
+mod wait;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -65,6 +67,7 @@ use millpond_protocol::message::{DeliveryState, Pointer};
 use millpond_protocol::{Sha256, limits};
 use tokio::time::Instant;
 
+pub use error::ListenError;
 pub use shelf::{Shelf, Stage, State};
 
 use disk::at;
@@ -93,8 +96,24 @@ pub struct Options {
     pub exec_timeout: Duration,
     /// Returns when one result was shown and its command has ended, or is there already.
     pub once: bool,
+    /// With `once`: how long it goes without the server, or without a result that it can have.
+    pub patience: Duration,
     /// Shows how far a download is.
     pub meters: Meters,
+}
+
+impl Default for Options {
+    /// The last three versions, no command (one may take an hour), 30 s of patience.
+    fn default() -> Self {
+        Self {
+            keep: 3,
+            exec: None,
+            exec_timeout: Duration::from_secs(3_600),
+            once: false,
+            patience: Duration::from_secs(30),
+            meters: Meters::default(),
+        }
+    }
 }
 
 /// What happened.
@@ -104,19 +123,14 @@ pub enum Report<'a> {
     Applied(&'a State),
     Failed(&'a State, &'a str),
     /// A version could not be fetched now; it is tried again.
-    Trouble(&'a Pointer, &'a str),
-}
-
-/// Why listening ended.
-#[derive(Debug, thiserror::Error)]
-pub enum ListenError {
-    #[error("no connection to the server: {0}")]
-    Offline(Cause),
-    #[error("{}: {source}", .path.display())]
-    Directory { path: PathBuf, source: io::Error },
-    /// With `once`: the command failed.
-    #[error("version {version}: {reason}")]
-    Failed { version: u64, reason: String },
+    NotFetched(&'a Pointer, &'a str),
+    /// There is no connection, for this reason, and another attempt follows. Said when the reason is another one than before.
+    Offline(&'a Cause),
+    /// The directory of an old version cannot be removed. It is tried again with the next version.
+    Trouble {
+        path: &'a Path,
+        why: &'a io::Error,
+    },
 }
 
 /// Whether its bytes come over MQTT too.
@@ -142,6 +156,12 @@ struct Listener<'a> {
     /// When to write again what the disk had no room for.
     save: Option<Instant>,
     backoff: Backoff,
+    /// Why there is no connection, as far as that was said.
+    offline: Option<Cause>,
+    /// Since when the server has to do something.
+    since: Instant,
+    /// What is in the way of the newest result.
+    trouble: Option<String>,
 }
 
 /// Keeps `shelf` at the newest result until the session ends.
@@ -170,13 +190,16 @@ pub async fn listen(
         command: None,
         save: None,
         backoff: Backoff::new(Duration::from_secs(2), Duration::from_secs(300)),
+        offline: None,
+        since: Instant::now(),
+        trouble: None,
     };
     // An earlier process showed it and did not live to see the command's end.
     if listener.shelf.state().is_some_and(|state| state.stage == Stage::Shown) {
         listener.apply().await?;
     }
     loop {
-        let (begin, save) = (listener.begin, listener.save);
+        let (begin, save, deadline) = (listener.begin, listener.save, listener.deadline());
         let (mut download, mut command) = (listener.download.take(), listener.command.take());
         tokio::select! {
             event = inbox.next() => {
@@ -199,6 +222,9 @@ pub async fn listen(
             () = async { match save { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } => {
                 (listener.download, listener.command) = (download, command);
                 listener.save_again()?;
+            }
+            () = async { match deadline { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } => {
+                return Err(listener.in_vain());
             }
         }
         if options.once && listener.is_done()? {
@@ -224,9 +250,19 @@ impl Listener<'_> {
     /// Something came from the server.
     async fn told(&mut self, event: Event) -> Result<(), ListenError> {
         match event {
-            Event::Online => self.tell().await?,
+            Event::Online => {
+                self.offline = None;
+                self.tell().await?;
+            }
             Event::Offline(cause @ (Cause::Refused(_) | Cause::Closed)) => {
                 return Err(ListenError::Offline(cause));
+            }
+            Event::Offline(cause @ Cause::Lost(_)) => {
+                // By URL what was cut off goes on where it ended.
+                if self.wanted.as_ref().is_some_and(is_small) {
+                    self.begin = self.begin.map(|begin| begin.min(Instant::now() + DATA));
+                }
+                self.offline(cause);
             }
             Event::Result(Some(pointer)) => self.pointed(pointer),
             Event::ResultData { version, bytes, .. } => {
@@ -237,15 +273,7 @@ impl Listener<'_> {
                     self.begin = Some(Instant::now());
                 }
             }
-            // By URL what was cut off goes on where it ended.
-            Event::Offline(Cause::Lost(_)) if self.wanted.as_ref().is_some_and(is_small) => {
-                self.begin = self.begin.map(|begin| begin.min(Instant::now() + DATA));
-            }
-            Event::Offline(Cause::Lost(_))
-            | Event::Result(None)
-            | Event::Receipt(..)
-            | Event::Card(_)
-            | Event::Offer(_) => {}
+            Event::Result(None) | Event::Receipt(..) | Event::Card(_) | Event::Offer(_) => {}
         }
         Ok(())
     }
@@ -255,7 +283,7 @@ impl Listener<'_> {
         // A server that was restored from an older backup gives versions out again: the number alone says nothing.
         let is = |version: u64, sha256: Sha256| version == pointer.version && sha256 == pointer.sha256;
         if self.shelf.state().is_some_and(|state| is(state.version, state.sha256)) {
-            (self.wanted, self.begin, self.download) = (None, None, None);
+            (self.wanted, self.begin, self.download, self.trouble) = (None, None, None, None);
             return;
         }
         if self.wanted.as_ref().is_some_and(|wanted| is(wanted.version, wanted.sha256)) {
@@ -271,7 +299,9 @@ impl Listener<'_> {
         };
         self.backoff.reset();
         self.download = None;
-        (self.wanted, self.begin) = (Some(pointer), Some(Instant::now() + wait));
+        let begin = Instant::now() + wait;
+        (self.wanted, self.begin) = (Some(pointer), Some(begin));
+        (self.since, self.trouble) = (begin, None);
     }
 
     /// Begins with what is wanted, unless the command of the one before still runs.
@@ -286,7 +316,7 @@ impl Listener<'_> {
             return Ok(());
         }
         self.begin = None;
-        let partial = at(self.shelf.partial(pointer.sha256), &pointer.name)?;
+        let partial = at(self.shelf.partial(pointer.sha256), self.shelf.own())?;
         let inline = self.data.take().filter(|(version, bytes)| {
             *version == pointer.version
                 && bytes.len() as u64 == pointer.size
@@ -295,7 +325,7 @@ impl Listener<'_> {
         if let Some((_, bytes)) = inline {
             let written = match write(&partial, &bytes) {
                 Err(error) if is_full(&error) => Err(error.to_string()),
-                written => at(written.map(|()| Ok(Fetched::Whole)), &pointer.name)?,
+                written => at(written.map(|()| Ok(Fetched::Whole)), &partial)?,
             };
             // It did not come by URL, and will not be sent again.
             self.data = written.is_err().then_some((pointer.version, bytes));
@@ -318,10 +348,10 @@ impl Listener<'_> {
             Ok(Fetched::Whole) => {
                 match self.shelf.show(&pointer, partial) {
                     Err(error) if is_full(&error) => return self.trouble(&pointer, error.to_string()).await,
-                    shown => at(shown, &pointer.name)?,
+                    shown => at(shown, self.shelf.directory(pointer.version))?,
                 }
                 reach(Point::ResultShown);
-                self.wanted = None;
+                (self.wanted, self.since, self.trouble) = (None, Instant::now(), None);
                 if let Some(state) = self.shelf.state() {
                     (self.report)(Report::Shown(state));
                 }
@@ -340,7 +370,8 @@ impl Listener<'_> {
 
     /// It did not work now, for whatever reason: another time.
     async fn trouble(&mut self, pointer: &Pointer, why: String) -> Result<(), ListenError> {
-        (self.report)(Report::Trouble(pointer, &why));
+        (self.report)(Report::NotFetched(pointer, &why));
+        self.trouble = Some(format!("version {} could not be fetched: {why}", pointer.version));
         self.say(pointer.version, DeliveryState::Failed, pointer.sha256, Some(why)).await.ok();
         self.begin = Some(Instant::now() + self.backoff.next(random()));
         Ok(())

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::spool::{directories, make_directory, open_private, write_synced};
 use crate::transfer::{TransferError, parent, place, sync_directory};
+use crate::tree;
 
 /// How far a shown version is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,10 +82,8 @@ impl Shelf {
         match lock.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::WouldBlock,
-                    "another listener keeps this directory",
-                ));
+                let why = "another listener keeps this directory";
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, why));
             }
             Err(fs::TryLockError::Error(error)) => return Err(error),
         }
@@ -115,18 +114,27 @@ impl Shelf {
         self.root.join(target(state))
     }
 
+    /// What is its own beside the results.
+    pub(super) fn own(&self) -> PathBuf {
+        self.root.join(".millpond")
+    }
+
+    /// Where a version is.
+    pub(super) fn directory(&self, version: u64) -> PathBuf {
+        self.root.join(version.to_string())
+    }
+
     /// Where a download of those bytes goes on. Others that were begun are forgotten.
     ///
     /// # Errors
     /// What the system says.
     pub fn partial(&self, sha256: Sha256) -> io::Result<PathBuf> {
-        let own = self.root.join(".millpond");
+        let own = self.own();
         let wanted = own.join(format!("partial-{sha256}"));
         for item in fs::read_dir(&own)? {
             let path = item?.path();
-            let is_partial =
-                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("partial-"));
-            if is_partial && path != wanted {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with("partial-") && path != wanted {
                 fs::remove_file(path)?;
             }
         }
@@ -135,8 +143,7 @@ impl Shelf {
 
     /// Where the file of a pointer is, if an attempt to show it came so far; what is in it is for the caller to prove.
     pub fn placed(&self, pointer: &Pointer) -> Option<PathBuf> {
-        let path = self.root.join(pointer.version.to_string()).join(pointer.name.as_str());
-        path.is_file().then_some(path)
+        Some(self.directory(pointer.version).join(pointer.name.as_str())).filter(|path| path.is_file())
     }
 
     /// Shows a verified and synced file as the newest result; one that is placed already need not be at `partial`.
@@ -175,7 +182,7 @@ impl Shelf {
 
     fn link(&self) -> io::Result<()> {
         let Some(state) = &self.state else { return Ok(()) };
-        let link = self.root.join(".millpond").join("link");
+        let link = self.own().join("link");
         match fs::remove_file(&link) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -187,7 +194,7 @@ impl Shelf {
 
     /// Makes the directory of a version. One that somebody else made is used, and stays theirs.
     fn make(&mut self, version: u64) -> io::Result<()> {
-        let directory = self.root.join(version.to_string());
+        let directory = self.directory(version);
         if self.own.contains(&version) || !directory.exists() {
             let mut own = self.own.clone();
             own.retain(|other| *other != version);
@@ -223,33 +230,32 @@ impl Shelf {
 
     /// Writes a small file of its own, synced, in place of the one before.
     fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
-        let own = self.root.join(".millpond");
+        let own = self.own();
         write_synced(&own.join(name), &own.join(format!("{name}.new")), content, || {})
     }
 
-    /// Removes versions that were shown here, but for the last `keep` and the current one. Nothing else is touched, whatever its name.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn prune(&mut self, keep: usize) -> io::Result<()> {
+    /// Removes versions that were shown here, but for the last `keep` and the current one. Nothing else is touched, whatever its
+    /// name. What could not be removed, or written, is answered; the next call tries it again.
+    pub fn prune(&mut self, keep: usize) -> Vec<(PathBuf, io::Error)> {
         let current = self.state.as_ref().map(|state| state.version);
         let old = self.own.len().saturating_sub(keep.max(1));
-        let (mut own, mut gone) = (Vec::new(), Vec::new());
+        let (mut own, mut failed) = (Vec::new(), Vec::new());
         for (n, version) in self.own.iter().enumerate() {
-            if n < old && Some(*version) != current { &mut gone } else { &mut own }.push(*version);
-        }
-        if gone.is_empty() {
-            return Ok(());
-        }
-        for version in gone {
-            match fs::remove_dir_all(self.root.join(version.to_string())) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+            if n < old && Some(*version) != current {
+                let directory = self.directory(*version);
+                match tree::remove(&directory) {
+                    Ok(()) => continue,
+                    Err(error) => failed.push((directory, error)),
+                }
             }
+            own.push(*version);
         }
-        // Forgotten before they are gone for good, they would stay.
-        sync_directory(&self.root)?;
-        self.write_own(own)
+        if own != self.own {
+            // Forgotten before they are gone for good, they would stay.
+            let written = sync_directory(&self.root).and_then(|()| self.write_own(own));
+            failed.extend(written.err().map(|error| (self.own(), error)));
+        }
+        failed
     }
 }
 
@@ -287,17 +293,15 @@ mod tests {
         let mut shelf = Shelf::open(root.path()).unwrap();
         for version in 8..=11 {
             show(&mut shelf, version, format!("version {version}").as_bytes());
-            shelf.prune(2).unwrap();
+            assert!(shelf.prune(2).is_empty());
         }
         assert_eq!(fs::read_to_string(root.path().join("current")).unwrap(), "version 11");
         assert!(root.path().join("10").exists() && !root.path().join("9").exists());
         shelf.note(Stage::Applied, true).unwrap();
         drop(shelf);
         let shelf = Shelf::open(root.path()).unwrap();
-        assert_eq!(
-            shelf.state().map(|s| (s.version, s.stage.clone(), s.told)),
-            Some((11, Stage::Applied, true))
-        );
+        let state = shelf.state().unwrap();
+        assert_eq!((state.version, &state.stage, state.told), (11, &Stage::Applied, true));
     }
 
     #[test]
@@ -311,7 +315,7 @@ mod tests {
         let mut shelf = Shelf::open(root.path()).unwrap();
         for version in 3..=8 {
             show(&mut shelf, version, format!("version {version}").as_bytes());
-            shelf.prune(1).unwrap();
+            assert!(shelf.prune(1).is_empty());
             drop(shelf);
             shelf = Shelf::open(root.path()).unwrap();
         }
@@ -328,7 +332,7 @@ mod tests {
         let mut shelf = Shelf::open(root.path()).unwrap();
         for (version, bytes) in [(8, "old 8"), (9, "old 9"), (7, "new 7"), (8, "new 8")] {
             show(&mut shelf, version, bytes.as_bytes());
-            shelf.prune(2).unwrap();
+            assert!(shelf.prune(2).is_empty());
         }
         assert_eq!(fs::read_to_string(root.path().join("current")).unwrap(), "new 8");
         assert!(root.path().join("7").exists() && !root.path().join("9").exists());

@@ -96,6 +96,17 @@ async fn of_bytes_with_another_hash_nothing_is_told_but_that_it_failed() {
 }
 
 #[tokio::test]
+async fn a_listener_that_is_to_end_does_not_wait_until_bytes_are_right() {
+    let cast = Cast::new().await;
+    cast.result(1, &content(LARGE, 1)).await;
+    std::fs::write(blob(&cast, LARGE), content(LARGE, 2)).unwrap();
+    let mut listener = cast.edge.start("once", &["--patience", "5", "listen", "--once"]);
+    assert_eq!(listener.wait(PATIENCE).await.code(), Some(75), "{}", listener.stderr());
+    assert!(listener.stderr().contains("version 1 could not be fetched"), "{}", listener.stderr());
+    assert!(!cast.current().exists());
+}
+
+#[tokio::test]
 async fn bytes_with_another_hash_that_come_over_mqtt_are_fetched_by_url_instead() {
     let mut cast = Cast::new().await;
     cast.result(1, b"flour").await;

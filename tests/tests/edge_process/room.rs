@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use millpond_tests::{Process, edge_binary, skip, tool};
+use millpond_tests::{NOBODY, Process, edge_binary, is_root, skip};
 use serde_json::json;
 
 use crate::cast::{CONCATENATE, Cast, PATIENCE, until};
@@ -95,33 +95,6 @@ async fn a_round_whose_inputs_or_result_do_not_fit_on_the_disk_is_given_back_and
     }
 }
 
-/// Whom modes mean something to.
-const NOBODY: u32 = 65_534;
-
-fn is_root() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    status.lines().any(|line| line.starts_with("Uid:\t0\t0\t"))
-}
-
-/// Starts a processor as somebody to whom modes mean something, if this process is not.
-fn not_as_root(cast: &Cast, exec: &str) -> Option<Process> {
-    let mut command = Command::new(edge_binary());
-    if is_root() {
-        if !tool("setpriv") {
-            return None;
-        }
-        let program = cast.file("millpond-edge");
-        std::fs::copy(edge_binary(), &program).unwrap();
-        chown(cast.edge.directory(), Some(NOBODY), Some(NOBODY)).unwrap();
-        command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
-    }
-    let plain = cast.edge.command(&[]);
-    command.args(["process", "--exec", exec]).current_dir(cast.edge.directory());
-    command.envs(plain.get_envs().filter_map(|(key, value)| Some((key, value?))));
-    Some(Process::start(command, cast.edge.directory(), "process"))
-}
-
 #[tokio::test]
 async fn what_a_command_left_read_only_is_removed_and_what_cannot_be_is_said_and_in_nobodys_way() {
     let cast = Cast::new(json!({})).await;
@@ -140,7 +113,8 @@ async fn what_a_command_left_read_only_is_removed_and_what_cannot_be_is_said_and
         "{CONCATENATE}; mkdir -p deep/deeper; touch deep/deeper/file; ln -s /etc deep/link
         chmod 0 deep/deeper; chmod a-w deep ."
     );
-    let Some(mut process) = not_as_root(&cast, &exec) else { return };
+    let process = cast.edge.start_as_nobody("process", &["process", "--exec", &exec]);
+    let Some(mut process) = process else { return };
     for round in 1..=2_u32 {
         let ids = [1, 2, 3].map(|n| format!("{round}-{n}"));
         let files = [1_u8, 2, 3].map(|n| (ids[usize::from(n) - 1].as_str(), vec![n]));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, ensure};
 use millpond_edge::listen::{self, Options, Report, Shelf, State};
 use millpond_edge::session;
-use millpond_edge::transfer::{self, Meters, Transfer};
+use millpond_edge::transfer::{self, Transfer};
 use millpond_protocol::Sha256;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -35,8 +35,7 @@ impl Keeper {
         let listening = tokio::spawn(async move {
             let (session, mut inbox) = session::open(config);
             let transfer = Arc::new(Transfer::new(transfer::Options::default()));
-            let meters = Meters::default();
-            let options = Options { keep: 3, exec: None, exec_timeout: PATIENCE, once: false, meters };
+            let options = Options::default();
             let mut report = |report: Report<'_>| {
                 if let Report::Applied(state) = report {
                     let _ = show.send(Some(state.clone()));
