@@ -286,16 +286,27 @@ async fn a_download_that_stands_still_keeps_what_it_has() {
 }
 
 #[tokio::test]
-async fn what_is_known_by_its_hash_alone_is_fetched_whole_and_no_more_than_it_may_be() {
+async fn what_is_known_by_its_hash_alone_goes_on_where_it_was_cut_and_is_no_more_than_it_may_be() {
     let (directory, content) = (tempfile::tempdir().unwrap(), bytes(5_000));
     let (to, given) = (directory.path().join("manifest"), content.clone());
-    std::fs::write(&to, "what was there before").unwrap();
-    let (base, log) =
-        peer(move |n, head| rest_of(&given, head, if n == 0 { 3_000 } else { usize::MAX })).await;
+    let (base, log) = peer(move |n, head| match n {
+        1 => Act::Take("403 Forbidden"),
+        _ => rest_of(&given, head, if n == 0 { 3_000 } else { usize::MAX }),
+    })
+    .await;
     let transfer = Transfer::new(quick());
-    transfer.fetch_whole(&base, &to, Sha256::of(&content), 5_000).await.unwrap();
+    let fetch = || transfer.fetch_whole(&base, &to, Sha256::of(&content), 5_000);
+    let expired = fetch().await;
+    assert!(matches!(expired, Err(TransferError::Expired { .. })), "{expired:?}");
+    fetch().await.unwrap();
     assert!(std::fs::read(&to).unwrap() == content);
-    assert_eq!(log.lock().unwrap().len(), 2, "an answer that was cut is not the whole");
+    let ranges: Vec<_> =
+        log.lock().unwrap().iter().map(|seen| seen.header("range").map(str::to_owned)).collect();
+    let on = Some("bytes=3000-".to_owned());
+    assert_eq!(ranges, [None, on.clone(), on], "an answer that was cut is not the whole");
+    std::fs::write(&to, "what was there before").unwrap();
+    fetch().await.unwrap();
+    assert!(std::fs::read(&to).unwrap() == content);
     let other = transfer.fetch_whole(&base, &to, Sha256::of(b""), 5_000).await;
     assert!(matches!(other, Err(TransferError::Mismatch { .. })), "{other:?}");
     let long = transfer.fetch_whole(&base, &to, Sha256::of(&content), 4_999).await;

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::connect::usage;
 use super::failure::{FAILED, Failure, RETRY};
 use super::progress::Progress;
-use super::{Cli, say};
+use super::{Cli, offline, say};
 use crate::process::{self, Options, ProcessError, Report, Trigger};
 use crate::session::{self, Cause};
 use crate::transfer::is_full;
@@ -23,7 +23,7 @@ pub(super) struct Args {
     /// Where inputs and outputs are while a command runs; nothing else may be there.
     #[arg(long, default_value = "work")]
     dir: PathBuf,
-    /// Bytes of a round's files that may be there.
+    /// Bytes of a round's files and of its manifest that may be there.
     #[arg(long, default_value_t = 10 << 30)]
     disk_max: u64,
     /// What sets it to work. `every 15m`: the clock, the oldest open batch is sealed every so often, and what is on offer is taken
@@ -81,6 +81,10 @@ fn told(cli: &Cli, report: &Report<'_>) {
         Report::Leased(lease) => (lease.round, "leased", None),
         Report::Done { round } => (*round, "done", None),
         Report::Ended { round, why } => (*round, "ended", Some(why.to_string())),
+        Report::Offline(cause) => {
+            eprintln!("{}", offline(cause));
+            return;
+        }
         Report::Trouble { path, why } => {
             eprintln!("millpond-edge: {}: {why}", path.display());
             return;

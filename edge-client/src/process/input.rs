@@ -11,13 +11,12 @@ use millpond_protocol::message::{Lease, LeaseFile, LeaseFileKind, ask};
 use millpond_protocol::{MemberName, Sha256, UploadId};
 use serde::Deserialize;
 
+use super::job::held;
 use super::{ASK, AttemptError, Options};
 use crate::session::Session;
 use crate::transfer::{Expected, Hasher, Meter, Transfer, TransferError};
 
-/// Bytes of a manifest.
-const MANIFEST_MAX: u64 = 4 << 30;
-/// URLs that may run out on one page of files.
+/// URLs that may run out on one page of files, or on the manifest.
 const RENEWALS: u32 = 20;
 
 /// Where things are for the command.
@@ -80,17 +79,16 @@ pub(super) async fn fetch(
     lease: &Lease,
     paths: &Paths,
 ) -> Result<(), AttemptError> {
-    let (Some(url), Some(sha256)) = (&lease.manifest_url, lease.manifest_sha256) else {
-        return Err(AttemptError::Input("the lease is ready and has no manifest".into()));
-    };
     fs::create_dir_all(&paths.input)?;
     fs::create_dir_all(&paths.scratch)?;
-    transfer.fetch_whole(url, &paths.manifest, sha256, MANIFEST_MAX).await?;
-    let manifest = paths.manifest.clone();
-    let listed = blocking(move || listed(&manifest)).await?;
-    if listed.bytes > options.disk_max {
-        let what = format!("the round has {} bytes, and {} may be used", listed.bytes, options.disk_max);
-        return Err(AttemptError::Room(what));
+    let size = manifest(session, transfer, lease, &paths.manifest, options.disk_max).await?;
+    let path = paths.manifest.clone();
+    let listed = blocking(move || listed(&path)).await?;
+    if listed.bytes.saturating_add(size) > options.disk_max {
+        return Err(AttemptError::Room(format!(
+            "the round has {} bytes and a manifest of {size}, and {} may be used",
+            listed.bytes, options.disk_max
+        )));
     }
     let mut found = Tally::default();
     let (mut page, mut cursor) =
@@ -117,6 +115,34 @@ pub(super) async fn fetch(
     }
     let (n, m) = (found.count, listed.count);
     Err(AttemptError::Input(format!("the round's {n} files are not the {m} that its manifest lists")))
+}
+
+/// Fetches the manifest; how many bytes it has, which are no more than so many.
+async fn manifest(
+    session: &Session,
+    transfer: &Transfer,
+    lease: &Lease,
+    to: &Path,
+    at_most: u64,
+) -> Result<u64, AttemptError> {
+    let (mut url, mut renewals) = (lease.manifest_url.clone(), 0);
+    loop {
+        let (Some(from), Some(sha256)) = (&url, lease.manifest_sha256) else {
+            return Err(AttemptError::Input("the lease is ready and has no manifest".into()));
+        };
+        match transfer.fetch_whole(from, to, sha256, at_most).await {
+            Ok(()) => return Ok(fs::metadata(to)?.len()),
+            Err(TransferError::Expired { .. }) if renewals < RENEWALS => {
+                renewals += 1;
+                url = held(session, lease, 0).await?.manifest_url;
+            }
+            Err(TransferError::TooLong { .. }) => {
+                let what = format!("the round's manifest has more than the {at_most} bytes that may be used");
+                return Err(AttemptError::Room(what));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// A page of the lease's files with fresh URLs.

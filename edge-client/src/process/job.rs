@@ -65,11 +65,16 @@ pub(super) async fn attempt(
 /// Waits until manifest and packs are written.
 async fn ready(session: &Session, mut lease: Lease) -> Result<Lease, AttemptError> {
     while !lease.ready {
-        let beat =
-            ask::Beat { round: lease.round, attempt: lease.attempt, progress: None, log: None, wait_s: 30 };
-        lease = session.ask(Op::Beat, &beat, ASK).await.map_err(lost)?;
+        lease = held(session, &lease, 30).await?;
     }
     Ok(lease)
+}
+
+/// The lease as it is now, with fresh URLs; one that is not ready yet as it is after so many seconds.
+pub(super) async fn held(session: &Session, lease: &Lease, wait_s: u64) -> Result<Lease, AttemptError> {
+    let (round, attempt) = (lease.round, lease.attempt);
+    let beat = ask::Beat { round, attempt, progress: None, log: None, wait_s };
+    session.ask(Op::Beat, &beat, ASK).await.map_err(lost)
 }
 
 /// Keeps the lease alive until it is lost.

@@ -16,7 +16,8 @@
 //! `progress 0.4` states progress. Exit 0 with an output that is not empty: done. 75: the round is given back for another attempt.
 //! Anything else: the round has failed.
 //!
-//! A process that dies leaves a note of its lease; the next one gives that round back before it claims another.
+//! A process that dies leaves a note of its lease; the next one gives that round back before it claims another, whenever it has a
+//! network.
 //!
 //! ```
 //! # #[tokio::main]
@@ -72,6 +73,7 @@ use tokio::time::Instant;
 
 use self::log::Log;
 use self::next::Begun;
+use self::traces::forget;
 use crate::backoff::Backoff;
 use crate::session::{Cause, Event, Inbox, Session, Topic};
 use crate::transfer::Transfer;
@@ -98,7 +100,7 @@ pub struct Options {
     pub exec: String,
     /// Where inputs and outputs are while a command runs; nothing else may use it.
     pub directory: PathBuf,
-    /// Bytes of a round's files that may be there.
+    /// Bytes of a round's files and of its manifest that may be there; what the command writes is its own affair.
     pub disk_max: u64,
     pub trigger: Trigger,
     /// With [`Trigger::Never`]: how long it goes without the server.
@@ -140,6 +142,8 @@ pub enum Report<'a> {
         round: u64,
         why: &'a AttemptError,
     },
+    /// There is no connection, for this reason, and another attempt follows. Said when the reason is another one than before.
+    Offline(&'a Cause),
     /// Something of this machine is in the way, and the processor goes on: the disk has no room, or a directory cannot be removed.
     Trouble {
         path: &'a Path,
@@ -165,6 +169,8 @@ struct Processor<'a> {
     /// An ask for a round that was not answered, and its id: the same again hears of the lease that it may have brought.
     unheard: Option<(Op, String)>,
     job: Option<Job>,
+    /// Why there is no connection, as far as that was said.
+    offline: Option<Cause>,
     /// The first round that came to no result, where that is told at the end.
     failed: Option<ProcessError>,
 }
@@ -225,6 +231,7 @@ pub async fn process(
         trigger: None,
         unheard: None,
         job: None,
+        offline: None,
         failed: None,
     };
     tokio::pin!(stop);
@@ -250,11 +257,7 @@ impl Processor<'_> {
         inbox: &mut Inbox,
         stop: &mut Stop<impl Future<Output = ()> + Unpin>,
     ) -> Result<(), ProcessError> {
-        tokio::select! {
-            given_back = self.abandoned() => given_back?,
-            // The note stays.
-            () = stop.asked() => return Ok(()),
-        }
+        let mut abandoned = self.abandoned();
         let card_by = Instant::now() + self.within();
         loop {
             // The card says what may be returned over MQTT, and what time it is: no round before it is there.
@@ -263,7 +266,7 @@ impl Processor<'_> {
                 let wait = trigger::first(&self.options.directory, &self.moment(), every);
                 self.trigger = Some(Instant::now() + wait);
             }
-            let idle = self.job.is_none() && has_card;
+            let idle = self.job.is_none() && has_card && abandoned.is_none();
             let waits_in_vain = self.options.trigger == Trigger::Never && !has_card;
             let next = self.trigger.map_or(self.look, |trigger| trigger.min(self.look)).max(self.rest);
             let mut job = self.job.take();
@@ -279,6 +282,12 @@ impl Processor<'_> {
                             return Ok(());
                         }
                     }
+                }
+                given_back = async { match &mut abandoned { Some(asking) => asking.await, None => std::future::pending().await } } => {
+                    self.job = job;
+                    given_back?;
+                    abandoned = None;
+                    self.unless_noted(forget(&self.options.directory));
                 }
                 () = tokio::time::sleep_until(card_by), if waits_in_vain => {
                     return Err(ProcessError::Offline(Cause::Lost("the server does not say what it takes".into())));
@@ -318,10 +327,15 @@ impl Processor<'_> {
             Event::Offline(cause @ (Cause::Refused(_) | Cause::Closed)) => {
                 return Err(ProcessError::Offline(cause));
             }
+            Event::Offline(cause @ Cause::Lost(_)) => {
+                if self.offline.as_ref() != Some(&cause) {
+                    (self.report)(Report::Offline(&cause));
+                    self.offline = Some(cause);
+                }
+            }
+            Event::Online => self.offline = None,
             Event::Offer(Some(_)) => self.look = Instant::now(),
-            Event::Online
-            | Event::Card(_)
-            | Event::Offline(Cause::Lost(_))
+            Event::Card(_)
             | Event::Offer(None)
             | Event::Receipt(..)
             | Event::Result(_)

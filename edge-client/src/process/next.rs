@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use millpond_protocol::Code;
 use millpond_protocol::access::Op;
 use millpond_protocol::message::answer::Triggered;
@@ -10,15 +11,20 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::error::ProcessError;
-use super::traces::{NOTE, Note, forget};
+use super::traces::{Note, noted};
 use super::trigger::{self, Moment, Trigger};
 use super::{ASK, LOOK, Processor};
-use crate::backoff::random;
+use crate::backoff::{Backoff, random};
 use crate::clock::Stamp;
 use crate::session::{Cause, SessionError};
 
 /// How long an ask may take at the least, however little patience there is.
 const LEAST: Duration = Duration::from_secs(1);
+
+/// Pauses before the server is told again of a round that it did not take back.
+fn again() -> Backoff {
+    Backoff::new(Duration::from_secs(2), Duration::from_secs(60))
+}
 
 /// What came of asking for a round.
 pub(super) enum Begun {
@@ -95,21 +101,37 @@ impl Processor<'_> {
         asked.map(|triggered| triggered.lease)
     }
 
-    /// Gives back what a process before this one held when it died.
-    pub(super) async fn abandoned(&mut self) -> Result<(), ProcessError> {
-        let path = self.options.directory.join(NOTE);
-        let note = std::fs::read(&path).ok().and_then(|json| serde_json::from_slice::<Note>(&json).ok());
-        let Some(Note { round, attempt }) = note else { return Ok(()) };
+    /// Gives back what a process before this one held when it died; none: it held nothing.
+    pub(super) fn abandoned(&self) -> Option<BoxFuture<'static, Result<(), SessionError>>> {
+        let Note { round, attempt } = noted(&self.options.directory)?;
         let error = "the processor died while it worked on the round".to_owned();
         let fail = ask::Fail { round, attempt, error, retryable: true, log: None };
-        match self.session.ask::<Value>(Op::Fail, &fail, self.within()).await {
-            Ok(_) => {}
+        let (session, within) = (self.session.clone(), self.within());
+        let is_job = self.options.trigger == Trigger::Never;
+        Some(Box::pin(
+            async move { given_back(|| session.ask(Op::Fail, &fail, within), is_job, again()).await },
+        ))
+    }
+}
+
+/// Asks until the server has taken a round back, or has none to take. A job that takes what is there asks once.
+async fn given_back<F: Future<Output = Result<Value, SessionError>>>(
+    ask: impl Fn() -> F,
+    is_job: bool,
+    mut backoff: Backoff,
+) -> Result<(), SessionError> {
+    loop {
+        match ask().await {
+            Ok(_) => return Ok(()),
             // It was returned, or somebody else's, long ago.
             Err(SessionError::Answer(refusal))
-                if matches!(refusal.code, Code::Stale | Code::NotFound | Code::Conflict) => {}
-            Err(error) => return Err(error.into()),
+                if matches!(refusal.code, Code::Stale | Code::NotFound | Code::Conflict) =>
+            {
+                return Ok(());
+            }
+            Err(error) if is_job || !error.is_temporary() => return Err(error),
+            Err(_) => backoff.pause().await,
         }
-        forget(&self.options.directory).map_err(|source| ProcessError::Directory { path, source })
     }
 }
 
@@ -130,6 +152,8 @@ fn refused(error: SessionError, is_job: bool) -> Result<Option<Lease>, ProcessEr
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use millpond_protocol::Refusal;
 
     use super::*;
@@ -145,6 +169,29 @@ mod tests {
         assert!(matches!(refused(lost(), true), Err(ProcessError::Offline(Cause::Lost(_)))));
         for error in [unanswered(), busy()] {
             assert!(matches!(refused(error, true), Err(ProcessError::Session(_))));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_round_is_given_back_until_the_server_has_heard_it_and_a_job_asks_once() {
+        let refusal = |code| Err(SessionError::Answer(Refusal::new(code, "why")));
+        let answer = |n| match n {
+            0 => Err(SessionError::Offline(Cause::Lost("gone".into()))),
+            1 => Err(SessionError::Unanswered(Duration::from_secs(120))),
+            2 => refusal(Code::Unavailable),
+            _ => Ok(Value::Null),
+        };
+        let soon = || Backoff::new(Duration::from_millis(1), Duration::from_millis(1));
+        let asked = Cell::new(0);
+        let next = || std::future::ready(answer(asked.replace(asked.get() + 1)));
+        given_back(next, false, soon()).await.unwrap();
+        assert_eq!(asked.get(), 4);
+        asked.set(0);
+        assert!(given_back(next, true, soon()).await.is_err());
+        assert_eq!(asked.get(), 1);
+        for (code, is_settled) in [(Code::Stale, true), (Code::Conflict, true), (Code::Unauthorized, false)] {
+            let ended = given_back(|| std::future::ready(refusal(code)), false, soon()).await;
+            assert_eq!(ended.is_ok(), is_settled, "{code}");
         }
     }
 }

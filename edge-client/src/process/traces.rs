@@ -2,7 +2,6 @@
 
 use std::fs::DirEntry;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,9 +13,10 @@ use serde_json::Value;
 use super::log::Log;
 use super::{AttemptError, Options, job};
 use crate::session::Session;
+use crate::tree;
 
 /// Where a process notes its lease.
-pub(super) const NOTE: &str = "lease";
+const NOTE: &str = "lease";
 
 /// A lease as a process notes it, for the one after it.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -52,6 +52,11 @@ pub(super) async fn give_back(
     forget(&options.directory)
 }
 
+/// The lease that a process before this one has noted and not given back.
+pub(super) fn noted(directory: &Path) -> Option<Note> {
+    serde_json::from_slice(&std::fs::read(directory.join(NOTE)).ok()?).ok()
+}
+
 /// Removes the note of a lease.
 pub(super) fn forget(directory: &Path) -> io::Result<()> {
     gone(std::fs::remove_file(directory.join(NOTE)))
@@ -65,37 +70,11 @@ pub(super) fn clear(directory: &Path) -> Vec<(PathBuf, io::Error)> {
         if !item.file_name().to_string_lossy().starts_with(job::DIRECTORY) {
             return Ok(());
         }
-        gone(remove_tree(&item.path())).map_err(|error| (item.path(), error))
+        gone(tree::remove(&item.path())).map_err(|error| (item.path(), error))
     };
     match std::fs::read_dir(directory) {
         Ok(items) => items.filter_map(|item| remove(item).err()).collect(),
         Err(error) => vec![(directory.to_owned(), error)],
-    }
-}
-
-/// Removes a directory, and what a command has made read-only in it.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_to_owner(path);
-            std::fs::remove_dir_all(path)
-        }
-        removed => removed,
-    }
-}
-
-/// Makes the directories of a tree their owner's to change, as far as they are ours. Links are not followed.
-fn open_to_owner(tree: &Path) {
-    let mut directories = vec![tree.to_owned()];
-    while let Some(path) = directories.pop() {
-        // What cannot be opened stays, and whoever removes the tree learns it.
-        let Ok(found) = std::fs::symlink_metadata(&path) else { continue };
-        let mut mode = found.permissions();
-        mode.set_mode(mode.mode() | 0o700);
-        let _ = std::fs::set_permissions(&path, mode);
-        let items = std::fs::read_dir(&path).into_iter().flatten().flatten();
-        let is_directory = |item: &DirEntry| item.file_type().is_ok_and(|kind| kind.is_dir());
-        directories.extend(items.filter(is_directory).map(|item| item.path()));
     }
 }
 

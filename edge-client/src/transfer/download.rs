@@ -34,15 +34,42 @@ impl Transfer {
         expected: &Expected,
         meter: &Meter,
     ) -> Result<(), TransferError> {
-        let mut sink = Sink::open(partial, *expected).await?;
+        self.download(url, partial, *expected, true, meter).await
+    }
+
+    /// The same of what is known by its SHA-256 alone, and has at most so many bytes.
+    ///
+    /// # Errors
+    /// As [`Transfer::fetch`]; `TooLong` if it has more.
+    pub async fn fetch_whole(
+        &self,
+        url: &str,
+        partial: &Path,
+        sha256: Sha256,
+        at_most: u64,
+    ) -> Result<(), TransferError> {
+        self.download(url, partial, Expected { size: at_most, sha256 }, false, &Meter::silent()).await
+    }
+
+    /// Where the size is not known, it is whole when an answer is: one that was cut is an error of the HTTP client.
+    async fn download(
+        &self,
+        url: &str,
+        partial: &Path,
+        expected: Expected,
+        is_size_known: bool,
+        meter: &Meter,
+    ) -> Result<(), TransferError> {
+        let mut sink = Sink::open(partial, expected).await?;
         meter.add(sink.have);
         let mut inherited = sink.have > 0;
         let mut patience = Patience::new(&self.options);
         loop {
-            while sink.have < expected.size {
+            let mut is_whole = is_size_known && sink.have >= expected.size;
+            while !is_whole {
                 match self.read(url, &mut sink, meter).await {
-                    Ok(true) => {}
-                    Ok(false) => {
+                    Ok(is_all) if is_all || !is_size_known => is_whole = true,
+                    Ok(_) => {
                         let ended = format!("the answer ended after {} bytes", sink.have);
                         patience.after(Failure::Again(ended), sink.have).await?;
                     }
@@ -62,29 +89,6 @@ impl Transfer {
                     return Err(error);
                 }
                 proof => return proof,
-            }
-        }
-    }
-
-    /// Fetches what is known by its SHA-256 alone, from the start each time; at most so many bytes.
-    ///
-    /// # Errors
-    /// As [`Transfer::fetch`].
-    pub async fn fetch_whole(
-        &self,
-        url: &str,
-        to: &Path,
-        sha256: Sha256,
-        at_most: u64,
-    ) -> Result<(), TransferError> {
-        let mut sink = Sink::open(to, Expected { size: at_most, sha256 }).await?;
-        let mut patience = Patience::new(&self.options);
-        loop {
-            sink.clear()?;
-            match self.read(url, &mut sink, &Meter::silent()).await {
-                // An answer that was cut is an error of the HTTP client: this is the whole of it.
-                Ok(_) => return sink.prove().await,
-                Err(failure) => patience.after(failure, sink.have).await?,
             }
         }
     }

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod cast;
+mod manifest;
+mod offline;
 mod room;
 mod stop;
 mod terms;
@@ -156,9 +158,16 @@ async fn a_result_that_is_committed_is_no_lost_lease() {
 async fn a_round_that_does_not_fit_is_given_back_untouched() {
     let cast = Cast::new(json!({})).await;
     cast.publish(&[("a", vec![1; 50_000]), ("b", vec![2; 50_000]), ("c", vec![3; 50_000])]).await;
-    let mut process = cast.process(&["--once", "--disk-max", "100000", "--exec", CONCATENATE]);
-    assert_eq!(process.wait(PATIENCE).await.code(), Some(1));
-    assert!(process.stdout().contains("150000 bytes"), "{}", process.stdout());
+    // The files alone would fit; then not even the manifest.
+    for (most, told) in
+        [("150000", "150000 bytes and a manifest of"), ("300", "manifest has more than the 300")]
+    {
+        let mut process = cast.process(&["--once", "--disk-max", most, "--exec", CONCATENATE]);
+        assert_eq!(process.wait(PATIENCE).await.code(), Some(1));
+        assert!(process.stdout().contains(told), "{}", process.stdout());
+    }
+    let mut process = cast.process(&["--once", "--disk-max", "152000", "--exec", CONCATENATE]);
+    assert!(process.wait(PATIENCE).await.success(), "{}{}", process.stdout(), process.stderr());
 }
 
 #[tokio::test]
