@@ -180,6 +180,8 @@ catalogue! {
     Push SpoolAdded = "spool-added",
     /// A statement is written and synced, and has not its name yet.
     Push StatementWritten = "statement-written",
+    /// A message is ready and noted as one that may have been sent; nothing of it has left.
+    Push FlushNoted = "flush-noted",
     /// The server has acknowledged a message; its receipt is next.
     Push FlushShipped = "flush-shipped",
     /// The receipt was read; the files are in the spool still.

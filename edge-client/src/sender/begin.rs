@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use millpond_failpoint::{Point, reach};
 use millpond_protocol::access::Op;
 use serde_json::json;
 use tokio::time::Instant;
@@ -144,6 +145,7 @@ impl Run<'_> {
         };
         // Before the first byte leaves.
         self.note_in_flight();
+        reach(Point::FlushNoted);
         self.shipments += 1;
         let (session, throttle) = (self.session.clone(), Arc::clone(self.options.transfer.throttle()));
         self.work.push(Box::pin(async move {
