@@ -109,6 +109,7 @@ impl Mill {
             let found = files.get(&key).map(|bytes| Sha256::of(bytes).to_string());
             ensure!(found.as_deref() == line["sha256"].as_str(), "{key} is not what the manifest lists");
         }
+        ensure!(files.len() == lines.len(), "{} files, and the manifest lists {}", files.len(), lines.len());
         Ok(Leased { lease, header, lines, files })
     }
 

@@ -127,20 +127,23 @@ async fn ends_well(world: &mut World) {
     say(&format!("{} uploads, {} rounds of one processor", facts.sent.len(), facts.results.len()));
 }
 
-/// The next life, and what has to hold at its beginning.
-async fn again(world: &mut World) {
+/// The next life, and what has to hold at its beginning; whether the look at it was a thorough one.
+async fn again(world: &mut World) -> bool {
     world.rise().await;
     oracle::nothing_is_lost(world, Depth::New).await;
-    if world.kills.is_multiple_of(THOROUGH) {
+    // Not of each 20th kill: a life that dies twice before it is ready would pass by that one.
+    let is_time = world.kills - world.looked >= THOROUGH;
+    if is_time {
+        world.looked = world.kills;
         oracle::nothing_is_lost(world, Depth::All).await;
         oracle::check_is_content(world).await;
     }
+    is_time
 }
 
 /// The next life; now and then it goes on when everybody has come to rest and everything has held.
 async fn again_and_thoroughly(world: &mut World) {
-    again(world).await;
-    if world.kills.is_multiple_of(THOROUGH) {
+    if again(world).await {
         let begin = Instant::now();
         ends_well(world).await;
         world.go_on();

@@ -43,8 +43,10 @@ pub fn is_done(server: &Server) {
     let ledger = super::oracle::open(&server.data().join("ledger.db"));
     assert_eq!(version(&ledger), SCHEMA + 1);
     let found = count(&ledger, "SELECT uploads FROM rehearsal");
-    let copy = Connection::open(server.data().join(format!("ledger.db.schema-{SCHEMA}"))).unwrap();
-    assert_eq!(version(&copy), SCHEMA);
+    let copy = server.data().join(format!("ledger.db.schema-{SCHEMA}"));
+    assert!(copy.exists(), "there is no copy of the ledger as it was");
+    let copy = Connection::open(copy).unwrap();
+    assert_eq!(version(&copy), SCHEMA, "the copy's schema");
     assert_eq!(count(&copy, "SELECT count(*) FROM uploads"), found, "the copy and what was migrated");
     assert_eq!(count(&copy, "SELECT count(*) FROM sqlite_schema WHERE name = 'rehearsal'"), 0);
     let whole: String = copy.pragma_query_value(None, "integrity_check", |row| row.get(0)).unwrap();

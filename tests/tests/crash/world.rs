@@ -33,6 +33,8 @@ pub struct World {
     /// Those that have nothing left to do.
     at_rest: Vec<AtRest>,
     pub kills: u32,
+    /// Of these, those before the last thorough look at everything.
+    pub looked: u32,
     /// How often everybody has come to rest.
     pub rests: u32,
 }
@@ -59,7 +61,8 @@ impl World {
         let book = Book::default();
         let (now, _) = watch::channel(Now::default());
         let (edges, clients, at_rest) = (Vec::new(), Vec::new(), Vec::new());
-        let mut world = Self { server, book, storage, edges, now, clients, at_rest, kills: 0, rests: 0 };
+        let mut world =
+            Self { server, book, storage, edges, now, clients, at_rest, kills: 0, looked: 0, rests: 0 };
         for number in 0..2 {
             let who = world.server.member("mill", &format!("five-{number}"), Role::Publisher).await;
             world.spawn(Publisher { who, book: world.book.clone(), next: 0 });
@@ -215,7 +218,11 @@ impl World {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             };
-            tokio::time::timeout(PATIENCE, ended).await.expect("rounds do not end");
+            if tokio::time::timeout(PATIENCE, ended).await.is_err() {
+                let mut rounds = oracle::rounds(&self.here(), pool).await;
+                rounds.retain(|(_, state)| state != "committed");
+                panic!("rounds of {pool} do not end: {rounds:?}");
+            }
         }
     }
 
