@@ -34,9 +34,10 @@ async fn a_push_says_nothing_before_every_file_and_directory_of_it_is_synced() {
     let trace = Trace::read(edge.directory());
     let said = trace.first(&["write(1<"]);
     let ready = edge.spool().join("ready");
-    let shown: Vec<_> = trace.renames().into_iter().filter(|(_, to, _)| to.starts_with(&ready)).collect();
+    let renames = trace.renames();
+    let shown: Vec<_> = renames.iter().filter(|(_, to, _)| to.starts_with(&ready)).collect();
     assert_eq!(shown.len(), names.len());
-    for (from, to, at) in &shown {
+    for (from, to, at) in shown {
         assert!(
             trace.synced(from, written(&trace, from), *at),
             "{} is whole before it is shown",
@@ -44,6 +45,12 @@ async fn a_push_says_nothing_before_every_file_and_directory_of_it_is_synced() {
         );
         assert!(trace.synced(&ready, *at, said), "{} is there before it is promised", to.display());
     }
+    let version = edge.spool().join("version");
+    let (new, _, at) = renames.iter().find(|(_, to, _)| *to == version).unwrap();
+    assert!(
+        trace.synced(new, written(&trace, new), *at),
+        "the spool's version is whole before it has its name"
+    );
     // What is reserved is of no use to anybody once the power has failed.
     let made = trace.made().into_iter().filter(|(path, _)| !path.ends_with("reserved"));
     for (path, at) in made {

@@ -25,6 +25,7 @@ mod power;
 mod power_edge;
 mod publishers;
 mod readers;
+mod unsynced;
 mod world;
 
 use std::collections::BTreeSet;
