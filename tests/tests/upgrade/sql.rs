@@ -67,16 +67,54 @@ pub fn make(dump: &str, file: &Path) {
     sql.execute_batch(&format!("BEGIN; {dump} COMMIT;")).unwrap();
 }
 
-/// Tables with their columns, indices with theirs, and triggers: what has to be the same however the file came to it.
+/// What has to be the same however the file came to it: tables with their columns, keys and conditions, indices with theirs, and
+/// triggers.
 pub fn schema(file: &Path) -> BTreeSet<String> {
     let sql = Connection::open(file).unwrap();
     let columns = "SELECT 'column ' || m.name || '.' || c.name || ' ' || c.type || ' ' || c.\"notnull\" || c.pk || ' ' ||
         coalesce(c.dflt_value, '') FROM sqlite_schema m, pragma_table_xinfo(m.name) c WHERE m.type = 'table'";
+    let kinds = "SELECT 'table ' || name || ' ' || wr || strict FROM pragma_table_list WHERE schema = 'main'";
+    let foreign = "SELECT 'reference ' || m.name || '.' || f.\"from\" || ' ' || f.\"table\" || '.' || coalesce(f.\"to\", '') || ' ' ||
+        f.on_delete FROM sqlite_schema m, pragma_foreign_key_list(m.name) f WHERE m.type = 'table'";
+    let keys = "SELECT 'key ' || m.name || ' ' || i.origin || ' ' ||
+        (SELECT group_concat(coalesce(x.name, '')) FROM pragma_index_info(i.name) x)
+        FROM sqlite_schema m, pragma_index_list(m.name) i WHERE m.type = 'table' AND i.origin <> 'c'";
     let indices = "SELECT 'index ' || m.name || ' ' || i.\"unique\" || i.partial || ' ' ||
         (SELECT group_concat(coalesce(x.name, '')) FROM pragma_index_info(i.name) x) || ' ' || i.name
         FROM sqlite_schema m, pragma_index_list(m.name) i WHERE m.type = 'table' AND i.origin = 'c'";
-    let triggers = "SELECT 'trigger ' || name FROM sqlite_schema WHERE type = 'trigger'";
     let mut schema: BTreeSet<_> = BTreeSet::from([format!("version {}", version(&sql))]);
-    schema.extend([columns, indices, triggers].iter().flat_map(|query| texts(&sql, query, text)));
+    let lists = [columns, kinds, foreign, keys, indices];
+    schema.extend(lists.iter().flat_map(|query| texts(&sql, query, text)));
+    for (word, kind) in [("CHECK", "table"), ("WHERE", "index"), ("TRIGGER", "trigger")] {
+        let query =
+            format!("SELECT name || ' ' || sql FROM sqlite_schema WHERE type = '{kind}' AND sql IS NOT NULL");
+        for made in texts(&sql, &query, text) {
+            let name = made.split(' ').next().unwrap();
+            schema.extend(
+                behind(word, &plain(&made)).into_iter().map(|what| format!("{kind} {name} {word} {what}")),
+            );
+        }
+    }
     schema
+}
+
+/// A statement without comments, and with one space where there are more.
+fn plain(statement: &str) -> String {
+    let lines = statement.lines().map(|line| line.split("--").next().unwrap_or_default());
+    lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
+}
+
+/// What stands behind each of these words: to the end of its parenthesis, if it has one, else of the statement.
+fn behind(word: &str, statement: &str) -> Vec<String> {
+    let from = statement.match_indices(word).map(|(at, _)| statement[at + word.len()..].trim_start());
+    from.map(|rest| {
+        let mut open = 0;
+        let closes = |c: char| {
+            open += i32::from(c == '(') - i32::from(c == ')');
+            open == 0
+        };
+        let end = if rest.starts_with('(') { rest.find(closes).map(|at| at + 1) } else { None };
+        rest[..end.unwrap_or(rest.len())].to_owned()
+    })
+    .collect()
 }
