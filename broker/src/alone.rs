@@ -22,6 +22,7 @@ use crate::session::Session;
 pub struct Alone {
     hub: Arc<Hub>,
     pool: PoolName,
+    publisher: Arc<Mailbox>,
     config: Arc<GateConfig>,
     _dead: CancellationToken,
 }
@@ -40,7 +41,8 @@ impl Alone {
     pub fn start(pool: PoolName) -> std::io::Result<Self> {
         let hub = Arc::new(Hub::default());
         let dead = bus::start(&hub)?;
-        Ok(Self { hub, pool, config: Arc::new(GateConfig::default()), _dead: dead })
+        let publisher = hub.mailbox(&pool, None);
+        Ok(Self { hub, pool, publisher, config: Arc::new(GateConfig::default()), _dead: dead })
     }
 
     /// Adds member `id`, subscribed to `filter`.
@@ -62,7 +64,7 @@ impl Alone {
         payload: Bytes,
     ) -> impl Future<Output = Result<(), Refusal>> + Send + use<> {
         let head = Head { topic: topic.to_owned(), qos: 1, ..Head::default() };
-        self.hub.publish(Message::new(head, payload, (0, 0), Instant::now()))
+        self.hub.publish(Message::new(head, payload, (0, 0), Instant::now()), &self.publisher)
     }
 }
 

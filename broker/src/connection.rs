@@ -15,7 +15,6 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered, StreamExt};
 use millpond_protocol::Refusal;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::codec::write::Out;
@@ -35,6 +34,8 @@ const DRAIN: Duration = Duration::from_secs(60);
 const GOODBYE: Duration = Duration::from_secs(5);
 /// Bytes of last words for which there is always room.
 const SHORT_WORDS: usize = 4 << 10;
+/// How long a connection works on its subscriptions before it is others' turn: each may be a look at all that a pool retains.
+const SUBSCRIBING: Duration = Duration::from_millis(1);
 /// When a connection of which nothing is due is looked at again.
 const NOTHING_DUE: Duration = Duration::from_secs(3_600);
 
@@ -93,20 +94,19 @@ impl Connection {
         let timer = tokio::time::sleep_until(self.deadline().into());
         tokio::pin!(timer);
         let mut outcomes = Vec::new();
+        let mut is_behind = false;
         loop {
-            let has_more = self.intake.feed(&mut self.session);
+            // What is left of the last turn goes first.
+            let has_more = is_behind || self.intake.feed(&mut self.session);
             let is_draining = self.intake.is_stopped();
             if is_draining && self.session.uncommitted() == 0 && self.session.end().is_none() {
                 self.session.fail(Bad { code: reason::SHUTTING_DOWN, what: "the server is shutting down" });
             }
-            self.apply();
+            is_behind = self.apply();
+            let has_more = has_more || is_behind;
             self.mailbox.holds(self.session.app_bytes());
             if self.session.end().is_some() {
                 return;
-            }
-            if has_more {
-                tokio::task::yield_now().await;
-                continue;
             }
             let deadline = self.deadline().into();
             if deadline < timer.deadline() {
@@ -131,18 +131,19 @@ impl Connection {
                     }
                     timer.as_mut().reset(self.deadline().into());
                 }
-                () = lost(&mut self.lost), if self.lost.is_some() => self.session.kick(EndReason::Revoked),
+                () = or_never(&mut self.lost), if self.lost.is_some() => self.certificate_lost(),
                 taken = mailbox.take(wants) => self.took(taken),
                 () = next_outcomes(&mut self.takes, &mut outcomes), if !self.takes.is_empty() => {
                     self.settle(&mut outcomes);
                 }
                 Some(found) = self.lookups.next(), if !self.lookups.is_empty() => self.found(found),
-                permit = charged(&mut self.intake.charging), if self.intake.charging.is_some() => {
+                permit = or_never(&mut self.intake.charging), if self.intake.charging.is_some() => {
                     self.intake.charged(permit);
                 }
+                () = tokio::task::yield_now(), if has_more => {}
                 moved = poll_fn(|cx| poll_io(
                     io, &mut self.session.out, &mut self.intake.stream, room, listens, cx,
-                )) => if !self.moved(moved) {
+                )), if !has_more => if !self.moved(moved) {
                     return;
                 },
             }
@@ -210,9 +211,17 @@ impl Connection {
         }
     }
 
-    /// Carries out what the session decided, and has it encode what it may send.
-    fn apply(&mut self) {
+    /// The certificate that signed it in was taken back.
+    fn certificate_lost(&mut self) {
+        self.lost = None;
+        self.mailbox.end(EndReason::Revoked);
+    }
+
+    /// Carries out what the session decided, and has it encode what it may send. Answers whether something is left, because
+    /// it is others' turn.
+    fn apply(&mut self) -> bool {
         self.session.pump();
+        let mut subscribing = None;
         while let Some(effect) = self.session.effects.pop_front() {
             let (backend, who) = (&self.gate.backend, self.session.who());
             match effect {
@@ -227,11 +236,16 @@ impl Connection {
                 Effect::ReceiptsAcknowledged(seq) => backend.receipts_acknowledged(who, seq),
                 Effect::Publish(message) => {
                     self.gate.publishes.increment(1);
-                    self.takes.push_back(Box::pin(self.gate.handle.hub().publish(*message)));
+                    let published = self.gate.handle.hub().publish(*message, &self.mailbox);
+                    self.takes.push_back(Box::pin(published));
                 }
                 Effect::Subscribe { filter, options, replay } => {
+                    let begun = *subscribing.get_or_insert_with(Instant::now);
                     let hub = self.gate.handle.hub();
                     hub.subscribe(&who.pool, &self.mailbox, &filter, options, replay);
+                    if begun.elapsed() >= SUBSCRIBING {
+                        break;
+                    }
                 }
                 Effect::Unsubscribe(filter) => {
                     self.gate.handle.hub().unsubscribe(&who.pool, &self.mailbox, &filter);
@@ -245,6 +259,7 @@ impl Connection {
         for received in self.session.acked.drain(..) {
             self.gate.ack_seconds.record(received.elapsed());
         }
+        !self.session.effects.is_empty()
     }
 
     fn settle(&mut self, outcomes: &mut Vec<Result<(), Refusal>>) {
@@ -287,6 +302,12 @@ impl Connection {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let (who, client_id) = (self.session.who().clone(), registration.client_id.clone());
+        // What it subscribes to outlives the connection.
+        while self.session.is_kept() && self.apply() {
+            tokio::task::yield_now().await;
+        }
+        // Whatever ends its right meanwhile.
+        let _drain = (self.session.uncommitted() > 0).then(|| registration.drain());
         let leaving = self.session.leaving();
         let expiry = leaving.expiry;
         if let (Some(is_kept), true) = (registration.leave(leaving), self.was_kept) {
@@ -309,7 +330,10 @@ impl Connection {
         let drain = async {
             let mut outcomes = Vec::new();
             while !self.takes.is_empty() {
-                next_outcomes(&mut self.takes, &mut outcomes).await;
+                tokio::select! {
+                    () = next_outcomes(&mut self.takes, &mut outcomes) => {}
+                    () = or_never(&mut self.lost), if self.lost.is_some() => self.certificate_lost(),
+                }
                 self.settle(&mut outcomes);
                 self.apply_last();
             }
@@ -322,6 +346,9 @@ impl Connection {
 
     /// Of the effects, what still matters when nobody listens.
     fn apply_last(&mut self) {
+        if self.mailbox.is_revoked() {
+            self.session.kick(EndReason::Revoked);
+        }
         self.session.effects.retain(|effect| {
             let lasts = matches!(effect, Effect::Take(_) | Effect::Publish(_));
             lasts || matches!(effect, Effect::Refused(_) | Effect::ReceiptsAcknowledged(_))
@@ -363,18 +390,10 @@ async fn next_outcomes(takes: &mut Takes, outcomes: &mut Vec<Result<(), Refusal>
     .await;
 }
 
-async fn charged(
-    charging: &mut Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
-) -> Option<OwnedSemaphorePermit> {
-    match charging {
-        Some(charging) => charging.await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn lost(lost: &mut Option<BoxFuture<'static, ()>>) {
-    match lost {
-        Some(lost) => lost.await,
+/// Waits for what there may be to wait for.
+async fn or_never<T>(there: &mut Option<BoxFuture<'static, T>>) -> T {
+    match there {
+        Some(there) => there.await,
         None => std::future::pending().await,
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::budget::Share;
 use crate::codec::frame::{Framer, LONG, Next};
+use crate::codec::packet::Packet;
 use crate::codec::{Version, read};
 use crate::config::GateConfig;
 use crate::gate::Shared;
@@ -22,7 +23,8 @@ const READ_MIN: usize = 2 << 10;
 const READ_MAX: usize = 64 << 10;
 /// How late a gate that does not stand still may look at what is due.
 const PUNCTUAL: Duration = Duration::from_millis(100);
-/// Packets of one connection in one go, after which it is others' turn: what was read at once may be thousands.
+/// Packets of one connection in one go, after which it is others' turn: what was read at once may be thousands. Of a SUBSCRIBE
+/// each filter counts as one.
 const TURN: usize = 64;
 
 /// The incoming half of a connection.
@@ -114,7 +116,12 @@ impl Intake {
                     (self.packet, self.whole_by) = (0, None);
                     self.pay(u64::from(is_message(first)));
                     match read::packet(self.framer.version(), first, body) {
-                        Ok(packet) => session.packet(packet, now),
+                        Ok(packet) => {
+                            if let Packet::Subscribe(subscribe) = &packet {
+                                fed += subscribe.filters.len();
+                            }
+                            session.packet(packet, now);
+                        }
                         Err(bad) => session.fail(bad),
                     }
                 }
@@ -133,7 +140,7 @@ impl Intake {
         if self.stream.is_empty() && self.stream.capacity() > READ_MIN && self.read_size <= READ_MIN {
             self.stream = BytesMut::new();
         }
-        fed == TURN && self.listens(session)
+        fed >= TURN && self.listens(session)
     }
 
     /// Charges what was read to the rates; over one of them, the connection is not read for a while.

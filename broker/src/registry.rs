@@ -12,6 +12,7 @@
 //! ```
 
 mod away;
+mod drain;
 #[cfg(test)]
 mod tests;
 
@@ -64,6 +65,8 @@ type Key = (PoolName, MemberName);
 #[derive(Debug, Default)]
 struct Members {
     entries: HashMap<Key, Vec<Entry>>,
+    /// Of the connections that have ended and see through what their clients had sent.
+    draining: HashMap<Key, Vec<Arc<Mailbox>>>,
     /// When something of a session that is away is due.
     due: Due,
 }
@@ -172,7 +175,7 @@ impl Registry {
         if self.endings() != wish.endings {
             return Err(NotRegistered::CheckAgain);
         }
-        let Members { entries: all, due } = &mut *members;
+        let Members { entries: all, due, .. } = &mut *members;
         let entries = all.entry(key.clone()).or_default();
         let held = entries.iter().position(|entry| entry.client_id == wish.client_id);
         if let Some(at) = held
@@ -265,7 +268,10 @@ impl Registry {
         // Under the lock: whoever registers afterwards sees the new number.
         let mut members = lock(&self.members);
         self.endings.fetch_add(1, Ordering::SeqCst);
-        let Members { entries: all, due } = &mut *members;
+        let Members { entries: all, due, draining } = &mut *members;
+        if reason == EndReason::Revoked {
+            draining.get(&key).into_iter().flatten().for_each(|mailbox| mailbox.end(reason));
+        }
         let Some(entries) = all.get_mut(&key) else { return };
         for entry in entries.iter() {
             entry.mailbox.end(reason);
@@ -313,12 +319,12 @@ impl Registration {
     pub(crate) fn leave(self, leaving: Leaving) -> Option<bool> {
         let now = Instant::now();
         let mut members = lock(&self.registry.members);
-        let Members { entries, due } = &mut *members;
+        let Members { entries, due, .. } = &mut *members;
         let entries = entries.get_mut(&self.key)?;
         let is_own = |entry: &&mut Entry| matches!(entry.state, State::Connected(id, _) if id == self.id);
         let entry = entries.iter_mut().find(is_own)?;
         let Leaving { mut expiry, mut kept, mut will } = leaving;
-        // Said after the connection listened last.
+        // Perhaps after the connection listened last.
         if self.mailbox.is_revoked() {
             (expiry, will) = (Duration::ZERO, None);
         }

@@ -6,41 +6,58 @@
 //! - Its calls block, so one thread makes them, and everybody else leaves messages in the [`Outbox`].
 //! - Its log keeps two segments and drops the oldest, silently for a reader that is slower. So no more than [`IN_FLIGHT`]
 //!   bytes are between sender and reader, which is less than a segment; and each message has a number, so a loss is seen.
+//! - It is one queue for all pools. So there is little in it at a time ([`UNDER_WAY`], [`WORK`]), and the rest waits in [`lines`].
 //! - It delivers nothing whose expiry has passed and stops there, so expiry travels inside the message.
 //! - When its thread has died, every call fails: the process ends with an error, and its supervisor starts it again.
 
-use std::collections::{HashMap, VecDeque};
+mod lines;
+
+use std::collections::VecDeque;
 use std::io::Error;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use millpond_protocol::Refusal;
+use millpond_protocol::{Code, Refusal};
 use rumqttd::local::{LinkBuilder, LinkRx, LinkTx};
 use rumqttd::{Notification, RouterConfig};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use self::lines::{Lines, Next};
+use crate::hub::mailbox::Mailbox;
 use crate::hub::message::{Message, from_bus, to_bus};
 use crate::hub::{Fanned, Hub, wake};
 
 /// The topic that everything goes by.
 const TOPIC: &str = "live";
 /// Messages that the router hands over at once.
-const BATCH: u64 = 100;
+const HANDED_OVER: u64 = 100;
 /// Bytes that may be on the bus: as many again stay in its log.
 pub(crate) const IN_FLIGHT: usize = 4 << 20;
 /// Bytes of one segment of the log. With one message, which may be larger than the rest, more than is ever on its way.
 const SEGMENT: usize = 2 * IN_FLIGHT;
 /// Bytes that a message takes there beside its own.
 const OVERHEAD: usize = 128;
-/// Events that may wait for the bus; what comes then is dropped.
-const EVENTS_MAX: usize = 10_000;
+/// Messages that may be on the bus: enough that neither end waits for the other, few enough for whoever waits behind them.
+const UNDER_WAY: usize = 32;
+/// Microseconds of fan-out that may be on the bus, and one message more.
+const WORK: u64 = 5_000;
+/// How long messages are fanned out before those are woken that they are for, and others' tasks have their turn.
+const BATCH: Duration = Duration::from_millis(10);
+
+/// Who published a message, and is told what became of it.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    /// Of its session.
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) told: Told,
+}
 
 /// Whom to tell what became of a message.
 type Told = oneshot::Sender<Result<Fanned, Refusal>>;
 
-/// What waits for the bus. Bounded: one state message a topic, [`EVENTS_MAX`] events, and of members' messages what their
+/// What waits for the bus. Bounded: one state message a topic, so many events, and of members' messages what their
 /// connections may have undecided.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
@@ -50,53 +67,48 @@ pub(crate) struct Outbox {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    states: HashMap<String, Message>,
-    events: usize,
-    messages: VecDeque<(Message, Option<Told>)>,
-    /// Sent and not yet fanned out, in order: number, bytes, and whom to tell.
-    under_way: VecDeque<(u64, usize, Option<Told>)>,
+    lines: Lines,
+    /// Sent and not yet fanned out, in order.
+    under_way: VecDeque<Sent>,
     bytes: usize,
+    /// What these will cost, perhaps.
+    work: u64,
     stop: bool,
+}
+
+#[derive(Debug)]
+struct Sent {
+    seq: u64,
+    pool: Arc<str>,
+    bytes: usize,
+    cost: u64,
+    told: Option<Told>,
 }
 
 impl Outbox {
     /// Leaves a state message unless one of a higher rank waits already.
     pub(crate) fn state(&self, message: Message) {
-        let mut waiting = self.lock();
-        match waiting.states.get_mut(&message.topic) {
-            Some(held) if held.rank > message.rank => return,
-            Some(held) => *held = message,
-            None => {
-                waiting.states.insert(message.topic.clone(), message);
-            }
-        }
-        drop(waiting);
+        self.lock().lines.state(message);
         self.wake.notify_one();
     }
 
     /// Leaves an event. Of too many the newest is dropped.
     pub(crate) fn event(&self, message: Message) {
-        let mut waiting = self.lock();
-        if waiting.events >= EVENTS_MAX {
+        if !self.lock().lines.event(message) {
             metrics::counter!("millpond_gate_events_dropped_total").increment(1);
-            return;
         }
-        waiting.events += 1;
-        waiting.messages.push_back((message, None));
-        drop(waiting);
         self.wake.notify_one();
     }
 
-    /// Leaves a member's message; `told` hears when it has been fanned out.
-    pub(crate) fn message(&self, message: Message, told: Option<Told>) {
-        self.lock().messages.push_back((message, told));
+    /// Leaves a member's message; `publisher` hears when it has been fanned out.
+    pub(crate) fn message(&self, message: Message, publisher: Option<Publisher>) {
+        self.lock().lines.message(message, publisher);
         self.wake.notify_one();
     }
 
     /// Messages that wait.
     pub(crate) fn len(&self) -> usize {
-        let waiting = self.lock();
-        waiting.states.len() + waiting.messages.len()
+        self.lock().lines.len()
     }
 
     /// Ends the bus.
@@ -112,36 +124,48 @@ impl Outbox {
             if waiting.stop {
                 return None;
             }
-            if waiting.bytes < IN_FLIGHT
-                && let Some((message, told)) = waiting.pop()
+            if waiting.has_room()
+                && let Some(Next { pool, message, publisher, cost }) = waiting.lines.pop()
             {
-                let bytes = OVERHEAD + message.bytes();
+                if publisher.as_ref().is_some_and(|publisher| publisher.mailbox.is_revoked()) {
+                    revoked(publisher);
+                    continue;
+                }
+                let (bytes, told) = (OVERHEAD + message.bytes(), publisher.map(|publisher| publisher.told));
                 waiting.bytes += bytes;
-                waiting.under_way.push_back((seq, bytes, told));
+                waiting.work += cost;
+                waiting.under_way.push_back(Sent { seq, pool, bytes, cost, told });
                 return Some(message);
             }
             waiting = self.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// The message `seq` came off the bus: whom to tell. Those before it that did not come are lost.
-    fn arrived(&self, seq: u64) -> Option<Told> {
+    /// The message `seq` came off the bus and has cost so many microseconds: whom to tell. Those before it that did not come
+    /// are lost.
+    fn arrived(&self, seq: u64, cost: u64) -> Option<Told> {
         let mut waiting = self.lock();
         let mut told = None;
-        while waiting.under_way.front().is_some_and(|(sent, ..)| *sent <= seq)
-            && let Some((sent, bytes, whom)) = waiting.under_way.pop_front()
+        while waiting.under_way.front().is_some_and(|sent| sent.seq <= seq)
+            && let Some(sent) = waiting.under_way.pop_front()
         {
-            waiting.bytes -= bytes;
-            if sent == seq {
-                told = whom;
+            waiting.bytes -= sent.bytes;
+            waiting.work -= sent.cost;
+            if sent.seq == seq {
+                waiting.lines.has_cost(&sent.pool, cost);
+                told = sent.told;
             } else {
-                // Whoever sent it is told by the drop of `whom`, and sends it again.
-                tracing::error!(sent, "the message router has lost a message");
+                // Whoever sent it is told by the drop of `told`, and sends it again.
+                tracing::error!(sent = sent.seq, "the message router has lost a message");
                 metrics::counter!("millpond_gate_bus_lost_total").increment(1);
             }
         }
+        // The thread that sends fills it up again in one go.
+        let is_low = waiting.under_way.len() <= UNDER_WAY / 2;
         drop(waiting);
-        self.wake.notify_one();
+        if is_low {
+            self.wake.notify_one();
+        }
         told
     }
 
@@ -152,14 +176,17 @@ impl Outbox {
 }
 
 impl Waiting {
-    fn pop(&mut self) -> Option<(Message, Option<Told>)> {
-        let topic = self.states.keys().next().cloned();
-        if let Some(state) = topic.and_then(|topic| self.states.remove(&topic)) {
-            return Some((state, None));
-        }
-        let next = self.messages.pop_front()?;
-        self.events -= usize::from(next.0.is_event());
-        Some(next)
+    fn has_room(&self) -> bool {
+        self.bytes < IN_FLIGHT && self.under_way.len() < UNDER_WAY && self.work < WORK
+    }
+}
+
+/// What was published under a right that has ended goes to nobody.
+fn revoked(publisher: Option<Publisher>) {
+    if let Some(publisher) = publisher {
+        let refusal = Refusal::new(Code::Unauthorized, "the credentials are no longer valid");
+        // Its connection has gone, perhaps.
+        let _ = publisher.told.send(Err(refusal));
     }
 }
 
@@ -170,7 +197,7 @@ impl Waiting {
 pub(crate) fn start(hub: &Arc<Hub>) -> Result<CancellationToken, std::io::Error> {
     let config = RouterConfig {
         max_connections: 4,
-        max_outgoing_packet_count: BATCH,
+        max_outgoing_packet_count: HANDED_OVER,
         max_segment_size: SEGMENT,
         max_segment_count: 2,
         ..RouterConfig::default()
@@ -218,10 +245,13 @@ fn send_all(hub: &Hub, tx: &mut LinkTx, epoch: Instant) -> std::io::Result<()> {
 /// Takes what has come and fans it out; then wakes everybody concerned, once.
 async fn fan_out(hub: &Hub, mut rx: LinkRx, epoch: Instant) -> std::io::Result<()> {
     let (mut woken, mut told) = (Vec::new(), Vec::new());
-    let mut is_asleep = false;
+    let (mut is_asleep, mut batch) = (false, Duration::ZERO);
     loop {
-        let mut next = if is_asleep { None } else { rx.next().now_or_never() };
+        // There may always be more.
+        let is_over = is_asleep || batch >= BATCH;
+        let mut next = if is_over { None } else { rx.next().now_or_never() };
         if next.is_none() {
+            batch = Duration::ZERO;
             wake(&mut woken);
             for (whom, fanned) in told.drain(..) {
                 let whom: Told = whom;
@@ -239,13 +269,65 @@ async fn fan_out(hub: &Hub, mut rx: LinkRx, epoch: Instant) -> std::io::Result<(
         match next.transpose().map_err(Error::other)?.flatten() {
             Some(Notification::Forward(forward)) => {
                 let Some((seq, message)) = from_bus(forward.publish.payload, epoch) else { continue };
-                let fanned = hub.deliver(message, &mut woken);
-                if let Some(whom) = hub.outbox().arrived(seq) {
+                let begun = Instant::now();
+                let fanned = hub.deliver(message, begun, &mut woken);
+                let cost = begun.elapsed();
+                batch += cost;
+                if let Some(whom) = hub.outbox().arrived(seq, cost.as_micros() as u64) {
                     told.push((whom, fanned));
                 }
             }
             Some(Notification::Unschedule) => is_asleep = true,
             Some(_) | None => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::registry::EndReason;
+
+    fn message(text: &'static str) -> Message {
+        Message::event("app/p/x".into(), Bytes::from_static(text.as_bytes()))
+    }
+
+    #[test]
+    fn what_waits_for_the_bus_goes_nowhere_once_its_publisher_was_revoked() {
+        let (outbox, mailbox) = (Outbox::default(), Hub::default().mailbox(&"p".parse().unwrap(), None));
+        let (told, mut hears) = oneshot::channel();
+        outbox.message(message("stolen"), Some(Publisher { mailbox: mailbox.clone(), told }));
+        outbox.message(message("others'"), None);
+        mailbox.end(EndReason::Revoked);
+        assert_eq!(outbox.next(0), Some(message("others'")));
+        let refused = hears.try_recv().unwrap().map(drop);
+        assert_eq!(refused.map_err(|refusal| refusal.code), Err(Code::Unauthorized));
+    }
+
+    #[test]
+    fn what_is_dear_waits_in_line_and_not_on_the_bus() {
+        let outbox = Outbox::default();
+        let sent = |seq| {
+            let has_room = outbox.lock().has_room();
+            has_room.then(|| outbox.next(seq))
+        };
+        let mut seq = 0;
+        let mut send_all = || {
+            let first = seq;
+            while sent(seq).is_some() {
+                seq += 1;
+            }
+            first..seq
+        };
+        (0..200).for_each(|_| outbox.message(message(""), None));
+        let cheap = send_all();
+        assert_eq!(cheap.clone().count(), UNDER_WAY);
+        cheap.for_each(|seq| drop(outbox.arrived(seq, WORK / 2)));
+        let dear = send_all();
+        assert_eq!(dear.clone().count(), 2);
+        dear.for_each(|seq| drop(outbox.arrived(seq, 3 * WORK)));
+        assert_eq!(send_all().count(), 1, "one always has room");
     }
 }

@@ -179,13 +179,13 @@ pub(crate) struct Filter {
     pub(crate) replay: Replay,
 }
 
-/// Retain Handling: whether retained messages and current state are wanted at SUBSCRIBE.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// Retain Handling: whether retained messages and current state are wanted at SUBSCRIBE. What brings more of them is greater.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Replay {
+    Never,
+    IfNew,
     #[default]
     Always,
-    IfNew,
-    Never,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,6 +19,8 @@ use crate::registry::EndReason;
 pub(crate) struct Mailbox {
     id: u64,
     is_online: AtomicBool,
+    /// Its member was revoked: nothing that the session says goes out any more.
+    is_revoked: AtomicBool,
     /// Counts the times that something was taken, and the count at which somebody waited for more in vain.
     taken: AtomicU64,
     given_up: AtomicU64,
@@ -65,6 +67,7 @@ impl Mailbox {
         Self {
             id,
             is_online: AtomicBool::new(true),
+            is_revoked: AtomicBool::new(false),
             taken: AtomicU64::new(0),
             given_up: AtomicU64::new(u64::MAX),
             held: AtomicUsize::new(0),
@@ -123,15 +126,16 @@ impl Mailbox {
         // A revocation ends the session too, whatever else has ended the connection.
         if reason == EndReason::Revoked {
             waiting.end = Some(reason);
+            self.is_revoked.store(true, Ordering::SeqCst);
         }
         waiting.end.get_or_insert(reason);
         drop(waiting);
         self.notify.notify_one();
     }
 
-    /// Whether the member was revoked, and the connection has not heard of it.
+    /// Whether the member was revoked, for ever: nobody takes up such a session.
     pub(crate) fn is_revoked(&self) -> bool {
-        self.lock().end == Some(EndReason::Revoked)
+        self.is_revoked.load(Ordering::SeqCst)
     }
 
     /// Its connection holds so many bytes of messages on app topics.

@@ -30,6 +30,8 @@
 mod away;
 pub(crate) mod mailbox;
 pub(crate) mod message;
+mod pool;
+mod pools;
 mod queue;
 mod retained;
 pub(crate) mod trie;
@@ -38,38 +40,31 @@ pub(crate) mod weight;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use millpond_protocol::{PoolName, Refusal, app_topics, limits};
 use tokio::sync::oneshot;
 
 use self::away::{Away, AwayBytes};
-use self::mailbox::{Holding, Mailbox};
-use self::message::{Mail, Message};
-use self::queue::Put;
+use self::mailbox::Mailbox;
+use self::message::Message;
+use self::pools::Pools;
 use self::retained::Retained;
-use self::trie::{Options, Trie};
-use self::weight::{Sum, Weight};
-use crate::bus::Outbox;
+use self::trie::Options;
+use self::weight::Sum;
+use crate::bus::{Outbox, Publisher};
 use crate::codec::packet::Replay;
 
 /// How long a publisher waits for subscribers that are behind.
 const PACE_MAX: Duration = Duration::from_millis(250);
 /// How often it looks.
 const PACE_STEP: Duration = Duration::from_millis(2);
-/// Subscribers of those that are behind that it looks at.
-const PACE_SAMPLE: usize = 16;
-
-/// How often a pool that has too much in memory looks for who holds it: those who were ended need some time to go.
-const RELIEF: Duration = Duration::from_millis(50);
-/// Bytes that a session may hold whatever its pool has.
-const HELD_MIN: usize = 256 << 10;
 
 /// Subscriptions and retained messages of all pools, and the way onto the bus.
 #[derive(Debug)]
 pub(crate) struct Hub {
-    pools: Mutex<HashMap<String, Arc<Mutex<Pool>>>>,
+    pools: Pools,
     ids: AtomicU64,
     /// Of every pool that had a session. Pools are made by who runs the server, so they are few.
     away: Mutex<HashMap<PoolName, Arc<AwayBytes>>>,
@@ -83,7 +78,7 @@ pub(crate) struct Hub {
 impl Default for Hub {
     fn default() -> Self {
         Self {
-            pools: Mutex::default(),
+            pools: Pools::default(),
             ids: AtomicU64::default(),
             away: Mutex::default(),
             outbox: Outbox::default(),
@@ -91,18 +86,6 @@ impl Default for Hub {
             answers: Arc::default(),
         }
     }
-}
-
-#[derive(Debug, Default)]
-struct Pool {
-    trie: Trie<Arc<Mailbox>>,
-    retained: Retained,
-    /// What its messages take, whoever holds them.
-    bytes: Arc<Sum>,
-    /// Everybody who ever subscribed and is still there, and the number at which those are looked for who are not.
-    sessions: HashMap<u64, Weak<Mailbox>>,
-    look_at: usize,
-    relieved: Option<Instant>,
 }
 
 /// What became of a message.
@@ -142,29 +125,10 @@ impl Hub {
         options: Options,
         replay: Replay,
     ) {
-        let (group, inner) = split(filter);
         let is_first = mailbox.add_filter(filter);
-        let wakes = self.with(pool.as_str(), |pool| {
-            if is_first {
-                pool.meet(mailbox);
-            }
-            let is_new = pool.trie.insert(group, inner, mailbox.clone(), options);
-            let wanted = match replay {
-                Replay::Always => true,
-                Replay::IfNew => is_new,
-                Replay::Never => false,
-            };
-            let mut wakes = false;
-            if wanted && group.is_none() {
-                for message in pool.retained.matching(inner, Instant::now()) {
-                    let qos = message.qos.min(options.qos);
-                    let tags = options.tag.into_iter().collect();
-                    let copy = Mail { message: message.clone(), qos, retain: true, replay: true, tags };
-                    wakes |= mailbox.put(copy).1;
-                }
-            }
-            wakes
-        });
+        let wakes = self
+            .pools
+            .with(pool.as_str(), |pool| pool.subscribe(mailbox, is_first, split(filter), options, replay));
         if wakes {
             mailbox.wake();
         }
@@ -185,38 +149,28 @@ impl Hub {
     }
 
     fn remove<'a>(&self, pool: &PoolName, mailbox: u64, filters: impl Iterator<Item = &'a str>) {
-        // Both locks, so that nobody adds to a pool that is being dropped.
-        let mut pools = lock(&self.pools);
-        let Some(held) = pools.get(pool.as_str()).cloned() else { return };
-        let mut held = lock(&held);
-        for filter in filters {
-            let (group, inner) = split(filter);
-            held.trie.remove(group, inner, mailbox);
-        }
-        if held.trie.is_empty() && held.retained.is_empty() && held.bytes.bytes() == 0 {
-            pools.remove(pool.as_str());
-        }
+        self.pools.lessen(pool.as_str(), |pool| {
+            for filter in filters {
+                let (group, inner) = split(filter);
+                pool.trie.remove(group, inner, mailbox);
+            }
+        });
     }
 
     /// Forgets what a pool retains.
     pub(crate) fn forget_retained(&self, pool: &PoolName) {
-        let mut pools = lock(&self.pools);
-        let Some(held) = pools.get(pool.as_str()).cloned() else { return };
-        let mut held = lock(&held);
-        held.retained = Retained::default();
-        if held.trie.is_empty() && held.bytes.bytes() == 0 {
-            pools.remove(pool.as_str());
-        }
+        self.pools.lessen(pool.as_str(), |pool| pool.retained = Retained::default());
     }
 
-    /// Puts a message in line. The call takes the place; the future resolves when it is in the mailbox of everybody whom it
-    /// is for, and they are not behind.
+    /// Puts a message of the session with that mailbox in line. The call takes the place; the future resolves when it is in
+    /// the mailbox of everybody whom it is for, and they are not behind.
     pub(crate) fn publish(
         &self,
         message: Message,
+        from: &Arc<Mailbox>,
     ) -> impl Future<Output = Result<(), Refusal>> + Send + use<> {
         let (told, fanned) = oneshot::channel();
-        self.outbox.message(message, Some(told));
+        self.outbox.message(message, Some(Publisher { mailbox: from.clone(), told }));
         async move {
             let gone = || Refusal::unavailable("the server is about to restart");
             let fanned: Fanned = fanned.await.map_err(|_| gone())??;
@@ -226,106 +180,14 @@ impl Hub {
     }
 
     /// Fans a message out that came off the bus. `woken` gathers who is to be woken.
-    pub(crate) fn deliver(&self, message: Message, woken: &mut Vec<Arc<Mailbox>>) -> Result<Fanned, Refusal> {
-        let (name, is_pool_wide, now) = (message.pool().to_owned(), message.is_pool_wide(), Instant::now());
-        self.with(&name, |pool| {
-            let weight =
-                if is_pool_wide { Weight::default() } else { Weight::new(&pool.bytes, message.footprint()) };
-            let message = Arc::new(Message { weight, ..message });
-            if message.retain && !is_pool_wide {
-                pool.retained.set(&message, now)?;
-            }
-            let over = pool.bytes.bytes().saturating_sub(self.pool_bytes_max.load(Ordering::Relaxed));
-            if over > 0 {
-                pool.relieve(over, now, woken);
-            }
-            Ok(pool.fan_out(&message, over > 0, woken))
-        })
-    }
-
-    fn with<R>(&self, name: &str, work: impl FnOnce(&mut Pool) -> R) -> R {
-        let mut pools = lock(&self.pools);
-        let pool = match pools.get(name) {
-            Some(pool) => pool.clone(),
-            None => pools.entry(name.to_owned()).or_default().clone(),
-        };
-        // Taken before the other is given up: a pool that is being dropped would take no subscription along.
-        let mut pool = lock(&pool);
-        drop(pools);
-        work(&mut pool)
-    }
-}
-
-impl Pool {
-    /// Remembers a session that may come to hold messages.
-    fn meet(&mut self, mailbox: &Arc<Mailbox>) {
-        if self.sessions.len() >= self.look_at {
-            self.sessions.retain(|_, session| session.strong_count() > 0);
-            self.look_at = 64.max(2 * self.sessions.len());
-        }
-        self.sessions.insert(mailbox.id(), Arc::downgrade(mailbox));
-    }
-
-    /// Ends the connections that hold most, until what they hold is `over` bytes. Whoever shares it with others frees
-    /// nothing: then it is their turn next time.
-    fn relieve(&mut self, mut over: usize, now: Instant, woken: &mut Vec<Arc<Mailbox>>) {
-        if self.relieved.is_some_and(|at| now < at + RELIEF) {
-            return;
-        }
-        self.relieved = Some(now);
-        let mut holders = Vec::new();
-        for mailbox in self.sessions.values().filter_map(Weak::upgrade) {
-            match mailbox.holding() {
-                // Ended by an earlier turn, and about to let it go.
-                Holding::Leaving(held) => over = over.saturating_sub(held),
-                Holding::Online(held) if held > HELD_MIN => holders.push((held, mailbox)),
-                Holding::Online(_) | Holding::Away => {}
-            }
-        }
-        holders.sort_by_key(|(held, _)| std::cmp::Reverse(*held));
-        for (held, mailbox) in holders {
-            if over == 0 {
-                return;
-            }
-            over = over.saturating_sub(held);
-            mailbox.overflow();
-            woken.push(mailbox);
-        }
-    }
-
-    fn fan_out(&mut self, message: &Arc<Message>, is_pressed: bool, woken: &mut Vec<Arc<Mailbox>>) -> Fanned {
-        let mut found: Vec<(&Arc<Mailbox>, Mail)> = Vec::new();
-        self.trie.matches(&message.topic, &mut |mailbox, options| {
-            if options.no_local && mailbox.id() == message.session {
-                return;
-            }
-            let copy = Mail {
-                message: message.clone(),
-                qos: message.qos.min(options.qos),
-                retain: message.retain && options.as_published,
-                replay: false,
-                tags: options.tag.into_iter().collect(),
-            };
-            found.push((mailbox, copy));
-        });
-        merge(&mut found);
-        let (mut fanned, mut behind, receivers) = (Fanned::default(), 0, found.len());
-        for (mailbox, copy) in found {
-            let (put, wakes) = mailbox.put_under(copy, is_pressed);
-            if wakes {
-                woken.push(mailbox.clone());
-            }
-            if put == Put::Behind {
-                behind += 1;
-                if fanned.behind.len() < PACE_SAMPLE {
-                    fanned.behind.push(mailbox.clone());
-                }
-            }
-        }
-        if behind * 2 <= receivers {
-            fanned.behind.clear();
-        }
-        fanned
+    pub(crate) fn deliver(
+        &self,
+        message: Message,
+        now: Instant,
+        woken: &mut Vec<Arc<Mailbox>>,
+    ) -> Result<Fanned, Refusal> {
+        let (name, bytes_max) = (message.pool().to_owned(), self.pool_bytes_max.load(Ordering::Relaxed));
+        self.pools.with(&name, |pool| pool.deliver(message, bytes_max, now, woken))
     }
 }
 
@@ -340,21 +202,6 @@ async fn pace(behind: &[Arc<Mailbox>]) {
         }
         tokio::time::sleep(PACE_STEP).await;
     }
-}
-
-/// One copy for each session, at the highest QoS of its subscriptions and with the identifiers of all (OASIS MQTT 5, 3.3.4).
-fn merge(found: &mut Vec<(&Arc<Mailbox>, Mail)>) {
-    // Within one filter everybody is there once, and most topics match one.
-    found.sort_by_key(|(mailbox, _)| mailbox.id());
-    found.dedup_by(|(mailbox, copy), (kept, into)| {
-        if mailbox.id() != kept.id() {
-            return false;
-        }
-        into.qos = into.qos.max(copy.qos);
-        into.retain |= copy.retain;
-        into.tags.append(&mut copy.tags);
-        true
-    });
 }
 
 /// The share group, if it is a shared subscription, and the filter.

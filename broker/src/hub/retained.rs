@@ -99,10 +99,14 @@ impl Retained {
     ) -> impl Iterator<Item = &'a Arc<Message>> {
         // No topic that matches is outside what begins with the levels ahead of the first wildcard.
         let prefix = filter.split(['+', '#']).next().unwrap_or_default();
-        let prefix = if prefix.len() == filter.len() { prefix } else { prefix.trim_end_matches('/') };
-        let from = (Bound::Included(prefix.to_owned()), Bound::Unbounded);
+        let (prefix, to) = if prefix.len() == filter.len() {
+            // It has no wildcard, and is the one topic that it matches.
+            (prefix, Bound::Included(prefix))
+        } else {
+            (prefix.trim_end_matches('/'), Bound::Unbounded)
+        };
         self.messages
-            .range::<String, _>(from)
+            .range::<str, _>((Bound::Included(prefix), to))
             .map(|(_, message)| message)
             .take_while(move |message| message.topic.starts_with(prefix))
             .filter(move |message| topic::matches(filter, &message.topic) && !message.is_expired(now))

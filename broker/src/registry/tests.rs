@@ -68,6 +68,30 @@ fn a_session_does_not_outlive_a_revocation_that_its_connection_does_not_hear_of(
 }
 
 #[test]
+fn a_connection_that_sees_through_what_was_sent_hears_of_a_revocation_whatever_became_of_its_session() {
+    let (registry, who) = (Arc::new(Registry::default()), who(Role::Publisher));
+    let mut drains = Vec::new();
+    for expiry in [HOUR, HOUR, Duration::ZERO] {
+        let registration = register(&registry, &who).registration;
+        let mailbox = registration.mailbox.clone();
+        drains.push((registration.drain(), mailbox));
+        registration.leave(Leaving { expiry, kept: Kept::default(), will: None });
+    }
+    let other = Principal { name: "other".parse().unwrap(), ..who.clone() };
+    registry.end(&other.pool, &other.name, EndReason::Revoked);
+    registry.end(&who.pool, &who.name, EndReason::TakenOver);
+    assert!(drains.iter().all(|(_, mailbox)| !mailbox.is_revoked()));
+    registry.end(&who.pool, &who.name, EndReason::Revoked);
+    assert!(drains.iter().all(|(_, mailbox)| mailbox.is_revoked()));
+    for left in (0..3).rev() {
+        drains.pop();
+        let draining = &lock(&registry.members).draining;
+        assert_eq!(draining.values().map(Vec::len).sum::<usize>(), left);
+        assert_eq!(draining.is_empty(), left == 0);
+    }
+}
+
+#[test]
 fn a_session_is_not_taken_up_in_another_role() {
     let registry = Arc::new(Registry::default());
     register(&registry, &who(Role::Publisher)).registration.leave(leaving());

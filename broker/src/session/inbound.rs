@@ -88,10 +88,11 @@ impl Inbound {
         self.unreleased.iter().copied().chain(ids.map(|(_, id)| id)).collect()
     }
 
-    /// Forgets messages for other members that wait behind a large one and that the client sends again when it comes back.
-    pub(super) fn forget_held(&mut self) {
-        let is_held = |one: &Pending| one.is_app && one.ack.is_some() && matches!(one.stage, Stage::Held(_));
-        self.pending.retain(|one| !is_held(one));
+    /// Forgets messages for other members that wait behind a large one: those that the client sends again when it comes
+    /// back, or all.
+    pub(super) fn forget_held(&mut self, all: bool) {
+        let is_meant = |one: &Pending| one.is_app && (all || one.ack.is_some());
+        self.pending.retain(|one| !(is_meant(one) && matches!(one.stage, Stage::Held(_))));
         self.count_held();
     }
 

@@ -76,7 +76,7 @@ impl Session {
         });
         let outbound = std::mem::replace(&mut self.outbound, Outbound::new(1, 0, Unsent::default()));
         if self.is_kept() {
-            self.inbound.forget_held();
+            self.inbound.forget_held(false);
         }
         let kept = Kept {
             subscriptions: self.subscriptions.list().to_vec(),

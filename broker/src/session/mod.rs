@@ -83,7 +83,7 @@ pub(crate) struct Session {
     /// The time of the last event.
     now: Instant,
     end: Option<End>,
-    /// Whether it was ended because its member was.
+    /// Whether its member's right ended, before it or after.
     is_revoked: bool,
     is_resumed: bool,
     inbound: inbound::Inbound,
@@ -249,7 +249,7 @@ impl Session {
         }
     }
 
-    /// Somebody ended the connection from outside.
+    /// Somebody ended the connection from outside, or what remains of it.
     pub(crate) fn kick(&mut self, reason: EndReason) {
         let (code, what) = match reason {
             EndReason::Revoked => (reason::NOT_AUTHORIZED, "the credentials are no longer valid"),
@@ -257,7 +257,10 @@ impl Session {
             EndReason::Behind => (reason::SERVER_BUSY, "the server fell behind: connect again"),
             EndReason::QueueFull => (reason::QUOTA, "too much was waiting for this connection"),
         };
-        self.is_revoked |= reason == EndReason::Revoked;
+        if reason == EndReason::Revoked {
+            self.is_revoked = true;
+            self.inbound.forget_held(true);
+        }
         if reason == EndReason::QueueFull {
             metrics::counter!("millpond_gate_overflows_total").increment(1);
         }

@@ -4,14 +4,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
-use millpond_protocol::{AppTopics, Principal, Refusal, Role, limits};
+use millpond_protocol::{AppTopics, Code, Principal, Refusal, Role, limits};
 
 use super::{Effect, End, Kept, Question, Session};
 use crate::backend::Subscription;
+use crate::budget::Held;
 use crate::codec::Version;
-use crate::codec::packet::{Connect, Filter, Head, Packet, Publish, Replay, Subscribe, Unsubscribe};
+use crate::codec::packet::{
+    Connect, Disconnect, Filter, Head, Packet, Publish, Replay, Subscribe, Unsubscribe,
+};
 use crate::config::GateConfig;
 use crate::hub::message::{Mail, Message};
+use crate::registry::EndReason;
 
 /// A session of MQTT 5 that is kept for an hour.
 fn kept(config: GateConfig, kept: Option<Kept>, now: Instant) -> Session {
@@ -50,6 +54,35 @@ fn what_waits_behind_a_large_upload_when_the_connection_ends_is_taken_when_it_is
     effects(&mut after);
     after.packet(publish(2, "app/p/x", 3), now);
     assert!(matches!(&effects(&mut after)[..], [Effect::Publish(_)]));
+}
+
+#[test]
+fn of_what_waits_behind_a_large_upload_nothing_goes_out_to_others_after_a_revocation() {
+    let now = Instant::now();
+    for expiry in [0, 3_600] {
+        // Ended by that, or while it was seen through what was sent before.
+        for ended in [None, Some(Packet::Disconnect(Disconnect::default()))] {
+            let mut session = kept(GateConfig::default(), None, now);
+            session.expiry = Duration::from_secs(expiry);
+            session.packet(publish(1, "mp/p/c/m/up/large", 200_000), now);
+            for (qos, id) in [(0, 0), (1, 2), (2, 3)] {
+                let head = Head { qos, id, topic: "app/p/x".into(), retain: true, ..Head::default() };
+                let publish = Publish { head, payload: Bytes::from_static(b"cmd"), packet: 20 };
+                session.packet(Packet::Publish(publish), now);
+            }
+            session.packet(publish(4, "mp/p/c/m/up/small", 3), now);
+            assert_eq!(effects(&mut session).len(), 1, "the others are held");
+            if let Some(packet) = ended {
+                session.packet(packet, now);
+                session.leaving();
+            }
+            session.kick(EndReason::Revoked);
+            session.outcome(Err(Refusal::new(Code::Unauthorized, "revoked")));
+            assert!(matches!(&effects(&mut session)[..], [Effect::Take(_)]));
+            session.outcome(Ok(()));
+            assert_eq!((session.uncommitted(), session.held()), (0, Held::default()));
+        }
+    }
 }
 
 #[test]

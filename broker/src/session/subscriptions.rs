@@ -139,8 +139,7 @@ impl Session {
             let filter = subscription.filter.clone();
             // Messages to one member do not go through the hub.
             if !filter.starts_with(&format!("mp/{}/d/", self.who.pool)) {
-                let (options, replay) = (Options::of(&subscription), asked.replay);
-                then.push(Effect::Subscribe { filter: filter.clone(), options, replay });
+                subscribe_once(&mut then, &filter, Options::of(&subscription), asked.replay);
             }
             let is_new = self.subscriptions.add(subscription);
             is_change = true;
@@ -300,6 +299,20 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Adds a subscription to what the hub is told. Of one filter that a packet has several times the last one counts, and what
+/// any of them wants of the retained messages comes once: each look at those is work.
+fn subscribe_once(then: &mut Vec<Effect>, filter: &str, options: Options, replay: Replay) {
+    for effect in then.iter_mut() {
+        if let Effect::Subscribe { filter: held, options: last, replay: most } = effect
+            && held == filter
+        {
+            (*last, *most) = (options, replay.max(*most));
+            return;
+        }
+    }
+    then.push(Effect::Subscribe { filter: filter.to_owned(), options, replay });
 }
 
 fn too_many() -> u8 {

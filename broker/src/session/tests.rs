@@ -158,6 +158,25 @@ fn state_is_asked_for_behind_the_subscription_to_its_changes() {
 }
 
 #[test]
+fn a_filter_that_a_packet_names_several_times_is_one_subscription_with_a_code_for_each() {
+    let now = Instant::now();
+    let mut session = session(Version::V5, now);
+    let asked = |qos, replay| Filter { qos, replay, ..plain("mp/p/pool") };
+    let filters =
+        vec![asked(1, Replay::IfNew), plain("mp/p/result"), asked(0, Replay::Never), asked(0, Replay::Never)];
+    session.packet(Packet::Subscribe(Subscribe { id: 1, filters, tag: None }), now);
+    let told: Vec<(String, u8, Replay)> = (session.effects.drain(..))
+        .filter_map(|effect| match effect {
+            Effect::Subscribe { filter, options, replay } => Some((filter, options.qos, replay)),
+            _ => None,
+        })
+        .collect();
+    let result = ("mp/p/result".to_owned(), 1, Replay::Always);
+    assert_eq!(told, [("mp/p/pool".to_owned(), 0, Replay::IfNew), result]);
+    assert_eq!(written(&mut session), [0x90, 7, 0, 1, 0, 1, 1, 0, 0]);
+}
+
+#[test]
 fn of_several_changes_that_wait_only_the_newest_is_sent() {
     let now = Instant::now();
     let mut session = session(Version::V4, now);

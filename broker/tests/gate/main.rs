@@ -12,6 +12,7 @@ mod places;
 mod pressure;
 mod publish;
 mod rate;
+mod revoked;
 mod sessions;
 mod soak;
 mod support;

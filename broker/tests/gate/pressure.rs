@@ -1,8 +1,13 @@
 //! What all connections of a pool hold together.
 
-use millpond_broker::GateConfig;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use crate::support::{Raw, app_config, connect, server_with};
+use millpond_broker::GateConfig;
+use millpond_protocol::limits;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::support::{Raw, app_config, connect, publish, server_with, subscribe};
 
 async fn put(raw: &mut Raw, topic: &str, payload: &[u8]) {
     raw.publish(1, 7, topic, payload).await;
@@ -43,4 +48,39 @@ async fn a_pool_with_too_much_in_memory_loses_who_holds_most_and_nobody_else_is_
     kinds.sort_unstable();
     assert_eq!(kinds, [0x32, 0x40], "its message, and the acknowledgement");
     assert_eq!(server.handle.connections(), 5);
+}
+
+#[tokio::test]
+async fn a_flood_of_subscriptions_leaves_everybody_else_a_turn_in_between() {
+    const PACKETS: usize = 128;
+    let server = server_with(app_config()).await;
+    let mut raw = server.client(4, "publisher").await;
+    for n in 0..limits::RETAINED_PER_MEMBER {
+        let mut bytes = publish(4, 1, 7, &format!("app/p/kept/{n}"), &[], b"x");
+        bytes[0] |= 1;
+        raw.send(&bytes).await;
+        assert_eq!(raw.packet().await, (0x40, vec![0, 7]));
+    }
+    let filters: Vec<String> = (0..64).map(|n| format!("app/p/+/{n}/none")).collect();
+    let filters: Vec<(&str, u8)> = filters.iter().map(|filter| (&**filter, 1)).collect();
+    // On the one thread of the gate and of this test, somebody who always has something to do.
+    let longest = Arc::new(Mutex::new(Duration::ZERO));
+    let measured = longest.clone();
+    let other = tokio::spawn(async move {
+        loop {
+            let begun = Instant::now();
+            tokio::task::yield_now().await;
+            let mut longest = measured.lock().unwrap();
+            *longest = begun.elapsed().max(*longest);
+        }
+    });
+    let begun = Instant::now();
+    let (mut read, mut write) = raw.io.split();
+    let packets = subscribe(4, 1, &filters).repeat(PACKETS);
+    let mut codes = vec![0; PACKETS * (2 + 2 + 64)];
+    let (written, all) = tokio::join!(write.write_all(&packets), read.read_exact(&mut codes));
+    (written.unwrap(), all.unwrap());
+    other.abort();
+    let (all, longest) = (begun.elapsed(), *longest.lock().unwrap());
+    assert!(longest < all / 8, "of {all:?} others waited {longest:?} in one go");
 }
