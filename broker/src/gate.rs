@@ -1,8 +1,7 @@
 //! Start and stop of the gate: the accept loop.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use millpond_net::{Arrival, Entered, Entrance, Listener, Outside, Places, Stream};
@@ -63,7 +62,6 @@ pub(crate) struct Shared {
     pub(crate) connections: Places,
     /// Connections that have ended and write long last words.
     pub(crate) farewells: Semaphore,
-    client_ids: AtomicU64,
 }
 
 impl Shared {
@@ -72,12 +70,6 @@ impl Shared {
         metrics::gauge!("millpond_gate_strangers").set(self.entrance.taken() as f64);
         metrics::gauge!("millpond_gate_waiting").set(self.entrance.waiting() as f64);
         metrics::gauge!("millpond_gate_router_queue").set(self.handle.hub().outbox().len() as f64);
-    }
-
-    /// A client id for a client that brought none.
-    pub(crate) fn next_client_id(&self) -> String {
-        // Client ids count within a member only, so they need not be hard to guess.
-        format!("assigned-{}", self.client_ids.fetch_add(1, Ordering::Relaxed))
     }
 }
 
@@ -94,9 +86,6 @@ impl Gate {
         handle.set_bytes_max(config.out_queue_max);
         handle.hub().set_pool_bytes_max(config.pool_bytes_max);
         let router_dead = bus::start(handle.hub()).map_err(GateError::Start)?;
-        // Sessions outlive a restart: nobody may be given the client id of one of the run before.
-        let since_1970 =
-            SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_micros() as u64);
         let shared = Shared {
             budget: Arc::new(Budget::new(config.uncommitted_bytes_max, config.packet_max())),
             rates: Rates::new(config.member_rate, config.pool_rate),
@@ -110,7 +99,6 @@ impl Gate {
             bytes_out: metrics::counter!("millpond_gate_bytes_out_total"),
             publishes: metrics::counter!("millpond_gate_publishes_total"),
             ack_seconds: metrics::histogram!("millpond_gate_ack_seconds"),
-            client_ids: AtomicU64::new(since_1970),
         };
         let (shared, stop) = (Arc::new(shared), CancellationToken::new());
         let (timed, stopped) = (shared.clone(), stop.clone());

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
+use data_encoding::HEXLOWER;
 use futures_util::future::BoxFuture;
 use millpond_net::{Full, Shown};
 use millpond_protocol::{MemberName, PoolName, Principal, limits};
@@ -221,7 +222,7 @@ async fn sign_in(
         return Err(Refused { v4: 2, v5: reason::CLIENT_ID, why });
     }
     let attempt = attempt(connect, from, shown)?;
-    let assigned = empty.then(|| gate.next_client_id());
+    let assigned = if empty { Some(client_id().ok_or(NO_ANSWER)?) } else { None };
     let client_id = assigned.as_deref().unwrap_or(&connect.client_id);
     let mut force = false;
     loop {
@@ -263,6 +264,13 @@ async fn sign_in(
             }
         }
     }
+}
+
+/// A client id for a client that brought none: of random bits, because a number would tell it how many others came.
+fn client_id() -> Option<String> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).ok()?;
+    Some(format!("assigned-{}", HEXLOWER.encode(&random)))
 }
 
 fn count_refused(limit: &'static str) {
