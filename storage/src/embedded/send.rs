@@ -1,7 +1,9 @@
-//! Bodies on their way out: large reads on a blocking thread, one ahead of the connection.
+//! Bodies on their way out: large reads, one ahead of the connection, on a blocking thread where the disk has to be waited for.
+//!
+//! What is in memory is read at once: to pass each chunk from thread to thread and back costs as much as to copy it.
 
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _};
+use std::io::{self, IoSliceMut, Read as _, Seek as _};
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,6 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::Stream;
+use rustix::io::{ReadWriteFlags, preadv2};
 use s3s::StdError;
 use s3s::stream::{ByteStream, RemainingLength};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -80,6 +83,17 @@ impl Body {
         if bytes.len() as u64 == wanted { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
+    /// The next bytes, up to so many, if they are in memory.
+    fn read_now(&mut self, most: usize) -> Option<Vec<u8>> {
+        let (file, left) = self.file.as_mut().filter(|(_, left)| *left > 0)?;
+        let mut bytes = vec![0; (*left).min(most as u64) as usize];
+        // From where the file stands. What fails, fails again where it may be waited for.
+        let got = preadv2(file, &mut [IoSliceMut::new(&mut bytes)], u64::MAX, ReadWriteFlags::NOWAIT).ok()?;
+        bytes.truncate(got);
+        *left -= got as u64;
+        (got > 0).then_some(bytes)
+    }
+
     fn open_next(&mut self) -> io::Result<bool> {
         let (Some((file, size)), Some((store, _))) = (self.rest.next(), &self.pinned) else {
             return Ok(false);
@@ -126,10 +140,16 @@ impl Outgoing {
     fn hand_on(&mut self, body: Option<Body>, chunk: Bytes) -> Bytes {
         self.left -= chunk.len() as u64;
         self.next = match body {
-            Some(body) => {
-                let unread = self.unread;
-                Next::Reading(spawn_blocking(move || read(body, unread)))
-            }
+            Some(mut body) => match body.read_now(self.unread.min(limits::CHUNK as u64) as usize) {
+                Some(next) => {
+                    self.unread -= next.len() as u64;
+                    Next::Ready((self.unread > 0).then_some(body), next.into())
+                }
+                None => {
+                    let unread = self.unread;
+                    Next::Reading(spawn_blocking(move || read(body, unread)))
+                }
+            },
             None => Next::End,
         };
         chunk
@@ -174,5 +194,28 @@ impl Stream for Outgoing {
 impl ByteStream for Outgoing {
     fn remaining_length(&self) -> RemainingLength {
         RemainingLength::new_exact(usize::try_from(self.left).unwrap_or(usize::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_waits_goes_on_where_was_read_without() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("body");
+        let whole: Vec<u8> = (0..100_000_u32).map(|n| (n / 7) as u8).collect();
+        std::fs::write(&path, &whole).unwrap();
+        let mut body = Body::one(File::open(&path).unwrap(), 90_000);
+        body.skip(1_000).unwrap();
+        let mut read = Vec::new();
+        while read.len() < 89_000 {
+            // Of a file system that cannot say what is in memory nothing comes.
+            read.extend(body.read_now(700).unwrap_or_default());
+            read.extend(body.read(300).unwrap());
+        }
+        assert_eq!(read, whole[1_000..90_000]);
+        assert_eq!((body.read_now(1), body.read(1).unwrap()), (None, Vec::new()));
     }
 }
