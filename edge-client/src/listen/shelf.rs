@@ -100,6 +100,9 @@ impl Shelf {
             // Whoever noted it may have died before that was synced.
             sync_directory(&root.join(".millpond"))?;
             shelf.link()?;
+        } else if named.is_some() {
+            // And whoever made the link, before that: it must last before anybody is told, and before what it named is removed.
+            sync_directory(root)?;
         }
         Ok(shelf)
     }

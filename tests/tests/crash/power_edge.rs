@@ -2,7 +2,7 @@
 
 use futures_util::future::join_all;
 use millpond_protocol::Role;
-use millpond_tests::{Dice, Disk, Edge, Link, Mill, Process, Server, Shim, Taken, was_killed};
+use millpond_tests::{Dice, Disk, Edge, Link, Loss, Mill, Process, Server, Shim, Taken, was_killed};
 use serde_json::json;
 
 use super::edge::{Device, PATIENCE, PROVE};
@@ -51,26 +51,51 @@ async fn push(server: &Server, shim: &Shim, n: u32, dice: &mut Dice) -> Taken {
     taken
 }
 
+/// Who makes results.
+struct Source {
+    link: Link,
+    mill: Mill,
+    made: Vec<Vec<u8>>,
+}
+
+impl Source {
+    async fn join(server: &Server, pool: &str) -> Self {
+        let mill = Mill::join(server.member(pool, "mill", Role::Processor).await, server.api()).await;
+        let link = Link::open(server.member(pool, "source", Role::Publisher).await).await.unwrap();
+        Self { link, mill, made: Vec::new() }
+    }
+
+    /// One more, by URL and over MQTT in turn.
+    async fn make(&mut self) {
+        let (pool, n) = (&self.link.who.pool, self.made.len());
+        let topic = format!("mp/{pool}/c/source/up/u{n}");
+        self.link.publish(&topic, vec![1], Default::default()).await.unwrap();
+        let lease = self.mill.trigger(&json!({})).await.unwrap();
+        self.made.push(content(&format!("result {n}"), if n % 2 == 0 { 300_000 } else { 3_000 }));
+        self.mill.answer(&lease, self.made[n].clone()).await.unwrap();
+    }
+}
+
+/// A device that listens on a disk of its own.
+async fn listener(server: &Server, shim: &Shim, pool: &str) -> (Edge, Disk) {
+    let mut edge = Edge::new(server, server.member(pool, "keeper", Role::Listener).await).await;
+    let disk = Disk::new(shim, edge.directory(), &["results"]);
+    edge.set_environment(disk.environment());
+    (edge, disk)
+}
+
 /// The power fails at some sync of `listen`, or after it.
 async fn listen(server: &Server, shim: &Shim, results: usize, dice: &mut Dice) -> Taken {
-    let pool = "power";
-    let mut edge = Edge::new(server, server.member(pool, "keeper", Role::Listener).await).await;
-    let mut disk = Disk::new(shim, edge.directory(), &["results"]);
-    edge.set_environment(disk.environment());
-    let mill = Mill::join(server.member(pool, "mill", Role::Processor).await, server.api()).await;
-    let link = Link::open(server.member(pool, "source", Role::Publisher).await).await.unwrap();
+    let (edge, mut disk) = listener(server, shim, "power").await;
+    let mut source = Source::join(server, "power").await;
     let listen = ["listen", "--once", "--keep", "1", "--exec", PROVE];
     let shown = |edge: &Edge| {
         let current = edge.directory().join("results/current");
         std::fs::symlink_metadata(&current).is_ok().then(|| std::fs::read(&current))
     };
-    let (mut made, mut promised, mut taken) = (Vec::new(), None, Taken::default());
+    let (mut promised, mut taken) = (None, Taken::default());
     for n in 0..=results {
-        link.publish(&format!("mp/{pool}/c/source/up/u{n}"), vec![1], Default::default()).await.unwrap();
-        let lease = mill.trigger(&json!({})).await.unwrap();
-        // By URL and over MQTT.
-        made.push(content(&format!("result {n}"), if n % 2 == 0 { 300_000 } else { 3_000 }));
-        mill.answer(&lease, made[n].clone()).await.unwrap();
+        source.make().await;
         // The last one is shown in peace.
         for _ in 0..if n < results { 3 } else { 0 } {
             disk.fail_at(dice.below(24));
@@ -86,13 +111,13 @@ async fn listen(server: &Server, shim: &Shim, results: usize, dice: &mut Dice) -
                 continue;
             };
             let current = current.unwrap_or_else(|error| panic!("current names no result: {error}"));
-            let version = made.iter().position(|result| *result == current);
+            let version = source.made.iter().position(|result| *result == current);
             let version = version.expect("current is a whole result");
             assert!(Some(version) >= promised, "result {version} is shown after {promised:?}");
         }
     }
     edge.done(&listen).await;
-    assert!(shown(&edge).unwrap().unwrap() == *made.last().unwrap(), "current is not the newest");
+    assert!(shown(&edge).unwrap().unwrap() == *source.made.last().unwrap(), "current is not the newest");
     let entries = std::fs::read_dir(edge.directory().join("results")).unwrap();
     let versions = entries.filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_dir()).count() - 1;
     assert_eq!(versions, 1, "versions are left over");
@@ -121,4 +146,34 @@ async fn a_loss_of_power_takes_nothing_that_the_edge_client_promised() {
     assert!(taken.files > 0 && taken.names > 0, "the power has never failed: {taken:?}");
     let checked = server.cli().args(["check", "--deep"]).output().unwrap();
     assert!(checked.status.success(), "{checked:?}");
+}
+
+/// The first `listen` dies at one sync after the other and the power stays: the next one finds all that was never synced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_listen_has_ended_with_lasts_whichever_sync_the_one_before_died_at() {
+    if !has_points("MILLPOND_EDGE_BIN") {
+        return;
+    }
+    let Some(shim) = Shim::new() else { return };
+    let server = Server::start().await;
+    server.pool("last", json!({ "grouping": "count", "count": 10_000, "spread_s": 0 })).await;
+    let (edge, mut disk) = listener(&server, &shim, "last").await;
+    let mut source = Source::join(&server, "last").await;
+    // Nothing is pruned, for that syncs the directory too.
+    let listen = ["listen", "--once", "--keep", "100", "--exec", PROVE];
+    for nth in 1.. {
+        source.make().await;
+        disk.fail_at(nth);
+        let ended = ends(edge.start("listen", &listen), &disk).await;
+        edge.done(&listen).await;
+        disk.fail(&mut Loss::Everything);
+        let current = std::fs::read(edge.directory().join("results/current")).unwrap();
+        assert!(
+            Some(&current) == source.made.last(),
+            "sync {nth}: current is not what `listen` has ended with"
+        );
+        if ended {
+            return assert!(nth > 8, "it syncs {nth} times");
+        }
+    }
 }
