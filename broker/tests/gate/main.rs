@@ -15,4 +15,5 @@ mod rate;
 mod revoked;
 mod sessions;
 mod soak;
+mod standard;
 mod support;
