@@ -4,10 +4,13 @@
 
 use std::time::Duration;
 
+use millpond_protocol::message::answer::PutTo;
 use millpond_protocol::{Role, Sha256};
+use millpond_tests::wire::connect_of;
 use millpond_tests::{Api, Credentials, Mill, Plain, Server, recent_hour, until};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// The audit trail, newest first.
 async fn audit(server: &Server, query: &str) -> Vec<Value> {
@@ -287,4 +290,44 @@ async fn a_join_token_that_has_ended_or_is_used_up_lets_nobody_in_and_the_trail_
     let again = join("ended", 1).await;
     assert_eq!(ended.call(Method::POST, path, Some(&enrol("late"))).await.0, 403);
     again.post(path, &enrol("late")).await;
+}
+
+#[tokio::test]
+async fn while_the_ledger_cannot_be_asked_nobody_is_taken_for_a_stranger_and_everybody_is_told_to_come_again()
+{
+    let server = Server::with(&[("MILLPOND__LIMITS__SIGN_IN_FAILURES_PER_NAME", "1")]).await;
+    server.pool("p", json!({})).await;
+    let who = server.member("p", "dev", Role::Publisher).await;
+    let api = Api::new(format!("http://{}", server.ports().http), who.token.clone());
+    let bytes = vec![7; 200_000];
+    let put = json!({"id": "x", "upload": "x", "size": bytes.len(), "sha256": Sha256::of(&bytes)});
+    let granted = api.post("/v1/pools/p/ask/put", &put).await;
+    let to: PutTo = serde_json::from_value(granted["to"].clone()).unwrap();
+    let user = format!("{}/{}", who.pool, who.member);
+    let sign_in = async || {
+        let mut io = tokio::net::TcpStream::connect(server.mqtt()).await.unwrap();
+        io.write_all(&connect_of(5, 0xC2, &[], &["x", &user, &who.token])).await.unwrap();
+        let mut connack = [0; 4];
+        io.read_exact(&mut connack).await.unwrap();
+        connack[3]
+    };
+    // To a token over HTTP, to a URL that somebody was given, to whoever signs in over MQTT.
+    let answers = async || {
+        let (asked, answer) = api.call(Method::POST, "/v1/pools/p/ask/time", Some(&json!({"id": "t"}))).await;
+        let code = answer["error"]["code"].as_str().unwrap_or_default().to_owned();
+        (asked, code, api.send(&to, bytes.clone()).await, sign_in().await)
+    };
+    assert_eq!(answers().await, (200, String::new(), 200, 0));
+    let ledger = rusqlite::Connection::open(server.data().join("ledger.db")).unwrap();
+    ledger.busy_timeout(Duration::from_secs(60)).unwrap();
+    // Who is a member of what does not read.
+    ledger.execute_batch("ALTER TABLE members RENAME TO members_gone").unwrap();
+    for _ in 0..3 {
+        assert_eq!(answers().await, (503, "unavailable".to_owned(), 503, 0x88));
+    }
+    ledger.execute_batch("ALTER TABLE members_gone RENAME TO members").unwrap();
+    // Nothing of it counts as a failure: one is enough to have to wait.
+    assert_eq!(answers().await, (200, String::new(), 200, 0));
+    let trail = audit(&server, "").await;
+    assert!(trail.iter().all(|entry| entry["action"] != "sign-in-refused"), "{trail:?}");
 }
