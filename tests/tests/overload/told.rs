@@ -34,6 +34,7 @@ enum Limit {
     ConnectBytes,
     ConnectTime,
     Connections,
+    ConnectionsOfAddress,
     Sessions,
     Subscriptions,
     FilterLevels,
@@ -42,6 +43,8 @@ enum Limit {
     TopicBytes,
     UserProperties,
     MessageBytes,
+    BundleBytes,
+    AskBytes,
     PacketBytes,
     Unreleased,
     HttpBody,
@@ -53,10 +56,11 @@ enum Limit {
 }
 
 /// Each limit, what whoever is over it is told, and what counts it.
-const LIMITS: [(Limit, &str, &str, &str); 19] = [
+const LIMITS: [(Limit, &str, &str, &str); 22] = [
     (Limit::ConnectBytes, "0x95", CONNECTS, r#"limit="connect_bytes""#),
     (Limit::ConnectTime, "closed", CONNECTS, r#"limit="connect_time""#),
     (Limit::Connections, "0x97", CONNECTS, r#"limit="member""#),
+    (Limit::ConnectionsOfAddress, "0x97", CONNECTS, r#"limit="address""#),
     (Limit::Sessions, "0x97", CONNECTS, r#"limit="member""#),
     (Limit::Subscriptions, "0x97", FILTERS, r#"limit="number""#),
     (Limit::FilterLevels, "0x8f", FILTERS, r#"limit="length""#),
@@ -65,6 +69,8 @@ const LIMITS: [(Limit, &str, &str, &str); 19] = [
     (Limit::TopicBytes, "0x97", REFUSED, r#"code="too_large""#),
     (Limit::UserProperties, "0x97", REFUSED, r#"code="too_large""#),
     (Limit::MessageBytes, "0x97", REFUSED, r#"code="too_large""#),
+    (Limit::BundleBytes, "0x97", REFUSED, r#"code="too_large""#),
+    (Limit::AskBytes, "0x97", REFUSED, r#"code="too_large""#),
     (Limit::PacketBytes, "0x95", ENDED, r#"code="0x95""#),
     (Limit::Unreleased, "0x93", ENDED, r#"code="0x93""#),
     (Limit::HttpBody, "too_large", HTTP, r#"code="too_large""#),
@@ -77,7 +83,10 @@ const LIMITS: [(Limit, &str, &str, &str); 19] = [
 
 #[tokio::test]
 async fn who_goes_over_a_limit_is_told_by_its_code_and_counted_and_others_go_on() {
-    let stage = Stage::set(&[SMALL[0], ("MILLPOND__LIMITS__CONNECT_TIMEOUT_S", "3")]).await;
+    let timeout = ("MILLPOND__LIMITS__CONNECT_TIMEOUT_S", "3");
+    // More than those have that go on beside.
+    let of_address = ("MILLPOND__LIMITS__CONNECTIONS_PER_ADDRESS", "40");
+    let stage = Stage::set(&[SMALL[0], timeout, of_address]).await;
     stage.server.pool("full", json!({"quota_bytes": 100_000})).await;
     let mut wrong = Vec::new();
     for (limit, code, metric, label) in LIMITS {
@@ -125,6 +134,19 @@ impl Limit {
                 }
                 Client::open(server, &who, "more", 0).await.answer(CONNACK).await
             }
+            Self::ConnectionsOfAddress => {
+                let mut held = Vec::new();
+                // More than the address may have, of eight members.
+                for n in 0..64 {
+                    let mut client = Client::open(server, &stage.field.bad[n / 8], &format!("a{n}"), 0).await;
+                    let told = client.answer(CONNACK).await;
+                    if told != "0x00" {
+                        return told;
+                    }
+                    held.push(client);
+                }
+                "nothing".to_owned()
+            }
             Self::Sessions => {
                 for n in 0..limits::SESSIONS_PER_MEMBER {
                     let mut kept = Client::open(server, &who, &format!("s{n}"), 3_600).await;
@@ -171,6 +193,16 @@ impl Limit {
             Self::MessageBytes => {
                 let mut client = Client::sign_in(server, &who, "x").await;
                 client.publish("app/demo/long", &[], &vec![0; limits::PUBLISH_MAX + 1]).await
+            }
+            Self::BundleBytes => {
+                let mut client = Client::sign_in(server, &who, "x").await;
+                let topic = format!("mp/demo/c/{}/bundle/b", who.member);
+                client.publish(&topic, &[], &vec![0; limits::BUNDLE_MAX + 1]).await
+            }
+            Self::AskBytes => {
+                let mut client = Client::sign_in(server, &who, "x").await;
+                let topic = format!("mp/demo/c/{}/ask/time", who.member);
+                client.publish(&topic, &[], &vec![b' '; limits::ASK_MAX + 1]).await
             }
             Self::PacketBytes => {
                 let mut client = Client::sign_in(server, &who, "x").await;
