@@ -301,6 +301,8 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        // It may be this one's turn to be judged, and others wait for theirs.
+        self.lost = None;
         let (who, client_id) = (self.session.who().clone(), registration.client_id.clone());
         // What it subscribes to outlives the connection.
         while self.session.is_kept() && self.apply() {

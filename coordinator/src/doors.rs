@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use millpond_net::tls::Renewal;
 use millpond_net::{Door, Tls, tls};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::ledger::Ledger;
 
 /// The doors of all listeners.
 pub(crate) struct Doors {
@@ -63,12 +66,27 @@ impl Doors {
         self.authority.as_ref()
     }
 
-    /// Takes up renewed files until `shutdown`.
-    pub(crate) fn watch(&self, shutdown: CancellationToken) -> impl Future<Output = ()> + use<> {
+    /// Takes up renewed files until `shutdown`. What became of them is in the audit trail.
+    pub(crate) fn watch(
+        &self,
+        ledger: Ledger,
+        shutdown: CancellationToken,
+    ) -> impl Future<Output = ()> + use<> {
         let (tls, every) = (self.tls.clone(), Duration::from_secs(self.config.tls.reload_s));
         async move {
+            let tell = |renewal| {
+                let ledger = ledger.clone();
+                async move {
+                    let (action, detail) = match renewal {
+                        Renewal::Done { changed } => ("tls-renew", json!({ "changed": changed })),
+                        Renewal::Refused { why } => ("tls-refuse", json!({ "reason": why })),
+                    };
+                    // A trail that cannot be written is in the log at least.
+                    let _ = ledger.write(move |tx| tx.audit(None, "server", "local", action, &detail)).await;
+                }
+            };
             match tls {
-                Some(tls) => tls.watch(every, shutdown).await,
+                Some(tls) => tls.watch(every, tell, shutdown).await,
                 None => shutdown.cancelled().await,
             }
         }

@@ -131,7 +131,7 @@ pub async fn run(
         let (gate, stop) = (gate.clone(), front.clone());
         fronts.spawn(async move { gate.serve(listener, stop).await.context("the gate") });
     }
-    tasks.spawn(part("certificates", doors.watch(inner.clone())));
+    tasks.spawn(part("certificates", doors.watch(ledger.clone(), inner.clone())));
     let api = http::Parts {
         asks,
         identity,

@@ -269,7 +269,7 @@ pub(super) const COUNTERS: [(&str, &str); 40] = [
     ("millpond_http_sign_in_failures_total", "HTTP requests with a token that is not valid"),
 ];
 
-pub(super) const GAUGES: [(&str, &str); 16] = [
+pub(super) const GAUGES: [(&str, &str); 17] = [
     ("millpond_batches", "Batches, by state"),
     ("millpond_rounds", "Rounds, by state"),
     ("millpond_members", "Members that are not revoked, by role"),
@@ -284,6 +284,10 @@ pub(super) const GAUGES: [(&str, &str); 16] = [
     ),
     ("millpond_ledger_queue", "Jobs that wait for the ledger's writer"),
     ("millpond_tls_certificate_expires_seconds", "When the certificate in use ends, in Unix time"),
+    (
+        "millpond_tls_revocations_due_seconds",
+        "When the first list of revocations in use is to be replaced by a newer one, in Unix time; 0: there is none",
+    ),
     ("millpond_gate_connections", "MQTT connections"),
     ("millpond_gate_strangers", "Connections that have not signed in yet"),
     ("millpond_gate_waiting", "Connections that wait for a place to sign in"),

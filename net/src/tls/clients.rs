@@ -1,9 +1,9 @@
 //! Members that sign in with a certificate: which authority speaks for which pool, and who a certificate names.
 //!
 //! A directory holds `{pool}.crt`, the authorities of that pool in PEM, and beside it perhaps `{pool}.crl`, what they
-//! revoked. A handshake accepts what any pool's authority signed; then the pool that the certificate names has its own
-//! authorities alone look at it, so that no pool's authority can speak for another's members. The names of authorities
-//! are not sent to clients: pools do not see each other.
+//! revoked ([`lists`](super::lists)). A handshake accepts what any pool's authority signed; then the pool that the certificate
+//! names has its own authorities alone look at it, so that no pool's authority can speak for another's members. The names of
+//! authorities are not sent to clients: pools do not see each other.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,6 +18,8 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::{CertificateError, Error, RootCertStore};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use super::lists::Revoked;
 
 /// What a certificate's URI begins with: `millpond://{pool}/{member}`.
 const SCHEME: &str = "millpond://";
@@ -38,9 +40,14 @@ pub(super) type Files = BTreeMap<String, Vec<u8>>;
 
 /// Who speaks for which pool.
 pub(super) struct Authorities {
-    pools: BTreeMap<PoolName, Arc<dyn ClientCertVerifier>>,
-    /// For the handshake.
+    pools: BTreeMap<PoolName, Pool>,
+    /// For the handshake, without a look at who is revoked: that is for the pool to say, see `certified`.
     any: Arc<dyn ClientCertVerifier>,
+}
+
+struct Pool {
+    verifier: Arc<dyn ClientCertVerifier>,
+    revoked: Revoked,
 }
 
 /// Reads what belongs to pools.
@@ -70,25 +77,11 @@ impl Authorities {
             };
             let name: PoolName =
                 pool.parse().map_err(|error| format!("{file} is named after no pool: {error}"))?;
-            let mut roots = RootCertStore::empty();
-            for certificate in CertificateDer::pem_slice_iter(pem) {
-                let certificate = certificate.map_err(|error| format!("{file} is no PEM: {error}"))?;
-                let refused = |error| format!("{file} holds no authority: {error}");
-                roots.add(certificate.clone()).map_err(refused)?;
-                all.add(certificate).map_err(refused)?;
+            let authorities = authorities(file, pem)?;
+            for authority in &authorities {
+                all.add(authority.clone()).map_err(|error| format!("{file} holds no authority: {error}"))?;
             }
-            if roots.is_empty() {
-                return Err(format!("{file} holds no certificate in PEM (-----BEGIN CERTIFICATE-----)"));
-            }
-            let crl = format!("{pool}.crl");
-            let revoked = files.get(&crl).map(|pem| revoked(&crl, pem)).transpose()?.unwrap_or_default();
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-                .with_crls(revoked)
-                .only_check_end_entity_revocation()
-                .allow_unknown_revocation_status()
-                .build()
-                .map_err(|error| format!("{file} and {crl} cannot be used: {error}"))?;
-            pools.insert(name, verifier);
+            pools.insert(name, Pool::of(pool, &authorities, files, provider)?);
         }
         for file in files.keys().filter_map(|file| file.strip_suffix(".crl")) {
             if !files.contains_key(&format!("{file}.crt")) {
@@ -98,8 +91,6 @@ impl Authorities {
         if pools.is_empty() {
             return Ok(None);
         }
-        // Without the lists: one is found by its issuer's name, and two pools' authorities may have the same. Whoever is on
-        // his pool's list names nobody, see `certified`.
         let any: Arc<dyn ClientCertVerifier> =
             WebPkiClientVerifier::builder_with_provider(Arc::new(all), provider.clone())
                 .clear_root_hint_subjects()
@@ -118,18 +109,56 @@ impl Authorities {
     pub(super) fn certified(&self, chain: &[CertificateDer<'_>]) -> Option<Certified> {
         let (own, above) = chain.split_first()?;
         let named = named(own)?;
-        self.pools.get(&named.pool)?.verify_client_cert(own, above, UnixTime::now()).ok()?;
-        Some(named)
+        let pool = self.pools.get(&named.pool)?;
+        pool.verifier.verify_client_cert(own, above, UnixTime::now()).ok()?;
+        (!pool.has_revoked(chain)).then_some(named)
     }
 
     /// Whether these certificates, which named somebody before, were taken back: they are on a list, or no authority of that pool
-    /// signed them any more. One that only ran out is not, nor is it where a list cannot be verified: both keep newcomers out.
+    /// signed them any more. One that only ran out is not.
     pub(super) fn has_lost(&self, chain: &[CertificateDer<'_>]) -> bool {
-        use CertificateError::{BadSignature, Revoked, UnknownIssuer};
+        use CertificateError::{BadSignature, UnknownIssuer};
         let Some((own, above)) = chain.split_first() else { return true };
-        let Some(verifier) = named(own).and_then(|named| self.pools.get(&named.pool)) else { return true };
-        let judged = verifier.verify_client_cert(own, above, UnixTime::now());
-        matches!(judged, Err(Error::InvalidCertificate(BadSignature | Revoked | UnknownIssuer)))
+        let Some(pool) = named(own).and_then(|named| self.pools.get(&named.pool)) else { return true };
+        let judged = || pool.verifier.verify_client_cert(own, above, UnixTime::now());
+        pool.has_revoked(chain)
+            || matches!(judged(), Err(Error::InvalidCertificate(BadSignature | UnknownIssuer)))
+    }
+
+    /// Whose list is to be replaced by a newer one first, and when.
+    pub(super) fn due(&self) -> Option<(jiff::Timestamp, &PoolName)> {
+        self.pools.iter().filter_map(|(pool, its)| Some((its.revoked.due()?, pool))).min()
+    }
+}
+
+impl Pool {
+    fn of(
+        name: &str,
+        authorities: &[CertificateDer<'static>],
+        files: &Files,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, String> {
+        let file = format!("{name}.crl");
+        let lists = files.get(&file).map(|pem| lists(&file, pem)).transpose()?.unwrap_or_default();
+        let mut revoked = Revoked::default();
+        for list in &lists {
+            revoked.add(list, authorities).map_err(|wrong| format!("{file} {wrong}"))?;
+        }
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(authorities.iter().cloned());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+        // rustls knows which lists cannot be understood by their numbers alone: changes of another one, those of several
+        // authorities, extensions that nobody knows.
+        verifier.clone().with_crls(lists).build().map_err(|error| {
+            format!("{file} cannot be used, it has to be a whole list of version 2: {error}")
+        })?;
+        let verifier = verifier.build().map_err(|error| format!("{name}.crt cannot be used: {error}"))?;
+        Ok(Self { verifier, revoked })
+    }
+
+    /// Whether one of the certificates is on a list: the member's own, or an authority's between it and the pool's.
+    fn has_revoked(&self, chain: &[CertificateDer<'_>]) -> bool {
+        chain.iter().any(|certificate| self.revoked.holds(certificate))
     }
 }
 
@@ -153,7 +182,17 @@ fn named(own: &CertificateDer<'_>) -> Option<Certified> {
     })
 }
 
-fn revoked(file: &str, pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+fn authorities(file: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("{file} is no PEM: {error}"))?;
+    if found.is_empty() {
+        return Err(format!("{file} holds no certificate in PEM (-----BEGIN CERTIFICATE-----)"));
+    }
+    Ok(found)
+}
+
+fn lists(file: &str, pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
     let found: Vec<_> = CertificateRevocationListDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
         .map_err(|error| format!("{file} is no PEM: {error}"))?;
@@ -165,4 +204,4 @@ fn revoked(file: &str, pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'s
 
 #[cfg(test)]
 #[path = "clients_tests.rs"]
-mod tests;
+pub(super) mod tests;

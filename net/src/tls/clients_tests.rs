@@ -1,22 +1,28 @@
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, IsCa, KeyIdMethod,
-    KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use rustls::crypto::ring;
 
 use super::*;
 
-type Issuer = CertifiedIssuer<'static, KeyPair>;
+pub(in crate::tls) type Issuer = CertifiedIssuer<'static, KeyPair>;
 
-fn authority() -> Issuer {
+/// An authority; all have the same name, as those of two owners may.
+pub(in crate::tls) fn authority() -> Issuer {
+    CertifiedIssuer::self_signed(of_an_authority("Fleet CA"), KeyPair::generate().unwrap()).unwrap()
+}
+
+fn of_an_authority(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    params
 }
 
 /// A certificate with these URIs.
-fn certificate(of: &Issuer, serial: u64, uris: &[&str]) -> CertificateDer<'static> {
+pub(in crate::tls) fn certificate(of: &Issuer, serial: u64, uris: &[&str]) -> CertificateDer<'static> {
     let mut params = CertificateParams::default();
     params.serial_number = Some(SerialNumber::from(serial));
     params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
@@ -24,16 +30,22 @@ fn certificate(of: &Issuer, serial: u64, uris: &[&str]) -> CertificateDer<'stati
     params.signed_by(&KeyPair::generate().unwrap(), of).unwrap().der().clone()
 }
 
-fn revocations(of: &Issuer, serial: u64) -> Vec<u8> {
+/// A list with one number on it.
+pub(in crate::tls) fn revocations(of: &Issuer, serial: u64) -> Vec<u8> {
+    revocations_until(of, serial, 2100)
+}
+
+/// The same, to be replaced by a newer one at the beginning of that year.
+fn revocations_until(of: &Issuer, serial: u64, year: i32) -> Vec<u8> {
     let revoked = RevokedCertParams {
         serial_number: SerialNumber::from(serial),
-        revocation_time: date_time_ymd(2026, 2, 1),
+        revocation_time: date_time_ymd(2019, 1, 1),
         reason_code: None,
         invalidity_date: None,
     };
     let params = CertificateRevocationListParams {
-        this_update: date_time_ymd(2026, 2, 1),
-        next_update: date_time_ymd(2100, 1, 1),
+        this_update: date_time_ymd(2019, 1, 1),
+        next_update: date_time_ymd(year, 1, 1),
         crl_number: SerialNumber::from(1),
         issuing_distribution_point: None,
         revoked_certs: vec![revoked],
@@ -83,6 +95,59 @@ fn what_an_authority_revoked_names_nobody() {
     assert!(with_list.certified(&[certificate(&lab, 8, &["millpond://lab/dev-1"])]).is_some());
     let without = load(&[("lab.crt", lab.pem().into_bytes())]).unwrap().unwrap();
     assert!(without.certified(&[revoked]).is_some());
+}
+
+#[test]
+fn a_list_counts_only_where_an_authority_of_that_pool_signed_it() {
+    let (lab, namesake) = (authority(), authority());
+    let other =
+        CertifiedIssuer::self_signed(of_an_authority("Other CA"), KeyPair::generate().unwrap()).unwrap();
+    let pem = lab.pem().into_bytes();
+    for (list, says) in [
+        (revocations(&other, 7), "lab.crl holds a list of CN=Other CA, and no such authority"),
+        (revocations(&namesake, 7), "the key of that authority did not sign it"),
+    ] {
+        // Also where another pool trusts who signed it.
+        let files = [
+            ("lab.crt", pem.clone()),
+            ("lab.crl", list),
+            ("shop.crt", [other.pem(), namesake.pem()].concat().into_bytes()),
+        ];
+        let refused = load(&files).err().unwrap_or_default();
+        assert!(refused.contains(says) && refused.contains("CN="), "{refused}");
+    }
+}
+
+#[test]
+fn all_lists_of_a_pool_count_also_several_of_one_name_and_one_that_is_out_of_date() {
+    let (old, new) = (authority(), authority());
+    let authorities = [old.pem(), new.pem()].concat().into_bytes();
+    let lists = [revocations(&old, 1), revocations(&new, 2), revocations_until(&new, 3, 2020)].concat();
+    let all = load(&[("lab.crt", authorities), ("lab.crl", lists)]).unwrap().unwrap();
+    for (of, serial, is_good) in
+        [(&old, 1, false), (&new, 2, false), (&new, 3, false), (&old, 4, true), (&new, 4, true)]
+    {
+        let chain = [certificate(of, serial, &["millpond://lab/dev-1"])];
+        assert_eq!(all.certified(&chain).is_some(), is_good, "{serial}");
+        assert_eq!(all.has_lost(&chain), !is_good, "{serial}");
+    }
+    let (due, pool) = all.due().unwrap();
+    assert_eq!((due.to_string().as_str(), pool.as_str()), ("2020-01-01T00:00:00Z", "lab"));
+}
+
+#[test]
+fn what_is_revoked_above_a_certificate_is_revoked_with_it() {
+    let lab = authority();
+    let mut params = of_an_authority("Line 1");
+    params.serial_number = Some(SerialNumber::from(7_u64));
+    let line = CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &lab).unwrap();
+    let chain = [certificate(&line, 1, &["millpond://lab/dev-1"]), line.der().clone()];
+    let with = |serial| {
+        let files = [("lab.crt", lab.pem().into_bytes()), ("lab.crl", revocations(&lab, serial))];
+        load(&files).unwrap().unwrap()
+    };
+    assert!(with(8).certified(&chain).is_some() && !with(8).has_lost(&chain));
+    assert!(with(7).certified(&chain).is_none() && with(7).has_lost(&chain));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Certificate and key as files: what they must be, and what to do where they are not.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -123,6 +124,17 @@ impl Files {
 }
 
 impl Bytes {
+    /// Which files are other ones than in `old`, or are there no more.
+    pub(super) fn changed(&self, old: &Self) -> Vec<String> {
+        let mut changed: Vec<String> = Vec::new();
+        changed.extend((self.cert != old.cert).then(|| "cert_file".to_owned()));
+        changed.extend((self.key != old.key).then(|| "key_file".to_owned()));
+        let names: BTreeSet<&String> = self.clients.keys().chain(old.clients.keys()).collect();
+        let others = names.into_iter().filter(|name| self.clients.get(*name) != old.clients.get(*name));
+        changed.extend(others.cloned());
+        changed
+    }
+
     /// Looks at all but whether the two fit.
     pub(super) fn check(&self, files: &Files) -> Result<Loaded, Vec<WrongFile>> {
         let certificates = self.chain(files);
@@ -207,4 +219,4 @@ fn is_open(path: &Path) -> bool {
 
 #[cfg(test)]
 #[path = "files_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -6,7 +6,7 @@ use super::*;
 use crate::Tls;
 
 /// A pair that holds in these years, as files.
-fn pair(dir: &Path, from: i32, to: i32) -> Files {
+pub(in crate::tls) fn pair(dir: &Path, from: i32, to: i32) -> Files {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     (params.not_before, params.not_after) = (date_time_ymd(from, 1, 1), date_time_ymd(to, 1, 1));

@@ -6,22 +6,25 @@
 
 mod clients;
 mod files;
+mod lists;
 mod reload;
 mod standing;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::CertificateDer;
 use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::ClientCertVerifier;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use clients::Certified;
 pub use files::{Files, Part, WrongFile, authority};
+pub use reload::Renewal;
 pub use standing::Standing;
 
 use clients::Authorities;
@@ -29,6 +32,9 @@ use files::Loaded;
 
 /// Tickets that a TLS 1.3 client gets: one is enough to come back with once.
 const TICKETS: usize = 1;
+
+/// Sessions whose certificates are judged again before others have their turn: some tenths of a millisecond.
+const JUDGED_AT_ONCE: usize = 8;
 
 /// The certificate in use; clones share it.
 #[derive(Clone)]
@@ -45,6 +51,10 @@ pub(crate) struct InUse {
     anybody: Arc<ServerConfig>,
     /// Where members may show one, if there are authorities for any.
     members: Option<(Arc<ServerConfig>, Authorities)>,
+    /// For those who have their certificates judged again.
+    turns: Semaphore,
+    /// When the server's certificate ends.
+    expires: Timestamp,
 }
 
 impl std::fmt::Debug for Tls {
@@ -61,7 +71,6 @@ impl Tls {
     pub fn load(files: Files) -> Result<Self, Vec<WrongFile>> {
         let read = files.read()?;
         let loaded = read.check(&files)?;
-        announce(&loaded);
         let in_use = InUse::new(loaded, &files)?;
         Ok(Self { files, current: Arc::new(watch::Sender::new(Arc::new(in_use))), read: Arc::new(read) })
     }
@@ -71,9 +80,14 @@ impl Tls {
         self.current.subscribe()
     }
 
-    /// Looks at the files every so often, and takes up what is new and good, until `shutdown`.
-    pub async fn watch(self, every: Duration, shutdown: CancellationToken) {
-        reload::run(self, every, shutdown).await;
+    /// Looks at the files every so often, and takes up what is new and good, until `shutdown`. What became of it is told.
+    pub async fn watch<F: Future<Output = ()>>(
+        self,
+        every: Duration,
+        tell: impl Fn(Renewal) -> F,
+        shutdown: CancellationToken,
+    ) {
+        reload::run(self, every, tell, shutdown).await;
     }
 }
 
@@ -85,7 +99,8 @@ impl InUse {
             Some(authorities) => Some(config(&loaded, Some(authorities.for_handshakes())).map_err(refused)?),
             None => None,
         };
-        Ok(Self { anybody, members: members.zip(loaded.authorities) })
+        let members = members.zip(loaded.authorities);
+        Ok(Self { anybody, members, turns: Semaphore::new(JUDGED_AT_ONCE), expires: loaded.expires })
     }
 
     /// What a handshake uses; `asks`: whether a client may show who it is.
@@ -99,9 +114,26 @@ impl InUse {
         self.members.as_ref()?.1.certified(chain)
     }
 
-    /// Whether the certificates of a client that named somebody before were taken back.
-    pub(crate) fn has_lost(&self, chain: &[CertificateDer<'_>]) -> bool {
+    /// Whether the certificates of a client that named somebody before were taken back. A few are judged at a time, and others
+    /// have their turn in between, so that thousands of sessions hold up nobody. Who was asked must go on polling, or be
+    /// dropped.
+    pub(crate) async fn has_lost(&self, chain: &[CertificateDer<'_>]) -> bool {
+        // It is never closed.
+        let _turn = self.turns.acquire().await;
+        // All are woken at once: without a pause each would find its turn free, right behind the one before.
+        tokio::task::yield_now().await;
         self.members.as_ref().is_none_or(|(_, authorities)| authorities.has_lost(chain))
+    }
+
+    /// Says when what is in use ends, and that a list should have been replaced.
+    fn announce(&self) {
+        metrics::gauge!("millpond_tls_certificate_expires_seconds").set(self.expires.as_second() as f64);
+        let due = self.members.as_ref().and_then(|(_, authorities)| authorities.due());
+        let seconds = due.map_or(0, |(due, _)| due.as_second());
+        metrics::gauge!("millpond_tls_revocations_due_seconds").set(seconds as f64);
+        if let Some((due, pool)) = due.filter(|(due, _)| *due < Timestamp::now()) {
+            tracing::warn!(%pool, %due, "the list of revocations is out of date and still counts: put a newer one there");
+        }
     }
 }
 
@@ -121,8 +153,4 @@ fn config(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = TICKETS;
     Ok(Arc::new(config))
-}
-
-fn announce(loaded: &Loaded) {
-    metrics::gauge!("millpond_tls_certificate_expires_seconds").set(loaded.expires.as_second() as f64);
 }

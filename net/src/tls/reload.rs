@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::files::{Bytes, Files, Loaded, WrongFile};
-use super::{InUse, Tls, announce};
+use super::{InUse, Tls};
 
 /// How often a certificate that is about to end is spoken of.
 const REMIND: Duration = Duration::from_secs(24 * 3600);
@@ -25,31 +26,57 @@ struct Seen {
     told: bool,
 }
 
-pub(super) async fn run(tls: Tls, every: Duration, shutdown: CancellationToken) {
+/// What became of files that were renewed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Renewal {
+    /// They are in use: these are other ones, by their setting or by their name in the directory of what speaks for members.
+    Done { changed: Vec<String> },
+    /// They are not, and why. What was in use still is.
+    Refused { why: String },
+}
+
+pub(super) async fn run<F: Future<Output = ()>>(
+    tls: Tls,
+    every: Duration,
+    tell: impl Fn(Renewal) -> F,
+    shutdown: CancellationToken,
+) {
     let mut look = interval(every);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut remind = interval(REMIND);
     let mut in_use = tls.read.clone();
     let mut seen = Seen::default();
     loop {
-        tokio::select! {
+        let wrong = tokio::select! {
             () = shutdown.cancelled() => return,
             _ = look.tick() => {
                 let (files, old) = (tls.files.clone(), Arc::clone(&in_use));
                 let Ok(found) = spawn_blocking(move || new_pair(&files, &old)).await else { continue };
                 match found {
-                    Ok(None) => seen = Seen::default(),
+                    Ok(None) => None,
                     Ok(Some((bytes, loaded))) => match take_up(&tls, loaded) {
                         Ok(()) => {
+                            tell(Renewal::Done { changed: bytes.changed(&in_use) }).await;
                             in_use = Arc::new(bytes);
-                            seen = Seen::default();
+                            None
                         }
-                        Err(wrong) => seen.tell(&wrong),
+                        Err(wrong) => Some(wrong),
                     },
-                    Err(wrong) => seen.tell(&wrong),
+                    Err(wrong) => Some(wrong),
                 }
             }
-            _ = remind.tick() => remind_of(&in_use, &tls.files),
+            _ = remind.tick() => {
+                remind_of(&tls, &in_use);
+                continue;
+            }
+        };
+        match wrong {
+            None => seen = Seen::default(),
+            Some(wrong) => {
+                if let Some(why) = seen.news(&wrong) {
+                    tell(Renewal::Refused { why }).await;
+                }
+            }
         }
     }
 }
@@ -65,39 +92,41 @@ fn new_pair(files: &Files, old: &Bytes) -> Result<Option<(Bytes, Loaded)>, Vec<W
 }
 
 fn take_up(tls: &Tls, loaded: Loaded) -> Result<(), Vec<WrongFile>> {
-    let expires = loaded.expires;
-    let gauge = expires.as_second();
-    let in_use = InUse::new(loaded, &tls.files)?;
-    metrics::gauge!("millpond_tls_certificate_expires_seconds").set(gauge as f64);
-    tls.current.send_replace(Arc::new(in_use));
+    let in_use = Arc::new(InUse::new(loaded, &tls.files)?);
+    in_use.announce();
     metrics::counter!("millpond_tls_reloads_total", "outcome" => "done").increment(1);
-    tracing::info!(%expires, "renewed certificates are in use");
+    tracing::info!(expires = %in_use.expires, "renewed certificates are in use");
+    tls.current.send_replace(in_use);
     Ok(())
 }
 
-fn remind_of(in_use: &Bytes, files: &Files) {
-    match in_use.check(files) {
-        Ok(loaded) => {
-            announce(&loaded);
-            let left = loaded.expires.as_second() - jiff::Timestamp::now().as_second();
-            if left < SOON_S {
-                tracing::warn!(expires = %loaded.expires, "the certificate ends soon: renew it");
-            }
+fn remind_of(tls: &Tls, bytes: &Bytes) {
+    let in_use = tls.current.borrow().clone();
+    in_use.announce();
+    match bytes.check(&tls.files) {
+        Ok(_) if in_use.expires.as_second() - Timestamp::now().as_second() < SOON_S => {
+            tracing::warn!(expires = %in_use.expires, "the certificate ends soon: renew it");
         }
+        Ok(_) => {}
         Err(wrong) => tracing::error!(why = %joined(&wrong), "the certificate in use is not good any more"),
     }
 }
 
 impl Seen {
-    fn tell(&mut self, wrong: &[WrongFile]) {
+    /// What is wrong, when it is to be spoken of.
+    fn news(&mut self, wrong: &[WrongFile]) -> Option<String> {
         let why = joined(wrong);
         if self.wrong.as_deref() != Some(&why) {
             *self = Self { wrong: Some(why), told: false };
-        } else if !self.told {
-            self.told = true;
-            metrics::counter!("millpond_tls_reloads_total", "outcome" => "refused").increment(1);
-            tracing::error!(why, "the new certificate is not taken up, the old one stays in use");
+            return None;
         }
+        if self.told {
+            return None;
+        }
+        self.told = true;
+        metrics::counter!("millpond_tls_reloads_total", "outcome" => "refused").increment(1);
+        tracing::error!(why, "renewed certificates or lists are not taken up, what was in use still is");
+        Some(why)
     }
 }
 

@@ -20,15 +20,76 @@ impl Standing {
     }
 
     /// Waits until the certificate was taken back: it is on a new list of revocations, or its authority is none any more. It is
-    /// looked at whenever files are renewed. One that only ran out lasts as long as its connection.
+    /// looked at whenever files are renewed. One that only ran out lasts as long as its connection. To be polled or dropped:
+    /// others wait for their turn.
     pub async fn lost(mut self) {
         // Without anybody who looks at the files nothing new is heard of.
         while self.files.changed().await.is_ok() {
             let in_use = self.files.borrow_and_update().clone();
-            if in_use.has_lost(&self.chain) {
+            if in_use.has_lost(&self.chain).await {
                 return;
             }
         }
         std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::JUDGED_AT_ONCE;
+    use super::super::clients::tests::{authority, certificate, revocations};
+    use super::super::files::tests::pair;
+    use super::*;
+    use crate::Tls;
+
+    #[tokio::test]
+    async fn however_many_sessions_are_judged_everybody_else_has_turns_in_between() {
+        const MANY: usize = 200;
+        let dir = tempfile::tempdir().unwrap();
+        let clients = dir.path().join("clients");
+        std::fs::create_dir(&clients).unwrap();
+        let lab = authority();
+        std::fs::write(clients.join("lab.crt"), lab.pem()).unwrap();
+        let files = super::super::Files { clients: Some(clients.clone()), ..pair(dir.path(), 2020, 2100) };
+        let tls = Tls::load(files.clone()).unwrap();
+        let ended = Arc::new(AtomicUsize::new(0));
+        let of = |serial| {
+            let mut files = tls.current();
+            files.borrow_and_update();
+            let standing = Standing::new(files, &[certificate(&lab, serial, &["millpond://lab/dev"])]);
+            let ended = ended.clone();
+            tokio::spawn(async move {
+                standing.lost().await;
+                ended.fetch_add(1, Ordering::Relaxed);
+            })
+        };
+        let good = of(8);
+        let bad: Vec<_> = (0..MANY).map(|_| of(7)).collect();
+        tokio::task::yield_now().await;
+
+        std::fs::write(clients.join("lab.crl"), revocations(&lab, 7)).unwrap();
+        let renewed = Tls::load(files).unwrap();
+        tls.current.send_replace(renewed.current().borrow().clone());
+        let judged = ended.clone();
+        let neighbour = tokio::spawn(async move {
+            let (mut before, mut most) = (0, 0);
+            while before < MANY {
+                tokio::task::yield_now().await;
+                let now = judged.load(Ordering::Relaxed);
+                most = most.max(now - before);
+                before = now;
+            }
+            most
+        });
+        let most = neighbour.await.unwrap();
+        // The last of those before its turn, and the first of those after.
+        assert!(most <= 2 * JUDGED_AT_ONCE, "{most} were judged in one turn");
+        for one in bad {
+            one.await.unwrap();
+        }
+        assert!(!good.is_finished());
+        good.abort();
     }
 }

@@ -7,6 +7,7 @@ mod client;
 mod edge;
 mod hostile;
 mod identity;
+mod lists;
 mod revoked;
 mod tls;
 mod websocket;
