@@ -6,6 +6,7 @@ mod copy;
 mod enrol;
 mod export;
 mod failure;
+mod follow;
 mod listen;
 mod process;
 mod progress;

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::complete::shown;
 use super::export::export;
 use super::failure::{FAILED, Failure, RETRY, USAGE};
+use super::follow::follow;
 use super::progress::{Progress, Unit};
 use super::{Cli, say};
 use crate::clock::wall_ms;
@@ -91,7 +92,11 @@ pub(super) enum Command {
     /// List what waits, oldest first, what the server refused, and what was damaged.
     List,
     /// Send everything: today's files first, then the newest of the backlog.
-    Flush,
+    Flush {
+        /// Go on with what comes, and with what did not get through, until SIGTERM.
+        #[arg(long)]
+        follow: bool,
+    },
     /// Copy what waits to a directory, for another way to the server: `files/ID` and `about/ID`.
     Export {
         /// The directory; made if it is not there.
@@ -118,7 +123,8 @@ pub(super) async fn run(cli: &Cli, command: &Command) -> Result<(), Failure> {
     let mut spool = cli.spool.open()?;
     match command {
         Command::List => list(cli, &mut spool),
-        Command::Flush => flush(cli, &mut spool).await,
+        Command::Flush { follow: true } => follow(cli, &mut spool).await,
+        Command::Flush { follow: false } => flush(cli, &mut spool).await,
         Command::Export { directory, remove } => export(&mut spool, directory, *remove),
         Command::Discard { uploads, refused, damaged } => {
             discard(cli, &mut spool, uploads, (*refused, *damaged))
@@ -233,6 +239,19 @@ fn discard(
 }
 
 async fn flush(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
+    let summary = once(cli, spool).await?;
+    done(cli, &summary)?;
+    if summary.refused + summary.damaged > 0 {
+        return Err(Failure::new(FAILED, "the server refused files, or they were damaged: see `spool list`"));
+    }
+    if summary.left > 0 {
+        return Err(Failure::new(RETRY, "some files did not get through: they wait for the next time"));
+    }
+    Ok(())
+}
+
+/// Sends what is there.
+pub(super) async fn once(cli: &Cli, spool: &mut Spool) -> Result<Summary, Failure> {
     let _sending =
         spool.sending()?.ok_or_else(|| Failure::new(RETRY, "another process is sending from this spool"))?;
     let progress = Progress::of(cli);
@@ -249,20 +268,17 @@ async fn flush(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
     })
     .await?;
     drop(sending);
+    Ok(summary)
+}
+
+/// Says what was done.
+pub(super) fn done(cli: &Cli, summary: &Summary) -> Result<(), Failure> {
+    let Summary { stored, refused, damaged, left, bundles, bytes } = summary;
     if cli.json {
-        let Summary { stored, refused, damaged, left, bundles, bytes } = summary;
         let line = json!({ "stored": stored, "refused": refused, "damaged": damaged, "left": left, "bundles": bundles, "bytes": bytes });
-        say(format_args!("{line}"))?;
-    } else {
-        say(format_args!("{} stored, {} refused, {} left", summary.stored, summary.refused, summary.left))?;
+        return say(format_args!("{line}"));
     }
-    if summary.refused + summary.damaged > 0 {
-        return Err(Failure::new(FAILED, "the server refused files, or they were damaged: see `spool list`"));
-    }
-    if summary.left > 0 {
-        return Err(Failure::new(RETRY, "some files did not get through: they wait for the next time"));
-    }
-    Ok(())
+    say(format_args!("{stored} stored, {refused} refused, {left} left"))
 }
 
 /// What is said when nothing is sent for a while.
