@@ -105,7 +105,7 @@ mod tests {
                 std::thread::yield_now();
             }
             let (done, is_done) = mpsc::channel();
-            scope.spawn(move || done.send(pools.with("other", |_| ())));
+            scope.spawn(move || pools.with("other", |_| done.send(())));
             let other = is_done.recv_timeout(Duration::from_secs(5));
             finish.send(()).unwrap();
             other.expect("who works on one pool waits for another");

@@ -79,7 +79,8 @@ async fn a_flood_of_subscriptions_leaves_everybody_else_a_turn_in_between() {
     let packets = subscribe(4, 1, &filters).repeat(PACKETS);
     let mut codes = vec![0; PACKETS * (2 + 2 + 64)];
     let (written, all) = tokio::join!(write.write_all(&packets), read.read_exact(&mut codes));
-    (written.unwrap(), all.unwrap());
+    written.unwrap();
+    all.unwrap();
     other.abort();
     let (all, longest) = (begun.elapsed(), *longest.lock().unwrap());
     assert!(longest < all / 8, "of {all:?} others waited {longest:?} in one go");

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use millpond_protocol::limits;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy, sink};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::{Field, from, storage};
-use crate::wire::{Connection, publish};
+use crate::wire::{Connection, packet, publish, text};
 
 /// Between two attempts of one attacker.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -34,6 +35,11 @@ pub enum Attack {
     NeverAcknowledge,
     /// Members ask as fast as they can, and read no answer.
     UnreadAnswers(usize),
+    /// In another pool, whose members retain as many messages as they may, one subscribes on all its connections, as fast as it
+    /// can and in packets of as many filters as there may be, to what matches none of them.
+    Subscribe,
+    /// In another pool, so many subscribers read at QoS 0 what one member publishes on all its connections as fast as it can.
+    FanOut(usize),
     /// So many connections to storage: one in twenty sends requests without a signature, and another one with a wrong one, as
     /// fast as they can; the others files of 4 MiB at 5 KiB a second.
     Storage(usize),
@@ -49,6 +55,8 @@ impl Attack {
             Self::Flood => "a flood",
             Self::NeverAcknowledge => "no acks",
             Self::UnreadAnswers(_) => "unread answers",
+            Self::Subscribe => "subscriptions",
+            Self::FanOut(_) => "a fan-out",
             Self::Storage(_) => "storage",
         }
     }
@@ -110,6 +118,27 @@ impl Attack {
                     connection.write.write_all(&asks).await?;
                 }
             }),
+            Self::Subscribe => {
+                again(&mut tasks, field, 0..field.apart.len(), async |field, n| retain(&field, n).await);
+                again(&mut tasks, field, 0..CONNECTIONS, async |field, n| subscribe(&field, n).await);
+            }
+            Self::FanOut(subscribers) => {
+                again(&mut tasks, field, 0..subscribers, async |field, n| {
+                    // The first one's connections publish.
+                    let mut connection =
+                        field.apart(n % (field.apart.len() - 1) + 1, &format!("s{n}")).await?;
+                    let mut body = vec![0, 1];
+                    text(&mut body, &fan_topic(&field));
+                    body.push(0);
+                    connection.write.write_all(&packet(0x82, &body)).await?;
+                    copy(&mut connection.read, &mut sink()).await?;
+                    Ok(())
+                });
+                again(&mut tasks, field, 0..CONNECTIONS, async |field, n| {
+                    let connection = field.apart(0, &format!("p{n}")).await?;
+                    windows(connection, |id| publish(id, &fan_topic(&field), &[b'x'; 64])).await
+                });
+            }
             Self::Storage(count) => again(&mut tasks, field, 0..count, async |field, n| match n % 20 {
                 0 => storage::unsigned(&field).await,
                 1 => storage::wrongly_signed(&field, n).await,
@@ -191,13 +220,22 @@ async fn open_first(field: &Field, n: usize) -> Result<Connection> {
     Connection::open_as(stream, &field.bad[0], &format!("first-{n}")).await
 }
 
-/// Publishes a window at a time, each upload a new one.
-async fn flood(mut connection: Connection, topic: &str, bytes: usize) -> Result<()> {
+/// Publishes each upload as a new one.
+async fn flood(connection: Connection, topic: &str, bytes: usize) -> Result<()> {
     let payload = vec![0; bytes];
-    for round in 0_u64.. {
-        let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_micros();
-        let one = |id| publish(id, &format!("{topic}-{stamp}-{round}-{id}"), &payload);
-        let window: Vec<u8> = (1..=WINDOW).flat_map(one).collect();
+    let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_micros();
+    let mut count = 0;
+    let next = |id| {
+        count += 1;
+        publish(id, &format!("{topic}-{stamp}-{count}"), &payload)
+    };
+    windows(connection, next).await
+}
+
+/// Publishes a window at a time.
+async fn windows(mut connection: Connection, mut publish: impl FnMut(u16) -> Vec<u8>) -> Result<()> {
+    loop {
+        let window: Vec<u8> = (1..=WINDOW).flat_map(&mut publish).collect();
         let sent = async {
             connection.write.write_all(&window).await?;
             for _ in 0..WINDOW {
@@ -209,5 +247,41 @@ async fn flood(mut connection: Connection, topic: &str, bytes: usize) -> Result<
         };
         timeout(Duration::from_secs(60), sent).await??;
     }
+}
+
+fn fan_topic(field: &Field) -> String {
+    format!("app/{}/fan", field.apart[0].pool)
+}
+
+/// Has one of those apart retain as many messages as a member may, and stay.
+async fn retain(field: &Field, n: usize) -> Result<()> {
+    let mut connection = field.apart(n, "retains").await?;
+    for id in 1..=limits::RETAINED_PER_MEMBER as u16 {
+        let mut message = publish(id, &format!("app/{}/kept/{n}/{id}", field.apart[n].pool), b"x");
+        message[0] |= 1;
+        connection.write.write_all(&message).await?;
+        connection.receive().await?;
+    }
+    copy(&mut connection.read, &mut sink()).await?;
     Ok(())
+}
+
+async fn subscribe(field: &Field, n: usize) -> Result<()> {
+    let mut connection = field.apart(0, &format!("subscribes-{n}")).await?;
+    let mut body = vec![0, 1];
+    for filter in 0..limits::SUBSCRIPTIONS_MAX {
+        text(&mut body, &format!("app/{}/kept/+/none-{filter}", field.apart[0].pool));
+        body.push(1);
+    }
+    let packet = packet(0x82, &body);
+    let write = async {
+        loop {
+            connection.write.write_all(&packet).await?;
+        }
+    };
+    let mut sink = sink();
+    tokio::select! {
+        ended = write => ended,
+        ended = copy(&mut connection.read, &mut sink) => Ok(ended.map(drop)?),
+    }
 }

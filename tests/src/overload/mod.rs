@@ -27,6 +27,8 @@ pub struct Field {
     pub bad: Vec<Who>,
     /// Four at least.
     pub good: Vec<Who>,
+    /// Publishers of another pool with app topics of its own, for attacks on whom they share the server with.
+    pub apart: Vec<Who>,
 }
 
 impl Field {
@@ -46,6 +48,11 @@ impl Field {
     async fn bad(&self, n: usize) -> Result<Connection> {
         let who = &self.bad[n % self.bad.len()];
         Connection::open_as(from("127.0.0.2", self.mqtt).await?, who, &format!("{n}")).await
+    }
+
+    async fn apart(&self, n: usize, client_id: &str) -> Result<Connection> {
+        let who = self.apart.get(n % self.apart.len().max(1)).context("nobody is apart")?;
+        Connection::open_as(from("127.0.0.2", self.mqtt).await?, who, client_id).await
     }
 }
 

@@ -34,16 +34,18 @@ struct Stage {
 impl Stage {
     async fn set(settings: &[(&str, &str)]) -> Self {
         let server = Server::with(settings).await;
-        server.pool("demo", json!({})).await;
-        let mut members = Vec::new();
-        for n in 0..12 {
-            let who = server.member("demo", &format!("m{n}"), Role::Publisher).await;
-            let (pool, member) = (who.pool.to_string(), who.member.to_string());
-            members.push(Who { pool, member, token: who.token });
+        let (mut members, mut apart) = (Vec::new(), Vec::new());
+        for (name, members, count) in [("demo", &mut members, 12), ("apart", &mut apart, 9)] {
+            server.pool(name, json!({})).await;
+            for n in 0..count {
+                let who = server.member(name, &format!("m{n}"), Role::Publisher).await;
+                let (pool, member) = (who.pool.to_string(), who.member.to_string());
+                members.push(Who { pool, member, token: who.token });
+            }
         }
         let good = members.split_off(8);
         let (mqtt, http, storage) = (server.mqtt(), server.ports().http, server.ports().storage.unwrap());
-        Self { server, field: Arc::new(Field { mqtt, http, storage, bad: members, good }) }
+        Self { server, field: Arc::new(Field { mqtt, http, storage, bad: members, good, apart }) }
     }
 
     /// The sum of a metric over the labels that are not named.
@@ -112,6 +114,18 @@ async fn members_that_acknowledge_nothing_are_ended_and_others_go_on() {
 async fn members_that_ask_and_read_no_answer_are_held_back_and_others_go_on() {
     let throttled = ("millpond_gate_throttled_total", r#"limit="member""#, 1.0);
     Stage::set(&SMALL).await.stands(Attack::UnreadAnswers(16), &[throttled]).await;
+}
+
+#[tokio::test]
+async fn a_flood_of_subscriptions_in_one_pool_leaves_those_of_another_their_turn() {
+    let read = ("millpond_gate_bytes_in_total", "", 200_000.0);
+    Stage::set(&SMALL).await.stands(Attack::Subscribe, &[read]).await;
+}
+
+#[tokio::test]
+async fn a_flood_of_messages_to_many_in_one_pool_leaves_those_of_another_their_turn() {
+    let published = ("millpond_gate_publishes_total", "", 1_000.0);
+    Stage::set(&SMALL[..1]).await.stands(Attack::FanOut(60), &[published]).await;
 }
 
 #[tokio::test]

@@ -272,6 +272,21 @@ impl Limit {
     }
 }
 
+#[tokio::test]
+async fn connections_beyond_those_of_one_address_are_told_so_and_counted_and_others_go_on() {
+    let settings = [SMALL[0], ("MILLPOND__LIMITS__CONNECTIONS_PER_ADDRESS", "12")];
+    let stage = Stage::set(&settings).await;
+    let mut held = Vec::new();
+    for n in 0..12 {
+        let who = &stage.field.bad[n % stage.field.bad.len()];
+        held.push(Client::sign_in(&stage.server, who, &format!("c{n}")).await);
+    }
+    let mut over = Client::open(&stage.server, &stage.field.bad[7], "more", 0).await;
+    assert_eq!(over.answer(CONNACK).await, "0x97");
+    assert!(stage.metric(CONNECTS, r#"limit="address""#).await >= 1.0);
+    others(&stage.field, "beside", Duration::ZERO, 5).await.unwrap();
+}
+
 async fn member(server: &Server, pool: &str, name: &str) -> Who {
     let who = server.member(pool, name, Role::Publisher).await;
     Who { pool: pool.to_owned(), member: name.to_owned(), token: who.token }

@@ -10,7 +10,7 @@ use millpond::rounds::Policy;
 use millpond_tests::overload::{Attack, Fared, Field, others};
 use millpond_tests::wire::Who;
 
-use super::server::{Server, prepare};
+use super::server::{Server, prepare, prepare_apart};
 use super::{median, percentile};
 
 const RUNS: usize = 5;
@@ -23,6 +23,9 @@ const GOOD: usize = 4;
 const BAD: usize = 12;
 /// Connections of the half-open attack: more than one address may have waiting.
 const HALF_OPEN: usize = 4_000;
+/// Members of another pool, who retain 10,000 messages, and subscribers among them.
+const APART: usize = 100;
+const FAN: usize = 400;
 /// Connections of the attack on storage: fewer than one address may have.
 const STORAGE: usize = 220;
 
@@ -36,6 +39,8 @@ pub async fn run() -> Result<()> {
         Attack::Flood,
         Attack::NeverAcknowledge,
         Attack::UnreadAnswers(16),
+        Attack::Subscribe,
+        Attack::FanOut(FAN),
         Attack::Storage(STORAGE),
     ];
     let mut harmed = Vec::new();
@@ -56,19 +61,19 @@ pub async fn field(publishers: usize, listeners: usize) -> Result<(tempfile::Tem
     let dir = tempfile::tempdir()?;
     let (ledger, ended) = Ledger::open(dir.path())?;
     prepare(&ledger, Policy::default(), publishers, listeners).await?;
+    prepare_apart(&ledger, APART).await?;
     drop(ledger);
     let _ = ended.await;
     let server = Server::start(dir.path()).await?;
-    let who = |n| {
-        let name = format!("pub{n}");
-        Who { pool: "p".into(), member: name.clone(), token: name }
-    };
+    let of = |pool: &str, name: String| Who { pool: pool.into(), member: name.clone(), token: name };
+    let who = |n| of("p", format!("pub{n}"));
     let field = Field {
         mqtt: server.addresses.mqtt,
         http: server.addresses.http,
         storage: server.addresses.storage.context("there is no embedded storage")?,
         good: (0..GOOD).map(who).collect(),
         bad: (GOOD..publishers).map(who).collect(),
+        apart: (0..APART).map(|n| of("apart", format!("apart{n}"))).collect(),
     };
     Ok((dir, server, Arc::new(field)))
 }

@@ -139,3 +139,17 @@ pub async fn prepare(ledger: &Ledger, policy: Policy, publishers: usize, listene
         .await?;
     Ok(())
 }
+
+/// Makes pool `apart` with publishers `apart0` …, whose tokens are their names.
+pub async fn prepare_apart(ledger: &Ledger, publishers: usize) -> Result<()> {
+    ledger
+        .write(move |tx| {
+            let (pool, _) = tx.apply_pool(&"apart".parse()?, &Policy::default())?;
+            for name in (0..publishers).map(|n| format!("apart{n}")) {
+                tx.add_member(pool, &name.parse()?, Role::Publisher, &Sha256::of(name.as_bytes()))?;
+            }
+            Ok(())
+        })
+        .await?;
+    Ok(())
+}
