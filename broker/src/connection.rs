@@ -115,6 +115,10 @@ impl Connection {
             let listens = self.intake.listens(&self.session);
             let wants = self.session.wants();
             let room = self.intake.room();
+            if has_more {
+                // Before whatever is ready here: others have their turn.
+                tokio::task::yield_now().await;
+            }
             tokio::select! {
                 biased;
                 // First, because what follows may always be ready.
@@ -140,7 +144,7 @@ impl Connection {
                 permit = or_never(&mut self.intake.charging), if self.intake.charging.is_some() => {
                     self.intake.charged(permit);
                 }
-                () = tokio::task::yield_now(), if has_more => {}
+                () = std::future::ready(()), if has_more => {}
                 moved = poll_fn(|cx| poll_io(
                     io, &mut self.session.out, &mut self.intake.stream, room, listens, cx,
                 )), if !has_more => if !self.moved(moved) {
@@ -332,10 +336,7 @@ impl Connection {
         let drain = async {
             let mut outcomes = Vec::new();
             while !self.takes.is_empty() {
-                tokio::select! {
-                    () = next_outcomes(&mut self.takes, &mut outcomes) => {}
-                    () = or_never(&mut self.lost), if self.lost.is_some() => self.certificate_lost(),
-                }
+                next_outcomes(&mut self.takes, &mut outcomes).await;
                 self.settle(&mut outcomes);
                 self.apply_last();
             }

@@ -169,7 +169,7 @@ fn issuer() -> String {
         "trustPolicy": { "Version": "2012-10-17", "Statement": [trust] } });
     let key = "MzItYnl0ZXMtdGhhdC1ub2JvZHktaGFzLXRvLWtub3c=";
     let all = json!({
-        "sts": { "issuer": "tests", "signingKey": key, "tokenDuration": "10s", "maxSessionLength": "12h" },
+        "sts": { "issuer": "tests", "signingKey": key, "tokenDuration": "20s", "maxSessionLength": "12h" },
         "policy": { "defaultEffect": "Deny", "storeType": "memory" },
         "policies": [{ "name": "storage", "document": policy }],
         "roles": [role],

@@ -1,5 +1,5 @@
-//! The loss of power: nothing is promised before the system was told to put it on the disk. What a test cannot do is to cut the
-//! power; what it can do is to watch the order of the system calls.
+//! The loss of power: nothing is promised before the system was told to put it on the disk. Here by the order of the system
+//! calls; the crash harness takes the power away.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

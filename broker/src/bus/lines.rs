@@ -38,6 +38,8 @@ struct Line {
     states: VecDeque<Message>,
     messages: VecDeque<(Message, Option<Publisher>)>,
     events: usize,
+    /// Messages that had their turn and whose cost is not known yet.
+    under_way: usize,
 }
 
 /// What has its turn.
@@ -95,6 +97,7 @@ impl Lines {
         let line = waiting.min_by_key(|line| line.done)?;
         self.done = line.done;
         line.done += 1;
+        line.under_way += 1;
         let (pool, cost) = (line.pool.clone(), line.each);
         let (message, publisher) = match line.states.pop_front() {
             Some(state) => (state, None),
@@ -105,16 +108,27 @@ impl Lines {
         self.events -= is_event;
         self.len -= 1;
         let done = self.done;
-        self.lines.retain(|line| !line.is_empty() || line.done > done);
+        self.lines.retain(|line| !line.is_empty() || line.under_way > 0 || line.done > done);
         Some(Next { pool, message, publisher, cost })
     }
 
-    /// A message of that pool has cost so much.
+    /// A message of that pool, which had its turn, has cost so much.
     pub(super) fn has_cost(&mut self, pool: &str, cost: u64) {
-        if let Some(line) = self.lines.iter_mut().find(|line| &*line.pool == pool) {
+        if let Some(line) = self.had_turn(pool) {
             line.done += cost;
             line.each = cost.max(line.each - line.each.div_ceil(8));
         }
+    }
+
+    /// One has cost nothing: it went nowhere.
+    pub(super) fn went_nowhere(&mut self, pool: &str) {
+        self.had_turn(pool);
+    }
+
+    fn had_turn(&mut self, pool: &str) -> Option<&mut Line> {
+        let line = self.lines.iter_mut().find(|line| &*line.pool == pool)?;
+        line.under_way = line.under_way.saturating_sub(1);
+        Some(line)
     }
 
     fn line(&mut self, pool: &str) -> &mut Line {
@@ -126,6 +140,7 @@ impl Lines {
                 states: VecDeque::new(),
                 messages: VecDeque::new(),
                 events: 0,
+                under_way: 0,
             });
             self.lines.len() - 1
         });
@@ -204,6 +219,26 @@ mod tests {
             now_and_then += usize::from(turns(&mut lines, 1, |_| 99)[0].starts_with("sly"));
         }
         assert!((15..=20).contains(&now_and_then), "a third of the turns, not {now_and_then}");
+    }
+
+    #[test]
+    fn what_a_message_cost_counts_also_when_it_is_known_long_after_its_line_is_empty() {
+        let (mut lines, mut under_way) = (Lines::default(), VecDeque::new());
+        let (mut flood, mut bursts) = (0, 0);
+        for _ in 0..20_000 {
+            lines.message(message("flood", ""), None);
+            if !lines.lines.iter().any(|line| &*line.pool == "bursts" && !line.is_empty()) {
+                (0..8).for_each(|_| lines.message(message("bursts", ""), None));
+            }
+            under_way.push_back(lines.pop().unwrap().pool);
+            if under_way.len() > 32 {
+                let pool = under_way.pop_front().unwrap();
+                let (sum, cost) = if &*pool == "flood" { (&mut flood, 1) } else { (&mut bursts, 50) };
+                *sum += cost;
+                lines.has_cost(&pool, cost);
+            }
+        }
+        assert!(bursts < 2 * flood, "{bursts} for bursts and {flood} for what waits all the time");
     }
 
     #[test]

@@ -82,7 +82,7 @@ struct Sent {
     pool: Arc<str>,
     bytes: usize,
     cost: u64,
-    told: Option<Told>,
+    publisher: Option<Publisher>,
 }
 
 impl Outbox {
@@ -129,16 +129,24 @@ impl Outbox {
             {
                 if publisher.as_ref().is_some_and(|publisher| publisher.mailbox.is_revoked()) {
                     revoked(publisher);
+                    waiting.lines.went_nowhere(&pool);
                     continue;
                 }
-                let (bytes, told) = (OVERHEAD + message.bytes(), publisher.map(|publisher| publisher.told));
+                let bytes = OVERHEAD + message.bytes();
                 waiting.bytes += bytes;
                 waiting.work += cost;
-                waiting.under_way.push_back(Sent { seq, pool, bytes, cost, told });
+                waiting.under_way.push_back(Sent { seq, pool, bytes, cost, publisher });
                 return Some(message);
             }
             waiting = self.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Whether the right by which the message `seq` was published has ended while it was on the bus.
+    fn is_revoked(&self, seq: u64) -> bool {
+        let waiting = self.lock();
+        let sent = waiting.under_way.iter().find(|sent| sent.seq == seq);
+        sent.and_then(|sent| sent.publisher.as_ref()).is_some_and(|publisher| publisher.mailbox.is_revoked())
     }
 
     /// The message `seq` came off the bus and has cost so many microseconds: whom to tell. Those before it that did not come
@@ -153,9 +161,10 @@ impl Outbox {
             waiting.work -= sent.cost;
             if sent.seq == seq {
                 waiting.lines.has_cost(&sent.pool, cost);
-                told = sent.told;
+                told = sent.publisher.map(|publisher| publisher.told);
             } else {
-                // Whoever sent it is told by the drop of `told`, and sends it again.
+                waiting.lines.went_nowhere(&sent.pool);
+                // Whoever sent it is told by the drop of `publisher`, and sends it again.
                 tracing::error!(sent = sent.seq, "the message router has lost a message");
                 metrics::counter!("millpond_gate_bus_lost_total").increment(1);
             }
@@ -184,10 +193,13 @@ impl Waiting {
 /// What was published under a right that has ended goes to nobody.
 fn revoked(publisher: Option<Publisher>) {
     if let Some(publisher) = publisher {
-        let refusal = Refusal::new(Code::Unauthorized, "the credentials are no longer valid");
         // Its connection has gone, perhaps.
-        let _ = publisher.told.send(Err(refusal));
+        let _ = publisher.told.send(Err(right_has_ended()));
     }
+}
+
+fn right_has_ended() -> Refusal {
+    Refusal::new(Code::Unauthorized, "the credentials are no longer valid")
 }
 
 /// Starts the router, the thread that sends and the task that fans out. The token is cancelled when one of them has ended.
@@ -270,7 +282,11 @@ async fn fan_out(hub: &Hub, mut rx: LinkRx, epoch: Instant) -> std::io::Result<(
             Some(Notification::Forward(forward)) => {
                 let Some((seq, message)) = from_bus(forward.publish.payload, epoch) else { continue };
                 let begun = Instant::now();
-                let fanned = hub.deliver(message, begun, &mut woken);
+                let fanned = if hub.outbox().is_revoked(seq) {
+                    Err(right_has_ended())
+                } else {
+                    hub.deliver(message, begun, &mut woken)
+                };
                 let cost = begun.elapsed();
                 batch += cost;
                 if let Some(whom) = hub.outbox().arrived(seq, cost.as_micros() as u64) {
@@ -298,10 +314,16 @@ mod tests {
     fn what_waits_for_the_bus_goes_nowhere_once_its_publisher_was_revoked() {
         let (outbox, mailbox) = (Outbox::default(), Hub::default().mailbox(&"p".parse().unwrap(), None));
         let (told, mut hears) = oneshot::channel();
+        let (no_more, _) = oneshot::channel();
+        outbox.message(message("on the bus"), Some(Publisher { mailbox: mailbox.clone(), told: no_more }));
         outbox.message(message("stolen"), Some(Publisher { mailbox: mailbox.clone(), told }));
         outbox.message(message("others'"), None);
+        assert_eq!(outbox.next(0), Some(message("on the bus")));
+        assert!(!outbox.is_revoked(0));
         mailbox.end(EndReason::Revoked);
-        assert_eq!(outbox.next(0), Some(message("others'")));
+        assert!(outbox.is_revoked(0));
+        assert_eq!(outbox.next(1), Some(message("others'")));
+        assert!(!outbox.is_revoked(1));
         let refused = hears.try_recv().unwrap().map(drop);
         assert_eq!(refused.map_err(|refusal| refusal.code), Err(Code::Unauthorized));
     }

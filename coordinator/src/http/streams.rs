@@ -26,11 +26,11 @@ impl Streams {
     pub(super) fn place(self: &Arc<Self>, pool: PoolId) -> Option<Place> {
         let mut open = self.open();
         let free = self.max.saturating_sub(open.values().sum());
-        let of_pool = open.entry(pool).or_default();
-        if *of_pool >= free {
+        let of_pool = open.get(&pool).copied().unwrap_or_default();
+        if of_pool >= free {
             return None;
         }
-        *of_pool += 1;
+        open.insert(pool, of_pool + 1);
         Some(Place { streams: self.clone(), pool })
     }
 

@@ -10,6 +10,7 @@ use millpond_protocol::{Principal, Refusal, Sha256, UploadId};
 use super::{Ctx, up};
 use crate::ledger::grants::{Target, grant_for};
 use crate::ledger::objects::Object;
+use crate::ledger::quota::ROW;
 use crate::ledger::uploads::{Body, NewUpload, Stored, find_receipt};
 use crate::ledger::{Ledger, Tx};
 use crate::rounds::acceptance::{Candidate, accept};
@@ -91,7 +92,7 @@ pub(super) async fn worthwhile(ctx: &Ctx, who: &Principal, asked: Vec<Asked>) ->
                 // A file that was granted counts since then.
                 let target = Target::Upload(asked.upload.clone());
                 if is_worth && grant_for(tx.sql(), pool, who.id, &target)?.is_none() {
-                    tx.check_kept(pool, asked.candidate.size)?;
+                    tx.check_kept(pool, asked.candidate.size.saturating_add(ROW))?;
                 }
                 Ok(is_worth)
             };

@@ -20,7 +20,7 @@ const GRANTS: &str = "SELECT count(*) FROM grants WHERE member_id = ?1";
 const GRANTED: &str = "SELECT coalesce(sum(o.size), 0) FROM grants g JOIN objects o ON o.id = g.object_id WHERE g.member_id = ?1";
 
 /// What the row of an upload counts, beside what its member wrote into it: about what it takes with its indexes.
-const ROW: u64 = 512;
+pub(crate) const ROW: u64 = 512;
 /// The same of a row that is there.
 pub(crate) const ROW_SQL: &str = "(512 + coalesce(octet_length(name), 0) + coalesce(octet_length(content_type), 0) + coalesce(octet_length(meta), 0))";
 

@@ -8,6 +8,7 @@ use rusqlite::{OptionalExtension as _, params};
 use serde_json::json;
 
 use super::grants::{self, Grant, NewGrant, Target};
+use super::quota::ROW;
 use super::results::{Committed, NewResult};
 use super::tx::Tx;
 use super::uploads::{NewUpload, Stored, find_receipt};
@@ -99,7 +100,7 @@ impl Tx<'_> {
             let candidate =
                 Candidate { size: new.size, declares_sha256: true, has_label: new.label.is_some() };
             accept(self.core(pool)?.policy(), &candidate).map_err(Refusal::from)?;
-            self.check_kept(pool, new.size)?;
+            self.check_kept(pool, new.size.saturating_add(ROW))?;
         }
         self.check_grants(pool, who, new.size)?;
         let grant = self.insert_grant(pool, who, new, expires)?;

@@ -72,13 +72,15 @@ impl Hands<'_> {
             self.write(seqs.len(), move |tx| {
                 let mut freed: u64 = 0;
                 {
+                    // Not RETURNING, which makes a table of its own for each row.
+                    let counts = format!("SELECT {ROW_SQL} FROM uploads WHERE seq = ?1");
+                    let mut counts = tx.sql().prepare_cached(&counts)?;
                     let mut superseded = tx.sql().prepare_cached("DELETE FROM superseded WHERE seq = ?1")?;
-                    let uploads = format!("DELETE FROM uploads WHERE seq = ?1 RETURNING {ROW_SQL}");
-                    let mut uploads = tx.sql().prepare_cached(&uploads)?;
+                    let mut uploads = tx.sql().prepare_cached("DELETE FROM uploads WHERE seq = ?1")?;
                     for seq in seqs {
+                        freed += counts.query_row([seq], |row| row.get::<_, u64>(0)).optional()?.unwrap_or(0);
                         superseded.execute([seq])?;
-                        freed +=
-                            uploads.query_row([seq], |row| row.get::<_, u64>(0)).optional()?.unwrap_or(0);
+                        uploads.execute([seq])?;
                     }
                 }
                 tx.drop_kept(pool, freed)

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::failure::{FAILED, Failure, RETRY};
 use super::say;
 use crate::spool::{Entry, Spool, SpoolError, directories, make_directory, open_private};
-use crate::transfer::{digest, place};
+use crate::transfer::{digest, is_full, place};
 
 /// What became of one entry.
 enum Export {
@@ -119,7 +119,7 @@ fn one(spool: &mut Spool, entry: &Entry, to: &To, remove: bool) -> Result<Export
 }
 
 fn failed(path: &Path, error: &io::Error) -> Failure {
-    Failure::new(FAILED, format!("{}: {error}", path.display()))
+    Failure::new(if is_full(error) { RETRY } else { FAILED }, format!("{}: {error}", path.display()))
 }
 
 /// Writes a synced file beside that name, to be put in its place. It is its owner's alone, as it was in the spool.

@@ -5,8 +5,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::failure::{Failure, RETRY};
-use super::spool::{done, once};
+use super::spool::{Left, done, once};
 use super::{Cli, asked_to_end};
+use crate::clock::wall_ms;
 use crate::spool::Spool;
 
 /// How often to look whether something came.
@@ -21,46 +22,61 @@ pub(super) async fn follow(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> 
 }
 
 async fn run(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
-    let mut said: Option<String> = None;
+    let (mut left, mut said) = (Left::default(), None);
+    let mut pause = Pause { until: None, is_for_all: false, mark: None };
     loop {
-        // Known before the run, so that what comes while it ends is looked at.
+        if wait(spool, &left, &pause).await? {
+            left.alone.clear();
+        }
+        // Known before the run: what is stated during it is another one.
         let mark = spool.statements_mark();
-        let why = match once(cli, spool).await {
+        let (why, is_for_all) = match once(cli, spool, &mut left).await {
             Ok(summary) => {
                 if summary.stored + summary.refused + summary.damaged > 0 {
                     done(cli, &summary)?;
                 }
-                (summary.left > 0).then(|| format!("{} files did not get through", summary.left))
+                let why = (summary.left > 0).then(|| "some files did not get through".to_owned());
+                (why, spool.entries()?.any(|entry| !left.alone.contains(&entry.upload)))
             }
-            Err(failure) if failure.exit == RETRY => Some(failure.message),
+            Err(failure) if failure.exit == RETRY => (Some(failure.message), true),
             Err(failure) => return Err(failure),
         };
-        // As long as the run before it was ready to wait.
-        let again = why.as_ref().map(|_| Instant::now() + cli.spool.patience());
-        // What stands for hours is said once.
-        if let Some(why) = why.as_ref().filter(|why| said.as_ref() != Some(why)) {
+        // As long as that run was ready to wait, or as the server is to be left alone.
+        let rest = spool.rest().map_or(Duration::ZERO, |rest| rest.left(wall_ms()));
+        let until = why.as_ref().map(|_| Instant::now() + rest.max(cli.spool.patience()).max(LOOK));
+        pause = Pause { until, is_for_all, mark };
+        // What stands for hours is said once, however many seconds it names.
+        let kind = why.as_ref().map(|why| why.replace(|c: char| c.is_ascii_digit(), ""));
+        if let Some(why) = why.filter(|_| kind != said) {
             eprintln!("millpond-edge: {why}: it is tried again");
         }
-        said = why;
-        wait(spool, mark, again).await?;
+        said = kind;
     }
 }
 
-/// Until something came, or it is time to try again what waits.
-async fn wait(
-    spool: &mut Spool,
+/// What the last run leaves for later.
+struct Pause {
+    until: Option<Instant>,
+    /// Nothing goes before that; else what is new does.
+    is_for_all: bool,
+    /// The statements that it has seen.
     mark: Option<(u64, i64, i64)>,
-    again: Option<Instant>,
-) -> Result<(), Failure> {
-    let (mut read, mut mark) = (spool.readings(), mark);
+}
+
+/// Until something came, or the pause is over; whether it is.
+async fn wait(spool: &mut Spool, left: &Left, pause: &Pause) -> Result<bool, Failure> {
     loop {
-        sleep(LOOK).await;
-        let waits = spool.entries()?.next().is_some() || !spool.statements()?.is_empty();
-        let now = (spool.readings(), spool.statements_mark());
-        let came = now != (read, mark);
-        if waits && (came || again.is_some_and(|at| at <= Instant::now())) {
-            return Ok(());
+        if pause.until.is_some_and(|until| until <= Instant::now()) {
+            return Ok(true);
         }
-        (read, mark) = now;
+        if pause.until.is_none() || !pause.is_for_all {
+            // Before they are read: what is stated meanwhile is another one.
+            let mark = spool.statements_mark();
+            let is_stated = mark != pause.mark && !spool.statements()?.is_empty();
+            if is_stated || spool.entries()?.any(|entry| !left.alone.contains(&entry.upload)) {
+                return Ok(false);
+            }
+        }
+        sleep(LOOK).await;
     }
 }

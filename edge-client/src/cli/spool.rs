@@ -1,5 +1,6 @@
 //! `spool list | flush | export | discard`, and where the spool is.
 
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -239,7 +240,7 @@ fn discard(
 }
 
 async fn flush(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
-    let summary = once(cli, spool).await?;
+    let summary = once(cli, spool, &mut Left::default()).await?;
     done(cli, &summary)?;
     if summary.refused + summary.damaged > 0 {
         return Err(Failure::new(FAILED, "the server refused files, or they were damaged: see `spool list`"));
@@ -250,15 +251,31 @@ async fn flush(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Sends what is there.
-pub(super) async fn once(cli: &Cli, spool: &mut Spool) -> Result<Summary, Failure> {
+/// Files that did not get through.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// Left alone for now.
+    pub(super) alone: HashSet<UploadId>,
+    /// What was said of each.
+    said: HashMap<UploadId, String>,
+}
+
+/// Sends what is there and is not to be left alone.
+pub(super) async fn once(cli: &Cli, spool: &mut Spool, left: &mut Left) -> Result<Summary, Failure> {
     let _sending =
         spool.sending()?.ok_or_else(|| Failure::new(RETRY, "another process is sending from this spool"))?;
     let progress = Progress::of(cli);
-    let options = cli.options(&progress)?;
+    let mut options = cli.options(&progress)?;
+    options.alone.clone_from(&left.alone);
     let sending = progress.step("sending", Unit::Files, spool.held_now().0);
     let summary = send(cli, spool, &options, &mut |report| match report {
-        Report::Left(entry, why) => progress.say(&format!("millpond-edge: {}: {why}", entry.upload)),
+        Report::Left(entry, why) => {
+            let why = format!("millpond-edge: {}: {why}", entry.upload);
+            left.alone.insert(entry.upload.clone());
+            if left.said.insert(entry.upload.clone(), why.clone()).as_ref() != Some(&why) {
+                progress.say(&why);
+            }
+        }
         Report::NotTold(statement, why) => {
             progress.say(&format!("millpond-edge: {}: {why}", shown(&statement.complete)));
         }

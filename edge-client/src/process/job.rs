@@ -22,7 +22,7 @@ use crate::backoff::{Backoff, random};
 use crate::exec::Running;
 use crate::large::{self, LargeError};
 use crate::session::{Properties, Session, SessionError};
-use crate::transfer::{Meter, Transfer, digest};
+use crate::transfer::{Meter, Transfer, TransferError, digest};
 
 /// Begins the name of an attempt's directory.
 pub(super) const DIRECTORY: &str = "attempt-";
@@ -35,6 +35,8 @@ const GLANCE: Duration = Duration::from_millis(250);
 const VERIFY_S: u64 = 45;
 /// How long the output of a command is read on after it ended: a child of it may hold the pipe.
 const REST: Duration = Duration::from_secs(1);
+/// Before a result is sent again to a storage that had no room for it.
+const FULL: Duration = Duration::from_secs(60);
 
 /// What an attempt needs.
 pub(super) struct Work {
@@ -241,6 +243,10 @@ async fn send(
                     LargeError::Session(error) => lost(error),
                     error => error.into(),
                 });
+            }
+            if matches!(error, LargeError::Transfer(TransferError::Full { .. })) {
+                // Its bytes went in vain: not again every few seconds.
+                tokio::time::sleep(FULL).await;
             }
             backoff.pause().await;
         }

@@ -165,6 +165,10 @@ impl Run<'_> {
 
     pub(super) fn damaged(&mut self, entry: &Entry, why: &str) {
         self.let_go(&entry.upload);
+        if self.spool.holds(entry) {
+            // It could not be put aside, and would be read again and again.
+            self.left.insert(entry.upload.clone());
+        }
         self.summary.damaged += 1;
         (self.report)(Report::Damaged(entry, why));
     }

@@ -53,6 +53,8 @@ pub struct Options {
     pub first: HashSet<UploadId>,
     /// Returns when the first ones are settled and leaves the rest.
     pub only_first: bool,
+    /// These are left alone, as what does not get through is for the rest of a run.
+    pub alone: HashSet<UploadId>,
     /// How long to be without a connection, or without a word of the server on it, or to wait for a server that takes nothing now,
     /// before giving up. What is on its way has its time beside that.
     pub patience: Duration,
@@ -70,6 +72,7 @@ impl Default for Options {
         Self {
             first: HashSet::new(),
             only_first: false,
+            alone: HashSet::new(),
             patience: Duration::from_secs(30),
             bundle: 1 << 20,
             transfer: Arc::new(Transfer::new(crate::transfer::Options::default())),

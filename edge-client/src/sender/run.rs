@@ -153,7 +153,7 @@ pub async fn flush(
         loading: false,
         asks: 0,
         large: None,
-        left: HashSet::new(),
+        left: options.alone.clone(),
         no_room: None,
         stays: Vec::new(),
         others: Vec::new(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::task::spawn_blocking;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::files::{Bytes, Files, Loaded, WrongFile};
@@ -14,6 +14,8 @@ use super::{InUse, Tls};
 
 /// How often a certificate that is about to end is spoken of.
 const REMIND: Duration = Duration::from_secs(24 * 3600);
+/// How long telling of a renewal may take.
+const TELLING: Duration = Duration::from_secs(5);
 /// How long before its end that begins.
 const SOON_S: i64 = 14 * 24 * 3600;
 
@@ -56,8 +58,9 @@ pub(super) async fn run<F: Future<Output = ()>>(
                     Ok(None) => None,
                     Ok(Some((bytes, loaded))) => match take_up(&tls, loaded) {
                         Ok(()) => {
-                            tell(Renewal::Done { changed: bytes.changed(&in_use) }).await;
+                            let changed = bytes.changed(&in_use);
                             in_use = Arc::new(bytes);
+                            told(tell(Renewal::Done { changed }), &shutdown).await;
                             None
                         }
                         Err(wrong) => Some(wrong),
@@ -74,10 +77,18 @@ pub(super) async fn run<F: Future<Output = ()>>(
             None => seen = Seen::default(),
             Some(wrong) => {
                 if let Some(why) = seen.news(&wrong) {
-                    tell(Renewal::Refused { why }).await;
+                    told(tell(Renewal::Refused { why }), &shutdown).await;
                 }
             }
         }
+    }
+}
+
+/// Whoever is told may be slow, and the next look is not to wait for that.
+async fn told(telling: impl Future<Output = ()>, shutdown: &CancellationToken) {
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        _ = timeout(TELLING, telling) => {}
     }
 }
 

@@ -16,7 +16,7 @@ CREATE TABLE pools (
     newest_committed INTEGER NOT NULL DEFAULT 0,
     pointer INTEGER,                      -- the version that the pool's pointer names
     aged_through INTEGER,                 -- windows that end by then stay closed, whatever the deadline is
-    kept_bytes INTEGER NOT NULL DEFAULT 0, -- of uploads in batches that are not expired, and of results
+    kept_bytes INTEGER NOT NULL DEFAULT 0, -- of uploads in batches that are not expired, of results, and of rows of uploads
     granted_bytes INTEGER NOT NULL DEFAULT 0 -- of all its grants
 ) STRICT;
 CREATE UNIQUE INDEX pools_name ON pools (name) WHERE removed IS NULL;

@@ -43,8 +43,9 @@ async fn main() -> Result<()> {
     millpond::descriptors::raise();
     let mut args = std::env::args().skip(1);
     let (what, more) = (args.next(), args.next());
-    run(what.as_deref(), more).await?;
-    aims::close()
+    let ran = run(what.as_deref(), more).await;
+    let closed = aims::close();
+    ran.and(closed)
 }
 
 async fn run(what: Option<&str>, more: Option<String>) -> Result<()> {
@@ -74,7 +75,7 @@ async fn run(what: Option<&str>, more: Option<String>) -> Result<()> {
         (Some("tls"), None) => tls::run().await,
         (Some("storage"), None) => storage::run().await,
         (Some("retention"), None) => retention::run().await,
-        (Some("overload"), None) => overload::run().await,
+        (Some("overload"), attack) => overload::run(attack.as_deref()).await,
         (Some("reconnect"), None) => reconnect::run().await,
         (Some("router"), None) => router::run().await,
         (Some("router"), Some(side)) => router::side(&side).await,

@@ -29,7 +29,7 @@ const FAN: usize = 400;
 /// Connections of the attack on storage: fewer than one address may have.
 const STORAGE: usize = 220;
 
-pub async fn run() -> Result<()> {
+pub async fn run(only: Option<&str>) -> Result<()> {
     println!("others' p99 in ms beside an attack, median of {RUNS} runs with and as many without, in turns");
     println!("  {:<15} {:<9} {:>9} {:>9} {:>6}", "attack", "others'", "without", "with", "ratio");
     let attacks = [
@@ -44,7 +44,7 @@ pub async fn run() -> Result<()> {
         Attack::Storage(STORAGE),
     ];
     let mut harmed = Vec::new();
-    for attack in attacks {
+    for attack in attacks.into_iter().filter(|attack| only.is_none_or(|name| attack.name() == name)) {
         harmed.extend(beside(attack).await?);
     }
     ensure!(harmed.is_empty(), "others were harmed: {}", harmed.join(", "));
