@@ -233,7 +233,7 @@ mod tests {
             under_way.push_back(lines.pop().unwrap().pool);
             if under_way.len() > 32 {
                 let pool = under_way.pop_front().unwrap();
-                let (sum, cost) = if &*pool == "flood" { (&mut flood, 1) } else { (&mut bursts, 50) };
+                let (sum, cost) = if &*pool == "flood" { (&mut flood, 10) } else { (&mut bursts, 500) };
                 *sum += cost;
                 lines.has_cost(&pool, cost);
             }
