@@ -395,8 +395,6 @@ async fn next_outcomes(takes: &mut Takes, outcomes: &mut Vec<Result<(), Refusal>
 
 /// Waits for what there may be to wait for.
 async fn or_never<T>(there: &mut Option<BoxFuture<'static, T>>) -> T {
-    match there {
-        Some(there) => there.await,
-        None => std::future::pending().await,
-    }
+    let Some(there) = there else { return std::future::pending().await };
+    there.await
 }

@@ -213,8 +213,7 @@ impl Shelf {
     /// What the system says.
     pub fn note(&mut self, stage: Stage, told: bool) -> io::Result<()> {
         let Some(state) = self.state.clone() else { return Ok(()) };
-        let state = State { stage, told, ..state };
-        self.state = Some(state.clone());
+        let state = self.state.insert(State { stage, told, ..state }).clone();
         self.write(state)
     }
 
@@ -233,8 +232,7 @@ impl Shelf {
 
     /// Writes a small file of its own, synced, in place of the one before.
     fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
-        let own = self.own();
-        write_synced(&own.join(name), &own.join(format!("{name}.new")), content, || {})
+        write_synced(&self.own().join(name), &self.own().join(format!("{name}.new")), content, || {})
     }
 
     /// Removes versions that were shown here, but for the last `keep` and the current one. Nothing else is touched, whatever its

@@ -1,4 +1,6 @@
 //! One who goes over a limit is told so by its code, and counted; those beside it do not notice.
+//!
+//! In one file although it is a long one: a row of the table and what brings it about are read together.
 
 use std::time::Duration;
 
