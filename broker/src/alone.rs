@@ -16,6 +16,7 @@ use crate::hub::Hub;
 use crate::hub::mailbox::Mailbox;
 use crate::hub::message::Message;
 use crate::hub::trie::Options;
+use crate::hub::turns::Work;
 use crate::session::Session;
 
 /// A hub on its bus, and one pool's subscribers.
@@ -53,7 +54,7 @@ impl Alone {
         let (config, now) = (self.config.clone(), Instant::now());
         let session = Session::new(who, &Connect::plain(Version::V4), config, now, (mailbox.id(), None));
         let options = Options { qos: 1, ..Options::default() };
-        self.hub.subscribe(&self.pool, &mailbox, filter, options, Replay::Never);
+        self.hub.subscribe(&self.pool, &mailbox, filter, options, Replay::Never, &mut Work::default());
         Some(Subscriber { mailbox, session })
     }
 

@@ -14,7 +14,7 @@ use bytes::Buf;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered, StreamExt};
 use millpond_protocol::Refusal;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use crate::codec::write::Out;
@@ -22,20 +22,17 @@ use crate::codec::{Bad, reason};
 use crate::gate::Shared;
 use crate::handshake::Welcome;
 use crate::hub::mailbox::{Mailbox, Taken};
+use crate::hub::turns::Work;
 use crate::intake::Intake;
 use crate::lookup::{Found, lookup};
 use crate::registry::{EndReason, Registration};
 use crate::session::{Effect, End, Session};
-use crate::socket::{Due, Moved, linger, poll_io};
+use crate::socket::{Due, Moved, last_words, poll_io};
 
 /// How long what a client sent may take to be decided after it has gone.
 const DRAIN: Duration = Duration::from_secs(60);
-/// How long a goodbye may take.
-const GOODBYE: Duration = Duration::from_secs(5);
 /// Bytes of last words for which there is always room.
 const SHORT_WORDS: usize = 4 << 10;
-/// How long a connection works on its subscriptions before it is others' turn: each may be a look at all that a pool retains.
-const SUBSCRIBING: Duration = Duration::from_millis(1);
 /// When a connection of which nothing is due is looked at again.
 const NOTHING_DUE: Duration = Duration::from_secs(3_600);
 
@@ -56,6 +53,7 @@ where
         mailbox: registration.mailbox.clone(),
         client_id: registration.client_id.clone(),
         write_by: Due::default(),
+        subscribing: Work::default(),
         lost,
         gate,
     };
@@ -78,6 +76,7 @@ struct Connection {
     was_kept: bool,
     /// When the socket must have taken a byte of what is to be written.
     write_by: Due,
+    subscribing: Work,
     /// Resolves when the certificate that signed it in is good no more.
     lost: Option<BoxFuture<'static, ()>>,
     gate: Arc<Shared>,
@@ -112,10 +111,10 @@ impl Connection {
             if deadline < timer.deadline() {
                 timer.as_mut().reset(deadline);
             }
-            let listens = self.intake.listens(&self.session);
+            let (listens, waits) = (self.listens(), self.subscribing.waits());
             let wants = self.session.wants();
             let room = self.intake.room();
-            if has_more {
+            if has_more && !waits {
                 // Before whatever is ready here: others have their turn.
                 tokio::task::yield_now().await;
             }
@@ -144,7 +143,8 @@ impl Connection {
                 permit = or_never(&mut self.intake.charging), if self.intake.charging.is_some() => {
                     self.intake.charged(permit);
                 }
-                () = std::future::ready(()), if has_more => {}
+                () = self.subscribing.turn(), if waits => self.session.heard(Instant::now()),
+                () = std::future::ready(()), if has_more && !waits => {}
                 moved = poll_fn(|cx| poll_io(
                     io, &mut self.session.out, &mut self.intake.stream, room, listens, cx,
                 )), if !has_more => if !self.moved(moved) {
@@ -225,8 +225,7 @@ impl Connection {
     /// it is others' turn.
     fn apply(&mut self) -> bool {
         self.session.pump();
-        let mut subscribing = None;
-        while let Some(effect) = self.session.effects.pop_front() {
+        while let Some(effect) = self.next_effect() {
             let (backend, who) = (&self.gate.backend, self.session.who());
             match effect {
                 Effect::Take(message) => {
@@ -244,12 +243,8 @@ impl Connection {
                     self.takes.push_back(Box::pin(published));
                 }
                 Effect::Subscribe { filter, options, replay } => {
-                    let begun = *subscribing.get_or_insert_with(Instant::now);
-                    let hub = self.gate.handle.hub();
-                    hub.subscribe(&who.pool, &self.mailbox, &filter, options, replay);
-                    if begun.elapsed() >= SUBSCRIBING {
-                        break;
-                    }
+                    let (hub, work) = (self.gate.handle.hub(), &mut self.subscribing);
+                    hub.subscribe(&who.pool, &self.mailbox, &filter, options, replay, work);
                 }
                 Effect::Unsubscribe(filter) => {
                     self.gate.handle.hub().unsubscribe(&who.pool, &self.mailbox, &filter);
@@ -260,10 +255,22 @@ impl Connection {
                 }
             }
         }
+        self.subscribing.rest();
         for received in self.session.acked.drain(..) {
             self.gate.ack_seconds.record(received.elapsed());
         }
         !self.session.effects.is_empty()
+    }
+
+    /// What is next of what the session decided, unless it is others' turn.
+    fn next_effect(&mut self) -> Option<Effect> {
+        if matches!(self.session.effects.front(), Some(Effect::Subscribe { .. })) {
+            let (hub, pool) = (self.gate.handle.hub(), &self.session.who().pool);
+            if !hub.may_subscribe(pool, &mut self.subscribing) {
+                return None;
+            }
+        }
+        self.session.effects.pop_front()
     }
 
     fn settle(&mut self, outcomes: &mut Vec<Result<(), Refusal>>) {
@@ -292,10 +299,14 @@ impl Connection {
         due.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + NOTHING_DUE)
     }
 
+    /// Whether what the client says is read: nobody is blamed for silence otherwise.
+    fn listens(&self) -> bool {
+        !self.subscribing.waits() && self.intake.listens(&self.session)
+    }
+
     /// Whether the connection has stalled. A client that is silent altogether is told by the session.
     fn is_late(&mut self) -> bool {
-        let now = Instant::now();
-        let listens = self.intake.listens(&self.session);
+        let (now, listens) = (Instant::now(), self.listens());
         self.session.timer(now, listens);
         self.intake.is_late(&self.session, now) || self.write_by.is_over(now)
     }
@@ -310,7 +321,7 @@ impl Connection {
         let (who, client_id) = (self.session.who().clone(), registration.client_id.clone());
         // What it subscribes to outlives the connection.
         while self.session.is_kept() && self.apply() {
-            tokio::task::yield_now().await;
+            self.subscribing.turn().await;
         }
         // Whatever ends its right meanwhile.
         let _drain = (self.session.uncommitted() > 0).then(|| registration.drain());
@@ -357,24 +368,6 @@ impl Connection {
             lasts || matches!(effect, Effect::Refused(_) | Effect::ReceiptsAcknowledged(_))
         });
         self.apply();
-    }
-}
-
-/// Writes what is left to be written, unless the client has said goodbye, and closes.
-async fn last_words<S>(mut io: S, mut out: Out, is_gone: bool)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let written = async {
-        if !is_gone {
-            io.write_all_buf(&mut out).await?;
-        }
-        io.shutdown().await
-    };
-    // A client that is gone cannot be told.
-    let told = tokio::time::timeout(GOODBYE, written).await;
-    if matches!(told, Ok(Ok(()))) && !is_gone {
-        linger(&mut io).await;
     }
 }
 

@@ -10,6 +10,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::codec::write::Out;
 
+/// How long a goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(5);
 /// How long, and how many bytes, are read and thrown away so that the last words are not lost to a reset.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
@@ -73,6 +75,24 @@ pub(crate) fn poll_io<S: AsyncRead + AsyncWrite + Unpin>(
         }
     }
     Poll::Pending
+}
+
+/// Writes what is left to be written, unless the client has said goodbye, and closes.
+pub(crate) async fn last_words<S>(mut io: S, mut out: Out, is_gone: bool)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let written = async {
+        if !is_gone {
+            io.write_all_buf(&mut out).await?;
+        }
+        io.shutdown().await
+    };
+    // A client that is gone cannot be told.
+    let told = tokio::time::timeout(GOODBYE, written).await;
+    if matches!(told, Ok(Ok(()))) && !is_gone {
+        linger(&mut io).await;
+    }
 }
 
 /// Reads and drops what is still coming, for a while: closing a socket with unread bytes resets it, and the client would

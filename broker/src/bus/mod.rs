@@ -11,12 +11,14 @@
 //! - When its thread has died, every call fails: the process ends with an error, and its supervisor starts it again.
 
 mod lines;
+mod waking;
 
 use std::collections::VecDeque;
 use std::io::Error;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use millpond_protocol::{Code, Refusal};
 use rumqttd::local::{LinkBuilder, LinkRx, LinkTx};
@@ -25,9 +27,10 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use self::lines::{Lines, Next};
+use self::waking::Waking;
 use crate::hub::mailbox::Mailbox;
 use crate::hub::message::{Message, from_bus, to_bus};
-use crate::hub::{Fanned, Hub, wake};
+use crate::hub::{Fanned, Hub};
 
 /// The topic that everything goes by.
 const TOPIC: &str = "live";
@@ -42,9 +45,9 @@ const OVERHEAD: usize = 128;
 /// Messages that may be on the bus: enough that neither end waits for the other, few enough for whoever waits behind them.
 const UNDER_WAY: usize = 32;
 /// Microseconds of fan-out that may be on the bus, and one message more.
-const WORK: u64 = 5_000;
-/// How long messages are fanned out before those are woken that they are for, and others' tasks have their turn.
-const BATCH: Duration = Duration::from_millis(10);
+const WORK: u64 = 2_000;
+/// How long messages are fanned out before others' tasks have their turn.
+const SLICE: Duration = Duration::from_millis(1);
 
 /// Who published a message, and is told what became of it.
 #[derive(Debug)]
@@ -254,55 +257,53 @@ fn send_all(hub: &Hub, tx: &mut LinkTx, epoch: Instant) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Takes what has come and fans it out; then wakes everybody concerned, once.
+/// Takes what has come and fans it out, and wakes everybody concerned, in turns with others' tasks.
 async fn fan_out(hub: &Hub, mut rx: LinkRx, epoch: Instant) -> std::io::Result<()> {
-    let (mut woken, mut told) = (Vec::new(), Vec::new());
-    let (mut is_asleep, mut batch) = (false, Duration::ZERO);
+    let (mut waking, mut woken) = (Waking::default(), Vec::new());
     loop {
-        // There may always be more.
-        let is_over = is_asleep || batch >= BATCH;
-        let mut next = if is_over { None } else { rx.next().now_or_never() };
-        if next.is_none() {
-            batch = Duration::ZERO;
-            wake(&mut woken);
-            for (whom, fanned) in told.drain(..) {
-                let whom: Told = whom;
-                // Whoever asked may have gone.
-                let _ = whom.send(fanned);
-            }
-            if is_asleep {
-                rx.wake().await.map_err(Error::other)?;
-                is_asleep = false;
-            }
-            // Those who were woken may run on this thread.
-            tokio::task::yield_now().await;
-            next = Some(rx.next().await);
-        }
-        match next.transpose().map_err(Error::other)?.flatten() {
-            Some(Notification::Forward(forward)) => {
-                let Some((seq, message)) = from_bus(forward.publish.payload, epoch) else { continue };
-                let begun = Instant::now();
-                let fanned = if hub.outbox().is_revoked(seq) {
-                    Err(right_has_ended())
-                } else {
-                    hub.deliver(message, begun, &mut woken)
-                };
-                let cost = begun.elapsed();
-                batch += cost;
-                if let Some(whom) = hub.outbox().arrived(seq, cost.as_micros() as u64) {
-                    told.push((whom, fanned));
+        let mut next = if waking.is_empty() { Some(rx.next().await) } else { rx.next().now_or_never() };
+        let mut slice = Duration::ZERO;
+        while let Some(notification) = next {
+            match notification.map_err(Error::other)? {
+                Some(Notification::Forward(forward)) => {
+                    slice += fan_out_one(hub, forward.publish.payload, epoch, &mut waking, &mut woken);
                 }
+                // What there was has been taken.
+                Some(Notification::Unschedule) => rx.wake().await.map_err(Error::other)?,
+                Some(_) | None => {}
             }
-            Some(Notification::Unschedule) => is_asleep = true,
-            Some(_) | None => {}
+            // There may always be more.
+            next = if slice < SLICE { rx.next().now_or_never() } else { None };
         }
+        waking.next();
+        // Those who were woken may run on this thread.
+        tokio::task::yield_now().await;
     }
+}
+
+/// Fans out one message, and how long that took.
+fn fan_out_one(
+    hub: &Hub,
+    payload: Bytes,
+    epoch: Instant,
+    waking: &mut Waking,
+    woken: &mut Vec<Arc<Mailbox>>,
+) -> Duration {
+    let Some((seq, message)) = from_bus(payload, epoch) else { return Duration::ZERO };
+    let begun = Instant::now();
+    let fanned = if hub.outbox().is_revoked(seq) {
+        Err(right_has_ended())
+    } else {
+        hub.deliver(message, begun, woken)
+    };
+    let cost = begun.elapsed();
+    let whom = hub.outbox().arrived(seq, cost.as_micros() as u64);
+    waking.add(woken, whom, fanned);
+    cost
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
     use crate::registry::EndReason;
 

@@ -220,8 +220,14 @@ impl Mailbox {
         (put, wakes)
     }
 
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         self.notify.notify_one();
+    }
+
+    /// Whether it was woken since this was asked last.
+    #[cfg(test)]
+    pub(crate) fn is_woken(&self) -> bool {
+        futures_util::FutureExt::now_or_never(self.notify.notified()).is_some()
     }
 
     /// Whether its client is behind, and somebody may wait for it.

@@ -35,6 +35,7 @@ mod pools;
 mod queue;
 mod retained;
 pub(crate) mod trie;
+pub(crate) mod turns;
 mod waiting;
 pub(crate) mod weight;
 
@@ -52,6 +53,7 @@ use self::message::Message;
 use self::pools::Pools;
 use self::retained::Retained;
 use self::trie::Options;
+use self::turns::{Turns, Work};
 use self::weight::Sum;
 use crate::bus::{Outbox, Publisher};
 use crate::codec::packet::Replay;
@@ -73,6 +75,7 @@ pub(crate) struct Hub {
     pool_bytes_max: AtomicUsize,
     /// The answers that wait for all connections.
     answers: Arc<Sum>,
+    turns: Turns,
 }
 
 impl Default for Hub {
@@ -84,6 +87,7 @@ impl Default for Hub {
             outbox: Outbox::default(),
             pool_bytes_max: AtomicUsize::new(limits::APP_BYTES_PER_POOL),
             answers: Arc::default(),
+            turns: Turns::default(),
         }
     }
 }
@@ -91,8 +95,10 @@ impl Default for Hub {
 /// What became of a message.
 #[derive(Debug, Default)]
 pub(crate) struct Fanned {
+    /// Sessions that it is for.
+    pub(crate) receivers: usize,
     /// Some of those who are behind, if most of those who got it are.
-    behind: Vec<Arc<Mailbox>>,
+    pub(crate) behind: Vec<Arc<Mailbox>>,
 }
 
 impl Hub {
@@ -116,6 +122,11 @@ impl Hub {
         self.pool_bytes_max.store(bytes_max, Ordering::Relaxed);
     }
 
+    /// Whether a connection to `pool` may subscribe now; if not, it is to wait for its turn.
+    pub(crate) fn may_subscribe(&self, pool: &PoolName, work: &mut Work) -> bool {
+        work.may_go_on(&self.turns, pool)
+    }
+
     /// Adds or replaces a subscription, and leaves the retained messages that are wanted in the mailbox.
     pub(crate) fn subscribe(
         &self,
@@ -124,7 +135,9 @@ impl Hub {
         filter: &str,
         options: Options,
         replay: Replay,
+        work: &mut Work,
     ) {
+        let begun = Instant::now();
         let is_first = mailbox.add_filter(filter);
         let wakes = self
             .pools
@@ -132,6 +145,7 @@ impl Hub {
         if wakes {
             mailbox.wake();
         }
+        work.has_spent(begun.elapsed());
     }
 
     pub(crate) fn unsubscribe(&self, pool: &PoolName, mailbox: &Arc<Mailbox>, filter: &str) {
@@ -217,7 +231,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Wakes everybody in `woken`, once a batch.
+/// Wakes everybody in `woken`.
 pub(crate) fn wake(woken: &mut Vec<Arc<Mailbox>>) {
     for mailbox in woken.drain(..) {
         mailbox.wake();

@@ -151,7 +151,8 @@ impl Pool {
             found.push((mailbox, copy));
         });
         merge(&mut found);
-        let (mut fanned, mut behind, receivers) = (Fanned::default(), 0, found.len());
+        let receivers = found.len();
+        let (mut fanned, mut behind) = (Fanned { receivers, ..Fanned::default() }, 0);
         for (mailbox, copy) in found {
             let (put, wakes) = mailbox.put_under(copy, is_pressed);
             if wakes {

@@ -10,6 +10,7 @@ use super::{Entry, Key, Registry, State, lock};
 use crate::backend::KeptSession;
 use crate::codec::packet::Replay;
 use crate::hub::trie::Options;
+use crate::hub::turns::Work;
 use crate::session::Kept;
 
 /// When something of a session that is away is due.
@@ -44,7 +45,8 @@ impl Registry {
         drop(members);
         mailbox.go_offline(|_| (0, 0));
         for held in &subscriptions {
-            self.hub.subscribe(&key.0, &mailbox, &held.filter, Options::of(held), Replay::Never);
+            let options = Options::of(held);
+            self.hub.subscribe(&key.0, &mailbox, &held.filter, options, Replay::Never, &mut Work::default());
         }
         let expires = Instant::now() + expiry;
         let kept = Box::new(Kept::of(subscriptions));

@@ -9,6 +9,8 @@ use millpond::ledger::Ledger;
 use millpond::rounds::Policy;
 use millpond_tests::overload::{Attack, Fared, Field, others};
 use millpond_tests::wire::Who;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
 
 use super::server::{Server, prepare, prepare_apart};
 use super::{median, percentile};
@@ -90,13 +92,38 @@ pub const KINDS: [(&str, Of); 5] = [
     ("GETs", |fared| &fared.gets),
 ];
 
+/// A thread for the attackers, or those who are measured would stand behind thousands of them in the load's own queue.
+struct Apart(Option<Runtime>);
+
+impl Apart {
+    fn start() -> Result<Self> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        Ok(Self(Some(builder.worker_threads(1).thread_name("attackers").enable_all().build()?)))
+    }
+
+    fn begin(&self, attack: Attack, field: &Arc<Field>) -> JoinSet<()> {
+        let _entered = self.0.as_ref().map(Runtime::enter);
+        attack.begin(field)
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        // It must not be waited for in an async context.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// Who was harmed.
 async fn beside(attack: Attack) -> Result<Vec<String>> {
     let (_dir, server, field) = field(GOOD + BAD, 0).await?;
     let (mut without, mut with) = (Vec::new(), Vec::new());
+    let apart = Apart::start()?;
     for run in 0..RUNS {
         without.push(others(&field, &format!("a{run}"), FOR, LEAST).await?);
-        let attackers = attack.begin(&field);
+        let attackers = apart.begin(attack, &field);
         tokio::time::sleep(SETTLE).await;
         with.push(others(&field, &format!("b{run}"), FOR, LEAST).await?);
         drop(attackers);

@@ -1,0 +1,160 @@
+//! Turns at what takes long and may be asked for without end: a new subscription looks at what its pool retains.
+//!
+//! What that takes is free up to [`FREE`]. Beyond, one connection of a pool is at it at a time, and one of the server, which then
+//! rests for as long as that took: however many subscribe, they take half a core at the most, and a pool waits for a turn of each
+//! other pool that has somebody at it. Both lines are first come, first served.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use millpond_protocol::PoolName;
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep_until};
+
+/// How long a connection may work on its subscriptions without waiting for anybody, and how long a turn lasts.
+const FREE: Duration = Duration::from_millis(1);
+
+/// Who holds it has the turn.
+type Line<T> = Arc<tokio::sync::Mutex<T>>;
+
+/// The turns of all connections.
+#[derive(Debug)]
+pub(super) struct Turns {
+    /// When the next may begin.
+    server: Line<Instant>,
+    /// Pools are made by who runs the server, so they are few.
+    pools: Mutex<HashMap<PoolName, Line<()>>>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { server: Arc::new(tokio::sync::Mutex::new(Instant::now())), pools: Mutex::default() }
+    }
+}
+
+/// Somebody's turn, until it is dropped.
+struct Turn {
+    server: tokio::sync::OwnedMutexGuard<Instant>,
+    _pool: tokio::sync::OwnedMutexGuard<()>,
+}
+
+impl Turns {
+    /// Takes a place in line; resolves when it is its turn.
+    fn turn(&self, pool: &PoolName) -> BoxFuture<'static, Turn> {
+        let pool = self.pools.lock().entry(pool.clone()).or_default().clone();
+        let server = self.server.clone();
+        Box::pin(async move {
+            let pool = pool.lock_owned().await;
+            let server = server.lock_owned().await;
+            if *server > Instant::now() {
+                sleep_until(*server).await;
+            }
+            Turn { server, _pool: pool }
+        })
+    }
+}
+
+/// What one connection has of them.
+#[derive(Default)]
+pub(crate) struct Work {
+    /// Since its last turn began, or since it is there.
+    spent: Duration,
+    waits: Option<BoxFuture<'static, Turn>>,
+    turn: Option<Turn>,
+}
+
+impl Work {
+    /// Whether it may go on; if not, it has a place in line, and [`Work::turn`] is to be waited for.
+    pub(super) fn may_go_on(&mut self, turns: &Turns, pool: &PoolName) -> bool {
+        if self.spent < FREE {
+            return true;
+        }
+        self.rest();
+        self.waits.get_or_insert_with(|| turns.turn(pool));
+        false
+    }
+
+    /// It has worked for so long.
+    pub(super) fn has_spent(&mut self, time: Duration) {
+        self.spent += time;
+    }
+
+    /// It has nothing to do for now.
+    pub(crate) fn rest(&mut self) {
+        if let Some(mut turn) = self.turn.take() {
+            *turn.server = Instant::now() + self.spent;
+        }
+    }
+
+    /// Whether it waits for its turn.
+    pub(crate) fn waits(&self) -> bool {
+        self.waits.is_some()
+    }
+
+    /// Resolves when it may go on. Whoever does not wait waits for ever.
+    pub(crate) async fn turn(&mut self) {
+        let Some(waits) = &mut self.waits else { return std::future::pending().await };
+        let turn = waits.await;
+        *self = Self { spent: Duration::ZERO, waits: None, turn: Some(turn) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    fn pool(name: &str) -> PoolName {
+        name.parse().unwrap()
+    }
+
+    /// One that has used up what is free.
+    fn at_work(turns: &Turns, name: &str) -> Work {
+        let mut work = Work::default();
+        assert!(work.may_go_on(turns, &pool(name)));
+        work.has_spent(FREE);
+        assert!(!work.may_go_on(turns, &pool(name)) && work.waits());
+        work
+    }
+
+    fn has_turn(work: &mut Work) -> bool {
+        work.turn().now_or_never().is_some()
+    }
+
+    #[tokio::test]
+    async fn one_connection_of_a_pool_works_at_a_time_and_one_of_the_server() {
+        let turns = Turns::default();
+        let mut many: Vec<Work> = (0..9).map(|_| at_work(&turns, "many")).collect();
+        let mut other = at_work(&turns, "other");
+        assert!(has_turn(&mut many[0]) && many[0].may_go_on(&turns, &pool("many")));
+        assert!(!many[1..].iter_mut().any(has_turn) && !has_turn(&mut other));
+        // It asks for another turn at once, behind all who wait.
+        many[0].has_spent(5 * FREE);
+        assert!(!many[0].may_go_on(&turns, &pool("many")));
+        let begun = Instant::now();
+        other.turn().await;
+        assert!(begun.elapsed() > 4 * FREE, "the server rests for as long as that took");
+        assert!(!many.iter_mut().any(has_turn), "it waited for one of the other pool, and not for nine");
+        other.rest();
+        let order: Vec<usize> = (0..9)
+            .map(|_| {
+                let at = (0..9).find(|n| has_turn(&mut many[*n])).unwrap();
+                many[at].rest();
+                at
+            })
+            .collect();
+        assert_eq!(order, [1, 2, 3, 4, 5, 6, 7, 8, 0]);
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_its_place_keeps_nobody() {
+        let turns = Turns::default();
+        let mut works: Vec<Work> = (0..3).map(|_| at_work(&turns, "p")).collect();
+        assert!(has_turn(&mut works[0]) && !has_turn(&mut works[1]));
+        works.drain(..2);
+        assert!(has_turn(&mut works[0]));
+    }
+}
