@@ -47,6 +47,11 @@ pub fn free(dir: &Path) -> io::Result<u64> {
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
+/// Whether a disk has no room, at all or for this user: nothing is wrong with it otherwise, and room can be made.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// Whether there is no SQLite database at all: neither the file nor the log beside it has a byte.
 pub fn is_blank(database: &Path) -> bool {
     let holds = |path: &Path| path.metadata().is_ok_and(|file| file.len() > 0);

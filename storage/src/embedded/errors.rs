@@ -10,6 +10,7 @@ use super::catalog::CatalogError;
 use super::parts::Unfit;
 use super::receive::Refused;
 use super::store::StoreError;
+use crate::directory;
 
 /// An S3 error with a message for people.
 pub(super) fn said(code: S3ErrorCode, message: impl Into<Cow<'static, str>>) -> S3Error {
@@ -44,13 +45,11 @@ fn full() -> S3Error {
 
 /// A disk that fails is the operator's business: the client learns that it failed, the log says how.
 fn disk(error: io::Error) -> S3Error {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => full(),
-        _ => {
-            tracing::error!(%error, "the disk of the embedded storage failed");
-            said(S3ErrorCode::InternalError, "The disk of this storage failed.")
-        }
+    if directory::is_full(&error) {
+        return full();
     }
+    tracing::error!(%error, "the disk of the embedded storage failed");
+    said(S3ErrorCode::InternalError, "The disk of this storage failed.")
 }
 
 impl From<StoreError> for S3Error {
@@ -153,15 +152,21 @@ impl From<Unfit> for S3Error {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
 
     #[test]
     fn a_full_disk_is_told_apart_from_a_broken_one() {
         let status = |error: S3Error| error.status_code().unwrap().as_u16();
-        let no_space = || io::Error::from_raw_os_error(28);
-        assert_eq!(status(StoreError::Disk(no_space()).into()), 507);
-        assert_eq!(status(StoreError::Catalog(CatalogError::Full).into()), 507);
-        assert_eq!(status(Refused::from(no_space()).into()), 507);
-        assert_eq!(status(StoreError::Disk(io::ErrorKind::PermissionDenied.into()).into()), 500);
+        for errno in [Errno::NOSPC, Errno::DQUOT] {
+            let no_room = || io::Error::from(errno);
+            assert_eq!(status(StoreError::Disk(no_room()).into()), 507, "{errno}");
+            assert_eq!(status(StoreError::Catalog(no_room().into()).into()), 507, "{errno}");
+            assert_eq!(status(Refused::from(no_room()).into()), 507, "{errno}");
+        }
+        let denied = || io::Error::from(Errno::ACCESS);
+        assert_eq!(status(StoreError::Disk(denied()).into()), 500);
+        assert_eq!(status(StoreError::Catalog(denied().into()).into()), 500);
     }
 }

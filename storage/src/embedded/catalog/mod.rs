@@ -73,11 +73,7 @@ impl CatalogError {
 
 impl From<std::io::Error> for CatalogError {
     fn from(error: std::io::Error) -> Self {
-        if error.kind() == std::io::ErrorKind::StorageFull {
-            Self::Full
-        } else {
-            Self::Failed(error.to_string())
-        }
+        if directory::is_full(&error) { Self::Full } else { Self::Failed(error.to_string()) }
     }
 }
 
