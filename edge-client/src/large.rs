@@ -130,6 +130,7 @@ pub async fn upload(
     patience: Duration,
 ) -> Result<Receipt, LargeError> {
     let put = ask::Put { upload: Some(upload.clone()), ..put };
+    let mut differed = false;
     for _ in 0..RENEWALS {
         let there = send(session, transfer, file, &put, meter, patience).await?;
         if let Some(receipt) = there.receipt {
@@ -143,6 +144,10 @@ pub async fn upload(
             }
             // The grant ended, or storage lost what it had: once more.
             Err(SessionError::Answer(refusal)) if refusal.code == Code::NotFound => {}
+            // A part that lay there can be of other bytes. A new grant begins without parts, so once more is enough to know.
+            Err(SessionError::Answer(refusal)) if refusal.code == Code::Mismatch && !differed => {
+                differed = true
+            }
             Err(error) => return Err(error.into()),
         }
     }

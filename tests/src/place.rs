@@ -36,11 +36,19 @@ impl Place {
         server
     }
 
+    /// Where the storage of that server listens.
+    pub fn address(&self, server: &Server) -> SocketAddr {
+        match self {
+            Self::Here => server.ports().storage.unwrap(),
+            Self::SeaweedFs(storage) => address(&storage.endpoint),
+        }
+    }
+
     /// The storage of that server, as the server itself sees it.
     pub fn storage(&self, server: &Server) -> Storage {
         let config = match self {
             Self::Here => {
-                let endpoint = format!("http://{}", server.ports().storage.unwrap());
+                let endpoint = format!("http://{}", self.address(server));
                 let secret = std::fs::read_to_string(server.data().join("storage.secret")).unwrap();
                 let secret = Secret::new(secret.trim());
                 StorageConfig::new(endpoint.parse().unwrap(), "millpond", "millpond", secret)
@@ -105,7 +113,7 @@ impl Apart<'_> {
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.endpoint().strip_prefix("http://").unwrap().parse().unwrap()
+        address(self.endpoint())
     }
 
     /// From now on it answers nobody.
@@ -122,6 +130,10 @@ impl Apart<'_> {
             Self::SeaweedFs(storage) => storage.go_on(),
         }
     }
+}
+
+fn address(endpoint: &str) -> SocketAddr {
+    endpoint.strip_prefix("http://").unwrap().parse().unwrap()
 }
 
 /// The keys of all objects of a storage.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use millpond_protocol::access::Op;
 use millpond_protocol::message::answer;
 use millpond_protocol::{Role, Sha256};
-use millpond_tests::{Credentials, Edge, Link, Relay, Server, edge_binary};
-use serde_json::json;
+use millpond_tests::{Credentials, Edge, Link, Place, Relay, SeaweedFs, Server, edge_binary};
+use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const MIB: usize = 1 << 20;
@@ -21,15 +21,26 @@ struct Cast {
 }
 
 async fn cast() -> Cast {
+    cast_on(&Place::Here).await
+}
+
+async fn cast_on(place: &Place) -> Cast {
     // URLs are signed for the address that clients use: the relay's.
     let storage = Relay::to("127.0.0.1:1".parse().unwrap()).await;
     let public = format!("http://{}", storage.address());
-    let server = Server::with(&[("MILLPOND__STORAGE__PUBLIC_URL", &public)]).await;
-    storage.mend(server.ports().storage.unwrap());
-    server.pool("demo", json!({ "grouping": "window", "window_s": 86_400 })).await;
+    let server = place.server(&[("MILLPOND__STORAGE__PUBLIC_URL", &public)]).await;
     let who = server.member("demo", "edge-1", Role::Publisher).await;
     let edge = Edge::new(&server, who).await;
-    Cast { server, edge, storage }
+    let cast = Cast { server, edge, storage };
+    cast.mend(place);
+    cast
+}
+
+impl Cast {
+    /// The way to storage is open.
+    fn mend(&self, place: &Place) {
+        self.storage.mend(place.address(&self.server));
+    }
 }
 
 /// Bytes that no two parts of the file have in common.
@@ -57,23 +68,78 @@ async fn a_file_too_large_for_mqtt_goes_by_url_and_small_ones_need_not_wait_for_
     assert!(cast.storage.upward() < 3 * MIB as u64 + 20_000, "once");
 }
 
-#[tokio::test]
-async fn a_push_that_is_killed_in_mid_transfer_is_resumed_with_the_parts_that_are_missing() {
-    let cast = cast().await;
+async fn a_push_that_is_killed_is_resumed_with_the_parts_that_are_missing(place: &Place) {
+    let cast = cast_on(place).await;
     let bytes = content(40 * MIB);
     cast.edge.file("film.bin", &bytes);
-    let mut push = cast.edge.start("push", &["push", "film.bin"]);
     // Four parts of 8 MiB go at once, so by then one of the five at least is through.
-    while cast.storage.upward() < 34 * MIB as u64 && push.status().is_none() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    cast.storage.cut_after(34 * MIB as u64);
+    let mut push = cast.edge.start("push", &["push", "--id", "film", "film.bin"]);
+    cast.storage.was_cut().await;
     push.kill();
+    let link = another(cast.edge.who()).await;
+    let put: answer::Put = link.ask(Op::Put, &about("film", &bytes)).await.unwrap();
+    let there: u32 = put.there.iter().map(|(first, last)| last - first + 1).sum();
+    assert!((1..5).contains(&there), "{put:?}");
+    cast.mend(place);
+    let before = cast.storage.upward();
     cast.edge.done(&["spool", "flush"]).await;
     assert_eq!(only_upload(&cast.server).await, (40 * MIB as u64, Sha256::of(&bytes).to_string()));
-    // The first time at most the whole, and the second at most four parts.
-    let sent = cast.storage.upward();
-    assert!(sent < (40 + 32 + 1) * MIB as u64, "{sent}");
+    let sent = cast.storage.upward() - before;
+    assert!(
+        sent < u64::from(5 - there) * 8 * MIB as u64 + 20_000,
+        "{sent} bytes, and {there} parts were there"
+    );
     assert_eq!(std::fs::read_dir(cast.edge.spool().join("ready")).unwrap().count(), 0);
+}
+
+/// A part of the very same length lies there, of another file. Where storage says its hash it is sent again, else it is taken for
+/// ours until the commit: then all are.
+async fn a_push_of_which_a_part_lies_there_with_other_bytes_is_stored(place: &Place) {
+    let cast = cast_on(place).await;
+    let bytes = content(40 * MIB);
+    cast.edge.file("film.bin", &bytes);
+    let other: Vec<u8> = bytes[..8 * MIB].iter().map(|byte| !byte).collect();
+    let link = another(cast.edge.who()).await;
+    let mut ask = about("film", &bytes);
+    ask["part_size"] = json!(8 * MIB);
+    ask["parts"] = json!([{ "n": 1, "sha256": Sha256::of(&other) }]);
+    let put: answer::Put = link.ask(Op::Put, &ask).await.unwrap();
+    assert_eq!(cast.server.api().send(put.parts[0].to.as_ref().unwrap(), other).await, 200);
+    let before = cast.storage.upward();
+    let out = cast.edge.done(&["push", "--id", "film", "film.bin"]).await;
+    assert!(out.starts_with("stored"), "{out}");
+    assert_eq!(only_upload(&cast.server).await, (40 * MIB as u64, Sha256::of(&bytes).to_string()));
+    let sent = cast.storage.upward() - before;
+    let most = if place.lists_hashes_of_parts() { 40 } else { 32 + 40 };
+    assert!(sent < most * MIB as u64 + 50_000, "{sent} bytes");
+}
+
+#[tokio::test]
+async fn parts_that_are_there_are_not_sent_again_unless_they_are_of_other_bytes() {
+    a_push_that_is_killed_is_resumed_with_the_parts_that_are_missing(&Place::Here).await;
+    a_push_of_which_a_part_lies_there_with_other_bytes_is_stored(&Place::Here).await;
+}
+
+#[tokio::test]
+async fn the_same_holds_where_storage_lists_no_hashes_of_parts() {
+    let Some(storage) = SeaweedFs::start() else { return };
+    storage.ready().await;
+    let place = Place::SeaweedFs(storage);
+    a_push_that_is_killed_is_resumed_with_the_parts_that_are_missing(&place).await;
+    a_push_of_which_a_part_lies_there_with_other_bytes_is_stored(&place).await;
+}
+
+/// Another connection of a device's member.
+async fn another(who: &Credentials) -> Link {
+    let mut who = who.clone();
+    who.client_id = "another-release".into();
+    Link::open(who).await.unwrap()
+}
+
+/// The ask for a grant.
+fn about(upload: &str, bytes: &[u8]) -> Value {
+    json!({ "id": upload, "upload": upload, "size": bytes.len(), "sha256": Sha256::of(bytes) })
 }
 
 /// Has an upload granted, as a client would that cuts files otherwise, and sends so many parts of it.
@@ -85,10 +151,8 @@ async fn begun(
     part_size: Option<usize>,
     send: usize,
 ) {
-    let mut who = who.clone();
-    who.client_id = "another-release".into();
-    let link = Link::open(who).await.unwrap();
-    let mut ask = json!({ "id": upload, "upload": upload, "size": bytes.len(), "sha256": Sha256::of(bytes) });
+    let link = another(who).await;
+    let mut ask = about(upload, bytes);
     if let Some(size) = part_size {
         let parts = bytes.chunks(size).take(send).enumerate();
         let parts: Vec<_> =

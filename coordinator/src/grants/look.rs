@@ -143,7 +143,8 @@ pub fn part_len(grant: &Grant, n: u64) -> Option<u64> {
     }
 }
 
-fn is_wanted(grant: &Grant, part: &Part) -> bool {
+/// Whether the file has such a part, of that length.
+pub fn is_wanted(grant: &Grant, part: &Part) -> bool {
     part_len(grant, part.n.into()) == Some(part.size)
 }
 

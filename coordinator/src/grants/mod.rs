@@ -24,7 +24,7 @@ use millpond_storage::{Error as StorageError, Storage};
 use crate::ledger::Ledger;
 use crate::ledger::grants::{Grant, GrantId};
 
-pub use look::{Look, part_len, runs};
+pub use look::{Look, is_wanted, part_len, runs};
 pub use worker::run;
 
 /// What grants work with.

@@ -41,6 +41,8 @@ fn verdict(receipt: &Receipt, digest: Option<&Sha256>) -> Verdict {
     match &receipt.error {
         // A grant has ended: the file is as good as before, and who sends it learns what to do.
         Some(refusal) if refusal.code == Code::NotFound => Verdict::Nothing,
+        // That of a PUBLISH names no hash.
+        Some(refusal) if refusal.code == Code::Mismatch && receipt.sha256.is_some() => Verdict::Nothing,
         Some(refusal) if refusal.code.is_temporary() => Verdict::Later(refusal.clone()),
         Some(refusal) => Verdict::Refused(refusal.clone()),
         None => Verdict::Refused(Refusal::new(Code::Rejected, "no reason was given")),
@@ -366,8 +368,13 @@ mod tests {
             let later = verdict(&receipt(Outcome::Refused, Some(code)), Some(&ours));
             assert_eq!(later, Verdict::Later(Refusal::new(code, "why")));
         }
-        for (outcome, code) in [(Outcome::Refused, Code::Mismatch), (Outcome::Rejected, Code::Rejected)] {
-            let refused = verdict(&receipt(outcome, Some(code)), Some(&ours));
+        let differs = receipt(Outcome::Refused, Some(Code::Mismatch));
+        assert_eq!(verdict(&differs, Some(&ours)), Verdict::Nothing, "of a grant");
+        let published = Receipt { sha256: None, ..differs };
+        for (receipt, code) in
+            [(published, Code::Mismatch), (receipt(Outcome::Rejected, Some(Code::Rejected)), Code::Rejected)]
+        {
+            let refused = verdict(&receipt, Some(&ours));
             assert_eq!(refused, Verdict::Refused(Refusal::new(code, "why")));
         }
     }

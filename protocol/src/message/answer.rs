@@ -122,7 +122,7 @@ pub struct Put {
 pub struct PutPart {
     /// From 1.
     pub n: u32,
-    /// Where it goes; absent if storage has it, with this SHA-256.
+    /// Where it goes; absent if storage has it, with this SHA-256 or, where storage lists no hashes of parts, of this length.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<PutTo>,
 }

@@ -56,6 +56,7 @@ claims! {
         a_file_in_parts_is_resumed_where_it_was_left_and_counts_once_it_was_read,
         parts_of_another_length_than_was_granted_get_no_url_and_the_answer_says_which_was,
         parts_that_do_not_make_the_declared_file_never_count_and_free_the_id,
+        a_part_of_other_bytes_is_found_out_and_the_file_counts_all_the_same,
         what_was_to_count_with_a_file_that_is_another_is_open_again,
         a_verification_goes_on_after_a_kill,
         a_grant_in_parts_that_ends_counts_if_all_are_there_and_is_forgotten_if_not,

@@ -30,10 +30,14 @@ impl Client {
     }
 
     async fn send_to(&self, put: &answer::Put, file: &[u8]) {
-        for part in &put.parts {
-            let bytes = file.chunks(PART).nth(part.n as usize - 1).unwrap();
-            let status = self.api.send(part.to.as_ref().unwrap(), bytes.to_vec()).await;
-            assert_eq!(status, 200, "part {}", part.n);
+        assert!(put.parts.iter().all(|part| part.to.is_some()), "{put:?}");
+        self.send_missing(put, file).await;
+    }
+
+    async fn send_missing(&self, put: &answer::Put, file: &[u8]) {
+        for (n, to) in put.parts.iter().filter_map(|part| Some((part.n, part.to.as_ref()?))) {
+            let bytes = file.chunks(PART).nth(n as usize - 1).unwrap();
+            assert_eq!(self.api.send(to, bytes.to_vec()).await, 200, "part {n}");
         }
     }
 
@@ -61,9 +65,7 @@ pub async fn a_file_in_parts_is_resumed_where_it_was_left_and_counts_once_it_was
     let again = edge.put_with("film", &file, wanted(&file, &[1, 2, 3])).await.unwrap();
     assert_eq!(again.there, [(1, 1), (3, 3)]);
     let open: Vec<_> = again.parts.iter().map(|part| (part.n, part.to.is_some())).collect();
-    // Where storage does not list the hashes of parts, what is there may be other bytes.
-    let unsure = !on.lists_hashes_of_parts();
-    assert_eq!(open, [(1, unsure), (2, true), (3, unsure)]);
+    assert_eq!(open, [(1, false), (2, true), (3, false)]);
     // The first URL still holds: a renewal does not take it away.
     assert_eq!(edge.api.send(to(2), file[PART..2 * PART].to_vec()).await, 200);
 
@@ -105,6 +107,28 @@ pub async fn parts_that_do_not_make_the_declared_file_never_count_and_free_the_i
     assert!(server.uploads("demo").await.is_empty());
     edge.send_parts("film", &file, &[1, 2]).await;
     edge.commit(&["film"]).await.unwrap();
+}
+
+pub async fn a_part_of_other_bytes_is_found_out_and_the_file_counts_all_the_same(on: &Place) {
+    let server = on.server(&[]).await;
+    let edge = Client::join(&server, "edge", Role::Publisher).await;
+    let (file, other) = (bytes(1, 2 * PART + 1_000), bytes(2, PART));
+    // Whoever asks says which bytes a part has: these are of another file.
+    let lie = json!({ "part_size": PART, "parts": [{ "n": 1, "sha256": Sha256::of(&other) }] });
+    let put = edge.put_with("film", &file, lie).await.unwrap();
+    assert_eq!(edge.api.send(put.parts[0].to.as_ref().unwrap(), other).await, 200);
+    let resumed = edge.put_with("film", &file, wanted(&file, &[1, 2, 3])).await.unwrap();
+    let open: Vec<_> = resumed.parts.iter().map(|part| part.to.is_some()).collect();
+    assert_eq!(open, [on.lists_hashes_of_parts(), true, true]);
+    edge.send_missing(&resumed, &file).await;
+    if !on.lists_hashes_of_parts() {
+        refused(edge.commit(&["film"]).await, Code::Mismatch);
+        let anew = edge.put_with("film", &file, wanted(&file, &[1, 2, 3])).await.unwrap();
+        assert_eq!((anew.there.len(), anew.parts.iter().filter(|part| part.to.is_some()).count()), (0, 3));
+        edge.send_missing(&anew, &file).await;
+    }
+    let committed = edge.commit(&["film"]).await.unwrap();
+    assert_eq!((committed[0].outcome, committed[0].sha256), (Outcome::Stored, Some(Sha256::of(&file))));
 }
 
 pub async fn what_was_to_count_with_a_file_that_is_another_is_open_again(on: &Place) {
