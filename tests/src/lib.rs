@@ -40,6 +40,7 @@ pub use seaweedfs::SeaweedFs;
 pub use server::{Ports, Server};
 pub use shim::Shim;
 pub use tools::{
-    NOBODY, binary, edge_binary, is_root, mqtt_js, python, recent_hour, repository, skip, tool, until,
+    NOBODY, binary, browser, edge_binary, is_root, mqtt_js, python, recent_hour, repository, skip, tool,
+    until,
 };
 pub use trace::{STEPS, Trace, killed_at, may_trace};

@@ -32,9 +32,25 @@ pub fn repository() -> PathBuf {
 
 /// Whether a tool that a test needs is there. Without it the test says so and ends; with `CI=true` it fails.
 pub fn tool(name: &str) -> bool {
-    let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-        .any(|directory| directory.join(name).is_file());
-    found || missing(name)
+    is_there(name) || missing(name)
+}
+
+/// Whether there is a browser, Debian's chromium. Under the rule of [`tool`] only with `MILLPOND_SLOW`, for it is large; else
+/// the test is skipped without it, also with `CI=true`.
+pub fn browser() -> bool {
+    const BROWSER: &str = "chromium";
+    if std::env::var_os("MILLPOND_SLOW").is_some() {
+        return tool(BROWSER);
+    }
+    if !is_there(BROWSER) {
+        say("skipped: chromium is not installed");
+    }
+    is_there(BROWSER)
+}
+
+fn is_there(tool: &str) -> bool {
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .any(|directory| directory.join(tool).is_file())
 }
 
 /// Whether there is a Python with paho-mqtt, under the same rule as [`tool`].
@@ -69,12 +85,16 @@ fn missing(what: &str) -> bool {
     skip(&format!("{what} is not installed"))
 }
 
-/// Says on the terminal why a test is skipped, past the test harness, which shows nothing of a test that passes.
-/// With `CI=true` it fails instead. Never true.
+/// Says on the terminal why a test is skipped. With `CI=true` it fails instead. Never true.
 pub fn skip(why: &str) -> bool {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{why}");
-    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+    say(&format!("skipped: {why}"));
     false
+}
+
+/// Past the test harness, which shows nothing of a test that passes.
+fn say(what: &str) {
+    let _ = writeln!(std::io::stderr(), "{what}");
 }
 
 /// The start of an hour that has passed, in milliseconds: a window that is still open, and stays so during the test.
