@@ -9,13 +9,14 @@ use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use millpond_edge::clock::Stamp;
-use millpond_edge::spool::{About, Complete, Entry, Limits, Spool, SpoolError};
+use millpond_edge::spool::{About, Complete, Entry, Limits, Spool, SpoolError, Statement};
 use millpond_fuzz::{Seen, Target, run};
 use millpond_protocol::{Code, Refusal, Timestamp};
 
 const WORDS: &[&[u8]] = &[
     b"MPSPOOL1",
     b"millpond-spool 1\n",
+    b"millpond-spool 2\n",
     b"n\x00",
     b"n\x01",
     b"w\x00\x00",
@@ -56,6 +57,7 @@ struct Template {
     files: BTreeMap<PathBuf, Vec<u8>>,
     waiting: BTreeMap<Entry, Vec<u8>>,
     refused: Entry,
+    statements: Vec<Statement>,
 }
 
 impl Template {
@@ -72,6 +74,7 @@ impl Template {
         spool.set_in_flight(waiting.keys()).unwrap();
         spool.complete(Complete::Through(Timestamp::clamped(5_000))).unwrap();
         spool.complete(Complete::Label("l".parse().unwrap())).unwrap();
+        let statements = spool.statements().unwrap();
         let mut files = BTreeMap::new();
         for place in PLACES {
             for item in fs::read_dir(home.path().join(place)).unwrap() {
@@ -83,7 +86,7 @@ impl Template {
                 }
             }
         }
-        Self { files, waiting, refused }
+        Self { files, waiting, refused, statements }
     }
 
     fn write(&self, root: &Path) {
@@ -201,10 +204,18 @@ fn look(template: &Template, root: &Path, touched: &BTreeSet<PathBuf>, seen: &mu
         assert!(refused.iter().any(|(entry, _)| *entry == template.refused));
     }
     let statements = spool.statements().unwrap();
-    assert!(!is_whole("complete") || statements.len() == 2, "{statements:?}");
+    assert!(!is_whole("complete") || statements == template.statements, "{statements:?}");
+    // A spool of version 1 has no checksums beside its entries'.
+    let is_sealed = is_whole("version");
+    let known = |statement| template.statements.contains(statement);
+    assert!(!is_sealed || statements.iter().all(known), "{statements:?}");
     seen.note(statements.len());
     let in_flight = spool.in_flight();
     assert!(!is_whole("in-flight") || in_flight.len() == template.waiting.len());
+    assert!(
+        !is_sealed || in_flight.iter().all(|entry| template.waiting.contains_key(entry)),
+        "{in_flight:?}"
+    );
     spool.anchors();
 
     // It goes on: another file goes in, and whoever opens it then finds the same.

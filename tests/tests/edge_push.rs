@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::Duration;
 
 use millpond_edge::spool::{Limits, Spool};
@@ -299,4 +300,19 @@ async fn a_full_disk_refuses_new_files_and_keeps_the_old_ones() {
     let out = String::from_utf8(output.stdout).unwrap();
     assert!(out.contains("2 files exported to out\n2 stored, 0 refused, 0 left\n"), "{out}");
     assert_eq!(stored(&server).await.len(), 2);
+}
+
+#[tokio::test]
+async fn one_push_takes_more_files_than_a_process_may_have_open() {
+    let (_server, edge) = Edge::device().await;
+    let names: Vec<String> = (0..600).map(|n| format!("file-{n}")).collect();
+    names.iter().for_each(|name| drop(edge.file(name, name.as_bytes())));
+    let plain = edge.command(&[]);
+    let mut push = Command::new("sh");
+    push.args(["-c", r#"ulimit -n 100; exec "$0" push --offline "$@""#]).arg(edge_binary()).args(&names);
+    push.current_dir(edge.directory());
+    push.envs(plain.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let pushed = tokio::task::spawn_blocking(move || push.output().unwrap()).await.unwrap();
+    assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
+    assert_eq!(std::fs::read_dir(edge.spool().join("ready")).unwrap().count(), 600);
 }

@@ -9,7 +9,6 @@ use millpond_protocol::access::Op;
 use millpond_protocol::message::Outcome;
 use millpond_protocol::message::answer::UploadInfo;
 use millpond_protocol::{Label, Sha256, Timestamp, UploadId, limits};
-use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
 use super::complete::{self, Moment};
@@ -98,10 +97,6 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         return Err(Failure::new(USAGE, format!("--meta is longer than {} bytes", limits::META_MAX)));
     }
     let mut spool = cli.spool.open()?;
-    let mut open_files = getrlimit(Resource::Nofile);
-    open_files.current = open_files.maximum;
-    // Each file is open until all are in the spool. Where the limit stays, the error says so.
-    let _ = setrlimit(Resource::Nofile, open_files);
     let progress = Progress::of(cli);
     let spooling = progress.step("spooling", Unit::Files, args.files.len() as u64);
     let Taken { ids, digests, ours, dropped } = copy::all(&mut spool, args, &spooling)?;

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use super::{Cli, say};
 use crate::clock::wall_ms;
 use crate::sender::{self, Options, Report, SendError, Summary};
 use crate::session;
-use crate::spool::{Entry, Limits, Place, Spool, SpoolError, WhenFull, directories};
+use crate::spool::{DamagedNote, Entry, Limits, Place, Spool, SpoolError, WhenFull, directories};
 use crate::transfer::{self, Throttle, Transfer};
 
 #[derive(Debug, Args)]
@@ -66,7 +66,11 @@ impl At {
             Policy::DropOldest => WhenFull::DropOldest,
         };
         let limits = Limits { files: self.spool_files, bytes: self.spool_bytes, when_full };
-        Ok(Spool::open(&path, limits)?)
+        let spool = Spool::open(&path, limits)?;
+        for damaged in spool.damaged_notes() {
+            eprintln!("millpond-edge: {}", told(&path, damaged));
+        }
+        Ok(spool)
     }
 
     /// How long to go without a connection.
@@ -82,6 +86,18 @@ impl At {
         let (transfer, meters) = (Arc::new(Transfer::new(transfer)), progress.meters());
         Options { transfer, patience, meters, ..Options::default() }
     }
+}
+
+/// What is said of a note that is damaged.
+fn told(spool: &Path, damaged: &DamagedNote) -> String {
+    let DamagedNote { note, lines } = damaged;
+    let path = spool.join(note);
+    let then = if damaged.is_lost() {
+        "`spool list` shows what is left of them; say `complete` again"
+    } else {
+        "they are dropped, and learnt again"
+    };
+    format!("{}: {lines} lines are damaged: {then}", path.display())
 }
 
 fn default() -> Option<PathBuf> {
@@ -148,7 +164,7 @@ fn list(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
         }
     }
     let (refused, damaged) = (spool.refused()?, spool.damaged()?);
-    let aside = (refused.len(), damaged.len());
+    let aside = (refused.len(), damaged.len() + spool.damaged_statements().len());
     let refused = refused.into_iter().map(|(entry, why)| ("refused", entry, why));
     for (state, entry, why) in refused.chain(damaged.into_iter().map(|entry| ("damaged", entry, None))) {
         if cli.json {
@@ -158,6 +174,13 @@ fn list(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
         } else {
             let why = why.map_or_else(String::new, |why| format!("  {why}"));
             say(format_args!("{state}  {}  {:>12}  {}{why}", time(&entry), entry.size, entry.upload))?;
+        }
+    }
+    for left in spool.damaged_statements() {
+        if cli.json {
+            say(format_args!("{}", json!({ "state": "damaged", "complete": left })))?;
+        } else {
+            say(format_args!("damaged  complete: {}", left.escape_debug()))?;
         }
     }
     for statement in spool.statements()? {
@@ -227,6 +250,10 @@ fn discard(
         return Err(Failure::new(RETRY, "another process is sending from this spool"));
     }
     let mut count = 0;
+    if damaged && uploads.is_empty() {
+        count += spool.damaged_statements().len();
+        spool.discard_damaged_statements()?;
+    }
     for (place, state, entries) in &found {
         spool.discard(*place, entries)?;
         count += entries.len();

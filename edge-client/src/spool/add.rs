@@ -70,6 +70,8 @@ impl Spool {
     }
 
     fn add_locked(&mut self, staged: Vec<Staged>) -> Result<Added, SpoolError> {
+        // What is added must not be taken for what was about to go.
+        self.settle_dropped();
         let mut added = Added::default();
         let (mut new, mut twins): (Vec<&Staged>, HashMap<&UploadId, &Staged>) = Default::default();
         let mut unreadable = Vec::new();
@@ -168,8 +170,8 @@ impl Spool {
         dropped: &mut Vec<Entry>,
     ) -> Result<(), SpoolError> {
         while !out.is_empty() {
-            self.log_dropped(Place::Waiting, &out);
-            for (entry, why) in unlink_each(&self.path_of_waiting(), &out)? {
+            let ready = self.path_of_waiting();
+            for (entry, why) in self.dropping(Place::Waiting, &out, || unlink_each(&ready, &out))? {
                 stuck.add(entry, why);
             }
             for entry in out.into_iter().filter(|entry| !stuck.entries.contains(entry)) {

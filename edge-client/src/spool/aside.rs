@@ -1,11 +1,12 @@
 //! Entries that do not wait any more and are kept for people to look at: what the server refused, and what was damaged.
 
 use millpond_protocol::Refusal;
+use serde_json::json;
 
 use super::disk::{self, at};
 use super::leave::Place;
 use super::store::Spool;
-use super::{Entry, SpoolError};
+use super::{Entry, SpoolError, seal};
 use crate::transfer::sync_directory;
 
 /// Entries of each kind that are kept.
@@ -23,8 +24,8 @@ impl Spool {
             let (refused, refusals) = (spool.root.join("refused"), spool.root.join("refusals"));
             let name = entry.to_string();
             spool.make_room(Place::Refused, entry)?;
-            let why = serde_json::to_vec(refusal).unwrap_or_default();
-            let _ = disk::replace(&refusals.join(&name), &spool.scratch(), &why);
+            let why = seal::line(&json!(refusal).to_string());
+            let _ = disk::replace(&refusals.join(&name), &spool.scratch(), why.as_bytes());
             match std::fs::rename(spool.path(entry), refused.join(&name)) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 renamed => at(&refused, renamed)?,
@@ -57,14 +58,13 @@ impl Spool {
         let bytes = others.iter().fold(0_u64, |sum, entry| sum.saturating_add(entry.size));
         let (mut files, mut bytes) = (others.len() as u64 + 1, bytes.saturating_add(coming.size));
         // One that is larger than all of the room has it to itself.
-        for entry in others.iter().map(std::slice::from_ref) {
+        for entry in &others {
             if files <= FILES_MAX && bytes <= self.limits.bytes / SHARE {
                 break;
             }
-            self.log_dropped(place, entry);
             // One that stays all the same is no room, and keeps no other from being put aside.
-            if self.take_from(place, entry).is_ok() {
-                (files, bytes) = (files - 1, bytes.saturating_sub(entry[0].size));
+            if self.drop_from(place, entry).is_ok() {
+                (files, bytes) = (files - 1, bytes.saturating_sub(entry.size));
             }
         }
         Ok(())
@@ -84,9 +84,8 @@ impl Spool {
     pub fn refused(&self) -> Result<Vec<(Entry, Option<Refusal>)>, SpoolError> {
         let refusals = self.root.join("refusals");
         let why = |entry: &Entry| {
-            std::fs::read(refusals.join(entry.to_string()))
-                .ok()
-                .and_then(|json| serde_json::from_slice(&json).ok())
+            let note = std::fs::read(refusals.join(entry.to_string())).ok()?;
+            seal::read(&note, |text| serde_json::from_str(text).ok()).whole.pop()
         };
         Ok(self.aside(Place::Refused)?.into_iter().map(|entry| (entry.clone(), why(&entry))).collect())
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use millpond_failpoint::{Point, reach};
+use serde::{Deserialize, Serialize};
 
 use super::disk::{self, at};
 use super::store::Spool;
@@ -68,9 +69,11 @@ impl Remover {
 }
 
 /// Where in the spool an entry lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Place {
     /// It waits to be sent.
+    #[serde(rename = "ready")]
     Waiting,
     /// The server refused it for good.
     Refused,
@@ -96,9 +99,19 @@ impl Spool {
     /// What the system says. Some may have left then.
     pub fn remove(&mut self, entries: &[Entry]) -> Result<(), SpoolError> {
         self.changed(|spool| {
-            spool.take_out(entries)?;
+            let stays = unlink_each(&spool.path_of_waiting(), entries)?;
+            spool.left(entries, stays)?;
             spool.sync_ready()
         })
+    }
+
+    /// Under the lock: these have left, unless one of them stays.
+    fn left(&mut self, entries: &[Entry], mut stays: Vec<Staying>) -> Result<(), SpoolError> {
+        if let Some((_, why)) = stays.pop() {
+            return Err(why);
+        }
+        entries.iter().for_each(|entry| self.forget(entry));
+        Ok(())
     }
 
     /// Removes its entries, wherever it is sent to.
@@ -129,21 +142,23 @@ impl Spool {
     /// What the system says. Some may have left then.
     pub fn discard(&mut self, from: Place, entries: &[Entry]) -> Result<(), SpoolError> {
         self.changed(|spool| {
-            spool.log_dropped(from, entries);
-            match from {
-                Place::Waiting => spool.take_out(entries)?,
+            let stays = spool.dropping(from, entries, || match from {
+                Place::Waiting => unlink_each(&spool.path_of_waiting(), entries),
                 Place::Refused | Place::Damaged => {
                     spool.take_from(from, entries)?;
                     let path = spool.root.join(from.name());
-                    at(&path, sync_directory(&path))?;
+                    at(&path, sync_directory(&path)).map(|()| Vec::new())
                 }
+            })?;
+            if from == Place::Waiting {
+                spool.left(entries, stays)?;
             }
             spool.sync_ready()
         })
     }
 
     /// Removes what was put aside, with the reasons. Not synced.
-    pub(super) fn take_from(&self, place: Place, entries: &[Entry]) -> Result<(), SpoolError> {
+    fn take_from(&self, place: Place, entries: &[Entry]) -> Result<(), SpoolError> {
         for entry in entries {
             let path = self.root.join(place.name()).join(entry.to_string());
             at(&path, disk::remove(&path))?;
@@ -153,5 +168,11 @@ impl Spool {
             }
         }
         Ok(())
+    }
+
+    /// The same of one that makes room, logged.
+    pub(super) fn drop_from(&self, place: Place, entry: &Entry) -> Result<(), SpoolError> {
+        let entry = std::slice::from_ref(entry);
+        self.dropping(place, entry, || self.take_from(place, entry))
     }
 }

@@ -1,28 +1,32 @@
 //! Files that wait to be sent, in a directory that survives kill -9, power loss and a full disk, and that several processes may use
 //! at once.
 //!
-//! # The format, version 1
+//! # The format, version 2
 //!
 //! ```text
 //! SPOOL/                mode 0700; every file below 0600
-//!   version             the text "millpond-spool 1\n"; another one is not opened. Written, as version.new, when the directories are
-//!                       synced
+//!   version             the text "millpond-spool 2\n"; a spool of version 1 is made one of version 2, and another one is not opened.
+//!                       Written, as version.new, when the directories are synced
 //!   lock                flock, exclusive, around every change below; its first 8 bytes count the changes (little endian)
 //!   sending             flock, exclusive, held by the process that sends
 //!   ready/NAME          an entry that waits
 //!   refused/NAME        an entry that the server refused for good
-//!   refusals/NAME       why, as the JSON of an error
+//!   refusals/NAME       why, as the JSON of an error, in a line with its checksum
 //!   damaged/NAME        an entry whose checksum did not match; here and in refused/ lie at most 1,000 each, and a tenth of the
 //!                       spool's bytes or one entry: the oldest go
-//!   staging/…           entries that are being written, each under an exclusive flock of its own
-//!   reserved/…          what a process has staged, under an exclusive flock of its own: files, and bytes (two u64, little endian)
-//!   in-flight           names of entries that may have been sent, one a line
-//!   rest                why nothing is sent for a while, and until when, as the JSON of a [`Rest`]; absent while there is no reason
-//!   anchors             clock anchors, one JSON object a line, the newest last; at most 16
-//!   complete            statements that nothing more comes, one JSON object a line: { id, complete: { through | now | label } };
-//!                       at most 1,000
+//!   damaged/complete    lines of `complete` that were damaged; at most 1 MiB, then begun anew
+//!   staging/ID.…        entries that are being written, by the process that has reserved/ID; without that they are removed
+//!   reserved/ID         what a process has staged, under an exclusive flock of its own: files, and bytes (two u64, little endian)
+//!   in-flight           names of entries that may have been sent, one a line with its checksum
+//!   rest                why nothing is sent for a while, and until when, as the JSON of a [`Rest`], in a line with its checksum;
+//!                       absent while there is no reason
+//!   anchors             clock anchors, one JSON object a line with its checksum, the newest last; at most 16
+//!   complete            statements that nothing more comes, one JSON object a line with its checksum:
+//!                       { id, complete: { through | now | label } }; at most 1,000
 //!   dropped.log         what went unsent, for want of room or because somebody discarded it, one JSON object a line; at most 1 MiB,
 //!                       then begun anew
+//!   dropping            lines that dropped.log is to have once what they speak of is gone, each with its checksum; absent while
+//!                       nothing goes
 //! ```
 //!
 //! NAME is `{key}.{size}.{upload}`: 15 digits of milliseconds since 1970 (the stated event time, else the wall clock at capture,
@@ -32,19 +36,29 @@
 //! An entry's file is the bytes of the file, then its description ([`Document`]) as JSON, the SHA-256 of that JSON (32 bytes), its
 //! length (u32, little endian), and `MPSPOOL1`. The description holds the SHA-256 of the bytes.
 //!
+//! A line with its checksum is the SHA-256 of a text as 64 hex digits, a blank, the text, and a line feed.
+//!
 //! # What holds
 //!
 //! An entry is written under `staging/`, synced, and renamed to `ready/`, and `ready/` is synced: from then on it is there after a
 //! power cut, and before then it is whole or not there at all. Entries that are added together are synced at the same time, and
 //! `ready/` once for all. An entry leaves when [`Spool::remove`], [`Spool::refuse`] or [`Spool::discard`] says so, or when a full
-//! spool was told to drop the oldest. A file under `staging/` without a lock was left by a process that died, and is removed. A
+//! spool was told to drop the oldest. A file under `staging/` without a reservation was left by a process that died, and is removed. A
 //! power cut can bring back entries that had left, [`crate::sender`]'s last thousand at the most: they are sent again, and the
 //! server knows them.
+//!
+//! What does not match its checksum is never believed, and keeps nothing else from its work. An entry goes to `damaged/` when it is
+//! read; a line of a note is no part of it, and leaves it when the spool is opened, which tells of it ([`Spool::damaged_notes`]).
+//! Damaged statements lie in `damaged/complete` then, for somebody has to make them again; the other notes are learnt again.
 //!
 //! `complete` is synced before it is promised. A statement leaves when the server has answered it; it may be told twice, under the same id.
 //!
 //! `in-flight` is a hint for not sending twice, `rest` one for not sending in vain, `anchors` one for better times: they are not
 //! synced, and may be lost.
+//!
+//! `dropped.log` names what is gone, and nothing that is there. A process that is killed between the one and the other leaves
+//! `dropping`, and whoever opens the spool then, or adds to it, logs what of that is gone. Neither is synced: after a power cut lines
+//! may be missing.
 //!
 //! # An example
 //!
@@ -80,13 +94,16 @@
 mod add;
 mod aside;
 mod disk;
+mod dropped;
 mod entry;
 mod leave;
+mod mend;
 mod notes;
 mod open;
 mod read;
 mod reserve;
 mod room;
+mod seal;
 mod stage;
 mod statements;
 mod store;
@@ -100,8 +117,9 @@ pub(crate) use disk::{
 pub use entry::{About, Document, Entry};
 pub use leave::Place;
 pub(crate) use leave::Removal;
+pub use mend::DamagedNote;
 pub use notes::Rest;
-pub(crate) use read::Unread;
+pub(crate) use read::{Reader, Unread};
 pub use room::{Limits, WhenFull};
 pub use stage::Staged;
 pub use statements::{Complete, Statement};

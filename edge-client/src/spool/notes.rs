@@ -1,6 +1,5 @@
-//! What the spool notes beside its entries: hints, which may be lost, and the log of what was dropped.
+//! What the spool notes beside its entries: hints, which may be lost, and each line of which has its checksum.
 
-use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,16 +7,12 @@ use millpond_protocol::Refusal;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::disk;
-use super::leave::Place;
 use super::store::Spool;
-use super::{Entry, SpoolError};
-use crate::clock::{Anchor, Stamp, wall_ms};
+use super::{Entry, SpoolError, disk, seal};
+use crate::clock::{Anchor, Stamp};
 
 /// Clock anchors kept: one for each of the last boots.
 const ANCHORS_MAX: usize = 16;
-/// Bytes of the log of dropped entries, after which it is begun anew.
-const LOG_MAX: u64 = 1 << 20;
 
 /// How far the clock that counts since boot may have gone wrong in so many milliseconds: 100 millionths.
 fn drift(ms: i64) -> i64 {
@@ -52,7 +47,7 @@ impl Rest {
 impl Spool {
     /// Why nothing is sent now, if a process has found out in this boot that it had better wait.
     pub fn rest(&self) -> Option<Rest> {
-        let rest: Rest = serde_json::from_slice(&std::fs::read(self.root.join("rest")).ok()?).ok()?;
+        let rest: Rest = self.noted("rest", |text| serde_json::from_str(text).ok()).pop()?;
         (rest.boot == Stamp::now().boot.map(|boot| boot.id)).then_some(rest)
     }
 
@@ -62,7 +57,7 @@ impl Spool {
     /// What the system says; at the worst the next process sends something in vain then.
     pub fn set_rest(&self, rest: Option<&Rest>) -> Result<(), SpoolError> {
         if let Some(rest) = rest {
-            return self.note("rest", json!(rest).to_string().as_bytes());
+            return self.note("rest", &seal::line(&json!(rest).to_string()));
         }
         let path = self.root.join("rest");
         disk::at(&path, disk::remove(&path))
@@ -75,8 +70,7 @@ impl Spool {
 
     /// Clock anchors of this and earlier boots.
     pub fn anchors(&self) -> Vec<Anchor> {
-        let text = std::fs::read(self.root.join("anchors")).unwrap_or_default();
-        text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+        self.noted("anchors", |text| serde_json::from_str(text).ok())
     }
 
     /// Notes a measurement of the server's time, in place of an earlier one of the same boot, unless that was the better one.
@@ -94,15 +88,13 @@ impl Spool {
         anchors.retain(|other| other.boot.id != anchor.boot.id);
         anchors.push(anchor.clone());
         let kept = anchors.len().saturating_sub(ANCHORS_MAX);
-        let lines: String = anchors[kept..].iter().map(|anchor| format!("{}\n", json!(anchor))).collect();
-        self.note("anchors", lines.as_bytes())
+        let lines = anchors[kept..].iter().map(|anchor| seal::line(&json!(anchor).to_string()));
+        self.note("anchors", &lines.collect::<String>())
     }
 
     /// Entries that an earlier process may have sent without learning what became of them.
     pub fn in_flight(&self) -> Vec<Entry> {
-        let text = std::fs::read(self.root.join("in-flight")).unwrap_or_default();
-        let lines = text.split(|byte| *byte == b'\n');
-        lines.filter_map(|line| std::str::from_utf8(line).ok()?.parse().ok()).collect()
+        self.noted("in-flight", |text| text.parse().ok())
     }
 
     /// Notes what is about to be sent, in place of what was noted before.
@@ -110,36 +102,18 @@ impl Spool {
     /// # Errors
     /// What the system says; at the worst the same bytes are sent twice then.
     pub fn set_in_flight<'a>(&self, entries: impl Iterator<Item = &'a Entry>) -> Result<(), SpoolError> {
-        let lines: String = entries.map(|entry| format!("{entry}\n")).collect();
-        self.note("in-flight", lines.as_bytes())
+        let lines: String = entries.map(|entry| seal::line(&entry.to_string())).collect();
+        self.note("in-flight", &lines)
     }
 
-    fn note(&self, name: &str, content: &[u8]) -> Result<(), SpoolError> {
+    /// What a hint says, as far as it is what was written.
+    fn noted<T>(&self, name: &str, understand: impl Fn(&str) -> Option<T>) -> Vec<T> {
+        seal::read(&std::fs::read(self.root.join(name)).unwrap_or_default(), understand).whole
+    }
+
+    fn note(&self, name: &str, lines: &str) -> Result<(), SpoolError> {
         let path = self.root.join(name);
         let _change = self.change()?;
-        disk::at(&path, disk::replace(&path, &self.scratch(), content))
-    }
-
-    /// Logs what goes unsent. That it cannot be logged must not keep room from being made.
-    pub(super) fn log_dropped(&self, from: Place, entries: &[Entry]) {
-        if entries.is_empty() {
-            return;
-        }
-        let at = wall_ms();
-        let line = |entry: &Entry| {
-            let (from, time) = (from.name(), entry.key);
-            let line = json!({ "at_ms": at, "from": from, "upload": entry.upload, "time_ms": time, "size": entry.size });
-            format!("{line}\n")
-        };
-        let lines: String = entries.iter().map(line).collect();
-        let append = || {
-            let mut file = disk::open(&self.root.join("dropped.log"))?;
-            if file.metadata()?.len() > LOG_MAX {
-                file.set_len(0)?;
-            }
-            file.seek(SeekFrom::End(0))?;
-            file.write_all(lines.as_bytes())
-        };
-        let _ = append();
+        disk::at(&path, disk::replace(&path, &self.scratch(), lines.as_bytes()))
     }
 }

@@ -1,19 +1,20 @@
 //! How a spool is opened, and begun.
 
 use std::collections::{BTreeSet, HashSet};
-use std::fs::File;
 use std::path::Path;
 use std::sync::Weak;
 
 use millpond_failpoint::{Point, reach};
 
-use super::SpoolError;
 use super::disk::{self, at};
 use super::room::Limits;
 use super::store::Spool;
+use super::{SpoolError, mend};
 use crate::transfer::{parent, sync_directory};
 
-const VERSION: &str = "millpond-spool 1\n";
+const VERSION: &str = "millpond-spool 2\n";
+/// The one before, whose notes had no checksums.
+const UNSEALED: &str = "millpond-spool 1\n";
 
 impl Spool {
     /// Opens a spool, made if there is none, and sweeps what processes that died left behind.
@@ -33,32 +34,30 @@ impl Spool {
             bytes: 0,
             readings: 0,
             reserved: Weak::new(),
+            damaged_notes: Vec::new(),
         };
         at(root, spool.lock.lock())?;
-        let opened = spool.prepare().and_then(|()| spool.refresh());
+        let opened = spool.prepare().and_then(|()| spool.refresh()).map(|()| spool.mend());
         at(root, spool.lock.unlock())?;
-        opened.map(|()| spool)
+        spool.damaged_notes = opened?;
+        Ok(spool)
     }
 
     fn prepare(&self) -> Result<(), SpoolError> {
         let version = self.root.join("version");
         match std::fs::read(&version) {
             Ok(text) if text == VERSION.as_bytes() => {}
+            Ok(text) if text == UNSEALED.as_bytes() => {
+                at(&self.root, mend::seal_notes(&self.root, &self.scratch()))?;
+                at(&version, self.write_version(&version))?;
+            }
             Ok(_) => return Err(SpoolError::Foreign(self.root.clone())),
             // The first opening, or one that died.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => at(&version, self.found(&version))?,
             Err(error) => return Err(SpoolError::io(&version)(error)),
         }
-        let staging = self.root.join("staging");
-        for item in at(&staging, std::fs::read_dir(&staging))? {
-            let path = at(&staging, item)?.path();
-            // Whoever still writes it holds its lock.
-            if let Ok(file) = File::open(&path)
-                && file.try_lock().is_ok()
-            {
-                at(&path, disk::remove(&path))?;
-            }
-        }
+        self.sweep()?;
+        self.settle_dropped();
         Ok(())
     }
 
@@ -69,6 +68,10 @@ impl Spool {
         // syncs them again.
         sync_directory(&self.root)?;
         sync_directory(parent(&self.root))?;
+        self.write_version(version)
+    }
+
+    fn write_version(&self, version: &Path) -> std::io::Result<()> {
         // Whole before it has its name: a power cut may leave of a new file its length without its bytes.
         disk::write_synced(version, &self.root.join("version.new"), VERSION.as_bytes(), || {})
     }

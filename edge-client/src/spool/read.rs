@@ -35,6 +35,13 @@ impl Reader {
         Ok((document, bytes))
     }
 
+    /// What is known of an entry.
+    pub(crate) fn describe(&self, entry: &Entry) -> Result<Document, Unread> {
+        let mut file = self.open(entry)?;
+        let described = at(&self.0.join(entry.to_string()), disk::describe(&mut file, entry));
+        described.map_err(Unread::System)?.map_err(Unread::Damaged)
+    }
+
     pub(super) fn open(&self, entry: &Entry) -> Result<File, Unread> {
         let path = self.0.join(entry.to_string());
         match File::open(&path) {

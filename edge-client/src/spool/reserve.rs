@@ -4,7 +4,7 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Display, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::SpoolError;
@@ -62,6 +62,11 @@ impl Drop for Claim {
 }
 
 impl Claim {
+    /// The name of the reservation that it is part of.
+    pub(super) fn of(&self) -> Display<'_> {
+        Path::new(self.of.path.file_name().unwrap_or_default()).display()
+    }
+
     /// The file turned out to be so long.
     pub(super) fn shrink(&mut self, bytes: u64) {
         let mut sum = self.of.sum();
@@ -124,6 +129,12 @@ impl Spool {
         let reserved = Arc::new(Reserved { path, file, sum: Mutex::default() });
         self.reserved = Arc::downgrade(&reserved);
         Ok(reserved)
+    }
+
+    /// Under the lock: whether the process lives that has that reservation.
+    pub(super) fn is_reserved(&self, of: &str) -> Result<bool, SpoolError> {
+        let path = self.reservations().join(of);
+        Ok(at(&path, taken(&path))?.is_some())
     }
 
     fn reservations(&self) -> PathBuf {

@@ -1,5 +1,6 @@
 //! Files on their way into the spool: written and hashed one by one, synced together.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
@@ -30,27 +31,25 @@ impl Staged {
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.writing.path
+        &self.writing.0
     }
 }
 
-/// A file under `staging/`. Its lock says that somebody still wants it; dropped, it is removed.
+/// A file under `staging/`, named after the reservation that says that somebody still wants it; dropped, it is removed. It is not
+/// held open: thousands may be staged.
 #[derive(Debug)]
-struct Writing {
-    path: PathBuf,
-    file: File,
-}
+struct Writing(PathBuf);
 
 impl Writing {
     fn failed(&self, source: std::io::Error) -> SpoolError {
-        SpoolError::io(&self.path)(source)
+        SpoolError::io(&self.0)(source)
     }
 }
 
 impl Drop for Writing {
     fn drop(&mut self) {
         // It may have been renamed; and what stays behind is swept at the next opening.
-        let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -82,13 +81,8 @@ impl Spool {
         about: impl FnOnce(Sha256) -> About,
     ) -> Result<Staged, SpoolError> {
         let mut claim = self.claim(length)?;
-        let path = self.root.join("staging").join(format!("{:016x}", random()));
-        // Between the making of the file and its lock nobody may sweep.
-        let change = self.change()?;
-        let file = at(&path, disk::open(&path))?;
-        at(&path, file.lock())?;
-        drop(change);
-        let mut writing = Writing { path, file };
+        let writing = Writing(self.staging().join(format!("{}.{:016x}", claim.of(), random())));
+        let mut file = at(&writing.0, disk::open(&writing.0))?;
         let (mut digest, mut size) = (Hasher::default(), 0);
         let mut buffer = vec![0; 128 << 10];
         loop {
@@ -100,7 +94,7 @@ impl Spool {
             };
             size += n as u64;
             self.extend(&mut claim, size)?;
-            writing.file.write_all(&buffer[..n]).map_err(|error| writing.failed(error))?;
+            file.write_all(&buffer[..n]).map_err(|error| writing.failed(error))?;
             digest.add(&buffer[..n]);
         }
         claim.shrink(size);
@@ -108,8 +102,28 @@ impl Spool {
         let mut document = Document { about: about(sha256), size, sha256, key: None };
         document.key = self.place(&document);
         let footer = document.footer().ok_or_else(|| SpoolError::TooLong(document.about.upload.clone()))?;
-        writing.file.write_all(&footer).map_err(|error| writing.failed(error))?;
+        file.write_all(&footer).map_err(|error| writing.failed(error))?;
         Ok(Staged { writing, document, claim })
+    }
+
+    fn staging(&self) -> PathBuf {
+        self.root.join("staging")
+    }
+
+    /// Under the lock: removes what processes that died were writing.
+    pub(super) fn sweep(&self) -> Result<(), SpoolError> {
+        let (staging, mut held) = (self.staging(), HashSet::new());
+        for item in at(&staging, std::fs::read_dir(&staging))? {
+            let item = at(&staging, item)?;
+            let (name, path) = (item.file_name(), item.path());
+            let of = name.to_str().and_then(|name| name.split_once('.')).map_or("", |(of, _)| of);
+            if held.contains(of) || (!of.is_empty() && self.is_reserved(of)?) {
+                held.insert(of.to_owned());
+            } else {
+                at(&path, disk::remove(&path))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -132,6 +146,6 @@ impl Spool {
 pub(super) fn sync(staged: &[Staged]) -> Result<(), SpoolError> {
     together::each(staged, |Staged { writing, .. }| {
         reach(Point::SpoolSyncing);
-        writing.file.sync_all().map_err(|error| writing.failed(error))
+        File::open(&writing.0).and_then(|file| file.sync_all()).map_err(|error| writing.failed(error))
     })
 }

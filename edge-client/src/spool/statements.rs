@@ -3,10 +3,13 @@
 use millpond_failpoint::{Point, reach};
 use millpond_protocol::{AskId, Label, Timestamp};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::SpoolError;
 use super::disk::{self, at};
+use super::mend::STATEMENTS;
+use super::seal::Noted;
 use super::store::Spool;
+use super::{SpoolError, seal};
 use crate::backoff::random;
 use crate::clock::Stamp;
 use crate::transfer::sync_directory;
@@ -65,7 +68,7 @@ impl Spool {
     /// `TooMany`, or what the system says.
     pub fn complete(&mut self, complete: Complete) -> Result<(), SpoolError> {
         let _change = self.change()?;
-        let mut statements = self.statements()?;
+        let mut statements = self.statements_to_change()?;
         if statements.iter().any(|statement| statement.covers(&complete)) {
             // Whoever stated it may have died before its name was synced.
             return at(&self.root, sync_directory(&self.root));
@@ -85,16 +88,23 @@ impl Spool {
     /// # Errors
     /// What the system says.
     pub fn statements(&self) -> Result<Vec<Statement>, SpoolError> {
-        let path = self.root.join("complete");
-        match std::fs::read(&path) {
-            // A line that is not understood was written by nobody who kept to the format.
-            Ok(text) => {
-                let lines = text.split(|byte| *byte == b'\n');
-                Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(SpoolError::io(&path)(error)),
-        }
+        self.noted_statements().map(|noted| noted.whole)
+    }
+
+    pub(super) fn noted_statements(&self) -> Result<Noted<Statement>, SpoolError> {
+        let path = self.root.join(STATEMENTS);
+        let note = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            note => at(&path, note)?,
+        };
+        Ok(seal::read(&note, |text| serde_json::from_str(text).ok()))
+    }
+
+    /// Under the lock, before they are written anew: what is damaged of them does not go with that.
+    fn statements_to_change(&self) -> Result<Vec<Statement>, SpoolError> {
+        let noted = self.noted_statements()?;
+        self.lay_lines_aside(&noted.damaged);
+        Ok(noted.whole)
     }
 
     /// Forgets statements: the server has them, or does not want them.
@@ -103,15 +113,15 @@ impl Spool {
     /// What the system says.
     pub fn told(&mut self, told: &[Statement]) -> Result<(), SpoolError> {
         let _change = self.change()?;
-        let mut statements = self.statements()?;
+        let mut statements = self.statements_to_change()?;
         statements.retain(|statement| !told.contains(statement));
         self.state(&statements)
     }
 
-    fn state(&self, statements: &[Statement]) -> Result<(), SpoolError> {
-        let (path, scratch) = (self.root.join("complete"), self.scratch());
-        let lines: String =
-            statements.iter().map(|statement| format!("{}\n", serde_json::json!(statement))).collect();
+    pub(super) fn state(&self, statements: &[Statement]) -> Result<(), SpoolError> {
+        let (path, scratch) = (self.root.join(STATEMENTS), self.scratch());
+        let lines = statements.iter().map(|statement| seal::line(&json!(statement).to_string()));
+        let lines: String = lines.collect();
         let written = || reach(Point::StatementWritten);
         at(&path, disk::write_synced(&path, &scratch, lines.as_bytes(), written))
     }
@@ -119,7 +129,7 @@ impl Spool {
     /// Which writing of the statements lies there: another one is another number.
     pub(crate) fn statements_mark(&self) -> Option<(u64, i64, i64)> {
         use std::os::unix::fs::MetadataExt as _;
-        let found = std::fs::metadata(self.root.join("complete")).ok()?;
+        let found = std::fs::metadata(self.root.join(STATEMENTS)).ok()?;
         Some((found.ino(), found.mtime(), found.mtime_nsec()))
     }
 }

@@ -8,7 +8,8 @@ use std::sync::Weak;
 use millpond_protocol::UploadId;
 
 use super::disk::{self, at};
-use super::leave::{Place, unlink_each};
+use super::leave::Place;
+use super::mend::DamagedNote;
 use super::reserve::Reserved;
 use super::room::Limits;
 use super::{Document, Entry, SpoolError};
@@ -29,6 +30,8 @@ pub struct Spool {
     pub(super) readings: u64,
     /// The room that what it has staged takes, while there is such.
     pub(super) reserved: Weak<Reserved>,
+    /// What the opening found in its notes that is not what was written.
+    pub(super) damaged_notes: Vec<DamagedNote>,
 }
 
 /// Says that this process sends. One at a time.
@@ -71,6 +74,11 @@ impl Spool {
         self.path(entry).exists()
     }
 
+    /// Whether something of that id waits, as of the last look.
+    pub(crate) fn waits(&self, upload: &UploadId) -> bool {
+        self.ids.contains(upload)
+    }
+
     /// Files and bytes that wait, as of the last look.
     pub fn held_now(&self) -> (u64, u64) {
         (self.ready.len() as u64, self.bytes)
@@ -91,9 +99,7 @@ impl Spool {
     /// # Errors
     /// `Gone`, or `Damaged` (then it is out of the way), or what the system says.
     pub fn describe(&self, entry: &Entry) -> Result<Document, SpoolError> {
-        let path = self.path(entry);
-        let mut file = self.open_entry(entry)?;
-        at(&path, disk::describe(&mut file, entry))?.map_err(|why| self.put_aside(entry, why))
+        self.reader().describe(entry).map_err(|unread| self.unread(entry, unread))
     }
 
     /// An entry with its bytes, whole in memory: for small ones.
@@ -179,14 +185,6 @@ impl Spool {
             self.ids.remove(&entry.upload);
             self.bytes = self.bytes.saturating_sub(entry.size);
         }
-    }
-
-    pub(super) fn take_out(&mut self, entries: &[Entry]) -> Result<(), SpoolError> {
-        if let Some((_, why)) = unlink_each(&self.path_of_waiting(), entries)?.pop() {
-            return Err(why);
-        }
-        entries.iter().for_each(|entry| self.forget(entry));
-        Ok(())
     }
 
     pub(super) fn sync_ready(&mut self) -> Result<(), SpoolError> {

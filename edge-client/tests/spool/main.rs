@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod aside;
+mod notes;
 mod reserve;
 mod room;
 
@@ -186,7 +187,7 @@ fn a_damaged_entry_is_found_and_put_aside() {
 #[test]
 fn another_directory_or_a_later_version_is_not_touched() {
     let root = tempfile::tempdir().unwrap();
-    fs::write(root.path().join("version"), "millpond-spool 2\n").unwrap();
+    fs::write(root.path().join("version"), "millpond-spool 3\n").unwrap();
     assert!(matches!(Spool::open(root.path(), Limits::default()), Err(SpoolError::Foreign(_))));
     let file = root.path().join("file");
     fs::write(&file, "mine").unwrap();

@@ -1,0 +1,115 @@
+//! Notes that are not what was written: they are found when the spool is opened, and never believed. Statements that are damaged lie
+//! beside from then on, for people to look at; what can be learnt again is gone.
+
+use std::path::{Path, PathBuf};
+
+use super::disk::{self, at};
+use super::dropped::append;
+use super::store::Spool;
+use super::{SpoolError, seal};
+
+/// Where statements wait, and under that name in `damaged/` those that are damaged.
+pub(super) const STATEMENTS: &str = "complete";
+/// What of the notes can be learnt again.
+const HINTS: [&str; 3] = ["in-flight", "anchors", "rest"];
+
+/// Lines of a note that are not what was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedNote {
+    /// The name of the note: `complete`, `in-flight`, `anchors` or `rest`.
+    pub note: &'static str,
+    /// How many lines.
+    pub lines: usize,
+}
+
+impl DamagedNote {
+    /// Whether nobody knows any more what they said: statements that somebody has to make again.
+    pub fn is_lost(&self) -> bool {
+        self.note == STATEMENTS
+    }
+}
+
+impl Spool {
+    /// What the opening of this spool found in its notes that is not what was written.
+    pub fn damaged_notes(&self) -> &[DamagedNote] {
+        &self.damaged_notes
+    }
+
+    /// Statements that were found damaged and not discarded, as what is left of them.
+    pub fn damaged_statements(&self) -> Vec<String> {
+        let lines = std::fs::read(self.damaged_path().join(STATEMENTS)).unwrap_or_default();
+        seal::lines(&lines).map(|line| String::from_utf8_lossy(line).into_owned()).collect()
+    }
+
+    /// Removes them.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn discard_damaged_statements(&mut self) -> Result<(), SpoolError> {
+        let _change = self.change()?;
+        let path = self.damaged_path().join(STATEMENTS);
+        at(&path, disk::remove(&path))
+    }
+
+    /// Under the lock: takes what is damaged out of the notes. A disk that does not let that be is none that keeps a spool from
+    /// being opened: nobody believes it where it lies either.
+    pub(super) fn mend(&self) -> Vec<DamagedNote> {
+        let mut found = Vec::new();
+        if let Ok(statements) = self.noted_statements()
+            && !statements.damaged.is_empty()
+        {
+            found.push(DamagedNote { note: STATEMENTS, lines: statements.damaged.len() });
+            self.lay_lines_aside(&statements.damaged);
+            let _ = self.state(&statements.whole);
+        }
+        for note in HINTS {
+            let path = self.root.join(note);
+            let text = std::fs::read(&path).unwrap_or_default();
+            let (whole, damaged): (Vec<_>, Vec<_>) =
+                seal::lines(&text).partition(|line| seal::proven(line).is_some());
+            if !damaged.is_empty() {
+                found.push(DamagedNote { note, lines: damaged.len() });
+                let _ = disk::replace(&path, &self.scratch(), &ended(&whole));
+            }
+        }
+        found
+    }
+
+    /// Under the lock: statements that are damaged lie beside, as well as that goes.
+    pub(super) fn lay_lines_aside(&self, damaged: &[Vec<u8>]) {
+        let path = self.damaged_path().join(STATEMENTS);
+        let there = std::fs::read(&path).unwrap_or_default();
+        let there: Vec<&[u8]> = seal::lines(&there).collect();
+        let new: Vec<&[u8]> =
+            damaged.iter().map(Vec::as_slice).filter(|line| !there.contains(line)).collect();
+        let _ = append(&path, &ended(&new));
+    }
+
+    fn damaged_path(&self) -> PathBuf {
+        self.root.join("damaged")
+    }
+}
+
+fn ended(lines: &[&[u8]]) -> Vec<u8> {
+    lines.iter().flat_map(|line| [*line, b"\n"].concat()).collect()
+}
+
+/// Gives the notes of a spool of version 1 the checksums that they had not. Lines that have one, because this was begun before,
+/// stay as they are.
+pub(super) fn seal_notes(root: &Path, scratch: &Path) -> std::io::Result<()> {
+    let refusals = std::fs::read_dir(root.join("refusals"))?.map(|item| item.map(|item| item.path()));
+    let notes = HINTS.iter().chain(&[STATEMENTS]).map(|note| Ok(root.join(note)));
+    for path in notes.chain(refusals) {
+        let path = path?;
+        let note = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            note => note?,
+        };
+        let sealed = seal::lines(&note).flat_map(|line| match std::str::from_utf8(line) {
+            Ok(text) if seal::proven(line).is_none() => seal::line(text).into_bytes(),
+            _ => [line, b"\n"].concat(),
+        });
+        disk::write_synced(&path, scratch, &sealed.collect::<Vec<u8>>(), || {})?;
+    }
+    Ok(())
+}
