@@ -2,13 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use millpond_protocol::Role;
 use millpond_tests::{Edge, Server, recent_hour};
 use serde_json::{Value, json};
 
 const HOUR_MS: i64 = 3_600_000;
+const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn device(policy: Value) -> (Server, Edge) {
     let server = Server::start().await;
@@ -96,6 +98,26 @@ async fn a_statement_survives_a_kill_and_is_told_when_all_files_up_to_then_are_t
         "it was not told too early"
     );
     assert_eq!(edge.done(&["spool", "list"]).await, "0 files with 0 bytes wait\n");
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_say_for_long_what_a_statement_speaks_of_keeps_nothing_from_being_sent() {
+    let (server, edge) = device(json!({ "grouping": "window", "window_s": 3_600 })).await;
+    let window = recent_hour();
+    spool_files(&edge, window, 20).await;
+    let end = (window + HOUR_MS).to_string();
+    edge.done(&["complete", "--offline", "--through", &end]).await;
+    // The oldest of all, and so the last to be sent: whoever opens it waits until somebody writes there.
+    let slow = edge.spool().join("ready/000000000000001.200000.slow");
+    assert!(Command::new("mkfifo").arg(slow).status().unwrap().success());
+    let mut flush = edge.start("flush", &["spool", "flush"]);
+    let begin = Instant::now();
+    while server.uploads("demo").await.len() < 20 {
+        assert!(flush.status().is_none() && begin.elapsed() < PATIENCE, "{}", flush.stderr());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    flush.kill();
+    assert!(edge.done(&["spool", "list"]).await.contains("waiting  complete through"), "it is not told");
 }
 
 #[tokio::test]

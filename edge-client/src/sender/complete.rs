@@ -1,6 +1,7 @@
 //! Tells the server that there is nothing more, once what the statement speaks of has been receipted.
 
 use std::collections::HashSet;
+use std::io;
 use std::time::Duration;
 
 use millpond_protocol::access::Op;
@@ -11,7 +12,7 @@ use super::run::{Done, Run};
 use super::ship::{Clock, Loaded};
 use super::{Report, SendError};
 use crate::session::SessionError;
-use crate::spool::{Complete, Document, Entry, Spool, SpoolError, Statement};
+use crate::spool::{Complete, Document, Entry, Reader, Spool, SpoolError, Statement, Unread};
 
 /// How long one answer may take.
 const ASK: Duration = Duration::from_secs(30);
@@ -28,18 +29,24 @@ enum What {
 struct Pending {
     what: What,
     statements: Vec<Statement>,
-    /// Files in the spool that it speaks of.
-    behind: HashSet<UploadId>,
+    /// Files in the spool that it speaks of; none while they are looked for.
+    behind: Option<HashSet<UploadId>>,
     /// It is on its way.
     telling: bool,
 }
 
-impl Pending {
+impl What {
     fn speaks_of(&self, document: &Document, clock: &Clock) -> bool {
-        match &self.what {
-            What::Through(time) => clock.event_time(document) <= *time,
-            What::Label(label) => document.about.label.as_ref() == Some(label),
+        match self {
+            Self::Through(time) => clock.event_time(document) <= *time,
+            Self::Label(label) => document.about.label.as_ref() == Some(label),
         }
+    }
+}
+
+impl Pending {
+    fn is_due(&self) -> bool {
+        !self.telling && self.behind.as_ref().is_some_and(HashSet::is_empty)
     }
 
     fn is_through(&self, time: Timestamp) -> bool {
@@ -49,24 +56,83 @@ impl Pending {
 
 /// Everything that was stated. A file that is spooled after its statement was read is not waited for.
 #[derive(Debug, Default)]
-pub(super) struct Statements(Vec<Pending>);
+pub(super) struct Statements {
+    pending: Vec<Pending>,
+    /// Files that have left the spool while it was looked for those that the statements speak of.
+    left: Option<HashSet<UploadId>>,
+}
+
+/// What is looked for, beside everything else: which files of the spool each of these statements speaks of. Each file has to be
+/// opened for that, and there may be a hundred thousand.
+pub(super) struct Search {
+    whats: Vec<What>,
+    entries: Vec<Entry>,
+    clock: Clock,
+}
+
+/// What was found.
+pub(super) struct Found {
+    /// Of each statement, in their order.
+    behind: Vec<HashSet<UploadId>>,
+    /// Entries that are not what was written, and why.
+    pub(super) damaged: Vec<(Entry, String)>,
+}
+
+impl Search {
+    /// Opens each of the files; on a thread for such work.
+    pub(super) fn run(self, reader: &Reader) -> Found {
+        let mut found = Found { behind: vec![HashSet::new(); self.whats.len()], damaged: Vec::new() };
+        for entry in self.entries {
+            let described = reader.describe(&entry);
+            let speaks = |what: &What| match &described {
+                Ok(document) => what.speaks_of(document, &self.clock),
+                // It has left the spool, or does now.
+                Err(Unread::Gone | Unread::Damaged(_)) => false,
+                // Nobody knows what it belongs to: perhaps all of them speak of it.
+                Err(Unread::System(_)) => true,
+            };
+            for (_, behind) in self.whats.iter().zip(&mut found.behind).filter(|(what, _)| speaks(what)) {
+                behind.insert(entry.upload.clone());
+            }
+            if let Err(Unread::Damaged(why)) = described {
+                found.damaged.push((entry, why));
+            }
+        }
+        found
+    }
+}
 
 impl Statements {
-    /// Reads the statements, and the entries that each speaks of.
-    pub(super) fn read(spool: &mut Spool, clock: &Clock) -> Result<Self, SpoolError> {
-        let statements = spool.statements()?;
-        Self::of(statements, spool, clock)
-    }
-
-    /// Reads those that were made since.
-    pub(super) fn read_on(&mut self, spool: &mut Spool, clock: &Clock) -> Result<(), SpoolError> {
+    /// Reads the statements that were made since they were read last.
+    pub(super) fn read(&mut self, spool: &Spool, clock: &Clock) -> Result<(), SpoolError> {
         let mut statements = spool.statements()?;
-        statements.retain(|new| !self.0.iter().any(|pending| pending.statements.contains(new)));
-        self.0.append(&mut Self::of(statements, spool, clock)?.0);
+        statements.retain(|new| !self.pending.iter().any(|pending| pending.statements.contains(new)));
+        self.pending.append(&mut Self::of(statements, clock));
         Ok(())
     }
 
-    fn of(statements: Vec<Statement>, spool: &mut Spool, clock: &Clock) -> Result<Self, SpoolError> {
+    /// What is to be looked for now: one search at a time.
+    pub(super) fn search(&mut self, spool: &mut Spool, clock: &Clock) -> Result<Option<Search>, SpoolError> {
+        let unknown = self.pending.iter().filter(|pending| pending.behind.is_none());
+        let whats: Vec<What> = unknown.map(|pending| pending.what.clone()).collect();
+        if whats.is_empty() || self.left.is_some() {
+            return Ok(None);
+        }
+        self.left = Some(HashSet::new());
+        Ok(Some(Search { whats, entries: spool.entries()?.cloned().collect(), clock: clock.clone() }))
+    }
+
+    /// That is what was found. Statements that were read meanwhile are the next search's.
+    pub(super) fn found(&mut self, found: Vec<HashSet<UploadId>>) {
+        let left = self.left.take().unwrap_or_default();
+        let unknown = self.pending.iter_mut().filter(|pending| pending.behind.is_none());
+        for (pending, mut behind) in unknown.zip(found) {
+            behind.retain(|upload| !left.contains(upload));
+            pending.behind = Some(behind);
+        }
+    }
+
+    fn of(statements: Vec<Statement>, clock: &Clock) -> Vec<Pending> {
         let mut all: Vec<Pending> = Vec::new();
         for statement in statements {
             let what = match &statement.complete {
@@ -88,46 +154,33 @@ impl Statements {
                     pending.statements.push(statement);
                 }
                 None => {
-                    let (statements, behind) = (vec![statement], HashSet::new());
-                    all.push(Pending { what, statements, behind, telling: false });
+                    all.push(Pending { what, statements: vec![statement], behind: None, telling: false });
                 }
             }
         }
-        if all.is_empty() {
-            return Ok(Self(all));
+        all
+    }
+
+    /// Files may have left the spool in other ways: only those that wait are waited for.
+    pub(super) fn keep(&mut self, waits: impl Fn(&UploadId) -> bool) {
+        for behind in self.pending.iter_mut().filter_map(|pending| pending.behind.as_mut()) {
+            behind.retain(&waits);
         }
-        let entries: Vec<Entry> = spool.entries()?.cloned().collect();
-        for entry in entries {
-            match spool.describe(&entry) {
-                Ok(document) => {
-                    for pending in all.iter_mut().filter(|pending| pending.speaks_of(&document, clock)) {
-                        pending.behind.insert(entry.upload.clone());
-                    }
-                }
-                // It has left the spool.
-                Err(SpoolError::Gone(_) | SpoolError::Damaged { .. }) => {}
-                // Nobody knows what it belongs to: perhaps all of them speak of it.
-                Err(SpoolError::Io { .. }) => {
-                    for pending in &mut all {
-                        pending.behind.insert(entry.upload.clone());
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(Self(all))
     }
 
     /// A file has left the spool.
     pub(super) fn settled(&mut self, upload: &UploadId) {
-        for pending in &mut self.0 {
-            pending.behind.remove(upload);
+        for behind in self.pending.iter_mut().filter_map(|pending| pending.behind.as_mut()) {
+            behind.remove(upload);
+        }
+        if let Some(left) = &mut self.left {
+            left.insert(upload.clone());
         }
     }
 
-    /// Whether one can be told, or is being told.
+    /// Whether one can be told, or is being told, or nobody knows yet whether it can.
     pub(super) fn is_due(&self) -> bool {
-        self.0.iter().any(|pending| pending.telling || pending.behind.is_empty())
+        self.pending.iter().any(|pending| pending.telling || pending.is_due() || pending.behind.is_none())
     }
 
     /// What a bundle of these files may say at its end: that they were the last ones. It is on its way then.
@@ -136,32 +189,58 @@ impl Statements {
             What::Through(time) => Some(time),
             What::Label(_) => None,
         };
-        let pending = self.0.iter_mut().find(|pending| through(pending).is_some() && !pending.telling)?;
+        let mut known = self.pending.iter_mut().filter(|pending| pending.behind.is_some());
+        let pending = known.find(|pending| through(pending).is_some() && !pending.telling)?;
+        let behind = pending.behind.as_ref()?;
         let ids: HashSet<&UploadId> = files.iter().map(|file| &file.entry.upload).collect();
-        pending.telling =
-            !pending.behind.is_empty() && pending.behind.iter().all(|upload| ids.contains(upload));
+        pending.telling = !behind.is_empty() && behind.iter().all(|upload| ids.contains(upload));
         pending.telling.then(|| through(pending)).flatten()
     }
 
     /// The bundle that said it was not taken.
     pub(super) fn not_with_bundle(&mut self, through: Timestamp) {
-        for pending in self.0.iter_mut().filter(|pending| pending.is_through(through)) {
+        for pending in self.pending.iter_mut().filter(|pending| pending.is_through(through)) {
             pending.telling = false;
         }
     }
 
     fn take(&mut self, of: impl Fn(&Pending) -> bool) -> Vec<Statement> {
-        let (taken, rest) = std::mem::take(&mut self.0).into_iter().partition(of);
-        self.0 = rest;
+        let (taken, rest) = std::mem::take(&mut self.pending).into_iter().partition(of);
+        self.pending = rest;
         let taken: Vec<Pending> = taken;
         taken.into_iter().flat_map(|pending| pending.statements).collect()
     }
 }
 
 impl Run<'_> {
+    /// Begins to look for the files that statements speak of, if there are such of which that is not known.
+    pub(super) fn search(&mut self) -> Result<(), SendError> {
+        let Some(search) = self.statements.search(self.spool, &self.clock)? else { return Ok(()) };
+        let (reader, path) = (self.spool.reader(), self.spool.path_of_waiting());
+        let searching = tokio::task::spawn_blocking(move || search.run(&reader));
+        self.work.push(Box::pin(async move {
+            let found =
+                searching.await.map_err(|error| SpoolError::Io { path, source: io::Error::other(error) });
+            Done::Searched(found)
+        }));
+        Ok(())
+    }
+
+    /// It is known which files they speak of.
+    pub(super) fn searched(&mut self, mut found: Found) {
+        self.statements.found(found.behind);
+        // What was loaded meanwhile is out of the way already.
+        found.damaged.retain(|(entry, _)| self.spool.holds(entry));
+        for (entry, why) in found.damaged {
+            if let SpoolError::Damaged { why, .. } = self.spool.unread(&entry, Unread::Damaged(why)) {
+                self.damaged(&entry, &why);
+            }
+        }
+    }
+
     /// Begins to tell what can be told.
     pub(super) fn tell(&mut self) {
-        for pending in self.statements.0.iter_mut().filter(|p| !p.telling && p.behind.is_empty()) {
+        for pending in self.statements.pending.iter_mut().filter(|pending| pending.is_due()) {
             let Some(statement) = pending.statements.first().cloned() else { continue };
             pending.telling = true;
             let (id, ask) = match &pending.what {
@@ -195,7 +274,8 @@ impl Run<'_> {
             }
             Err(SessionError::Answer(refusal)) if !refusal.code.is_temporary() => Some(refusal),
             Err(_) => {
-                for pending in self.statements.0.iter_mut().filter(|p| p.statements.contains(statement)) {
+                for pending in self.statements.pending.iter_mut().filter(|p| p.statements.contains(statement))
+                {
                     pending.telling = false;
                 }
                 return Ok(());

@@ -267,6 +267,10 @@ impl Run<'_> {
                 self.asked(entry, answer).await
             }
             Done::Complete(statement, told) => self.told_complete(&statement, told),
+            Done::Searched(found) => {
+                self.searched(found?);
+                Ok(())
+            }
             Done::There => {
                 self.hearing.answered();
                 Ok(())

@@ -13,7 +13,7 @@ use millpond_protocol::{Sha256, Timestamp, UploadId};
 use tokio::time::Instant;
 
 use super::awaited::Awaited;
-use super::complete::Statements;
+use super::complete::{Found, Statements};
 use super::pace::Pacer;
 use super::queue::Queue;
 use super::ship::Clock;
@@ -52,6 +52,8 @@ pub(super) enum Done {
     Asked(Entry, Result<UploadInfo, SessionError>),
     Put(Entry, Sha256, Result<Receipt, LargeError>),
     Complete(Statement, Result<(), SessionError>),
+    /// Which files statements speak of.
+    Searched(Result<Found, SpoolError>),
     /// The server was asked whether it is there; what it said was heard by the session.
     There,
 }
@@ -213,7 +215,7 @@ impl Run<'_> {
         loop {
             // Before the entries: what was spooled before a statement is among them.
             let mark = run.spool.statements_mark();
-            run.statements = Statements::read(run.spool, &run.clock)?;
+            run.statements.read(run.spool, &run.clock)?;
             let (left, mut others) = (&run.left, 0);
             let entries = run.spool.entries()?.filter(|entry| {
                 let is_other = options.only_first && !options.first.contains(&entry.upload);
@@ -222,6 +224,7 @@ impl Run<'_> {
             });
             run.queue = Queue::new(entries, &options.first, run.today, &doubtful);
             run.read = (run.spool.readings(), mark);
+            run.statements.keep(|upload| run.spool.waits(upload));
             // In doubt they stay, for the run that sends them.
             doubtful.retain(|entry| options.only_first && !options.first.contains(&entry.upload));
             run.others = doubtful.iter().cloned().collect();
@@ -275,11 +278,12 @@ impl Run<'_> {
             // It would be taken for a change by others. It is over soon.
             return Ok(());
         }
+        self.search()?;
         let Self { spool, queue, statements, clock, options, left, today, read, .. } = self;
         // Before the entries: what was spooled before a statement is among them.
         let mark = spool.statements_mark();
         if read.1 != mark {
-            statements.read_on(spool, clock)?;
+            statements.read(spool, clock)?;
             read.1 = mark;
         }
         drop(spool.entries()?);
