@@ -136,3 +136,45 @@ async fn what_comes_by_url_comes_no_faster_than_the_rate_for_listeners_and_proce
         assert!(begin.elapsed() > Duration::from_millis(1_600), "{command:?}: {:?}", begin.elapsed());
     }
 }
+
+#[tokio::test]
+async fn what_is_more_than_a_second_of_the_rate_goes_and_comes_by_url_so_that_no_message_is_a_burst() {
+    const RATE: u64 = 60_000;
+    const SIZE: usize = 120_000;
+    let storage = Relay::to("127.0.0.1:1".parse().unwrap()).await;
+    let public = format!("http://{}", storage.address());
+    let server = Server::with(&[("MILLPOND__STORAGE__PUBLIC_URL", &public)]).await;
+    storage.mend(server.ports().storage.unwrap());
+    server.pool("demo", json!({ "grouping": "count", "count": 1, "spread_s": 0 })).await;
+    let device = Edge::new(&server, server.member("demo", "edge-1", Role::Publisher).await).await;
+    let mill = Edge::new(&server, server.member("demo", "mill", Role::Processor).await).await;
+    let listener = Edge::new(&server, server.member("demo", "listener", Role::Listener).await).await;
+    // All of them would be messages.
+    device.file("file", &[1; SIZE]);
+    let exec = format!(r#"head -c {SIZE} /dev/zero > "$MILLPOND_OUTPUT""#);
+    let steps = [
+        (&device, &["push", "file"][..], 1),
+        // What was pushed, and the result.
+        (&mill, &["process", "--once", "--exec", &exec], 2),
+        (&listener, &["listen", "--once"], 1),
+    ];
+    for (edge, command, times) in steps {
+        // What comes is taken in by the system before anybody can slow it down.
+        let passed = || storage.upward() + edge.relay.upward();
+        let (before, by_url) = (passed(), storage.upward() + storage.downward());
+        let mut running = edge.start("limited", &[&["--rate", &RATE.to_string()], command].concat());
+        let begin = Instant::now();
+        while running.status().is_none() {
+            let now = passed() - before;
+            // Time is looked at later: a second of it, and what is no content.
+            let may = RATE as f64 * begin.elapsed().as_secs_f64() + (RATE + 40_000) as f64;
+            assert!((now as f64) < may, "{command:?}: {now} bytes after {:?}", begin.elapsed());
+            assert!(begin.elapsed() < PATIENCE);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(running.wait(PATIENCE).await.success(), "{command:?}: {}", running.stderr());
+        let by_url = storage.upward() + storage.downward() - by_url;
+        assert!(by_url > (times * SIZE) as u64, "{command:?}: {by_url} bytes by URL");
+        assert!(edge.relay.upward() + edge.relay.downward() < 40_000, "{command:?}");
+    }
+}

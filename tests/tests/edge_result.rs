@@ -12,7 +12,7 @@ use millpond_edge::process::{self, Options, ProcessError, Report, Trigger};
 use millpond_edge::session::{self, Config, Token};
 use millpond_edge::transfer::{self, Transfer};
 use millpond_protocol::Role;
-use millpond_tests::{Edge, Link, Relay, Server, Shape, until};
+use millpond_tests::{Edge, Liar, Lie, Link, Relay, Server, Shape, until};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -153,6 +153,35 @@ async fn a_result_that_storage_does_not_take_now_is_offered_until_it_does() {
     storage.mend(server.ports().storage.unwrap());
     working.await.unwrap().unwrap();
     assert!(committed(&server).await);
+}
+
+#[tokio::test]
+async fn a_result_for_which_storage_has_no_room_is_not_sent_again_at_once_and_the_round_says_what_it_waits_for()
+ {
+    let (server, storage) = behind_a_relay().await;
+    let full = Liar::before(server.ports().storage.unwrap()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let (made, go) = (directory.path().join("made"), directory.path().join("go"));
+    let exec = format!(
+        "touch '{}'; {}; head -c 3000000 /dev/zero > \"$MILLPOND_OUTPUT\"",
+        made.display(),
+        wait_for(&go)
+    );
+    let working = work(&server, server.mqtt(), directory.path(), exec).await;
+    until("the command runs", async || made.exists()).await;
+    full.tell(Lie::RefuseWrites(507, "InsufficientStorage"));
+    storage.cut();
+    storage.mend(full.endpoint().strip_prefix("http://").unwrap().parse().unwrap());
+    std::fs::write(&go, "").unwrap();
+    until("its log", async || {
+        assert!(!working.is_finished(), "it gave up");
+        let round = server.api().get("/v1/pools/demo/rounds/1").await;
+        round["log"].to_string().contains("the result is sent again in 60 s")
+    })
+    .await;
+    // The line came with a beat, some seconds after the refusal.
+    assert_eq!(full.calls(), 1);
+    working.abort();
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use super::failure::{FAILED, Failure, RETRY};
 use super::progress::Progress;
 use super::{Cli, offline, say};
 use crate::listen::{self, ListenError, Options, Report, Shelf};
-use crate::session::{self, Cause};
+use crate::session::{self, Cause, Topic};
 use crate::transfer::is_full;
 
 #[derive(Debug, clap::Args)]
@@ -48,7 +48,9 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         meters: progress.meters(),
     };
     let transfer = Arc::clone(&cli.options(&progress)?.transfer);
-    let (session, mut inbox) = session::open(cli.connect.config()?.topics(listen::TOPICS));
+    // What comes as a message comes as fast as the line is.
+    let topics = if cli.spool.has_rate() { vec![Topic::Result] } else { listen::TOPICS.to_vec() };
+    let (session, mut inbox) = session::open(cli.connect.config()?.topics(topics));
     let mut report = |report: Report<'_>| told(cli, &progress, &report);
     let listening = listen::listen(&mut shelf, &session, &mut inbox, &transfer, &options, &mut report);
     let ended = tokio::select! {

@@ -37,7 +37,7 @@ pub(super) struct At {
     /// What happens when it is full.
     #[arg(long, env = "MILLPOND_SPOOL_FULL", value_enum, default_value = "refuse", global = true)]
     spool_full: Policy,
-    /// Bytes per second to send.
+    /// Bytes per second of files, results and logs, sent and fetched together; what is larger than a second's worth goes and comes by URL.
     #[arg(long, env = "MILLPOND_RATE", global = true)]
     rate: Option<NonZeroU64>,
     /// Seconds to go without a connection before the rest is left for later.
@@ -76,6 +76,11 @@ impl At {
     /// How long to go without a connection.
     pub(super) fn patience(&self) -> Duration {
         Duration::from_secs(self.patience)
+    }
+
+    /// Whether there is a limit of the rate.
+    pub(super) fn has_rate(&self) -> bool {
+        self.rate.is_some()
     }
 
     pub(super) fn options(&self, progress: &Progress, authorities: Vec<reqwest::Certificate>) -> Options {

@@ -78,7 +78,8 @@ use crate::exec::Running;
 use crate::session::{Cause, Event, Inbox, Session, Topic, arriving};
 use crate::transfer::{Meters, Transfer, is_full};
 
-/// The topics that a session for [`listen`] needs.
+/// The topics that a session for [`listen`] has. Without [`Topic::ResultData`] small results come by URL too, and so no faster than the
+/// limit of the rate.
 pub const TOPICS: [Topic; 2] = [Topic::Result, Topic::ResultData];
 
 /// How long the bytes of a small result may take after its pointer, beside the time that they are on their way, before they are
@@ -292,7 +293,8 @@ impl Listener<'_> {
             return;
         }
         let here = self.data.as_ref().is_some_and(|(version, _)| *version == pointer.version);
-        let wait = match (is_small(&pointer), here) {
+        let comes = is_small(&pointer) && self.session.config().topics.contains(&Topic::ResultData);
+        let wait = match (comes, here) {
             (true, true) => Duration::ZERO,
             (true, false) => DATA + arriving(usize::try_from(pointer.size).unwrap_or(limits::SMALL_MAX)),
             (false, _) => fraction(Duration::from_secs(pointer.spread_s), random()),

@@ -60,7 +60,7 @@ pub(super) async fn attempt(
         done = work_on(&work, &lease, &log, &is_over, &handed_over) => {
             done.map_err(|error| unless_full(&work.options.directory, error))
         }
-        lost = beats(&work.session, &lease, &log, &handed_over) => Err(lost),
+        lost = beats(&work, &lease, &log, &handed_over) => Err(lost),
     }
 }
 
@@ -80,14 +80,14 @@ pub(super) async fn held(session: &Session, lease: &Lease, wait_s: u64) -> Resul
 }
 
 /// Keeps the lease alive until it is lost.
-async fn beats(session: &Session, lease: &Lease, log: &Log, handed_over: &AtomicBool) -> AttemptError {
+async fn beats(work: &Work, lease: &Lease, log: &Log, handed_over: &AtomicBool) -> AttemptError {
     let term = Duration::from_secs(lease.term_s.max(3));
     loop {
         let begin = Instant::now();
         while begin.elapsed() < term / 3 && !log.is_long() && (log.is_empty() || begin.elapsed() < TALK) {
             tokio::time::sleep(GLANCE).await;
         }
-        match beat(session, lease, log, term).await {
+        match beat(work, lease, log, term).await {
             // The lease of a round that is committed is none either: the result's own answer says which it is.
             Err(error) if is_lost(&error) && handed_over.load(Ordering::Relaxed) => {
                 return std::future::pending().await;
@@ -100,13 +100,14 @@ async fn beats(session: &Session, lease: &Lease, log: &Log, handed_over: &Atomic
 }
 
 /// One beat, with as much of the log as it takes.
-async fn beat(session: &Session, lease: &Lease, log: &Log, within: Duration) -> Result<(), SessionError> {
+async fn beat(work: &Work, lease: &Lease, log: &Log, within: Duration) -> Result<(), SessionError> {
     let _turn = log.turn().await;
     let (text, progress) = log.take();
+    work.transfer.throttle().pass(text.as_ref().map_or(0, String::len)).await;
     let (round, attempt) = (lease.round, lease.attempt);
     let beat =
         ask::Beat { round, attempt, progress: progress.map(|p| json!(p)), log: text.clone(), wait_s: 0 };
-    let told = session.ask::<Value>(Op::Beat, &beat, within).await.map(drop);
+    let told = work.session.ask::<Value>(Op::Beat, &beat, within).await.map(drop);
     if told.is_err() {
         log.put_back(text.as_deref().unwrap_or_default());
     }
@@ -123,7 +124,7 @@ async fn work_on(
     let made = make(work, lease, log, is_over).await;
     // After the result, or `fail`, nothing of it would be taken but what is in that message.
     while log.is_long() {
-        match beat(&work.session, lease, log, ASK).await.map_err(lost) {
+        match beat(work, lease, log, ASK).await.map_err(lost) {
             Ok(()) => {}
             Err(lost @ AttemptError::Lost(_)) => return Err(lost),
             Err(_) => break,
@@ -131,7 +132,7 @@ async fn work_on(
     }
     let made = made?;
     reach(Point::ProcessMade);
-    send(work, lease, &made, handed_over).await?;
+    send(work, lease, &made, (log, handed_over)).await?;
     reach(Point::ProcessSent);
     finish(&work.session, lease, log).await
 }
@@ -194,7 +195,7 @@ async fn send(
     work: &Work,
     lease: &Lease,
     output: &Path,
-    handed_over: &AtomicBool,
+    (log, handed_over): (&Log, &AtomicBool),
 ) -> Result<(), AttemptError> {
     let size = match std::fs::symlink_metadata(output) {
         Ok(metadata) if metadata.is_file() && metadata.len() > 0 => metadata.len(),
@@ -210,7 +211,8 @@ async fn send(
     // As the server says now: it may have changed since the lease was taken.
     let publish_max = work.session.card().map_or(limits::PUBLISH_MAX as u64, |card| card.limits.publish_max);
     let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
-    if size > publish_max.min(work.session.inline()) {
+    let throttle = work.transfer.throttle();
+    if size > publish_max.min(work.session.inline()).min(throttle.message()) {
         let put = ask::Put {
             upload: None,
             round: Some(lease.round),
@@ -235,7 +237,7 @@ async fn send(
                 return Ok(());
             };
             if size <= publish_max && error.is_of_the_way() {
-                // It was only for the slow line that it went by URL.
+                // It was only for the slow line, or the limit of the rate, that it went by URL.
                 break;
             }
             if !error.is_temporary() {
@@ -245,7 +247,8 @@ async fn send(
                 });
             }
             if matches!(error, LargeError::Transfer(TransferError::Full { .. })) {
-                // Its bytes went in vain: not again every few seconds.
+                // Its bytes went in vain: not again every few seconds. Whoever looks at the round sees what it waits for.
+                log.line(&format!("{error}: the result is sent again in {} s\n", FULL.as_secs()));
                 tokio::time::sleep(FULL).await;
             }
             backoff.pause().await;
@@ -255,20 +258,19 @@ async fn send(
     let bytes = bytes::Bytes::from(std::fs::read(output)?);
     let properties = Properties { sha256: Some(sha256), content_type, ..Properties::default() };
     loop {
+        throttle.pass(bytes.len()).await;
         let sent = work.session.result(lease.round, lease.attempt, bytes.clone(), properties.clone()).await;
         match sent {
             Ok(()) => return Ok(()),
             // A repeat of what was committed is acknowledged. The code says little; whether the lease holds, a beat does.
-            Err(SessionError::Refused(code)) => {
-                match beat(&work.session, lease, &Log::default(), ASK).await {
-                    Ok(_) => {
-                        let why = format!("the server refuses the result (MQTT reason 0x{code:02x})");
-                        return Err(AttemptError::Refused(why));
-                    }
-                    Err(error) if error.is_temporary() => backoff.pause().await,
-                    Err(error) => return Err(lost(error)),
+            Err(SessionError::Refused(code)) => match beat(work, lease, &Log::default(), ASK).await {
+                Ok(_) => {
+                    let why = format!("the server refuses the result (MQTT reason 0x{code:02x})");
+                    return Err(AttemptError::Refused(why));
                 }
-            }
+                Err(error) if error.is_temporary() => backoff.pause().await,
+                Err(error) => return Err(lost(error)),
+            },
             Err(error) if error.is_temporary() => backoff.pause().await,
             Err(error) => return Err(error.into()),
         }

@@ -28,10 +28,12 @@ impl Run<'_> {
     /// Begins whatever can begin now.
     pub(super) fn begin(&mut self) -> Result<(), SendError> {
         let Some(card) = self.card.as_ref().filter(|_| self.online) else { return Ok(()) };
+        let at_once = self.options.transfer.throttle().message();
+        let bundle = self.options.bundle.min(card.limits.bundle_max / 2).min(self.session.message());
         let sizes = Sizes {
             publish_max: card.limits.publish_max,
-            inline: self.session.inline(),
-            bundle: self.options.bundle.min(card.limits.bundle_max / 2).min(self.session.message()),
+            inline: self.session.inline().min(at_once),
+            bundle: bundle.min(at_once),
         };
         self.tell();
         for entry in self.queue.doubtful(ASKS.saturating_sub(self.asks)) {

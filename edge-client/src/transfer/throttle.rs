@@ -10,6 +10,8 @@ use tokio::time::Instant;
 const PIECE_MAX: u64 = 64 << 10;
 /// The smallest, however low the rate: else the system calls would be the work.
 const PIECE_MIN: u64 = 1 << 10;
+/// Bytes that may go as one message, however low the rate: below that a grant and its requests would be the most of what is sent.
+const MESSAGE_MIN: u64 = 16 << 10;
 
 /// A rate in bytes per second, or none. One value shared by several transfers limits their sum.
 #[derive(Debug)]
@@ -34,6 +36,11 @@ impl Throttle {
     pub(super) fn piece(&self) -> usize {
         let piece = self.rate.map_or(PIECE_MAX, |rate| (rate.get() / 4).clamp(PIECE_MIN, PIECE_MAX));
         usize::try_from(piece).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes that may go as one message, which is not slowed down once it is begun: a second's worth.
+    pub(crate) fn message(&self) -> u64 {
+        self.rate.map_or(u64::MAX, |rate| rate.get().max(MESSAGE_MIN))
     }
 
     /// Waits until `bytes` may pass.
@@ -84,5 +91,12 @@ mod tests {
         assert_eq!(Throttle::unlimited().piece(), 64 << 10);
         assert_eq!(Throttle::new(NonZeroU64::new(8_192).unwrap()).piece(), 2_048);
         assert_eq!(Throttle::new(NonZeroU64::MIN).piece(), 1_024);
+    }
+
+    #[test]
+    fn a_message_is_a_second_of_the_rate_or_as_short_as_one_may_be() {
+        assert_eq!(Throttle::unlimited().message(), u64::MAX);
+        assert_eq!(Throttle::new(NonZeroU64::new(100_000).unwrap()).message(), 100_000);
+        assert_eq!(Throttle::new(NonZeroU64::MIN).message(), 16_384);
     }
 }
