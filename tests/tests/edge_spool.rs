@@ -243,3 +243,107 @@ async fn a_push_beside_a_flush_that_lives_waits_for_its_turn_and_touches_nothing
     // What was cut, and all of it once more; not a second time by the other process.
     assert!(edge.relay.upward() < 700_000, "{}", edge.relay.upward());
 }
+
+/// Puts files of all kinds into the device's spool: with everything that `push` can say of one, and with nothing but its name.
+async fn of_all_kinds(edge: &Edge) {
+    edge.file("table.csv", b"a,b");
+    edge.file("plain", b"plain");
+    edge.file("large", &[7; 2_000_000]);
+    let all = ["--event-time", "2026-11-21T10:04:00Z", "--label", "l", "--content-type", "text/csv"];
+    let all = [&all[..], &["--meta", r#"{"sensor":7}"#, "--id", "stated"]].concat();
+    edge.done(&[&["push", "--offline"], &all[..], &["table.csv"]].concat()).await;
+    edge.done(&["push", "--offline", "plain", "large"]).await;
+}
+
+/// What the server says of each upload, but for when it came, and its time.
+async fn uploads(server: &Server) -> Vec<(Value, i64)> {
+    let mut uploads = server.uploads("demo").await;
+    uploads.sort_by_key(|upload| upload["upload"].as_str().unwrap().to_owned());
+    let told = |mut upload: Value| {
+        let time = upload["event_time"].as_str().unwrap().parse::<Timestamp>().unwrap().as_millis();
+        let keys = upload.as_object_mut().unwrap();
+        let of_this_time = ["event_time", "seq", "received", "batch", "via", "bundle", "member"];
+        of_this_time.iter().for_each(|key| drop(keys.remove(*key)));
+        (upload, time)
+    };
+    uploads.into_iter().map(told).collect()
+}
+
+/// What an export says of its files, by name, but for their place in the order of a spool.
+fn described(directory: &Path) -> Vec<Value> {
+    let about = std::fs::read_dir(directory.join("about")).unwrap().map(|item| item.unwrap().path());
+    let about = about.collect::<BTreeSet<_>>().into_iter().map(|path| std::fs::read(path).unwrap());
+    let mut all: Vec<Value> = about.map(|json| serde_json::from_slice(&json).unwrap()).collect();
+    all.iter_mut().for_each(|about| drop(about.as_object_mut().unwrap().remove("key")));
+    all
+}
+
+#[tokio::test]
+async fn what_is_exported_and_imported_elsewhere_is_what_it_was_and_is_stored_once() {
+    let (server, edge) = Edge::device().await;
+    // The device knows the time since it sent something.
+    edge.file("first", b"first");
+    edge.done(&["push", "--id", "first", "first"]).await;
+    of_all_kinds(&edge).await;
+    edge.done(&["spool", "export", "stick"]).await;
+    let other = Edge::new(&server, edge.who().clone()).await;
+    let stick = edge.directory().join("stick");
+    let exported = described(&stick);
+    assert!(exported.iter().all(|about| about["event_time"].is_string()), "{exported:?}");
+    let import = ["spool", "import", stick.to_str().unwrap()];
+    assert!(other.done(&import).await.starts_with("3 files imported from "));
+    assert!(
+        other.done(&import).await.contains("0 files imported from ")
+            && server.uploads("demo").await.len() == 1
+    );
+    other.done(&["spool", "export", "back"]).await;
+    assert_eq!(described(&other.directory().join("back")), exported);
+    // Once from where they were, which says what they are, and once from where they came to.
+    edge.done(&["spool", "flush"]).await;
+    let told = uploads(&server).await;
+    assert_eq!(told.len(), 4);
+    other.done(&["spool", "flush"]).await;
+    // The one that goes by URL is asked for first, and not sent.
+    assert_eq!((uploads(&server).await, server.repeats("demo").await), (told.clone(), 2));
+    // Somebody else brings them to another server: they are the same there.
+    let (there, third) = Edge::device().await;
+    third.done(&["push", "--id", "first", edge.directory().join("first").to_str().unwrap()]).await;
+    third.done(&import).await;
+    third.done(&["spool", "flush"]).await;
+    for ((what, time), (before, then)) in uploads(&there).await.into_iter().zip(told) {
+        assert_eq!(what, before);
+        // Each time that the server's is learnt it is some milliseconds another one.
+        assert!(
+            what["upload"] == "first" || time.abs_diff(then) < 5_000,
+            "{what}: {time}, and it was {then}"
+        );
+    }
+    let stated = uploads(&there).await.into_iter().find(|(upload, _)| upload["upload"] == "stated").unwrap();
+    assert_eq!(stated.1, "2026-11-21T10:04:00Z".parse::<Timestamp>().unwrap().as_millis(), "{stated:?}");
+    assert_eq!(stated.0["label"], "l", "{stated:?}");
+}
+
+#[tokio::test]
+async fn what_is_not_what_was_exported_is_named_and_keeps_no_other_from_being_imported() {
+    let (_server, edge) = Edge::device().await;
+    for name in ["bent", "gone", "whole", "strange"] {
+        edge.file(name, name.as_bytes());
+        edge.done(&["push", "--offline", "--id", name, name]).await;
+    }
+    edge.done(&["spool", "export", "--remove", "stick"]).await;
+    let stick = edge.directory().join("stick");
+    std::fs::write(stick.join("files/bent"), "bend").unwrap();
+    std::fs::remove_file(stick.join("files/gone")).unwrap();
+    std::fs::write(stick.join("about/strange"), "{}").unwrap();
+    let imported = edge.run(&["spool", "import", "stick"]).await;
+    let (out, err) = (String::from_utf8_lossy(&imported.stdout), String::from_utf8_lossy(&imported.stderr));
+    assert_eq!((imported.status.code(), &*out), (Some(1), "1 files imported from stick\n"), "{err}");
+    for path in ["files/bent", "files/gone", "about/strange"] {
+        assert!(err.contains(path), "{path}: {err}");
+    }
+    assert!(edge.done(&["spool", "list"]).await.contains("whole"));
+    let no_export = edge.run(&["spool", "import", "spool"]).await;
+    assert!(
+        String::from_utf8_lossy(&no_export.stderr).contains("is this a directory that `spool export` wrote?")
+    );
+}

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::failure::{FAILED, Failure, RETRY};
 use super::say;
-use crate::spool::{Entry, Spool, SpoolError, directories, make_directory, open_private};
+use crate::spool::{About, Document, Entry, Spool, SpoolError, directories, make_directory, open_private};
 use crate::transfer::{digest, is_full, place};
 
 /// What became of one entry.
@@ -81,7 +81,11 @@ fn one(spool: &mut Spool, entry: &Entry, to: &To, remove: bool) -> Result<Export
         Err(SpoolError::Io { source, .. }) => return Ok(Export::Unread(source)),
         document => document?,
     };
-    let json = serde_json::to_vec_pretty(&document).unwrap_or_default();
+    // Elsewhere nobody knows what the clocks of this machine say.
+    let about = &document.about;
+    let event_time = about.event_time.or_else(|| about.captured.anchored(&spool.anchors()));
+    let said = Document { about: About { event_time, ..about.clone() }, ..document.clone() };
+    let json = serde_json::to_vec_pretty(&said).unwrap_or_default();
     let from = match File::open(spool.path(entry)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Export::Gone),
         Err(error) => return Ok(Export::Unread(error)),

@@ -7,6 +7,7 @@ mod enrol;
 mod export;
 mod failure;
 mod follow;
+mod import;
 mod listen;
 mod process;
 mod progress;

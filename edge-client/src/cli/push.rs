@@ -101,10 +101,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     let spooling = progress.step("spooling", Unit::Files, args.files.len() as u64);
     let Taken { ids, digests, ours, dropped } = copy::all(&mut spool, args, &spooling)?;
     drop(spooling);
-    for entry in &dropped {
-        let time = Timestamp::clamped(i64::try_from(entry.key).unwrap_or(i64::MAX));
-        eprintln!("millpond-edge: the spool was full: dropped {} of {time}", entry.upload);
-    }
+    say_dropped(&dropped);
     let complete = args.complete_through.map(Moment::complete);
     let complete =
         complete.or_else(|| args.label.clone().filter(|_| args.complete_label).map(Complete::Label));
@@ -173,6 +170,14 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     fates.extend(asked(cli, unknown, cli.spool.patience()).await?);
     let files = told(cli, args, &ids, &fates);
     said(&spool, fate).and(files)
+}
+
+/// Names what left the spool to make room.
+pub(super) fn say_dropped(dropped: &[Entry]) {
+    for entry in dropped {
+        let time = Timestamp::clamped(i64::try_from(entry.key).unwrap_or(i64::MAX));
+        eprintln!("millpond-edge: the spool was full: dropped {} of {time}", entry.upload);
+    }
 }
 
 /// Waits for the right to send; none if another process has sent these files meanwhile. The spool's lock is left to that one.

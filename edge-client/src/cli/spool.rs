@@ -1,4 +1,4 @@
-//! `spool list | flush | export | discard`, and where the spool is.
+//! `spool list | flush | export | import | discard`, and where the spool is.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
@@ -14,6 +14,7 @@ use super::complete::shown;
 use super::export::export;
 use super::failure::{FAILED, Failure, RETRY, USAGE};
 use super::follow::follow;
+use super::import::import;
 use super::progress::{Progress, Unit};
 use super::{Cli, say};
 use crate::clock::wall_ms;
@@ -127,6 +128,11 @@ pub(super) enum Command {
         #[arg(long)]
         remove: bool,
     },
+    /// Put into the spool what `export` wrote, with its ids and all that is known of it.
+    Import {
+        /// The directory.
+        directory: PathBuf,
+    },
     /// Remove files that nobody wants any more, unsent; the spool's `dropped.log` says so.
     Discard {
         /// Upload ids, wherever they lie in the spool unless an option says where.
@@ -148,6 +154,7 @@ pub(super) async fn run(cli: &Cli, command: &Command) -> Result<(), Failure> {
         Command::Flush { follow: true } => follow(cli, &mut spool).await,
         Command::Flush { follow: false } => flush(cli, &mut spool).await,
         Command::Export { directory, remove } => export(&mut spool, directory, *remove),
+        Command::Import { directory } => import(&mut spool, directory),
         Command::Discard { uploads, refused, damaged } => {
             discard(cli, &mut spool, uploads, (*refused, *damaged))
         }
