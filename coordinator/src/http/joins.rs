@@ -89,6 +89,7 @@ pub(super) async fn enrol(
     Body(new): Body<Enrol>,
 ) -> Answer<HandOut> {
     let join = Sha256::of(token.as_bytes());
+    api.0.identity.may_enrol(from.ip(), &join, &pool, &new.member)?;
     let job = {
         let (pool, member) = (pool.clone(), new.member.clone());
         move |tx: &mut Tx<'_>| {
@@ -104,14 +105,10 @@ pub(super) async fn enrol(
     match api.0.ledger.write(job).await {
         Ok(role) => Ok(Json(hand_out(&api, pool, new.member, role, None))),
         Err(refusal) => {
-            let why = match refusal.code {
-                Code::Unauthorized => Some("a join token that is not valid"),
-                // Whoever tries names learns which there are.
-                Code::Conflict => Some("a join token for a name that is taken"),
-                _ => None,
-            };
-            if let Some(why) = why {
-                api.0.identity.not_enrolled(from.ip(), &join, &pool, &new.member, why);
+            // Whoever tries names learns which there are.
+            let is_taken = refusal.code == Code::Conflict;
+            if is_taken || refusal.code == Code::Unauthorized {
+                api.0.identity.not_enrolled(from.ip(), &join, &pool, &new.member, is_taken);
             }
             Err(refusal.into())
         }

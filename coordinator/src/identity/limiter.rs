@@ -55,12 +55,19 @@ impl Limiter {
 
     /// How long whoever is at `from` has to wait until its credentials for `name` are looked at again; `None`: not at all.
     pub fn wait(&self, now: Instant, from: IpAddr, name: Option<&str>) -> Option<Duration> {
-        let over = |key: Key, allowance: Allowance| {
-            let empty = self.young.get(&key).or_else(|| self.old.get(&key))?;
-            empty.saturating_duration_since(now).checked_sub(allowance.room()).filter(|wait| !wait.is_zero())
-        };
-        let of_name = name.and_then(|name| over(self.named(from, name), self.per_name));
-        of_name.max(over((network(from), None), self.per_address))
+        let of_name = name.and_then(|name| self.over(now, self.named(from, name), self.per_name));
+        of_name.max(self.over(now, (network(from), None), self.per_address))
+    }
+
+    /// The same for `one` of those who share a name that is right, as devices do that have one join token.
+    pub fn wait_among(&self, now: Instant, from: IpAddr, name: &str, one: &str) -> Option<Duration> {
+        let (own, among) = self.shared(from, name, one);
+        self.over(now, own, self.per_name).max(self.over(now, among, self.per_address))
+    }
+
+    fn over(&self, now: Instant, key: Key, allowance: Allowance) -> Option<Duration> {
+        let empty = self.young.get(&key).or_else(|| self.old.get(&key))?;
+        empty.saturating_duration_since(now).checked_sub(allowance.room()).filter(|wait| !wait.is_zero())
     }
 
     /// Counts a failure.
@@ -68,6 +75,14 @@ impl Limiter {
         let first = name.is_none_or(|name| self.count(now, self.named(from, name), self.per_name));
         if first {
             self.count(now, (network(from), None), self.per_address);
+        }
+    }
+
+    /// Counts a failure of `one` of those who share a name: the others go on, unless ever other ones fail.
+    pub fn failed_among(&mut self, now: Instant, from: IpAddr, name: &str, one: &str) {
+        let (own, among) = self.shared(from, name, one);
+        if self.count(now, own, self.per_name) {
+            self.count(now, among, self.per_address);
         }
     }
 
@@ -83,6 +98,12 @@ impl Limiter {
 
     fn named(&self, from: IpAddr, name: &str) -> Key {
         (network(from), Some(self.names.hash_one(name)))
+    }
+
+    /// The keys of one of those who share a name, and of all of them.
+    fn shared(&self, from: IpAddr, name: &str, one: &str) -> (Key, Key) {
+        let key = |one: Option<&str>| (network(from), Some(self.names.hash_one((name, one))));
+        (key(Some(one)), key(None))
     }
 }
 
@@ -146,6 +167,25 @@ mod tests {
                 assert_eq!(limiter.wait(now, here, Some("p/healthy")), None, "after {second} s");
             }
         }
+    }
+
+    #[test]
+    fn one_that_shares_a_name_pays_for_itself_and_only_ever_other_ones_pay_for_the_name() {
+        let (mut limiter, now) = limiter();
+        let (here, join) = (ip("192.0.2.1"), "token");
+        for _ in 0..9 {
+            limiter.failed_among(now, here, join, "eager");
+        }
+        assert!(limiter.wait_among(now, here, join, "eager").is_some());
+        assert_eq!(limiter.wait_among(now, here, join, "other"), None);
+        for n in 0..4 {
+            limiter.failed_among(now, here, join, &n.to_string());
+        }
+        assert_eq!(limiter.wait_among(now, here, join, "other"), Some(SECOND));
+        // Of another name, from elsewhere, and of the address itself nothing is counted.
+        assert_eq!(limiter.wait_among(now, here, "another", "other"), None);
+        assert_eq!(limiter.wait_among(now, ip("192.0.2.2"), join, "other"), None);
+        assert_eq!(limiter.wait(now, here, Some(join)), None);
     }
 
     #[test]

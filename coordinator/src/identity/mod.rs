@@ -79,9 +79,30 @@ impl Identity {
     /// # Errors
     /// `quota` with the time to wait for.
     pub fn may_try(&self, from: IpAddr, token: &Sha256) -> Result<(), Refusal> {
-        let name = token.to_string();
-        let Some(wait) = self.limiter().wait(Instant::now(), from, Some(&name)) else { return Ok(()) };
-        self.refused(None, from, "too many failed attempts");
+        let wait = self.limiter().wait(Instant::now(), from, Some(&token.to_string()));
+        self.no_wait(wait, None, from)
+    }
+
+    /// Whether somebody is made a member by a join token now: who repeats a name that is taken keeps nobody out who has the
+    /// same token behind the same address.
+    ///
+    /// # Errors
+    /// `quota` with the time to wait for.
+    pub fn may_enrol(
+        &self,
+        from: IpAddr,
+        token: &Sha256,
+        pool: &PoolName,
+        member: &MemberName,
+    ) -> Result<(), Refusal> {
+        let user = format!("{pool}/{member}");
+        let wait = self.limiter().wait_among(Instant::now(), from, &token.to_string(), &user);
+        self.no_wait(wait, Some(&user), from)
+    }
+
+    fn no_wait(&self, wait: Option<Duration>, user: Option<&str>, from: IpAddr) -> Result<(), Refusal> {
+        let Some(wait) = wait else { return Ok(()) };
+        self.refused(user, from, "too many failed attempts");
         let mut refusal = Refusal::new(Code::Quota, "too many failed sign-ins from your address");
         refusal.retry_after_ms = Some(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
         Err(refusal.hint("wait, and mend the client that repeats a wrong token"))
@@ -93,16 +114,22 @@ impl Identity {
         Refusal::new(Code::Unauthorized, "the token is not valid")
     }
 
-    /// Counts a join token by which nobody becomes that member.
+    /// Counts a join token by which nobody becomes that member: it is none, or, where `is_taken`, the name is.
     pub fn not_enrolled(
         &self,
         from: IpAddr,
         token: &Sha256,
         pool: &PoolName,
         member: &MemberName,
-        why: &'static str,
+        is_taken: bool,
     ) {
-        self.failed(Some(&format!("{pool}/{member}")), from, token, why);
+        let user = format!("{pool}/{member}");
+        if !is_taken {
+            return self.failed(Some(&user), from, token, "a join token that is not valid");
+        }
+        metrics::counter!("millpond_http_sign_in_failures_total").increment(1);
+        self.limiter().failed_among(Instant::now(), from, &token.to_string(), &user);
+        self.refused(Some(&user), from, "a join token for a name that is taken");
     }
 
     fn failed(&self, user: Option<&str>, from: IpAddr, token: &Sha256, why: &'static str) {

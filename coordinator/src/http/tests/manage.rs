@@ -247,7 +247,7 @@ async fn a_join_token_that_is_asked_for_again_is_answered_as_it_stands_and_anoth
 }
 
 #[tokio::test]
-async fn whoever_tries_names_with_a_join_token_is_sent_away() {
+async fn whoever_repeats_a_name_that_is_taken_is_sent_away_and_others_with_the_same_join_token_are_not() {
     let server = Server::start().await;
     server.pool("p", &[("m", "listener")]).await;
     let join = json!({"name": "j", "role": "publisher", "uses": 1_000, "expires_s": 600, "token_sha256": Sha256::of(b"join")});
@@ -260,6 +260,18 @@ async fn whoever_tries_names_with_a_join_token_is_sent_away() {
         assert_eq!(enrol("m").await, (409, "conflict".to_owned()));
     }
     assert_eq!(enrol("m").await, (429, "quota".to_owned()));
+    let beside = json!({"member": "beside", "token_sha256": Sha256::of(b"beside")});
+    let (status, _) = server.send("join", Method::POST, "/v1/pools/p/enrol", beside).await;
+    assert_eq!(status, 200, "a device with the same token behind the same address");
+    // A token that is none pays for itself.
+    let stale = async || {
+        let device = json!({"member": "d", "token_sha256": Sha256::of(b"device")});
+        server.refused("stale", Method::POST, "/v1/pools/p/enrol", device).await.0
+    };
+    for _ in 0..10 {
+        assert_eq!(stale().await, 403);
+    }
+    assert_eq!(stale().await, 429);
     let long = json!({"member": "d", "token_sha256": "x".repeat(5_000)});
     let refused = server.refused("other", Method::POST, "/v1/pools/p/enrol", long).await;
     assert_eq!(refused, (413, "too_large".to_owned()));
