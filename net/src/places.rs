@@ -103,6 +103,10 @@ impl Places {
         let _free = self.0.all.acquire().await;
     }
 
+    fn is_full(&self) -> bool {
+        self.0.all.available_permits() == 0
+    }
+
     /// Places that are taken.
     pub fn taken(&self) -> usize {
         self.0.max.saturating_sub(self.0.all.available_permits())
@@ -179,8 +183,11 @@ impl Entrance {
         })
     }
 
-    /// Waits until a place is free for somebody. Safe to cancel.
+    /// Waits until a place is free for somebody, and counts that there was none. Safe to cancel.
     pub async fn vacancy(&self) {
+        if self.places.is_full() {
+            metrics::counter!("millpond_full_total", "listener" => self.of).increment(1);
+        }
         self.places.vacancy().await;
     }
 

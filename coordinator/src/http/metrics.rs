@@ -208,7 +208,7 @@ fn describe() {
     }
 }
 
-pub(super) const COUNTERS: [(&str, &str); 40] = [
+pub(super) const COUNTERS: [(&str, &str); 41] = [
     ("millpond_uploads_total", "Uploads with a row, by outcome"),
     ("millpond_upload_bytes_total", "Bytes of uploads with a row"),
     ("millpond_results_total", "Results that were committed"),
@@ -238,6 +238,10 @@ pub(super) const COUNTERS: [(&str, &str); 40] = [
     (
         "millpond_turned_away_total",
         "Connections closed unheard because there was no place to listen to them, by listener and limit",
+    ),
+    (
+        "millpond_full_total",
+        "Times that every place of a listener was taken, and newcomers waited in the system's backlog",
     ),
     ("millpond_gate_connections_refused_total", "CONNECTs over a limit, by limit"),
     ("millpond_gate_events_dropped_total", "Live events that there was no room for"),
