@@ -70,6 +70,8 @@ pub struct KeptSession {
     /// How long it is kept without a connection; of one that has none, from now on.
     pub expiry: Duration,
     pub subscriptions: Vec<Subscription>,
+    /// Those that alone signed it in, in DER, one after the other; none: a token did.
+    pub certificates: Option<Bytes>,
 }
 
 /// One subscription of a session.

@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Buf;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{FuturesOrdered, FuturesUnordered, StreamExt};
 use millpond_protocol::Refusal;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -24,7 +24,7 @@ use crate::handshake::Welcome;
 use crate::hub::mailbox::{Mailbox, Taken};
 use crate::hub::turns::Work;
 use crate::intake::Intake;
-use crate::lookup::{Found, lookup};
+use crate::lookup::{Found, Identity, lookup};
 use crate::registry::{EndReason, Registration};
 use crate::session::{Effect, End, Session};
 use crate::socket::{Due, Moved, last_words, poll_io};
@@ -41,7 +41,7 @@ pub(crate) async fn run<S>(mut io: S, welcome: Welcome, gate: Arc<Shared>, shutd
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Welcome { session, from, registration, version, rest, lost, .. } = welcome;
+    let Welcome { session, from, registration, version, rest, standing } = welcome;
     let was_kept = session.is_kept() || session.is_resumed();
     let mut connection = Connection {
         from,
@@ -51,10 +51,10 @@ where
         takes: FuturesOrdered::new(),
         lookups: FuturesUnordered::new(),
         mailbox: registration.mailbox.clone(),
-        client_id: registration.client_id.clone(),
+        identity: Identity::of(&registration, standing.as_ref()),
         write_by: Due::default(),
         subscribing: Work::default(),
-        lost,
+        lost: standing.map(|standing| standing.lost().boxed()),
         gate,
     };
     connection.serve(&mut io, shutdown).await;
@@ -71,7 +71,7 @@ struct Connection {
     takes: Takes,
     lookups: FuturesUnordered<BoxFuture<'static, Found>>,
     mailbox: Arc<Mailbox>,
-    client_id: String,
+    identity: Identity,
     /// Whether the backend keeps the session, or did.
     was_kept: bool,
     /// When the socket must have taken a byte of what is to be written.
@@ -250,7 +250,7 @@ impl Connection {
                     self.gate.handle.hub().unsubscribe(&who.pool, &self.mailbox, &filter);
                 }
                 Effect::Ask(question) => {
-                    let session = (&*self.client_id, self.session.expiry());
+                    let session = (&self.identity, self.session.expiry());
                     self.lookups.push(lookup(question, &self.gate, who, session));
                 }
             }
@@ -316,8 +316,8 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        // It may be this one's turn to be judged, and others wait for theirs.
-        self.lost = None;
+        // By a task of its own, because this one looks at other things from now on, and its session may outlive it.
+        let mut judged = self.lost.take().map(|lost| registration.judge(lost));
         let (who, client_id) = (self.session.who().clone(), registration.client_id.clone());
         // What it subscribes to outlives the connection.
         while self.session.is_kept() && self.apply() {
@@ -327,7 +327,7 @@ impl Connection {
         let _drain = (self.session.uncommitted() > 0).then(|| registration.drain());
         let leaving = self.session.leaving();
         let expiry = leaving.expiry;
-        if let (Some(is_kept), true) = (registration.leave(leaving), self.was_kept) {
+        if let (Some(is_kept), true) = (registration.leave(leaving, &mut judged), self.was_kept) {
             self.gate.backend.session_left(&who, &client_id, is_kept.then_some(expiry));
         }
         self.intake.stop(&self.session);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use millpond_net::{Arrival, Entered, Entrance, Listener, Outside, Places, Stream};
+use millpond_net::{Arrival, Entered, Entrance, Listener, Outside, Places, Stream, Tls};
 use millpond_protocol::{Principal, Refusal, limits};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -110,14 +110,18 @@ impl Gate {
     }
 
     /// Brings back the sessions of the run before: their messages on app topics are queued from now on. To be called once,
-    /// before [`Gate::serve`].
+    /// before [`Gate::serve`]. Those that a certificate signed in end if it was taken back meanwhile, or if without
+    /// `tls` nobody can tell.
     ///
     /// # Errors
     /// The backend does not answer.
-    pub async fn restore(&self) -> Result<(), Refusal> {
-        let sessions = self.shared.backend.sessions().await?;
-        for (who, session) in sessions {
-            self.shared.handle.registry().restore(&who, session);
+    pub async fn restore(&self, tls: Option<&Tls>) -> Result<(), Refusal> {
+        for (who, session) in self.shared.backend.sessions().await? {
+            let lost = session.certificates.as_ref().map(|certificates| match tls {
+                Some(tls) => tls.standing(certificates).lost().boxed(),
+                None => std::future::ready(()).boxed(),
+            });
+            self.shared.handle.registry().restore(&who, session, lost);
         }
         Ok(())
     }
@@ -221,10 +225,7 @@ async fn welcome(arrival: Arrival, gate: &Shared) -> Option<(Stream, Welcome)> {
         }
         Err(Outside::Other) => return None,
     };
-    let mut welcome = handshake::welcome(&mut io, from, shown, gate).await?;
-    if welcome.by_certificate {
-        welcome.lost = standing.map(|standing| standing.lost().boxed());
-    }
+    let welcome = handshake::welcome(&mut io, from, (shown, standing), gate).await?;
     Some((io, welcome))
 }
 

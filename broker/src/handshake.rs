@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use data_encoding::HEXLOWER;
-use futures_util::future::BoxFuture;
-use millpond_net::{Full, Shown};
+use millpond_net::{Full, Shown, Standing};
 use millpond_protocol::{MemberName, PoolName, Principal, limits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -33,10 +32,8 @@ pub(crate) struct Welcome {
     pub(crate) version: Version,
     /// What came behind CONNECT.
     pub(crate) rest: BytesMut,
-    /// Whether nothing but a certificate proved who it is.
-    pub(crate) by_certificate: bool,
-    /// Resolves when that certificate is good no more.
-    pub(crate) lost: Option<BoxFuture<'static, ()>>,
+    /// Where nothing but a certificate proved who it is: that one.
+    pub(crate) standing: Option<Standing>,
 }
 
 struct SignedIn {
@@ -62,7 +59,12 @@ const NO_ANSWER: Refused =
 
 /// Reads CONNECT. What answers it is the first that the session has to write; `None`: the connection has been told why there
 /// is none, where that is possible.
-pub(crate) async fn welcome<S>(io: &mut S, from: SocketAddr, shown: Shown, gate: &Shared) -> Option<Welcome>
+pub(crate) async fn welcome<S>(
+    io: &mut S,
+    from: SocketAddr,
+    (shown, standing): (Shown, Option<Standing>),
+    gate: &Shared,
+) -> Option<Welcome>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -115,8 +117,8 @@ where
                 out = Out::default();
             }
             session.out = out;
-            let (version, by_certificate) = (connect.version, connect.password.is_none());
-            Some(Welcome { session, from, registration, version, rest: stream, by_certificate, lost: None })
+            let standing = standing.filter(|_| connect.password.is_none());
+            Some(Welcome { session, from, registration, version: connect.version, rest: stream, standing })
         }
         Err(refused) => {
             self::refused(gate, user.as_deref(), from, refused.why);

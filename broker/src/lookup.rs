@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use millpond_net::Standing;
 use millpond_protocol::{Principal, Refusal, limits};
 
 use crate::backend::{KeptSession, ReceiptRow, StateMessage};
 use crate::gate::Shared;
+use crate::registry::Registration;
 use crate::session::Question;
 
 /// Answers to questions of the session.
@@ -17,17 +20,32 @@ pub(crate) enum Found {
     Receipts { after: i64, result: Result<Vec<ReceiptRow>, Refusal> },
 }
 
-/// Asks. `session`: its client id, and how long it is kept.
+/// By what a session is known for as long as it is kept.
+pub(crate) struct Identity {
+    pub(crate) client_id: String,
+    pub(crate) certificates: Option<Bytes>,
+}
+
+impl Identity {
+    /// `standing`: of the certificates that alone signed it in.
+    pub(crate) fn of(registration: &Registration, standing: Option<&Standing>) -> Self {
+        let certificates = standing.map(|standing| standing.certificates().into());
+        Self { client_id: registration.client_id.clone(), certificates }
+    }
+}
+
+/// Asks. `session`: which, and how long it is kept.
 pub(crate) fn lookup(
     question: Question,
     gate: &Shared,
     who: &Principal,
-    (client_id, expiry): (&str, Duration),
+    (session, expiry): (&Identity, Duration),
 ) -> BoxFuture<'static, Found> {
     let (backend, who) = (gate.backend.clone(), who.clone());
     match question {
         Question::Keep(subscriptions) => {
-            let session = KeptSession { client_id: client_id.to_owned(), expiry, subscriptions };
+            let (client_id, certificates) = (session.client_id.clone(), session.certificates.clone());
+            let session = KeptSession { client_id, expiry, subscriptions, certificates };
             Box::pin(async move { Found::Kept(in_time(backend.keep_session(&who, session)).await) })
         }
         Question::States(topics) => {

@@ -33,7 +33,7 @@ use crate::hub::mailbox::Mailbox;
 use crate::hub::message::Message;
 use crate::session::Kept;
 
-use self::away::Due;
+use self::away::{Due, Judged};
 
 /// Why the gate ends a connection from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +83,14 @@ struct Entry {
 enum State {
     /// Held by the connection of that number, which cancels the token when it has left.
     Connected(u64, CancellationToken),
-    /// Waiting for its client.
-    Away { kept: Box<Kept>, expires: Instant, will: Option<(Instant, Box<Message>)> },
+    /// Waiting for its client since the connection of that number left. `_judged`: where a certificate signed it in.
+    Away {
+        id: u64,
+        kept: Box<Kept>,
+        expires: Instant,
+        will: Option<(Instant, Box<Message>)>,
+        _judged: Option<Judged>,
+    },
 }
 
 /// How a client wants its session.
@@ -206,7 +212,7 @@ impl Registry {
         if let Some(at) = held {
             let entry = entries.swap_remove(at);
             entry.is_not_due(&key, due);
-            if let State::Away { kept, expires, will } = entry.state {
+            if let State::Away { kept, expires, will, .. } = entry.state {
                 let is_over = wish.clean || entry.who != *who || expires <= Instant::now();
                 if is_over {
                     // Its session ends here, and with it the delay of its will.
@@ -315,8 +321,8 @@ impl Registry {
 }
 
 impl Registration {
-    /// The connection has ended. Whether the session is kept; `None` if it was another connection's by then.
-    pub(crate) fn leave(self, leaving: Leaving) -> Option<bool> {
+    /// The connection has ended. Whether the session is kept, and what judges it then; `None` if it was another connection's by then.
+    pub(crate) fn leave(self, leaving: Leaving, judged: &mut Option<Judged>) -> Option<bool> {
         let now = Instant::now();
         let mut members = lock(&self.registry.members);
         let Members { entries, due, .. } = &mut *members;
@@ -340,7 +346,8 @@ impl Registration {
             return Some(false);
         }
         entry.mailbox.go_offline(|room| kept.shorten(room));
-        entry.state = State::Away { kept: Box::new(kept), expires: now + expiry, will };
+        let (id, _judged) = (self.id, judged.take());
+        entry.state = State::Away { id, kept: Box::new(kept), expires: now + expiry, will, _judged };
         due.extend(entry.due().map(|at| (at, self.key.clone(), self.client_id.clone())));
         drop(members);
         self.registry.earlier.notify_one();

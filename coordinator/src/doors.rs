@@ -61,6 +61,11 @@ impl Doors {
         self.door("storage", self.config.storage_tls(), Door::tls)
     }
 
+    /// What judges the certificates of members.
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
     /// Who signed the certificate.
     pub(crate) fn authority(&self) -> Option<&Authority> {
         self.authority.as_ref()

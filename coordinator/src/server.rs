@@ -108,7 +108,7 @@ pub async fn run(
     );
     let ingest = Ingest::start(asks.clone(), identity.clone(), gate_handle.clone(), states.clone()).await?;
     let gate = Arc::new(Gate::start(gate_config(&config)?, gate_handle.clone(), Arc::new(ingest))?);
-    gate.restore().await?;
+    gate.restore(doors.tls()).await?;
 
     let dispatch = Dispatch::new(ledger.clone(), storage.handle.clone());
     let troubles = dispatch.troubles();

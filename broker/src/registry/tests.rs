@@ -45,7 +45,7 @@ fn of_a_session_that_was_taken_up_again_nothing_is_due() {
     for _ in 0..3 {
         let registered = register(&registry, &who);
         assert_eq!(lock(&registry.members).due.len(), 0);
-        assert_eq!(registered.registration.leave(leaving()), Some(true));
+        assert_eq!(registered.registration.leave(leaving(), &mut None), Some(true));
         assert_eq!(lock(&registry.members).due.len(), 2);
     }
     registry.end(&who.pool, &who.name, EndReason::Revoked);
@@ -61,7 +61,7 @@ fn a_session_does_not_outlive_a_revocation_that_its_connection_does_not_hear_of(
             registered.registration.mailbox.end(reason);
         }
         registry.end(&who.pool, &who.name, EndReason::Revoked);
-        assert_eq!(registered.registration.leave(leaving()), Some(false), "{before:?}");
+        assert_eq!(registered.registration.leave(leaving(), &mut None), Some(false), "{before:?}");
         assert_eq!(registry.hub.outbox().len(), 0, "no will of who was revoked");
         assert!(register(&registry, &who).kept.is_none(), "{before:?}");
     }
@@ -75,7 +75,7 @@ fn a_connection_that_sees_through_what_was_sent_hears_of_a_revocation_whatever_b
         let registration = register(&registry, &who).registration;
         let mailbox = registration.mailbox.clone();
         drains.push((registration.drain(), mailbox));
-        registration.leave(Leaving { expiry, kept: Kept::default(), will: None });
+        registration.leave(Leaving { expiry, kept: Kept::default(), will: None }, &mut None);
     }
     let other = Principal { name: "other".parse().unwrap(), ..who.clone() };
     registry.end(&other.pool, &other.name, EndReason::Revoked);
@@ -94,7 +94,7 @@ fn a_connection_that_sees_through_what_was_sent_hears_of_a_revocation_whatever_b
 #[test]
 fn a_session_is_not_taken_up_in_another_role() {
     let registry = Arc::new(Registry::default());
-    register(&registry, &who(Role::Publisher)).registration.leave(leaving());
+    register(&registry, &who(Role::Publisher)).registration.leave(leaving(), &mut None);
     registry.end_all(EndReason::Behind);
     let registered = register(&registry, &who(Role::Listener));
     assert!(registered.kept.is_none());
@@ -106,7 +106,7 @@ fn a_member_has_so_many_sessions_comes_back_to_each_and_keeps_nobody_else_from_o
     let (registry, who) = (Arc::new(Registry::default()), who(Role::Publisher));
     for n in 0..limits::SESSIONS_PER_MEMBER {
         let registered = register_as(&registry, &who, &n.to_string()).unwrap();
-        registered.registration.leave(leaving());
+        registered.registration.leave(leaving(), &mut None);
     }
     let one_more = register_as(&registry, &who, "one more");
     assert!(matches!(one_more, Err(NotRegistered::TooMany)));

@@ -223,8 +223,8 @@ async fn a_session_of_the_run_before_ends_with_its_time_though_nothing_else_happ
         role: Role::Listener,
         id: 1,
     };
-    let session =
-        KeptSession { client_id: "same".into(), expiry: Duration::from_millis(100), subscriptions: vec![] };
+    let expiry = Duration::from_millis(100);
+    let session = KeptSession { client_id: "same".into(), expiry, subscriptions: vec![], certificates: None };
     backend.keep_session(&who, session).await.unwrap();
     let _server = server_over(app_config(), backend.clone()).await;
     backend.until(|backend| backend.sessions.lock().unwrap().is_empty()).await;

@@ -51,10 +51,18 @@ impl Tx<'_> {
         let subscriptions = serde_json::to_string(&rows)?;
         self.sql()
             .prepare_cached(
-                "INSERT INTO sessions (member_id, client_id, expiry, since, subscriptions) VALUES (?1, ?2, ?3, NULL, ?4) \
-                 ON CONFLICT DO UPDATE SET expiry = excluded.expiry, since = NULL, subscriptions = excluded.subscriptions",
+                "INSERT INTO sessions (member_id, client_id, expiry, since, subscriptions, certificates) \
+                 VALUES (?1, ?2, ?3, NULL, ?4, ?5) \
+                 ON CONFLICT DO UPDATE SET expiry = excluded.expiry, since = NULL, \
+                 subscriptions = excluded.subscriptions, certificates = excluded.certificates",
             )?
-            .execute(params![who.id, session.client_id, millis(session.expiry), subscriptions])?;
+            .execute(params![
+                who.id,
+                session.client_id,
+                millis(session.expiry),
+                subscriptions,
+                session.certificates.as_deref()
+            ])?;
         Ok(())
     }
 
@@ -99,7 +107,8 @@ impl Tx<'_> {
 /// SQLite's, or a row that is none.
 pub fn all(sql: &Connection, now: Timestamp) -> Result<Vec<(Principal, KeptSession)>> {
     let mut statement = sql.prepare_cached(
-        "SELECT pools.name, members.name, role, members.id, client_id, expiry, since, subscriptions FROM sessions \
+        "SELECT pools.name, members.name, role, members.id, client_id, expiry, since, subscriptions, certificates \
+         FROM sessions \
          JOIN members ON members.id = member_id JOIN pools ON pools.id = pool_id WHERE revoked IS NULL AND removed IS NULL",
     )?;
     let mut rows = statement.query([])?;
@@ -119,6 +128,7 @@ pub fn all(sql: &Connection, now: Timestamp) -> Result<Vec<(Principal, KeptSessi
             client_id: row.get(4)?,
             expiry: Duration::from_millis(left),
             subscriptions: subscriptions.into_iter().map(Into::into).collect(),
+            certificates: row.get::<_, Option<Vec<u8>>>(8)?.map(Into::into),
         };
         sessions.push((who, session));
     }
@@ -140,8 +150,9 @@ mod tests {
     fn session(client_id: &str, expiry: u64) -> KeptSession {
         let filter = format!("$share/g/app/p/{client_id}");
         let subscription = Subscription { filter, qos: 2, no_local: false, as_published: true, tag: Some(7) };
+        let certificates = (client_id == "here").then(|| b"certificates".as_slice().into());
         let (client_id, expiry) = (client_id.to_owned(), Duration::from_secs(expiry));
-        KeptSession { client_id, expiry, subscriptions: vec![subscription] }
+        KeptSession { client_id, expiry, subscriptions: vec![subscription], certificates }
     }
 
     fn member(name: &str, id: i64) -> Principal {

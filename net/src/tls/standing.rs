@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::InUse;
+use super::{InUse, Tls};
 
 /// The certificates that a member showed, and the files by which they were judged.
 pub struct Standing {
@@ -17,6 +18,11 @@ impl Standing {
     /// Of a handshake that used what was last seen of `files`.
     pub(crate) fn new(files: watch::Receiver<Arc<InUse>>, chain: &[CertificateDer<'_>]) -> Self {
         Self { files, chain: chain.iter().map(|one| one.clone().into_owned()).collect() }
+    }
+
+    /// The certificates in DER, one after the other, for [`Tls::standing`].
+    pub fn certificates(&self) -> Vec<u8> {
+        self.chain.iter().flat_map(|one| one.iter().copied()).collect()
     }
 
     /// Waits until the certificate was taken back: it is on a new list of revocations, or its authority is none any more. It is
@@ -31,6 +37,21 @@ impl Standing {
             }
         }
         std::future::pending().await
+    }
+}
+
+impl Tls {
+    /// What was written down of a [`Standing`], to be looked at anew at once. What cannot be read is lost.
+    pub fn standing(&self, mut certificates: &[u8]) -> Standing {
+        let mut chain = Vec::new();
+        while let Ok((rest, _)) = X509Certificate::from_der(certificates) {
+            let (one, rest) = certificates.split_at(certificates.len() - rest.len());
+            chain.push(CertificateDer::from(one.to_vec()));
+            certificates = rest;
+        }
+        let mut files = self.current();
+        files.mark_changed();
+        Standing { files, chain }
     }
 }
 

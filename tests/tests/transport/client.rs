@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millpond_tests::wire::connect_of;
+use millpond_tests::wire::{connect_of, packet, text};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -92,6 +92,31 @@ impl Line {
         (body[0], body[1])
     }
 
+    /// Subscribes at QoS 1.
+    pub(super) async fn subscribe(&mut self, filter: &str) {
+        let mut body = vec![0, 1, 0];
+        text(&mut body, filter);
+        body.push(1);
+        self.send(&packet(0x82, &body)).await;
+        assert_eq!(self.packet().await, Some((0x90, vec![0, 1, 0, 1])));
+    }
+
+    /// Publishes at QoS 1.
+    pub(super) async fn publish(&mut self, topic: &str, payload: &str) {
+        let mut body = Vec::new();
+        text(&mut body, topic);
+        body.extend([0, 1, 0]);
+        body.extend(payload.as_bytes());
+        self.send(&packet(0x32, &body)).await;
+        assert_eq!(self.packet().await.unwrap().0, 0x40);
+    }
+
+    /// Ends the connection without a will.
+    pub(super) async fn goodbye(mut self) {
+        self.send(&[0xE0, 0]).await;
+        assert_eq!(self.packet().await, None);
+    }
+
     pub(super) async fn ping(&mut self) {
         self.send(&[0xC0, 0]).await;
         assert_eq!(self.packet().await, Some((0xD0, vec![])));
@@ -111,16 +136,21 @@ impl Line {
     /// A GET on the connection, which stays; its status.
     pub(super) async fn get(&mut self, path: &str) -> u16 {
         self.send(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes()).await;
+        let head = self.head().await;
+        let length = head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
+        let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+        timeout(PATIENCE, self.0.read_exact(&mut body)).await.expect("no body").unwrap();
+        head.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    /// The head of an answer, in small letters.
+    pub(super) async fn head(&mut self) -> String {
         let answer = async {
             let mut head = Vec::new();
             while !head.ends_with(b"\r\n\r\n") {
                 head.push(self.0.read_u8().await.unwrap());
             }
-            let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
-            let length = head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
-            let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
-            self.0.read_exact(&mut body).await.unwrap();
-            head.split(' ').nth(1).unwrap().parse().unwrap()
+            String::from_utf8(head).unwrap().to_ascii_lowercase()
         };
         timeout(PATIENCE, answer).await.expect("no answer")
     }

@@ -50,7 +50,7 @@ pub async fn server_with(config: GateConfig) -> Server {
 pub async fn server_over(config: GateConfig, backend: Arc<Memory>) -> Server {
     let handle = GateHandle::new();
     let gate = Gate::start(config, handle.clone(), backend.clone()).unwrap();
-    gate.restore().await.unwrap();
+    gate.restore(None).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();

@@ -67,6 +67,7 @@ CREATE TABLE sessions (
     expiry INTEGER NOT NULL,              -- how long it is kept without a connection
     since INTEGER,                        -- it has had none since then; none: it has one
     subscriptions TEXT NOT NULL,          -- JSON
+    certificates BLOB,                    -- that alone signed it in, in DER, one after the other; none: a token did
     PRIMARY KEY (member_id, client_id)
 ) STRICT, WITHOUT ROWID;
 
