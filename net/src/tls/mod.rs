@@ -8,6 +8,8 @@ mod clients;
 mod files;
 mod lists;
 mod reload;
+#[cfg(test)]
+mod resumed_tests;
 mod standing;
 
 use std::sync::Arc;

@@ -112,3 +112,29 @@ async fn a_list_that_is_out_of_date_still_counts_and_can_be_seen_to_be() {
     let due = "millpond_tls_revocations_due_seconds 1609459200";
     assert!(server.api().get("/metrics").await.as_str().unwrap().contains(due));
 }
+
+#[test]
+fn a_list_that_is_signed_with_sha_1_is_refused() {
+    if !tool("openssl") {
+        return;
+    }
+    let files = tempfile::tempdir().unwrap();
+    let clients = files.path().join("clients");
+    std::fs::create_dir(&clients).unwrap();
+    for (digest, code) in [("sha256", 0), ("sha1", 2)] {
+        let script = r#"openssl req -x509 -newkey rsa:2048 -nodes -days 9 -subj "/CN=Fleet CA" \
+                -keyout ca.key -out clients/lab.crt
+            printf '[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\ndefault_crl_days=9\ncrlnumber=number\n' > ca.conf
+            : > index.txt; echo 01 > number
+            openssl ca -config ca.conf -cert clients/lab.crt -keyfile ca.key -md "$1" -gencrl -out clients/lab.crl"#;
+        let made = Command::new("sh").args(["-ec", script, "sh", digest]).current_dir(files.path()).output();
+        let made = made.unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let mut server = Server::prepare(&[("MILLPOND__TLS__CLIENTS_DIR", clients.to_str().unwrap())]);
+        server.certify("localhost");
+        let check = server.command().args(["--check-config"]).output().unwrap();
+        let said = String::from_utf8_lossy(&check.stderr);
+        assert_eq!(check.status.code(), Some(code), "{digest}: {said}");
+        assert_eq!(said.contains("signed with SHA-1"), code == 2, "{said}");
+    }
+}

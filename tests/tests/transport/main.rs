@@ -8,6 +8,7 @@ mod edge;
 mod hostile;
 mod identity;
 mod lists;
+mod resumed;
 mod revoked;
 mod tls;
 mod websocket;

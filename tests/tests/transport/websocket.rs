@@ -1,14 +1,24 @@
 //! MQTT over WebSocket: real clients, and what others send there.
 
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millpond_protocol::Role;
-use millpond_tests::{Credentials, Server, mqtt_js, python};
+use millpond_tests::wire::connect_of;
+use millpond_tests::{Credentials, Server, mqtt_js, python, tool};
+use rustls::client::ResolvesClientCert;
+use rustls::sign::CertifiedKey;
+use rustls::version::TLS13;
+use rustls::{ClientConfig, SignatureScheme};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use super::client::{Line, client};
+use super::identity::{authority, certificate};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -105,6 +115,64 @@ async fn only_a_request_for_mqtt_over_websocket_is_let_in() {
     ] {
         let (_, head) = ask(&server, &GOOD.replace(from, to)).await;
         assert!(head.starts_with("http/1.1 400"), "{to}: {head}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_another_origin_has_nothing_to_sign_in_with() {
+    if !tool("openssl") {
+        return;
+    }
+    let files = tempfile::tempdir().unwrap();
+    let dir = files.path();
+    std::fs::create_dir(dir.join("clients")).unwrap();
+    authority(dir, "p");
+    let clients = dir.join("clients").display().to_string();
+    let server = Server::secure(&[("MILLPOND__TLS__CLIENTS_DIR", clients.as_str())]).await;
+    let who = furnished(&server).await;
+    // A browser that has the certificate of a member, and would show it for any page to whoever asks.
+    let device = client(&[&server.ca()], Some(&certificate(dir, "p", "millpond://p/dev", "dev")), &TLS13);
+    let mut browser = ClientConfig::clone(&device);
+    let shows = Arc::new(Shows(browser.client_auth_cert_resolver.clone(), AtomicBool::default()));
+    browser.client_auth_cert_resolver = shows.clone();
+    let browser = Arc::new(browser);
+    let page = format!(
+        "GET /mqtt HTTP/1.1\r\nhost: localhost\r\norigin: https://elsewhere.example\r\n\
+         cookie: token={}\r\nauthorization: Bearer {0}\r\n{GOOD}\r\n",
+        who.token
+    );
+    for connect in [connect_of(5, 0, &[], &["x"]), connect_of(5, 0x80, &[], &["x", "p/dev"])] {
+        let mut line = Line::open(&browser, server.ports().http).await;
+        line.send(page.as_bytes()).await;
+        let head = line.head().await;
+        assert!(head.starts_with("http/1.1 101") && !head.contains("access-control"), "{head}");
+        line.send(&frame(0x82, &connect)).await;
+        // CONNACK in a message: bad user name or password.
+        let (first, message) = line.packet().await.unwrap();
+        assert_eq!((first, &message[..1], message[3]), (0x82, &[0x20][..], 0x86));
+    }
+    let mut line = Line::open(&browser, server.ports().http).await;
+    line.send(page.as_bytes()).await;
+    line.head().await;
+    line.send(&frame(0x82, &connect_of(5, 0xC0, &[], &["x", "p/dev", &who.token]))).await;
+    assert_eq!(line.packet().await.unwrap().1[3], 0, "a page that knows a token is as good as a device");
+    assert!(!shows.1.load(Ordering::Relaxed), "it was asked for its certificate");
+    Line::open(&browser, server.mqtts()).await;
+    assert!(shows.1.load(Ordering::Relaxed), "where devices connect it is asked");
+}
+
+/// Shows a certificate, and remembers that it was asked for.
+#[derive(Debug)]
+struct Shows(Arc<dyn ResolvesClientCert>, AtomicBool);
+
+impl ResolvesClientCert for Shows {
+    fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.1.store(true, Ordering::Relaxed);
+        self.0.resolve(authorities, schemes)
+    }
+
+    fn has_certs(&self) -> bool {
+        true
     }
 }
 
