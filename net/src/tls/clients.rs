@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use millpond_protocol::{MemberName, PoolName, Sha256, Timestamp};
 use rustls::crypto::CryptoProvider;
@@ -120,7 +121,8 @@ impl Authorities {
         use CertificateError::{BadSignature, UnknownIssuer};
         let Some((own, above)) = chain.split_first() else { return true };
         let Some(pool) = named(own).and_then(|named| self.pools.get(&named.pool)) else { return true };
-        let judged = || pool.verifier.verify_client_cert(own, above, UnixTime::now());
+        // For one that ran out nobody would be looked for who signed it.
+        let judged = || pool.verifier.verify_client_cert(own, above, last_held(own));
         pool.has_revoked(chain)
             || matches!(judged(), Err(Error::InvalidCertificate(BadSignature | UnknownIssuer)))
     }
@@ -160,6 +162,13 @@ impl Pool {
     fn has_revoked(&self, chain: &[CertificateDer<'_>]) -> bool {
         chain.iter().any(|certificate| self.revoked.holds(certificate))
     }
+}
+
+/// Now, or when the certificate held last.
+fn last_held(own: &CertificateDer<'_>) -> UnixTime {
+    let end = X509Certificate::from_der(own).map(|(_, own)| own.validity().not_after.timestamp());
+    let end = end.ok().and_then(|end| u64::try_from(end).ok()).unwrap_or_default();
+    UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs().min(end)))
 }
 
 /// Whom a certificate names, whoever signed it.

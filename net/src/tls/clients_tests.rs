@@ -151,6 +151,32 @@ fn what_is_revoked_above_a_certificate_is_revoked_with_it() {
 }
 
 #[test]
+fn what_an_authority_signed_is_lost_with_it_and_what_only_ran_out_is_not() {
+    let lab = authority();
+    let other =
+        CertifiedIssuer::self_signed(of_an_authority("Other CA"), KeyPair::generate().unwrap()).unwrap();
+    let chain = [certificate(&lab, 1, &["millpond://lab/dev-1"])];
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI("millpond://lab/dev-2".try_into().unwrap())];
+    (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+    let over = [params.signed_by(&KeyPair::generate().unwrap(), &lab).unwrap().der().clone()];
+    // One that is there, one of another name, another one of the same name, both, and none for that pool.
+    for (authorities, lost) in [
+        (("lab.crt", lab.pem()), false),
+        (("lab.crt", other.pem()), true),
+        (("lab.crt", authority().pem()), true),
+        (("lab.crt", [other.pem(), lab.pem()].concat()), false),
+        (("shop.crt", lab.pem()), true),
+    ] {
+        let (file, pem) = authorities;
+        let all = load(&[(file, pem.into_bytes())]).unwrap().unwrap();
+        assert_eq!((all.has_lost(&chain), all.has_lost(&over)), (lost, lost), "{file}");
+        assert_eq!((all.certified(&chain).is_some(), all.certified(&over)), (!lost, None), "{file}");
+        assert!(all.has_lost(&[]));
+    }
+}
+
+#[test]
 fn files_that_are_not_what_their_names_say_are_refused() {
     let lab = authority();
     let pem = lab.pem().into_bytes();
