@@ -193,7 +193,9 @@ impl Request {
             .filter_map(|known| Some((*known, headers.iter().find(|(name, _)| name == known)?.1.clone())))
             .collect();
         let method: Method = method.parse().unwrap();
-        server.config.endpoint.join(&format!("{}/{key}", common::BUCKET)).ok()?;
+        // A key may read as another scheme, which names no server.
+        let bucket = server.config.endpoint.join(&format!("{}/", common::BUCKET)).ok()?;
+        bucket.join(key).ok()?.host()?;
         let url = server.signer().url(&method, key, &query, &signed);
         let target = &url[url::Position::BeforePath..];
         let authority = &url[url::Position::BeforeHost..url::Position::AfterPort];
