@@ -194,8 +194,10 @@ impl Disk {
         i64::from_ne_bytes(left.try_into().unwrap()).unsigned_abs()
     }
 
-    /// The power fails, and comes again: the directories are now what is left of them. Nobody may have them open.
+    /// The power fails, and comes again: the directories are now what is left of them. Nobody may have them open. It is told on
+    /// standard error.
     pub fn fail(&mut self, loss: &mut Loss<'_>) -> Taken {
+        let what = format!("{loss:?}");
         self.fail_at(0);
         let inode = found(&self.beside).unwrap().ino();
         let (mut synced, mut now) = (self.mirror.names(inode), listed(&self.beside));
@@ -206,6 +208,7 @@ impl Disk {
         failure.directory(&self.beside, inode, &synced, &now);
         let taken = failure.taken;
         self.mirror.keep(&nodes);
+        eprintln!("{what}: {taken:?}");
         taken
     }
 }

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use millpond_net::Places;
 use millpond_protocol::{Principal, Role, limits};
+use tokio::sync::oneshot;
 
-use super::{EndReason, Leaving, NotRegistered, Registered, Registry, Wish, lock};
+use super::away::Judged;
+use super::{EndReason, Leaving, NotRegistered, Registered, Registration, Registry, Wish, lock};
 use crate::hub::message::Message;
 use crate::session::Kept;
 
@@ -113,4 +116,53 @@ fn a_member_has_so_many_sessions_comes_back_to_each_and_keeps_nobody_else_from_o
     assert!(register_as(&registry, &who, "3").unwrap().kept.is_some());
     let other = Principal { name: "other".parse().unwrap(), id: 2, ..who };
     assert!(register_as(&registry, &other, "3").is_ok());
+}
+
+/// A session that a certificate began, and what takes that back.
+fn certified(
+    registry: &Arc<Registry>,
+    who: &Principal,
+) -> (Registration, Option<Judged>, oneshot::Sender<()>) {
+    let registration = register(registry, who).registration;
+    let (lose, lost) = oneshot::channel();
+    let judged = registration.judge(async { drop(lost.await) }.boxed());
+    (registration, Some(judged), lose)
+}
+
+/// Lets all others have their turn.
+async fn turns() {
+    for _ in 0..9 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_lost_ends_what_it_began_and_nothing_that_another_credential_took_up() {
+    let (registry, who) = (Arc::new(Registry::default()), who(Role::Publisher));
+    // Of a session that waits for its client nothing is left, its will neither.
+    let (registration, mut judged, lose) = certified(&registry, &who);
+    assert_eq!(registration.leave(leaving(), &mut judged), Some(true));
+    lose.send(()).unwrap();
+    turns().await;
+    let next = register(&registry, &who);
+    assert!(next.kept.is_none() && next.discarded.is_some());
+    assert_eq!(registry.hub.outbox().len(), 0);
+    drop(next);
+
+    // What the client of one that is over had sent is ended too.
+    let (registration, mut judged, lose) = certified(&registry, &who);
+    let mailbox = registration.mailbox.clone();
+    let over = Leaving { expiry: Duration::ZERO, kept: Kept::default(), will: None };
+    assert_eq!(registration.leave(over, &mut judged), Some(false));
+    lose.send(()).unwrap();
+    turns().await;
+    assert!(mailbox.is_revoked());
+
+    let (registration, mut judged, lose) = certified(&registry, &who);
+    assert_eq!(registration.leave(leaving(), &mut judged), Some(true));
+    let other = register(&registry, &who);
+    turns().await;
+    assert!(other.kept.is_some() && lose.send(()).is_err(), "nobody waits for it");
+    turns().await;
+    assert!(!other.registration.mailbox.is_revoked());
 }

@@ -21,6 +21,8 @@ pub struct Facts {
     pub listed: BTreeMap<String, u64>,
     /// Results of which the server said that they are committed, by pool and round.
     pub results: BTreeMap<(String, u64), Sha256>,
+    /// What a member said of a result, and the server that it has it: its state by pool and result.
+    pub delivered: BTreeMap<(String, Sha256), &'static str>,
     /// How often a process of `millpond-edge` was killed, by its role.
     pub killed: BTreeMap<&'static str, u32>,
     /// The newest version that `current` of the listening device has named.
@@ -84,5 +86,10 @@ impl Book {
     pub fn returned(&self, pool: &str, round: u64, result: Sha256) {
         let before = self.facts().results.insert((pool.to_owned(), round), result);
         assert!(before.is_none_or(|before| before == result), "round {round} of {pool} has two results");
+    }
+
+    /// The server has acknowledged what the pool's one listener that says so said of a result.
+    pub fn delivered(&self, pool: &str, result: Sha256, state: &'static str) {
+        self.facts().delivered.insert((pool.to_owned(), result), state);
     }
 }

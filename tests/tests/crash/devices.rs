@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millpond_failpoint::{Point, Program};
+use millpond_protocol::Sha256;
 use millpond_tests::{Credentials, Dice, Edge, Process, was_killed};
 use serde_json::Value;
 
@@ -177,7 +178,13 @@ pub struct Keeper {
 impl Client for Keeper {
     async fn work(&mut self, _: Here, home: &Home) -> anyhow::Result<()> {
         while !home.is_last() {
-            self.fate.run(&self.edge, &["listen", "--once", "--exec", PROVE], a_while(home)).await?;
+            let ran =
+                self.fate.run(&self.edge, &["listen", "--once", "--exec", PROVE], a_while(home)).await?;
+            if let Some((_, false)) = ran {
+                // It ends by itself when the server has heard that the newest is applied.
+                let current = std::fs::read(self.edge.directory().join("results/current"))?;
+                self.fate.book.delivered("edge", Sha256::of(&current), "applied");
+            }
             tokio::time::sleep(PAUSE).await;
         }
         Ok(())

@@ -122,29 +122,38 @@ async fn ends_well(world: &mut World) {
     oracle::nothing_is_lost(world, Depth::All).await;
     oracle::everything_counts_once(world).await;
     oracle::everybody_converges(world).await;
-    oracle::check_is_content(world).await;
+    // And of every byte when all that does not count is gone.
+    oracle::check_is_content(world, Depth::New).await;
     oracle::nothing_is_left_over(world).await;
     let facts = world.book.facts();
     say(&format!("{} uploads, {} rounds of one processor", facts.sent.len(), facts.results.len()));
 }
 
-/// The next life, and what has to hold at its beginning; whether the look at it was a thorough one.
-async fn again(world: &mut World) -> bool {
+/// The next life, and what has to hold at its beginning; whether it is time for a thorough look.
+async fn rises(world: &mut World) -> bool {
     world.rise().await;
     oracle::nothing_is_lost(world, Depth::New).await;
+    oracle::newcomers_converge(world).await;
+    oracle::check_is_content(world, Depth::New).await;
     // Not of each 20th kill: a life that dies twice before it is ready would pass by that one.
     let is_time = world.kills - world.looked >= THOROUGH;
     if is_time {
         world.looked = world.kills;
-        oracle::nothing_is_lost(world, Depth::All).await;
-        oracle::check_is_content(world).await;
     }
     is_time
 }
 
+/// The next life; now and then everything is looked at, while everybody works.
+async fn again(world: &mut World) {
+    if rises(world).await {
+        oracle::nothing_is_lost(world, Depth::All).await;
+        oracle::check_is_content(world, Depth::All).await;
+    }
+}
+
 /// The next life; now and then it goes on when everybody has come to rest and everything has held.
 async fn again_and_thoroughly(world: &mut World) {
-    if again(world).await {
+    if rises(world).await {
         let begin = Instant::now();
         ends_well(world).await;
         world.go_on();

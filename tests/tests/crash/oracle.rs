@@ -53,15 +53,13 @@ pub async fn rounds(here: &Here, pool: &str) -> Vec<(u64, String)> {
 /// What was acknowledged before it was asked for is there, once, as it was; what was decided is what it was.
 pub async fn nothing_is_lost(world: &World, depth: Depth) {
     let here = world.here();
-    if depth == Depth::All {
-        current_is_whole(world, &here).await;
-    }
+    current_is_whole(world, &here, depth).await;
     for pool in POOLS {
         uploads_are_there(world, &here, pool, depth).await;
         // What the clients know now: the server has to know it, and may know more.
-        let (manifests, results) = {
+        let (manifests, results, delivered) = {
             let facts = world.book.facts();
-            (facts.manifests.clone(), facts.results.clone())
+            (facts.manifests.clone(), facts.results.clone(), facts.delivered.clone())
         };
         let batches = list(&here, pool, "batches", depth).await;
         for batch in batches.iter().filter(|batch| batch["round"].is_u64()) {
@@ -86,6 +84,12 @@ pub async fn nothing_is_lost(world: &World, depth: Depth) {
             let there = of_rounds.get(round).map(ToString::to_string);
             assert_eq!(there, Some(sha256.to_string()), "the result of round {round} was acknowledged");
         }
+        for (result, state) in committed.iter().filter_map(|result| {
+            let sha256 = text(result, "sha256").parse().unwrap();
+            Some((result, delivered.get(&(pool.to_owned(), sha256))?))
+        }) {
+            assert_eq!(result[state], 1, "that it is {state} was acknowledged: {result}");
+        }
         let versions: Vec<_> = committed.iter().map(|result| result["version"].as_u64().unwrap()).collect();
         assert!(versions.is_sorted_by(|a, b| *a == b + 1), "versions are counted: {versions:?}");
         assert!(depth == Depth::New || versions.last().is_none_or(|first| *first == 1), "{versions:?}");
@@ -93,7 +97,7 @@ pub async fn nothing_is_lost(world: &World, depth: Depth) {
 }
 
 /// What a listening device shows is a result, whole, and never an older one than before.
-async fn current_is_whole(world: &World, here: &Here) {
+async fn current_is_whole(world: &World, here: &Here, depth: Depth) {
     let shown = world.book.facts().shown;
     let current =
         || world.edges.iter().find_map(|edge| std::fs::read(edge.directory().join("results/current")).ok());
@@ -102,7 +106,7 @@ async fn current_is_whole(world: &World, here: &Here) {
         return assert_eq!(shown, 0, "nothing is shown any more");
     };
     let sha256 = Sha256::of(&current).to_string();
-    let results = all(here, "edge", "results").await;
+    let results = list(here, "edge", "results", depth).await;
     let version = results.iter().find(|result| text(result, "sha256") == sha256);
     let version = version.expect("current is a whole result")["version"].as_u64().unwrap();
     assert!(version >= shown, "version {version} is shown after {shown}");
@@ -142,12 +146,11 @@ async fn uploads_are_there(world: &World, here: &Here, pool: &str, depth: Depth)
     assert!(acknowledged.is_empty(), "lost, although acknowledged: {:?}", acknowledged.keys());
 }
 
-/// `millpond check` has nothing to say.
-pub async fn check_is_content(world: &World) {
+/// `millpond check` has nothing to say: of rows, and of every byte if it is to look at all.
+pub async fn check_is_content(world: &World, depth: Depth) {
     let mut check = world.cli();
-    let done =
-        tokio::task::spawn_blocking(move || check.args(["check", "--deep", "--json"]).output().unwrap());
-    let done = done.await.unwrap();
+    check.args(["check", "--json"]).args((depth == Depth::All).then_some("--deep"));
+    let done = tokio::task::spawn_blocking(move || check.output().unwrap()).await.unwrap();
     let said = String::from_utf8_lossy(&done.stdout);
     let found: Vec<_> = said.lines().filter(|line| !line.starts_with(r#"{"progress"#)).collect();
     assert!(done.status.success(), "{found:#?}\n{}", String::from_utf8_lossy(&done.stderr));
@@ -178,26 +181,32 @@ pub async fn everything_counts_once(world: &World) {
 }
 
 /// The result that the pool's pointer names.
-async fn newest(here: &Here, pool: &str) -> Value {
-    let results = all(here, pool, "results").await;
-    results.into_iter().find(|result| result["current"] == true).unwrap()
+async fn newest(here: &Here, pool: &str) -> Option<Value> {
+    let results = list(here, pool, "results", Depth::New).await;
+    results.into_iter().find(|result| result["current"] == true)
+}
+
+/// Whoever connects is shown the newest result there is by then, and its bytes are there.
+pub async fn newcomers_converge(world: &World) {
+    let here = world.here();
+    let Some(before) = newest(&here, "mill").await else { return };
+    let who = world.newcomer.clone();
+    let mut plain = Plain::connect(here.of(&who)).await.unwrap();
+    assert!(plain.subscribe("mp/mill/result").await.unwrap());
+    let mut listener =
+        Listener { who, book: world.book.clone(), version: before["version"].as_u64().unwrap() };
+    listener.look(&mut plain, &here).await.unwrap();
 }
 
 /// Whoever connects, and whoever came and went all the time, has the newest result.
 pub async fn everybody_converges(world: &World) {
+    newcomers_converge(world).await;
     let here = world.here();
-    let name = format!("newcomer-{}", world.rests);
-    let who = world.server.member("mill", &name, millpond_protocol::Role::Listener).await;
-    let mut listener = Listener { who: who.clone(), version: 0 };
-    let mut plain = Plain::connect(here.of(&who)).await.unwrap();
-    assert!(plain.subscribe("mp/mill/result").await.unwrap());
-    let pointer = listener.look(&mut plain, &here).await.unwrap();
-    assert_eq!(newest(&here, "mill").await["version"], pointer.version);
 
     let keeper = world.edges.iter().find(|edge| edge.directory().join("results").exists()).unwrap();
     keeper.done(&["listen", "--once"]).await;
     let current = std::fs::read(keeper.directory().join("results/current")).unwrap();
-    assert_eq!(Sha256::of(&current).to_string(), text(&newest(&here, "edge").await, "sha256"));
+    assert_eq!(Sha256::of(&current).to_string(), text(&newest(&here, "edge").await.unwrap(), "sha256"));
     for edge in &world.edges {
         let spooled = edge.done(&["spool", "list", "--json"]).await;
         assert_eq!(spooled, "", "a spool is not empty");
@@ -239,7 +248,7 @@ pub async fn nothing_is_left_over(world: &mut World) {
         keys(&sql, "SELECT key FROM objects WHERE state IN ('granted', 'doomed')").is_empty()
     })
     .await;
-    check_is_content(world).await;
+    check_is_content(world, Depth::All).await;
 
     let listed: BTreeSet<String> = listed(&Place::Here.storage(&world.server)).await.into_iter().collect();
     assert_eq!(listed, keys(&sql, "SELECT key FROM objects WHERE state = 'live'"), "storage and ledger");

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use millpond_failpoint::{Point, Program};
 use millpond_tests::{Dice, Disk, Loss, Server, Shim, Taken, was_killed};
 
+use super::oracle::Depth;
 use super::world::World;
 use super::{again, ends_well, migration, oracle, points, say};
 
@@ -36,11 +37,7 @@ fn chance(dice: &mut Dice) -> Loss<'_> {
 
 /// The power fails, and the server is gone.
 pub fn fail(disk: &mut Disk, dice: &mut Dice) -> Taken {
-    let mut loss = chance(dice);
-    let what = format!("{loss:?}");
-    let taken = disk.fail(&mut loss);
-    eprintln!("{what}: {taken:?}");
-    taken
+    disk.fail(&mut chance(dice))
 }
 
 /// The server dies, one way or another.
@@ -97,7 +94,7 @@ async fn a_loss_of_power_takes_nothing_acknowledged_and_nothing_counts_twice() {
             }
             again(&mut world).await;
             if n % DEEP == 0 {
-                oracle::check_is_content(&world).await;
+                oracle::check_is_content(&world, Depth::All).await;
             }
         }
         left -= here;

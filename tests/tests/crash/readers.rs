@@ -10,6 +10,7 @@ use reqwest::Method;
 use rumqttc::QoS;
 use serde_json::json;
 
+use super::book::Book;
 use super::home::{Client, Here, Home, Wrong};
 
 /// Between two requests of the operator.
@@ -18,6 +19,7 @@ const PAUSE: Duration = Duration::from_millis(150);
 /// Listens with an MQTT 3.1.1 client that is not ours.
 pub struct Listener {
     pub who: Credentials,
+    pub book: Book,
     /// The newest version that it was shown.
     pub version: u64,
 }
@@ -52,6 +54,7 @@ impl Client for Listener {
                     let said = json!({ "state": "verified", "sha256": pointer.sha256 }).to_string();
                     let topic = format!("mp/{pool}/c/{member}/delivery/{}", pointer.version);
                     plain.send(&topic, said, QoS::AtLeastOnce, false).await?;
+                    self.book.delivered(pool.as_str(), pointer.sha256, "verified");
                 }
                 () = home.until_last() => return Ok(()),
             }

@@ -1,7 +1,8 @@
 //! What the tests of losses are worth: one sync is left out, and they have to notice.
 //!
 //! The library that these tests preload answers the sync of each file and directory whose path matches a pattern as if it had
-//! been carried out (shim.c). Then the test that is to find it runs in a process of its own, over ever more losses, and has to fail.
+//! been carried out (shim.c). Then the test that is to find it runs in a process of its own, over ever more losses, and has to fail
+//! by what it says of what is lost: a time-out, or that something could not be set up, is no finding.
 //!
 //! ```text
 //! cargo test -p millpond-tests --test crash -- --ignored --nocapture left_out
@@ -50,8 +51,40 @@ const SYNCS: [(&str, &str, &str); 23] = [
     ("a listener's directory: `current`, versions", "*/results", DEVICE),
 ];
 
-/// How the run of a test ended in which those syncs are left out: none if nothing was noticed, else after how many losses, and what.
-fn noticed(pattern: &str, test: &str) -> Option<(usize, String)> {
+/// Where a test says what is lost, and in which words if it says more there: what the oracles assert, what the server refuses that
+/// it has acknowledged, and a server or a device that does not start with what is left. Whoever waits in vain does so elsewhere.
+const VERDICTS: [(&str, &str); 10] = [
+    ("crash/oracle.rs", ""),
+    ("crash/book.rs", ""),
+    ("crash/home.rs", ""),
+    ("crash/migration.rs", ""),
+    ("crash/power.rs", ""),
+    ("crash/power_edge.rs", ""),
+    ("crash/edge.rs", ""),
+    ("src/edge.rs", ""),
+    ("src/api.rs", " answered 4"),
+    ("src/server.rs", " before it was ready"),
+];
+
+/// What a test that failed said first: after how many losses, and what.
+///
+/// # Errors
+/// It says nothing of what is lost.
+fn verdict(said: &str) -> Result<(usize, String), String> {
+    let (before, after) = said.split_once("panicked at").unwrap_or((said, ""));
+    let mut lines = after.lines().map(str::trim);
+    let place = lines.next().unwrap_or_default();
+    let why = lines.take(2).collect::<Vec<_>>().join(" ");
+    let losses = before.lines().filter(|line| line.contains(": Taken {")).count();
+    let is_verdict = VERDICTS.iter().any(|(file, words)| place.contains(file) && why.contains(words));
+    if losses > 0 && is_verdict {
+        return Ok((losses, why));
+    }
+    Err(format!("after {losses} losses it says nothing of one, but {place} {why}"))
+}
+
+/// The same of the run of a test in which those syncs are left out.
+fn noticed(pattern: &str, test: &str) -> Result<(usize, String), String> {
     let (pattern, from) = pattern.split_once(" from ").unwrap_or((pattern, "0"));
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "--nocapture", test])
@@ -60,13 +93,9 @@ fn noticed(pattern: &str, test: &str) -> Option<(usize, String)> {
         .output()
         .unwrap();
     if output.status.success() {
-        return None;
+        return Err("nobody misses it".to_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let (before, after) = said.split_once("panicked at").unwrap_or((&said, ""));
-    let losses = before.lines().filter(|line| line.contains(": Taken {")).count();
-    let why: Vec<_> = after.lines().skip(1).take(2).map(str::trim).collect();
-    Some((losses, why.join(" ")))
+    verdict(&String::from_utf8_lossy(&output.stderr))
 }
 
 #[test]
@@ -76,9 +105,39 @@ fn each_sync_that_is_left_out_is_noticed_by_a_test_of_losses() {
     let mut missed = Vec::new();
     for (what, pattern, test) in SYNCS.into_iter().filter(|(what, ..)| what.contains(&only)) {
         match noticed(pattern, test) {
-            Some((losses, why)) => say(&format!("{what}: after {losses} losses: {why}")),
-            None => missed.push(what),
+            Ok((losses, why)) => say(&format!("{what}: after {losses} losses: {why}")),
+            Err(why) => {
+                say(&format!("{what}: {why}"));
+                missed.push((what, why));
+            }
         }
     }
-    assert!(missed.is_empty(), "nobody misses {missed:#?}");
+    assert!(missed.is_empty(), "not found: {missed:#?}");
+}
+
+#[test]
+fn a_time_out_and_a_server_that_cannot_be_reached_are_no_findings() {
+    let said = |place: &str, what: &str| {
+        verdict(&format!(
+            "Everything: Taken {{ files: 1 }}\nthread 'power' panicked at tests/{place}:9:5:\n{what}\nnote: \u{2026}"
+        ))
+    };
+    let lost = "lost, although acknowledged: [\"mill/five-0/u7\"]";
+    assert!(
+        said("tests/crash/oracle.rs", lost).is_ok_and(|(losses, why)| losses == 1 && why.starts_with(lost))
+    );
+    let ended = "the server ended with exit status: 1 before it was ready";
+    said("src/server.rs", ended).unwrap();
+    said("src/api.rs", "/v1/pools/mill answered 404: no such pool").unwrap();
+    verdict(&format!("thread 'power' panicked at tests/src/server.rs:9:5:\n{ended}")).unwrap_err();
+    for (place, what) in [
+        ("src/server.rs", "the server is not ready after 60s"),
+        ("src/api.rs", "/v1/pools/mill answered 503: the ledger could not commit"),
+        ("src/process.rs", "still running after 120s"),
+        ("src/tools.rs", "it does not happen that everything that does not count is swept"),
+        ("src/shim.rs", "cc: not found"),
+        ("tests/crash/world.rs", "a client does not end: Elapsed(())"),
+    ] {
+        said(place, what).unwrap_err();
+    }
 }

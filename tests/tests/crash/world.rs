@@ -28,6 +28,8 @@ pub struct World {
     /// Storage under one address for all lives of the server, as in a company: URLs outlive it.
     storage: Relay,
     pub edges: Vec<Arc<Edge>>,
+    /// Who connects after a restart, to be shown the newest result.
+    pub newcomer: Credentials,
     now: watch::Sender<Now>,
     clients: Vec<JoinHandle<AtRest>>,
     /// Those that have nothing left to do.
@@ -61,8 +63,20 @@ impl World {
         let book = Book::default();
         let (now, _) = watch::channel(Now::default());
         let (edges, clients, at_rest) = (Vec::new(), Vec::new(), Vec::new());
-        let mut world =
-            Self { server, book, storage, edges, now, clients, at_rest, kills: 0, looked: 0, rests: 0 };
+        let newcomer = server.member("mill", "newcomer", Role::Listener).await;
+        let mut world = Self {
+            server,
+            book,
+            storage,
+            edges,
+            newcomer,
+            now,
+            clients,
+            at_rest,
+            kills: 0,
+            looked: 0,
+            rests: 0,
+        };
         for number in 0..2 {
             let who = world.server.member("mill", &format!("five-{number}"), Role::Publisher).await;
             world.spawn(Publisher { who, book: world.book.clone(), next: 0 });
@@ -76,7 +90,7 @@ impl World {
         let who = world.server.member("mill", "mill", Role::Processor).await;
         world.spawn(Grinder::new(who, world.book.clone()));
         let who = world.server.member("mill", "listener", Role::Listener).await;
-        world.spawn(Listener { who, version: 0 });
+        world.spawn(Listener { who, book: world.book.clone(), version: 0 });
         world.spawn(Operator);
 
         let who = world.server.member("edge", "pusher", Role::Publisher).await;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod client;
+mod full;
 mod told;
 
 use std::sync::Arc;

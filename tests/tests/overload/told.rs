@@ -7,27 +7,22 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream};
 use millpond_protocol::{Role, Sha256, limits};
 use millpond_tests::overload::{from, others};
-use millpond_tests::wire::{Who, connect_of, packet, text};
+use millpond_tests::wire::{Who, connect_of, packet};
 use millpond_tests::{Api, Server};
 use reqwest::Method;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::client::{CONNACK, Client, DISCONNECT, PATIENCE, PUBACK, publish};
 use super::{SMALL, Stage};
 
-/// Longest wait for an answer.
-const PATIENCE: Duration = Duration::from_secs(30);
-const PUBACK: u8 = 0x40;
-const SUBACK: u8 = 0x90;
-const CONNACK: u8 = 0x20;
-const DISCONNECT: u8 = 0xE0;
 const REFUSED: &str = "millpond_gate_refusals_total";
 const FILTERS: &str = "millpond_gate_subscriptions_refused_total";
 const CONNECTS: &str = "millpond_gate_connections_refused_total";
 const ENDED: &str = "millpond_gate_ended_total";
 const HTTP: &str = "millpond_http_refusals_total";
+const COPIES: &str = "millpond_gate_copies_dropped_total";
 const GRANTED: &str = "granted";
 const QUOTAS: &str = "millpond_quota_refusals_total";
 
@@ -51,6 +46,11 @@ enum Limit {
     Unreleased,
     HttpBody,
     Retained,
+    RetainedOfPool,
+    RetainedBytes,
+    SessionMessages,
+    AwayOfMember,
+    EventStreams,
     Grants,
     GrantedBytes,
     PoolBytes,
@@ -58,7 +58,7 @@ enum Limit {
 }
 
 /// Each limit, what whoever is over it is told, and what counts it.
-const LIMITS: [(Limit, &str, &str, &str); 22] = [
+const LIMITS: [(Limit, &str, &str, &str); 27] = [
     (Limit::ConnectBytes, "0x95", CONNECTS, r#"limit="connect_bytes""#),
     (Limit::ConnectTime, "closed", CONNECTS, r#"limit="connect_time""#),
     (Limit::Connections, "0x97", CONNECTS, r#"limit="member""#),
@@ -77,6 +77,11 @@ const LIMITS: [(Limit, &str, &str, &str); 22] = [
     (Limit::Unreleased, "0x93", ENDED, r#"code="0x93""#),
     (Limit::HttpBody, "too_large", HTTP, r#"code="too_large""#),
     (Limit::Retained, "0x97", REFUSED, r#"code="too_large""#),
+    (Limit::RetainedOfPool, "0x97", REFUSED, r#"code="too_large""#),
+    (Limit::RetainedBytes, "0x97", REFUSED, r#"code="too_large""#),
+    (Limit::SessionMessages, "0x97", COPIES, r#"limit="session""#),
+    (Limit::AwayOfMember, "nothing", COPIES, r#"limit="member""#),
+    (Limit::EventStreams, "quota", HTTP, r#"code="quota""#),
     (Limit::Grants, "quota", QUOTAS, r#"limit="member_grants""#),
     (Limit::GrantedBytes, "quota", QUOTAS, r#"limit="pool_grants""#),
     (Limit::PoolBytes, "0x97", QUOTAS, r#"limit="pool_bytes""#),
@@ -88,8 +93,13 @@ async fn who_goes_over_a_limit_is_told_by_its_code_and_counted_and_others_go_on(
     let timeout = ("MILLPOND__LIMITS__CONNECT_TIMEOUT_S", "3");
     // More than those have that go on beside.
     let of_address = ("MILLPOND__LIMITS__CONNECTIONS_PER_ADDRESS", "40");
-    let stage = Stage::set(&[SMALL[0], timeout, of_address]).await;
-    stage.server.pool("full", json!({"quota_bytes": 100_000})).await;
+    let streams = ("MILLPOND__HTTP__EVENT_STREAMS_MAX", "2");
+    let stage = Stage::set(&[SMALL[0], timeout, of_address, streams]).await;
+    for (pool, policy) in
+        [("full", json!({"quota_bytes": 100_000})), ("many", json!({})), ("large", json!({}))]
+    {
+        stage.server.pool(pool, policy).await;
+    }
     let mut wrong = Vec::new();
     for (limit, code, metric, label) in LIMITS {
         let before = stage.metric(metric, label).await;
@@ -232,6 +242,72 @@ impl Limit {
                 }
                 client.retain("app/demo/more").await
             }
+            Self::RetainedOfPool => {
+                for n in 0..limits::RETAINED_PER_POOL / limits::RETAINED_PER_MEMBER {
+                    let who = member(server, "many", &format!("m{n}")).await;
+                    let mut client = Client::sign_in(server, &who, "x").await;
+                    for first in (0..limits::RETAINED_PER_MEMBER).step_by(50) {
+                        let topic = |at| format!("app/many/{n}/{at}");
+                        client.retain_all(&(first..first + 50).map(topic).collect::<Vec<_>>()).await;
+                    }
+                }
+                let who = member(server, "many", "more").await;
+                Client::sign_in(server, &who, "x").await.retain("app/many/more").await
+            }
+            Self::RetainedBytes => {
+                let who = member(server, "large", "m").await;
+                let mut client = Client::sign_in(server, &who, "x").await;
+                let (payload, mut told) = (vec![0; limits::PUBLISH_MAX - 1_000], "0x00".to_owned());
+                let most = limits::RETAINED_BYTES_PER_POOL / payload.len();
+                for n in 0..=most {
+                    assert_eq!(told, "0x00", "message {n}");
+                    let mut bytes = publish(&format!("app/large/{n}"), 0, &[], &payload);
+                    bytes[0] |= 1;
+                    client.send(&bytes).await;
+                    told = client.answer(PUBACK).await;
+                }
+                told
+            }
+            Self::SessionMessages => {
+                let mut slow = Client::sign_in(server, &who, "slow").await;
+                assert_eq!(slow.subscribe("app/demo/slow").await, "0x01");
+                let mut client = Client::sign_in(server, &who, "x").await;
+                // More than it may have on its way and waiting, and than sockets buffer.
+                let before = stage.metric(COPIES, r#"limit="session""#).await;
+                while stage.metric(COPIES, r#"limit="session""#).await <= before {
+                    let told = client.publish("app/demo/slow", &[], &vec![0; limits::PUBLISH_MAX]).await;
+                    assert_eq!(told, "0x00");
+                }
+                slow.answer(DISCONNECT).await
+            }
+            Self::AwayOfMember => {
+                for n in 0..3 {
+                    let mut kept = Client::open(server, &who, &format!("away{n}"), 3_600).await;
+                    assert_eq!(kept.answer(CONNACK).await, "0x00");
+                    assert_eq!(kept.subscribe("app/demo/away").await, "0x01");
+                    kept.end().await;
+                }
+                let mut client = Client::sign_in(server, &who, "x").await;
+                for _ in 0..limits::AWAY_BYTES_PER_MEMBER / 3 / limits::PUBLISH_MAX + 1 {
+                    let told = client.publish("app/demo/away", &[], &vec![0; limits::PUBLISH_MAX]).await;
+                    assert_eq!(told, "0x00");
+                }
+                // Who is away cannot be told.
+                "nothing".to_owned()
+            }
+            Self::EventStreams => {
+                let operator = server.member("demo", "operator", Role::Operator).await;
+                let http = reqwest::Client::builder().no_proxy().build().unwrap();
+                let url = format!("http://{}/v1/pools/demo/events", server.ports().http);
+                let open = async || {
+                    let request = http.get(&url).bearer_auth(&operator.token);
+                    request.header("accept", "text/event-stream").send().await.unwrap()
+                };
+                let held = open().await;
+                assert_eq!(held.status(), 200);
+                let over: serde_json::Value = open().await.json().await.unwrap();
+                over["error"]["code"].as_str().unwrap().to_owned()
+            }
             Self::Grants => {
                 let api = Api::new(format!("http://{}", server.ports().http), who.token);
                 let puts = stream::iter(0..limits::GRANTS_PER_MEMBER)
@@ -311,106 +387,4 @@ async fn neighbour_is_granted(server: &Server, pool: &str) {
     let who = member(server, pool, &name).await;
     let api = Api::new(format!("http://{}", server.ports().http), who.token);
     assert_eq!(put(&api, pool, "mine".to_owned(), 1 << 20).await, GRANTED);
-}
-
-/// A client of MQTT 5 that comes from where attackers come from.
-struct Client(TcpStream);
-
-impl Client {
-    /// Sends CONNECT, with a session that is kept for so many seconds.
-    async fn open(server: &Server, who: &Who, client_id: &str, expiry_s: u32) -> Self {
-        let io = from("127.0.0.2", server.mqtt()).await.unwrap();
-        let expiry = [&[17][..], &expiry_s.to_be_bytes()].concat();
-        let user = format!("{}/{}", who.pool, who.member);
-        let mut client = Self(io);
-        client.send(&connect_of(5, 0xC2, &expiry, &[client_id, &user, &who.token])).await;
-        client
-    }
-
-    async fn sign_in(server: &Server, who: &Who, client_id: &str) -> Self {
-        let mut client = Self::open(server, who, client_id, 0).await;
-        assert_eq!(client.answer(CONNACK).await, "0x00");
-        client
-    }
-
-    async fn send(&mut self, bytes: &[u8]) {
-        self.0.write_all(bytes).await.unwrap();
-    }
-
-    /// The code in the next packet of that kind.
-    async fn answer(&mut self, kind: u8) -> String {
-        let next = async {
-            loop {
-                let (first, body) = self.packet().await;
-                let code = match first {
-                    PUBACK => body.get(2).copied().unwrap_or(0),
-                    SUBACK => body[body.len() - 1],
-                    CONNACK => body[1],
-                    DISCONNECT => body[0],
-                    0 => return "closed".to_owned(),
-                    _ => continue,
-                };
-                return if first == kind {
-                    format!("{code:#04x}")
-                } else {
-                    format!("packet {first:#x} {body:?}")
-                };
-            }
-        };
-        timeout(PATIENCE, next).await.unwrap_or_else(|_| "nothing".to_owned())
-    }
-
-    async fn packet(&mut self) -> (u8, Vec<u8>) {
-        // At the end of the connection one that there is not.
-        let Ok(first) = self.0.read_u8().await else { return (0, Vec::new()) };
-        let (mut length, mut shift) = (0, 0);
-        loop {
-            let byte = self.0.read_u8().await.unwrap();
-            length |= usize::from(byte & 0x7F) << shift;
-            shift += 7;
-            if byte & 0x80 == 0 {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        self.0.read_exact(&mut body).await.unwrap();
-        (first, body)
-    }
-
-    async fn subscribe(&mut self, filter: &str) -> String {
-        let mut body = vec![0, 1, 0];
-        text(&mut body, filter);
-        body.push(1);
-        self.send(&packet(0x82, &body)).await;
-        self.answer(SUBACK).await
-    }
-
-    async fn publish(&mut self, topic: &str, properties: &[u8], payload: &[u8]) -> String {
-        self.send(&publish(topic, 0, properties, payload)).await;
-        self.answer(PUBACK).await
-    }
-
-    async fn retain(&mut self, topic: &str) -> String {
-        let mut bytes = publish(topic, 0, &[], b"x");
-        bytes[0] |= 1;
-        self.send(&bytes).await;
-        self.answer(PUBACK).await
-    }
-
-    /// Says goodbye, and waits until the server has taken note.
-    async fn end(mut self) {
-        self.send(&[DISCONNECT, 0]).await;
-        assert_eq!(timeout(PATIENCE, self.0.read(&mut [0; 1])).await.unwrap().unwrap(), 0);
-    }
-}
-
-/// A QoS 1 PUBLISH of MQTT 5.
-fn publish(topic: &str, id: u16, properties: &[u8], payload: &[u8]) -> Vec<u8> {
-    let mut body = Vec::new();
-    text(&mut body, topic);
-    body.extend((id + 1).to_be_bytes());
-    // A length is coded as in a packet's head.
-    body.extend(&packet(0, properties)[1..]);
-    body.extend(payload);
-    packet(0x32, &body)
 }
