@@ -57,7 +57,7 @@ const PUBACK: &str = "\"@";
 const PUBREC: &str = "\"P\\2";
 const SUCCESS: &str = "HTTP/1.1 20";
 
-/// What one commit of the ledger makes good: what came, and what of its acknowledgement is seen. An answer to an ask repeats its id.
+/// What one commit of the ledger makes good: what came, and what of its acknowledgement is seen. Of an answer to an ask that is its topic.
 const BY_ONE_COMMIT: [(&str, &str); 22] = [
     ("PUT /v1/pools/demo", SUCCESS),
     ("PATCH /v1/pools/demo", SUCCESS),
@@ -71,16 +71,16 @@ const BY_ONE_COMMIT: [(&str, &str); 22] = [
     ("bundle/of-two", PUBACK),
     ("result/2/1", PUBACK),
     ("delivery/1", PUBACK),
-    ("ask-for-film", "ask-for-film"),
-    ("ask-for-aborted", "ask-for-aborted"),
-    ("abort-of-one", "abort-of-one"),
-    ("trigger-of-two", "trigger-of-two"),
-    ("beat-of-two", "beat-of-two"),
-    ("done-of-two", "done-of-two"),
-    ("trigger-of-three", "trigger-of-three"),
-    ("claim-of-three", "claim-of-three"),
-    ("fail-of-three", "fail-of-three"),
-    ("complete-of-edge", "complete-of-edge"),
+    ("ask-for-film", "answer/put"),
+    ("ask-for-aborted", "answer/put"),
+    ("abort-of-one", "answer/abort"),
+    ("trigger-of-two", "answer/trigger"),
+    ("beat-of-two", "answer/beat"),
+    ("done-of-two", "answer/done"),
+    ("trigger-of-three", "answer/trigger"),
+    ("claim-of-three", "answer/claim"),
+    ("fail-of-three", "answer/fail"),
+    ("complete-of-edge", "answer/complete"),
 ];
 
 /// What is small, or not large: all that one commit makes good, but for what the rest of the test does.
