@@ -1,8 +1,6 @@
 //! Attempts to connect: a fleet whose server is away asks ever more rarely, no two of it at the same times, and is there once the
 //! server is.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 

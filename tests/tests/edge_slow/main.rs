@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod backoff;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
