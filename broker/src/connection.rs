@@ -4,6 +4,8 @@
 //! else. Each turn of the loop first applies what is there (packets, effects), then waits once for all of: the mailbox,
 //! outcomes, look-ups, the budget, the socket in both directions, and the time.
 
+mod time;
+
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,10 +33,10 @@ use crate::socket::{Due, Moved, last_words, poll_io};
 
 /// How long what a client sent may take to be decided after it has gone.
 const DRAIN: Duration = Duration::from_secs(60);
+/// How long the subscriptions of one that has gone wait for their turn: whoever takes its session over waits for them.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of last words for which there is always room.
 const SHORT_WORDS: usize = 4 << 10;
-/// When a connection of which nothing is due is looked at again.
-const NOTHING_DUE: Duration = Duration::from_secs(3_600);
 
 /// Runs a connection until it ends.
 pub(crate) async fn run<S>(mut io: S, welcome: Welcome, gate: Arc<Shared>, shutdown: CancellationToken)
@@ -123,11 +125,14 @@ impl Connection {
                 // First, because what follows may always be ready.
                 () = &mut stopping, if !is_draining => self.intake.stop(&self.session),
                 () = &mut timer => {
-                    // Whatever the server did meanwhile, what the client has said or taken by now is in time.
-                    if !self.move_at_once(io, listens).await {
-                        return;
+                    // Whatever the server did meanwhile, what the client has said or taken by now is in time. A SUBACK that is
+                    // ahead of its subscriptions stays.
+                    if !waits {
+                        if !self.move_at_once(io, listens).await {
+                            return;
+                        }
+                        self.intake.feed(&mut self.session);
                     }
-                    self.intake.feed(&mut self.session);
                     if self.is_late() {
                         metrics::counter!("millpond_gate_stalled_total").increment(1);
                         return;
@@ -143,7 +148,7 @@ impl Connection {
                 permit = or_never(&mut self.intake.charging), if self.intake.charging.is_some() => {
                     self.intake.charged(permit);
                 }
-                () = self.subscribing.turn(), if waits => self.session.heard(Instant::now()),
+                () = self.subscribing.turn(), if waits => self.was_held_up(),
                 () = std::future::ready(()), if has_more && !waits => {}
                 moved = poll_fn(|cx| poll_io(
                     io, &mut self.session.out, &mut self.intake.stream, room, listens, cx,
@@ -292,25 +297,6 @@ impl Connection {
         }
     }
 
-    /// When [`Connection::is_late`] is to be asked, at the latest.
-    fn deadline(&mut self) -> Instant {
-        let write_by = self.write_by.follow(self.session.out.has_remaining(), self.gate.config.stall_timeout);
-        let due = [self.session.deadline(), self.intake.deadline(&self.session), write_by];
-        due.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + NOTHING_DUE)
-    }
-
-    /// Whether what the client says is read: nobody is blamed for silence otherwise.
-    fn listens(&self) -> bool {
-        !self.subscribing.waits() && self.intake.listens(&self.session)
-    }
-
-    /// Whether the connection has stalled. A client that is silent altogether is told by the session.
-    fn is_late(&mut self) -> bool {
-        let (now, listens) = (Instant::now(), self.listens());
-        self.session.timer(now, listens);
-        self.intake.is_late(&self.session, now) || self.write_by.is_over(now)
-    }
-
     /// Says the last words, and sees through what the client had sent.
     async fn goodbye<S>(mut self, io: S, registration: Registration)
     where
@@ -320,9 +306,16 @@ impl Connection {
         let mut judged = self.lost.take().map(|lost| registration.judge(lost));
         let (who, client_id) = (self.session.who().clone(), registration.client_id.clone());
         // What it subscribes to outlives the connection.
+        let patience = tokio::time::sleep(PATIENCE);
+        tokio::pin!(patience);
         while self.session.is_kept() && self.apply() {
-            self.subscribing.turn().await;
+            tokio::select! {
+                () = self.subscribing.turn() => {}
+                () = &mut patience => self.subscribing = Work::free(),
+            }
         }
+        // Who has a place in line and does not look keeps everybody from a turn.
+        self.subscribing = Work::default();
         // Whatever ends its right meanwhile.
         let _drain = (self.session.uncommitted() > 0).then(|| registration.drain());
         let leaving = self.session.leaving();

@@ -290,6 +290,7 @@ fn fan_out_one(
     woken: &mut Vec<Arc<Mailbox>>,
 ) -> Duration {
     let Some((seq, message)) = from_bus(payload, epoch) else { return Duration::ZERO };
+    let pool = message.pool().to_owned();
     let begun = Instant::now();
     let fanned = if hub.outbox().is_revoked(seq) {
         Err(right_has_ended())
@@ -298,7 +299,7 @@ fn fan_out_one(
     };
     let cost = begun.elapsed();
     let whom = hub.outbox().arrived(seq, cost.as_micros() as u64);
-    waking.add(woken, whom, fanned);
+    waking.add(&pool, woken, whom, fanned);
     cost
 }
 

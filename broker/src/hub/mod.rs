@@ -137,15 +137,16 @@ impl Hub {
         replay: Replay,
         work: &mut Work,
     ) {
-        let begun = Instant::now();
         let is_first = mailbox.add_filter(filter);
-        let wakes = self
-            .pools
-            .with(pool.as_str(), |pool| pool.subscribe(mailbox, is_first, split(filter), options, replay));
+        // The wait for the pool is nobody's work.
+        let (wakes, spent) = self.pools.with(pool.as_str(), |pool| {
+            let begun = Instant::now();
+            (pool.subscribe(mailbox, is_first, split(filter), options, replay), begun.elapsed())
+        });
+        work.has_spent(spent);
         if wakes {
             mailbox.wake();
         }
-        work.has_spent(begun.elapsed());
     }
 
     pub(crate) fn unsubscribe(&self, pool: &PoolName, mailbox: &Arc<Mailbox>, filter: &str) {

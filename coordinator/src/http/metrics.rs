@@ -241,7 +241,7 @@ pub(super) const COUNTERS: [(&str, &str); 41] = [
     ),
     (
         "millpond_full_total",
-        "Times that every place of a listener was taken, and newcomers waited in the system's backlog",
+        "Times that a connection was to be accepted and every place of the listener was taken",
     ),
     ("millpond_gate_connections_refused_total", "CONNECTs over a limit, by limit"),
     ("millpond_gate_events_dropped_total", "Live events that there was no room for"),

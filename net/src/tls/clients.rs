@@ -121,8 +121,8 @@ impl Authorities {
         use CertificateError::{BadSignature, UnknownIssuer};
         let Some((own, above)) = chain.split_first() else { return true };
         let Some(pool) = named(own).and_then(|named| self.pools.get(&named.pool)) else { return true };
-        // For one that ran out nobody would be looked for who signed it.
-        let judged = || pool.verifier.verify_client_cert(own, above, last_held(own));
+        // Of one that ran out, or was signed by one that did, nobody would say that the authority is not there.
+        let judged = || pool.verifier.verify_client_cert(own, above, last_held(chain));
         pool.has_revoked(chain)
             || matches!(judged(), Err(Error::InvalidCertificate(BadSignature | UnknownIssuer)))
     }
@@ -164,10 +164,13 @@ impl Pool {
     }
 }
 
-/// Now, or when the certificate held last.
-fn last_held(own: &CertificateDer<'_>) -> UnixTime {
-    let end = X509Certificate::from_der(own).map(|(_, own)| own.validity().not_after.timestamp());
-    let end = end.ok().and_then(|end| u64::try_from(end).ok()).unwrap_or_default();
+/// Now, or when all of the certificates held last.
+fn last_held(chain: &[CertificateDer<'_>]) -> UnixTime {
+    let end = |certificate: &CertificateDer<'_>| {
+        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+        u64::try_from(certificate.validity().not_after.timestamp()).ok()
+    };
+    let end = chain.iter().filter_map(end).min().unwrap_or_default();
     UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs().min(end)))
 }
 
