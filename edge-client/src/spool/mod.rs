@@ -41,8 +41,8 @@
 //! # What holds
 //!
 //! An entry is written under `staging/`, synced, and renamed to `ready/`, and `ready/` is synced: from then on it is there after a
-//! power cut, and before then it is whole or not there at all. Entries that are added together are synced at the same time, and
-//! `ready/` once for all. An entry leaves when [`Spool::remove`], [`Spool::refuse`] or [`Spool::discard`] says so, or when a full
+//! power cut, and before then it is whole or not there at all. Up to 32 entries that are added together are synced at the same
+//! time, further ones when they are staged, and `ready/` once for all. An entry leaves when [`Spool::remove`], [`Spool::refuse`] or [`Spool::discard`] says so, or when a full
 //! spool was told to drop the oldest. A file under `staging/` without a reservation was left by a process that died, and is removed. A
 //! power cut can bring back entries that had left, [`crate::sender`]'s last thousand at the most: they are sent again, and the
 //! server knows them.

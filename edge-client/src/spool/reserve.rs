@@ -67,6 +67,11 @@ impl Claim {
         Path::new(self.of.path.file_name().unwrap_or_default()).display()
     }
 
+    /// Files of that reservation, with this one.
+    pub(super) fn files(&self) -> u64 {
+        self.of.sum().0
+    }
+
     /// The file turned out to be so long.
     pub(super) fn shrink(&mut self, bytes: u64) {
         let mut sum = self.of.sum();

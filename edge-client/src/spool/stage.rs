@@ -15,6 +15,10 @@ use super::{About, Document, SpoolError, together};
 use crate::backoff::random;
 use crate::transfer::Hasher;
 
+/// Files of one process that stay open until they are synced, together. More would be faster, but a process may have as few as 64
+/// descriptors and needs some for its connections.
+pub(crate) const HELD: u64 = 32;
+
 /// A file that is written, and not in the spool yet. Dropped, it is gone.
 #[derive(Debug)]
 pub struct Staged {
@@ -31,31 +35,36 @@ impl Staged {
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.writing.0
+        &self.writing.path
     }
 }
 
-/// A file under `staging/`, named after the reservation that says that somebody still wants it; dropped, it is removed. It is not
-/// held open: thousands may be staged.
+/// A file under `staging/`, named after the reservation that says that somebody still wants it; dropped, it is removed.
 #[derive(Debug)]
-struct Writing(PathBuf);
+struct Writing {
+    path: PathBuf,
+    /// Through what it was written, until it is synced: once that is closed, an error of the disk may have been told to nobody, and
+    /// another descriptor hears nothing of it. None of one that was synced already.
+    file: Option<File>,
+}
 
 impl Writing {
     fn failed(&self, source: std::io::Error) -> SpoolError {
-        SpoolError::io(&self.0)(source)
+        SpoolError::io(&self.path)(source)
     }
 }
 
 impl Drop for Writing {
     fn drop(&mut self) {
         // It may have been renamed; and what stays behind is swept at the next opening.
-        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 
 impl Spool {
     /// Copies and hashes what `from` gives, to its end; `about` says what it is once its SHA-256 is known. The memory it takes
-    /// does not depend on the size. [`Spool::add`] syncs it, with whatever else is added.
+    /// does not depend on the size. [`Spool::add`] syncs it, with whatever else is added; of many, those beyond the first 32 are synced
+    /// here, one by one: thousands cannot be held open.
     ///
     /// No more is copied than the spool's limits leave beside what waits (unless that makes room) and what all processes have staged.
     ///
@@ -81,8 +90,9 @@ impl Spool {
         about: impl FnOnce(Sha256) -> About,
     ) -> Result<Staged, SpoolError> {
         let mut claim = self.claim(length)?;
-        let writing = Writing(self.staging().join(format!("{}.{:016x}", claim.of(), random())));
-        let mut file = at(&writing.0, disk::open(&writing.0))?;
+        let path = self.staging().join(format!("{}.{:016x}", claim.of(), random()));
+        let mut writing = Writing { path, file: None };
+        let mut file = at(&writing.path, disk::open(&writing.path))?;
         let (mut digest, mut size) = (Hasher::default(), 0);
         let mut buffer = vec![0; 128 << 10];
         loop {
@@ -103,6 +113,11 @@ impl Spool {
         document.key = self.place(&document);
         let footer = document.footer().ok_or_else(|| SpoolError::TooLong(document.about.upload.clone()))?;
         file.write_all(&footer).map_err(|error| writing.failed(error))?;
+        if claim.files() <= HELD {
+            writing.file = Some(file);
+        } else {
+            file.sync_all().map_err(|error| writing.failed(error))?;
+        }
         Ok(Staged { writing, document, claim })
     }
 
@@ -146,6 +161,40 @@ impl Spool {
 pub(super) fn sync(staged: &[Staged]) -> Result<(), SpoolError> {
     together::each(staged, |Staged { writing, .. }| {
         reach(Point::SpoolSyncing);
-        File::open(&writing.0).and_then(|file| file.sync_all()).map_err(|error| writing.failed(error))
+        writing.file.as_ref().map_or(Ok(()), File::sync_all).map_err(|error| writing.failed(error))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Stamp;
+    use crate::spool::Limits;
+
+    #[test]
+    fn what_is_staged_is_synced_by_what_it_was_written_through_and_many_do_not_stay_open() {
+        let root = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(root.path(), Limits::default()).unwrap();
+        let mut stage = |n: u64| {
+            let about = |_| About {
+                upload: format!("u-{n}").parse().unwrap(),
+                name: "file".parse().unwrap(),
+                event_time: None,
+                label: None,
+                content_type: None,
+                meta: None,
+                captured: Stamp::now(),
+            };
+            spool.stage(&b"x"[..], about).unwrap()
+        };
+        let is_held = |file: &Staged| file.writing.file.is_some();
+        let mut staged: Vec<Staged> = (0..HELD + 3).map(&mut stage).collect();
+        let held: Vec<bool> = staged.iter().map(is_held).collect();
+        assert_eq!(held, (0..HELD + 3).map(|n| n < HELD).collect::<Vec<bool>>());
+        // Whose room is free again, its descriptor is too.
+        staged.truncate(3);
+        staged.push(stage(HELD));
+        assert!(is_held(&staged[3]));
+        assert_eq!(spool.add(staged).unwrap().new.len(), 4);
+    }
 }
