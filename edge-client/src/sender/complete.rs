@@ -74,8 +74,8 @@ pub(super) struct Search {
 pub(super) struct Found {
     /// Of each statement, in their order.
     behind: Vec<HashSet<UploadId>>,
-    /// Entries that are not what was written, and why.
-    pub(super) damaged: Vec<(Entry, String)>,
+    /// Entries that were not what was written.
+    damaged: Vec<Entry>,
 }
 
 impl Search {
@@ -94,8 +94,8 @@ impl Search {
             for (_, behind) in self.whats.iter().zip(&mut found.behind).filter(|(what, _)| speaks(what)) {
                 behind.insert(entry.upload.clone());
             }
-            if let Err(Unread::Damaged(why)) = described {
-                found.damaged.push((entry, why));
+            if let Err(Unread::Damaged(_)) = described {
+                found.damaged.push(entry);
             }
         }
         found
@@ -227,12 +227,11 @@ impl Run<'_> {
     }
 
     /// It is known which files they speak of.
-    pub(super) fn searched(&mut self, mut found: Found) {
+    pub(super) fn searched(&mut self, found: Found) {
         self.statements.found(found.behind);
-        // What was loaded meanwhile is out of the way already.
-        found.damaged.retain(|(entry, _)| self.spool.holds(entry));
-        for (entry, why) in found.damaged {
-            if let SpoolError::Damaged { why, .. } = self.spool.unread(&entry, Unread::Damaged(why)) {
+        // That was minutes ago: it may have left since, or another one lies there.
+        for entry in found.damaged {
+            if let Err(SpoolError::Damaged { why, .. }) = self.spool.describe(&entry) {
                 self.damaged(&entry, &why);
             }
         }

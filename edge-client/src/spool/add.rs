@@ -9,10 +9,9 @@ use rustix::io::Errno;
 
 use super::disk::{self, at};
 use super::leave::{Place, unlink_each};
-use super::room;
 use super::stage::{self, Staged};
 use super::store::Spool;
-use super::{Document, Entry, SpoolError};
+use super::{Document, Entry, SpoolError, dropped, room};
 
 /// What came of [`Spool::add`].
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -71,7 +70,7 @@ impl Spool {
 
     fn add_locked(&mut self, staged: Vec<Staged>) -> Result<Added, SpoolError> {
         // What is added must not be taken for what was about to go.
-        self.settle_dropped();
+        dropped::settle(&self.root);
         let mut added = Added::default();
         let (mut new, mut twins): (Vec<&Staged>, HashMap<&UploadId, &Staged>) = Default::default();
         let mut unreadable = Vec::new();

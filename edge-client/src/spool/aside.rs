@@ -6,7 +6,7 @@ use serde_json::json;
 use super::disk::{self, at};
 use super::leave::Place;
 use super::store::Spool;
-use super::{Entry, SpoolError, seal};
+use super::{Entry, SpoolError, dropped, seal};
 use crate::transfer::sync_directory;
 
 /// Entries of each kind that are kept.
@@ -39,6 +39,7 @@ impl Spool {
     /// Puts a damaged entry out of the way, as well as that goes.
     pub(crate) fn put_aside(&self, entry: &Entry, why: String) -> SpoolError {
         if let Ok(_change) = self.change() {
+            dropped::settle(&self.root);
             let _ = self.changing();
             self.lay_aside(entry);
         }

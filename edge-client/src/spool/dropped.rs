@@ -1,7 +1,10 @@
 //! `dropped.log`: what went unsent. It says so of what is gone and of nothing else: what is about to go is noted, and where a
 //! process died before it logged, whoever comes next looks which of it is gone.
 
+use std::collections::HashSet;
+use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use millpond_protocol::UploadId;
@@ -17,7 +20,7 @@ use crate::clock::wall_ms;
 const LOG_MAX: u64 = 1 << 20;
 
 /// A line of the log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Dropped {
     at_ms: i64,
     from: Place,
@@ -29,6 +32,11 @@ struct Dropped {
 impl Dropped {
     fn entry(&self) -> Entry {
         Entry { key: self.time_ms, size: self.size, upload: self.upload.clone() }
+    }
+
+    fn is_gone(&self, root: &Path) -> bool {
+        let path = root.join(self.from.name()).join(self.entry().to_string());
+        std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 }
 
@@ -46,7 +54,7 @@ impl Spool {
         if entries.is_empty() {
             return go();
         }
-        self.settle_dropped();
+        settle(&self.root);
         let at_ms = wall_ms();
         let dropped = |entry: &Entry| Dropped {
             at_ms,
@@ -60,46 +68,46 @@ impl Spool {
         let lines: String = going.iter().map(|dropped| seal::line(&json!(dropped).to_string())).collect();
         let _ = disk::replace(&note, &self.scratch(), lines.as_bytes());
         let gone = go();
-        if self.log(going.into_iter().filter(|dropped| self.is_gone(dropped))).is_ok() {
+        if log(&self.root, going.iter().filter(|dropped| dropped.is_gone(&self.root))).is_ok() {
             let _ = disk::remove(&note);
         }
         gone
     }
+}
 
-    /// Under the lock: logs what a process that died was about to let go, as far as it is gone and not logged.
-    pub(super) fn settle_dropped(&self) {
-        let note = self.root.join("dropping");
-        let Ok(going) = std::fs::read(&note) else { return };
-        let going = seal::read(&going, |text| serde_json::from_str::<Dropped>(text).ok()).whole;
-        let log = std::fs::read(self.root.join("dropped.log")).unwrap_or_default();
-        let logged: Vec<Dropped> =
-            seal::lines(&log).filter_map(|line| serde_json::from_slice(line).ok()).collect();
-        let is_silent = |dropped: &Dropped| self.is_gone(dropped) && !logged.contains(dropped);
-        if self.log(going.into_iter().filter(is_silent)).is_ok() {
-            let _ = disk::remove(&note);
-        }
-    }
-
-    fn is_gone(&self, dropped: &Dropped) -> bool {
-        let path = self.root.join(dropped.from.name()).join(dropped.entry().to_string());
-        std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-    }
-
-    fn log(&self, dropped: impl Iterator<Item = Dropped>) -> io::Result<()> {
-        let lines: String = dropped.map(|dropped| format!("{}\n", json!(dropped))).collect();
-        append(&self.root.join("dropped.log"), lines.as_bytes())
+/// Under the lock, before anything leaves or comes: logs what a process that died was about to let go, as far as it is gone and not
+/// logged. Later nobody could tell it from what was sent.
+pub(super) fn settle(root: &Path) {
+    let note = root.join("dropping");
+    let Ok(going) = std::fs::read(&note) else { return };
+    let going = seal::read(&going, |text| serde_json::from_str::<Dropped>(text).ok()).whole;
+    let logged = std::fs::read(root.join("dropped.log")).unwrap_or_default();
+    let logged: HashSet<Dropped> =
+        seal::lines(&logged).filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let is_silent = |dropped: &&Dropped| dropped.is_gone(root) && !logged.contains(dropped);
+    if log(root, going.iter().filter(is_silent)).is_ok() {
+        let _ = disk::remove(&note);
     }
 }
 
-/// Adds lines to a file that is begun anew when it is long: all of them, or none where the disk has no room.
-pub(super) fn append(path: &Path, lines: &[u8]) -> io::Result<()> {
-    if lines.is_empty() {
-        return Ok(());
-    }
+fn log<'a>(root: &Path, dropped: impl Iterator<Item = &'a Dropped>) -> io::Result<()> {
+    let lines: String = dropped.map(|dropped| format!("{}\n", json!(dropped))).collect();
+    if lines.is_empty() { Ok(()) } else { append(&root.join("dropped.log"), lines.as_bytes()).map(drop) }
+}
+
+/// Adds lines to a file that is begun anew when it is long: all of them, or none where the disk has no room. Not synced.
+pub(super) fn append(path: &Path, lines: &[u8]) -> io::Result<File> {
     let mut file = disk::open(path)?;
     if file.metadata()?.len() > LOG_MAX {
         file.set_len(0)?;
     }
     let end = file.seek(SeekFrom::End(0))?;
-    file.write_all(lines).inspect_err(|_| drop(file.set_len(end)))
+    let mut last = *b"\n";
+    if let Some(at) = end.checked_sub(1) {
+        file.read_exact_at(&mut last, at)?;
+    }
+    // Behind the half of a line that a power cut has left, they are lines of their own.
+    let ended: &[u8] = if last == *b"\n" { b"" } else { b"\n" };
+    file.write_all(&[ended, lines].concat()).inspect_err(|_| drop(file.set_len(end)))?;
+    Ok(file)
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::{self, at};
 use super::store::Spool;
-use super::{Entry, SpoolError, together};
+use super::{Entry, SpoolError, dropped, together};
 use crate::transfer::sync_directory;
 
 /// Removes entries on any thread, beside whatever else is done with the spool. [`Spool::removed`] has to hear of it.
@@ -56,6 +56,7 @@ impl Remover {
         // A lock of its own: the spool's value waits for it like everybody else.
         let lock = at(root, disk::open(&root.join("lock")))?;
         at(root, lock.lock())?;
+        dropped::settle(root);
         let before = at(root, disk::changes(&lock))?;
         let after = before.wrapping_add(1);
         at(root, disk::set_changes(&lock, after))?;
@@ -69,7 +70,7 @@ impl Remover {
 }
 
 /// Where in the spool an entry lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
     /// It waits to be sent.

@@ -1,12 +1,15 @@
 //! Notes that are not what was written: they are found when the spool is opened, and never believed. Statements that are damaged lie
 //! beside from then on, for people to look at; what can be learnt again is gone.
 
+use std::collections::HashSet;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::disk::{self, at};
 use super::dropped::append;
 use super::store::Spool;
 use super::{SpoolError, seal};
+use crate::transfer::sync_directory;
 
 /// Where statements wait, and under that name in `damaged/` those that are damaged.
 pub(super) const STATEMENTS: &str = "complete";
@@ -59,8 +62,7 @@ impl Spool {
             && !statements.damaged.is_empty()
         {
             found.push(DamagedNote { note: STATEMENTS, lines: statements.damaged.len() });
-            self.lay_lines_aside(&statements.damaged);
-            let _ = self.state(&statements.whole);
+            let _ = self.statements_to_change().and_then(|statements| self.state(&statements));
         }
         for note in HINTS {
             let path = self.root.join(note);
@@ -75,14 +77,21 @@ impl Spool {
         found
     }
 
-    /// Under the lock: statements that are damaged lie beside, as well as that goes.
-    pub(super) fn lay_lines_aside(&self, damaged: &[Vec<u8>]) {
+    /// Under the lock: statements that are damaged lie beside. When it returns, they are there after a power cut.
+    pub(super) fn lay_lines_aside(&self, damaged: &[Vec<u8>]) -> io::Result<()> {
+        if damaged.is_empty() {
+            return Ok(());
+        }
         let path = self.damaged_path().join(STATEMENTS);
-        let there = std::fs::read(&path).unwrap_or_default();
-        let there: Vec<&[u8]> = seal::lines(&there).collect();
+        let there = match std::fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            there => there?,
+        };
+        let there: HashSet<&[u8]> = seal::lines(&there).collect();
         let new: Vec<&[u8]> =
             damaged.iter().map(Vec::as_slice).filter(|line| !there.contains(line)).collect();
-        let _ = append(&path, &ended(&new));
+        append(&path, &ended(&new))?.sync_all()?;
+        sync_directory(&self.damaged_path())
     }
 
     fn damaged_path(&self) -> PathBuf {
@@ -95,21 +104,35 @@ fn ended(lines: &[&[u8]]) -> Vec<u8> {
 }
 
 /// Gives the notes of a spool of version 1 the checksums that they had not. Lines that have one, because this was begun before,
-/// stay as they are.
-pub(super) fn seal_notes(root: &Path, scratch: &Path) -> std::io::Result<()> {
-    let refusals = std::fs::read_dir(root.join("refusals"))?.map(|item| item.map(|item| item.path()));
-    let notes = HINTS.iter().chain(&[STATEMENTS]).map(|note| Ok(root.join(note)));
-    for path in notes.chain(refusals) {
-        let path = path?;
-        let note = match std::fs::read(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            note => note?,
-        };
-        let sealed = seal::lines(&note).flat_map(|line| match std::str::from_utf8(line) {
-            Ok(text) if seal::proven(line).is_none() => seal::line(text).into_bytes(),
-            _ => [line, b"\n"].concat(),
-        });
-        disk::write_synced(&path, scratch, &sealed.collect::<Vec<u8>>(), || {})?;
+/// stay as they are. Only the statements have to be written: a disk that does not let the others be loses hints, and reasons.
+pub(super) fn seal_notes(root: &Path, scratch: &Path) -> io::Result<()> {
+    let statements = root.join(STATEMENTS);
+    if let Some(sealed) = sealed(&statements)? {
+        disk::write_synced(&statements, scratch, &sealed, || {})?;
+    }
+    let replaced = |path: &Path| {
+        sealed(path).and_then(|note| note.map_or(Ok(()), |note| disk::replace(path, scratch, &note)))
+    };
+    for path in HINTS.map(|note| root.join(note)) {
+        if replaced(&path).is_err() {
+            let _ = disk::remove(&path);
+        }
+    }
+    for refusal in std::fs::read_dir(root.join("refusals")).into_iter().flatten().flatten() {
+        let _ = replaced(&refusal.path());
     }
     Ok(())
+}
+
+/// What a note without checksums is with them; none if there is none.
+fn sealed(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let note = match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        note => note?,
+    };
+    let sealed = seal::lines(&note).flat_map(|line| match std::str::from_utf8(line) {
+        Ok(text) if seal::proven(line).is_none() => seal::line(text).into_bytes(),
+        _ => [line, b"\n"].concat(),
+    });
+    Ok(Some(sealed.collect()))
 }

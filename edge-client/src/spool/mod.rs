@@ -57,8 +57,8 @@
 //! synced, and may be lost.
 //!
 //! `dropped.log` names what is gone, and nothing that is there. A process that is killed between the one and the other leaves
-//! `dropping`, and whoever opens the spool then, or adds to it, logs what of that is gone. Neither is synced: after a power cut lines
-//! may be missing.
+//! `dropping`, and whoever opens the spool then, or adds to it or takes from it, logs what of that is gone first. Neither is synced:
+//! after a power cut lines may be missing.
 //!
 //! # An example
 //!

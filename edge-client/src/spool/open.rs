@@ -9,7 +9,7 @@ use millpond_failpoint::{Point, reach};
 use super::disk::{self, at};
 use super::room::Limits;
 use super::store::Spool;
-use super::{SpoolError, mend};
+use super::{SpoolError, dropped, mend};
 use crate::transfer::{parent, sync_directory};
 
 const VERSION: &str = "millpond-spool 2\n";
@@ -57,7 +57,7 @@ impl Spool {
             Err(error) => return Err(SpoolError::io(&version)(error)),
         }
         self.sweep()?;
-        self.settle_dropped();
+        dropped::settle(&self.root);
         Ok(())
     }
 

@@ -68,7 +68,8 @@ impl Spool {
     /// `TooMany`, or what the system says.
     pub fn complete(&mut self, complete: Complete) -> Result<(), SpoolError> {
         let _change = self.change()?;
-        let mut statements = self.statements_to_change()?;
+        let mut noted = self.statements_to_change()?;
+        let statements = &mut noted.whole;
         if statements.iter().any(|statement| statement.covers(&complete)) {
             // Whoever stated it may have died before its name was synced.
             return at(&self.root, sync_directory(&self.root));
@@ -80,7 +81,7 @@ impl Spool {
         let id = format!("complete-{:016x}", random());
         let id = id.parse().expect("an id of ASCII letters, digits and a dash");
         statements.push(Statement { id, complete });
-        self.state(&statements)
+        self.state(&noted)
     }
 
     /// What was stated and is not told yet.
@@ -100,11 +101,13 @@ impl Spool {
         Ok(seal::read(&note, |text| serde_json::from_str(text).ok()))
     }
 
-    /// Under the lock, before they are written anew: what is damaged of them does not go with that.
-    fn statements_to_change(&self) -> Result<Vec<Statement>, SpoolError> {
-        let noted = self.noted_statements()?;
-        self.lay_lines_aside(&noted.damaged);
-        Ok(noted.whole)
+    /// Under the lock, before they are written anew: what is damaged of them lies beside, or stays where it is.
+    pub(super) fn statements_to_change(&self) -> Result<Noted<Statement>, SpoolError> {
+        let mut noted = self.noted_statements()?;
+        if self.lay_lines_aside(&noted.damaged).is_ok() {
+            noted.damaged.clear();
+        }
+        Ok(noted)
     }
 
     /// Forgets statements: the server has them, or does not want them.
@@ -113,17 +116,19 @@ impl Spool {
     /// What the system says.
     pub fn told(&mut self, told: &[Statement]) -> Result<(), SpoolError> {
         let _change = self.change()?;
-        let mut statements = self.statements_to_change()?;
-        statements.retain(|statement| !told.contains(statement));
-        self.state(&statements)
+        let mut noted = self.statements_to_change()?;
+        noted.whole.retain(|statement| !told.contains(statement));
+        self.state(&noted)
     }
 
-    pub(super) fn state(&self, statements: &[Statement]) -> Result<(), SpoolError> {
+    pub(super) fn state(&self, noted: &Noted<Statement>) -> Result<(), SpoolError> {
         let (path, scratch) = (self.root.join(STATEMENTS), self.scratch());
-        let lines = statements.iter().map(|statement| seal::line(&json!(statement).to_string()));
-        let lines: String = lines.collect();
+        let whole =
+            noted.whole.iter().map(|statement| seal::line(&json!(statement).to_string()).into_bytes());
+        let damaged = noted.damaged.iter().map(|line| [line, &b"\n"[..]].concat());
+        let lines: Vec<u8> = whole.chain(damaged).flatten().collect();
         let written = || reach(Point::StatementWritten);
-        at(&path, disk::write_synced(&path, &scratch, lines.as_bytes(), written))
+        at(&path, disk::write_synced(&path, &scratch, &lines, written))
     }
 
     /// Which writing of the statements lies there: another one is another number.

@@ -12,7 +12,7 @@ use super::leave::Place;
 use super::mend::DamagedNote;
 use super::reserve::Reserved;
 use super::room::Limits;
-use super::{Document, Entry, SpoolError};
+use super::{Document, Entry, SpoolError, dropped};
 use crate::transfer::sync_directory;
 
 /// A spool. Its operations block for as long as the disk takes.
@@ -134,6 +134,7 @@ impl Spool {
         change: impl FnOnce(&mut Self) -> Result<(), SpoolError>,
     ) -> Result<(), SpoolError> {
         at(&self.root, self.lock.lock())?;
+        dropped::settle(&self.root);
         let result = self.refresh().and_then(|()| self.changing()).and_then(|()| change(self));
         if result.is_err() {
             self.known = None;

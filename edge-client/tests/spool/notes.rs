@@ -144,6 +144,28 @@ fn a_spool_of_version_1_is_opened_with_all_that_it_notes_also_where_an_opening_d
 }
 
 #[test]
+fn a_spool_of_version_1_is_opened_also_where_a_hint_and_a_reason_cannot_be_given_checksums() {
+    let root = tempfile::tempdir().unwrap();
+    let mut spool = noted(root.path());
+    let entry = add(&mut spool, "refused", 1, b"a").unwrap().new.remove(0);
+    spool.refuse(&entry, &Refusal::new(Code::Conflict, "other bytes")).unwrap();
+    let before = said(&spool);
+    let whole = spool.anchors();
+    unseal(&root.path().join("complete"));
+    unseal(&root.path().join("anchors"));
+    // The disk does not give them.
+    for path in [root.path().join("in-flight"), root.path().join("refusals").join(entry.to_string())] {
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+    }
+    fs::write(root.path().join("version"), "millpond-spool 1\n").unwrap();
+    let spool = open(root.path());
+    assert_eq!((said(&spool), spool.anchors(), spool.in_flight()), (before, whole, vec![]));
+    assert_eq!(spool.refused().unwrap(), [(entry, None)]);
+    assert_eq!(fs::read_to_string(root.path().join("version")).unwrap(), "millpond-spool 2\n");
+}
+
+#[test]
 fn what_a_process_was_about_to_drop_when_it_died_is_logged_as_far_as_it_is_gone() {
     let root = tempfile::tempdir().unwrap();
     let limits = Limits { files: 2, when_full: WhenFull::DropOldest, ..Limits::default() };
