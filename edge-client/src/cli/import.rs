@@ -1,7 +1,8 @@
 //! `spool import`: what `spool export` wrote comes into a spool, with all that is known of it.
 
+use std::fmt::Display;
 use std::fs::File;
-use std::io;
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use millpond_protocol::{Timestamp, UploadId};
@@ -11,33 +12,73 @@ use super::{push, say};
 use crate::clock::Stamp;
 use crate::spool::{About, Document, Spool, SpoolError, Staged};
 
-/// Files that are synced, and shown, together.
-const TOGETHER: usize = 256;
+/// Files that are synced, and shown, together: what the spool holds open.
+const TOGETHER: usize = 32;
+/// Bytes that a description may have: what a spool takes has a quarter of it, without its line breaks.
+const ABOUT_MAX: u64 = 256 << 10;
+
+/// What became of one file.
+enum Import {
+    Staged(Staged),
+    /// It is in the spool already.
+    Waits,
+    /// It is not what was exported, or cannot be had.
+    Wrong(String),
+}
+
+/// A file that is read, and whether it let itself be read.
+struct Source {
+    file: File,
+    is_unread: bool,
+}
+
+impl Read for Source {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read(buffer).inspect_err(|error| self.is_unread |= error.kind() != ErrorKind::Interrupted)
+    }
+}
 
 pub(super) fn import(spool: &mut Spool, directory: &Path) -> Result<(), Failure> {
-    let (mut new, mut known, mut wrong) = (0, 0, 0);
+    let (mut new, mut known, mut wrong, mut stopped) = (0, 0, 0, None);
     for some in described(&directory.join("about"))?.chunks(TOGETHER) {
         let mut staged = Vec::new();
         for about in some {
-            match one(spool, about, &directory.join("files"))? {
-                Ok(file) => staged.push(file),
-                Err(why) => {
+            match one(spool, about, &directory.join("files")) {
+                Ok(Import::Staged(file)) => staged.push(file),
+                Ok(Import::Waits) => known += 1,
+                Ok(Import::Wrong(why)) => {
                     eprintln!("millpond-edge: {why}: it is not imported");
                     wrong += 1;
                 }
+                Err(error) => {
+                    stopped = Some(error);
+                    break;
+                }
             }
         }
-        let added = spool.add(staged)?;
-        push::say_dropped(&added.dropped);
-        (new, known) = (new + added.new.len(), known + added.known.len());
+        match spool.add(staged) {
+            Ok(added) => {
+                push::say_dropped(&added.dropped);
+                (new, known) = (new + added.new.len(), known + added.known.len());
+            }
+            Err(error) => stopped = stopped.or(Some(error)),
+        }
+        if stopped.is_some() {
+            break;
+        }
     }
     let known = if known > 0 { format!(", {known} were in the spool") } else { String::new() };
     say(format_args!("{new} files imported from {}{known}", directory.display()))?;
+    if let Some(error) = stopped {
+        let is_full = matches!(error, SpoolError::Full { .. });
+        let mut failure = Failure::from(error);
+        if is_full {
+            failure.message += ": raise --spool-files / --spool-bytes, or flush and import the rest";
+        }
+        return Err(failure);
+    }
     if wrong > 0 {
-        return Err(Failure::new(
-            FAILED,
-            format!("{wrong} files are not what was exported, and were left out"),
-        ));
+        return Err(Failure::new(FAILED, format!("{wrong} files were left out")));
     }
     Ok(())
 }
@@ -61,35 +102,62 @@ fn upload(path: &Path) -> Option<UploadId> {
     path.file_name()?.to_str()?.parse().ok()
 }
 
-/// Copies one; the inner error says what is wrong with it.
-fn one(spool: &mut Spool, about: &Path, files: &Path) -> Result<Result<Staged, String>, Failure> {
-    let bad = |path: &Path, what: &dyn std::fmt::Display| Ok(Err(format!("{}: {what}", path.display())));
-    let document = std::fs::read(about).and_then(|json| Ok(serde_json::from_slice::<Document>(&json)?));
-    let document = match document {
+/// Copies one, unless it waits. An error is the spool's.
+fn one(spool: &mut Spool, about: &Path, files: &Path) -> Result<Import, SpoolError> {
+    let wrong = |path: &Path, what: &dyn Display| Ok(Import::Wrong(format!("{}: {what}", path.display())));
+    let document = match document(about) {
         Ok(document) if upload(about).as_ref() == Some(&document.about.upload) => document,
-        Ok(_) => return bad(about, &"it speaks of another file"),
-        Err(error) => return bad(about, &error),
+        Ok(_) => return wrong(about, &"it speaks of another file"),
+        Err(error) => return wrong(about, &error),
     };
     let path = files.join(document.about.upload.as_str());
-    // Before it is opened: opening a pipe would wait for its writer.
-    let file = match std::fs::metadata(&path) {
-        Ok(found) if !found.is_file() => return bad(&path, &"is not a file"),
-        Ok(_) => File::open(&path),
-        Err(error) => Err(error),
+    match spool.waiting(&document.about.upload, &document.sha256) {
+        Err(error @ SpoolError::Conflict(_)) => return wrong(&path, &error),
+        waiting => {
+            if waiting?.is_some() {
+                return Ok(Import::Waits);
+            }
+        }
+    }
+    let (file, length) = match regular(&path) {
+        Ok(found) => found,
+        Err(error) => return wrong(&path, &error),
     };
-    let file = match file {
-        Ok(file) => file,
-        Err(error) => return bad(&path, &error),
-    };
+    // Before room is taken for what it says.
+    if length != document.size {
+        return wrong(&path, &"it has another size than what was exported");
+    }
+    let mut source = Source { file, is_unread: false };
     let known = dated(spool, document.about);
-    let staged = match spool.stage_sized(file, document.size, |_| known) {
-        Err(error @ SpoolError::TooLong(_)) => return bad(about, &error),
+    let staged = match spool.stage_sized(&mut source, length, |_| known) {
+        Err(error @ SpoolError::TooLong(_)) => return wrong(about, &error),
+        Err(SpoolError::Io { source: error, .. }) if source.is_unread => return wrong(&path, &error),
         staged => staged?,
     };
     if (staged.document().size, staged.document().sha256) != (document.size, document.sha256) {
-        return bad(&path, &"its bytes are not those that were exported");
+        return wrong(&path, &"its bytes are not those that were exported");
     }
-    Ok(Ok(staged))
+    Ok(Import::Staged(staged))
+}
+
+fn document(about: &Path) -> io::Result<Document> {
+    let (file, length) = regular(about)?;
+    if length > ABOUT_MAX {
+        return Err(io::Error::other(format!("is longer than {ABOUT_MAX} bytes")));
+    }
+    let mut json = Vec::new();
+    file.take(ABOUT_MAX).read_to_end(&mut json)?;
+    Ok(serde_json::from_slice(&json)?)
+}
+
+/// Opens a file that is one, with its length.
+fn regular(path: &Path) -> io::Result<(File, u64)> {
+    // Before it is opened: opening a pipe would wait for its writer.
+    let found = std::fs::metadata(path)?;
+    if !found.is_file() {
+        return Err(io::Error::other("is not a file"));
+    }
+    Ok((File::open(path)?, found.len()))
 }
 
 /// When a file was captured that names no time is for the clock of the machine where that was, as far as it is known there: what

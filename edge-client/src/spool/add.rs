@@ -209,12 +209,13 @@ impl Spool {
     /// it put aside.
     ///
     /// # Errors
-    /// What the system says.
+    /// `Conflict`, or what the system says.
     pub fn waiting(&mut self, upload: &UploadId, sha256: &Sha256) -> Result<Option<Entry>, SpoolError> {
         drop(self.entries()?);
         Ok(match self.held(upload)? {
             Held::Whole(held) if held.sha256 == *sha256 => Some(held.entry()),
-            Held::Whole(_) | Held::Unreadable(_) | Held::Nothing => None,
+            Held::Whole(_) => return Err(SpoolError::Conflict(upload.clone())),
+            Held::Unreadable(_) | Held::Nothing => None,
         })
     }
 }
