@@ -19,7 +19,7 @@ const ABOUT_MAX: u64 = 256 << 10;
 
 /// What became of one file.
 enum Import {
-    Staged(Staged),
+    Staged(Box<Staged>),
     /// It is in the spool already.
     Waits,
     /// It is not what was exported, or cannot be had.
@@ -44,7 +44,7 @@ pub(super) fn import(spool: &mut Spool, directory: &Path) -> Result<(), Failure>
         let mut staged = Vec::new();
         for about in some {
             match one(spool, about, &directory.join("files")) {
-                Ok(Import::Staged(file)) => staged.push(file),
+                Ok(Import::Staged(file)) => staged.push(*file),
                 Ok(Import::Waits) => known += 1,
                 Ok(Import::Wrong(why)) => {
                     eprintln!("millpond-edge: {why}: it is not imported");
@@ -137,7 +137,7 @@ fn one(spool: &mut Spool, about: &Path, files: &Path) -> Result<Import, SpoolErr
     if (staged.document().size, staged.document().sha256) != (document.size, document.sha256) {
         return wrong(&path, &"its bytes are not those that were exported");
     }
-    Ok(Import::Staged(staged))
+    Ok(Import::Staged(Box::new(staged)))
 }
 
 fn document(about: &Path) -> io::Result<Document> {

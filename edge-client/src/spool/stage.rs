@@ -17,7 +17,7 @@ use crate::transfer::Hasher;
 
 /// Files of one process that stay open until they are synced, together. More would be faster, but a process may have as few as 64
 /// descriptors and needs some for its connections.
-pub(crate) const HELD: u64 = 32;
+const HELD: u64 = 32;
 
 /// A file that is written, and not in the spool yet. Dropped, it is gone.
 #[derive(Debug)]
