@@ -2,8 +2,8 @@
 //!
 //! A message to many wakes as many tasks, and each then writes to its socket. If all woke at once, whatever else the server has to
 //! do would stand behind hundreds of them, at each of its steps. So they wake [`FEW`] at a time, in order, and others' tasks have
-//! their turn in between, and other pools' have theirs. Its publisher is told when the last of them was woken, so it sends no faster than that. Whom a message to
-//! few is for wakes at once.
+//! their turn in between, and other pools' receivers theirs. Its publisher is told when the last of them was woken, so it sends no
+//! faster than that. Whom a message to few is for wakes at once.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
