@@ -311,7 +311,11 @@ impl Connection {
         while self.session.is_kept() && self.apply() {
             tokio::select! {
                 () = self.subscribing.turn() => {}
-                () = &mut patience => self.subscribing = Work::free(),
+                // From then on by what is free, with others' turns in between.
+                () = &mut patience => {
+                    self.subscribing = Work::default();
+                    tokio::task::yield_now().await;
+                }
             }
         }
         // Who has a place in line and does not look keeps everybody from a turn.

@@ -63,18 +63,12 @@ pub(crate) struct Work {
     spent: Duration,
     waits: Option<BoxFuture<'static, Turn>>,
     turn: Option<Turn>,
-    is_free: bool,
 }
 
 impl Work {
-    /// One that waits for nobody.
-    pub(crate) fn free() -> Self {
-        Self { is_free: true, ..Self::default() }
-    }
-
     /// Whether it may go on; if not, it has a place in line, and [`Work::turn`] is to be waited for.
     pub(super) fn may_go_on(&mut self, turns: &Turns, pool: &PoolName) -> bool {
-        if self.spent < FREE || self.is_free {
+        if self.spent < FREE {
             return true;
         }
         self.rest();
@@ -162,8 +156,5 @@ mod tests {
         assert!(has_turn(&mut works[0]) && !has_turn(&mut works[1]));
         works.drain(..2);
         assert!(has_turn(&mut works[0]));
-        let mut free = Work::free();
-        free.has_spent(FREE);
-        assert!(free.may_go_on(&turns, &pool("p")));
     }
 }
