@@ -53,8 +53,8 @@ pub trait Backend: Send + Sync + 'static {
     /// it has been without a connection for so long. Resolves when that is durable.
     async fn keep_session(&self, who: &Principal, session: KeptSession) -> Result<(), Refusal>;
 
-    /// The session has lost its connection (`Some`: it expires after that time), or is over (`None`).
-    fn session_left(&self, who: &Principal, client_id: &str, expires_after: Option<Duration>);
+    /// The session has lost its connection, or is over (`None`).
+    fn session_left(&self, who: &Principal, client_id: &str, left: Option<LeftSession>);
 
     /// All sessions that are kept and have not expired: asked for once, when the gate starts.
     async fn sessions(&self) -> Result<Vec<(Principal, KeptSession)>, Refusal>;
@@ -71,6 +71,15 @@ pub struct KeptSession {
     pub expiry: Duration,
     pub subscriptions: Vec<Subscription>,
     /// Those that alone signed it in, in DER, one after the other; none: a token did.
+    pub certificates: Option<Bytes>,
+}
+
+/// What a session is while it waits for its client. Its connection may have ended before [`Backend::keep_session`] said so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftSession {
+    /// How long it is kept from now on.
+    pub expiry: Duration,
+    /// Those that alone signed its last connection in, as in [`KeptSession`].
     pub certificates: Option<Bytes>,
 }
 

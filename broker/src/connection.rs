@@ -4,6 +4,8 @@
 //! else. Each turn of the loop first applies what is there (packets, effects), then waits once for all of: the mailbox,
 //! outcomes, look-ups, the budget, the socket in both directions, and the time.
 
+#[cfg(test)]
+mod tests;
 mod time;
 
 use std::future::poll_fn;
@@ -19,6 +21,7 @@ use millpond_protocol::Refusal;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+use crate::backend::LeftSession;
 use crate::codec::write::Out;
 use crate::codec::{Bad, reason};
 use crate::gate::Shared;
@@ -95,16 +98,13 @@ impl Connection {
         let timer = tokio::time::sleep_until(self.deadline().into());
         tokio::pin!(timer);
         let mut outcomes = Vec::new();
-        let mut is_behind = false;
         loop {
-            // What is left of the last turn goes first.
-            let has_more = is_behind || self.intake.feed(&mut self.session);
+            let has_more = self.intake.feed(&mut self.session);
             let is_draining = self.intake.is_stopped();
             if is_draining && self.session.uncommitted() == 0 && self.session.end().is_none() {
                 self.session.fail(Bad { code: reason::SHUTTING_DOWN, what: "the server is shutting down" });
             }
-            is_behind = self.apply();
-            let has_more = has_more || is_behind;
+            self.apply();
             self.mailbox.holds(self.session.app_bytes());
             if self.session.end().is_some() {
                 return;
@@ -113,10 +113,10 @@ impl Connection {
             if deadline < timer.deadline() {
                 timer.as_mut().reset(deadline);
             }
-            let (listens, waits) = (self.listens(), self.subscribing.waits());
+            let listens = self.intake.listens(&self.session);
             let wants = self.session.wants();
             let room = self.intake.room();
-            if has_more && !waits {
+            if has_more {
                 // Before whatever is ready here: others have their turn.
                 tokio::task::yield_now().await;
             }
@@ -125,20 +125,19 @@ impl Connection {
                 // First, because what follows may always be ready.
                 () = &mut stopping, if !is_draining => self.intake.stop(&self.session),
                 () = &mut timer => {
-                    // Whatever the server did meanwhile, what the client has said or taken by now is in time. A SUBACK that is
-                    // ahead of its subscriptions stays.
-                    if !waits {
-                        if !self.move_at_once(io, listens).await {
-                            return;
-                        }
-                        self.intake.feed(&mut self.session);
+                    // Whatever the server did meanwhile, what the client has said or taken by now is in time.
+                    if !self.move_at_once(io, listens).await {
+                        return;
                     }
+                    self.intake.feed(&mut self.session);
                     if self.is_late() {
                         metrics::counter!("millpond_gate_stalled_total").increment(1);
                         return;
                     }
                     timer.as_mut().reset(self.deadline().into());
                 }
+                // Who has a place in line and does not look keeps everybody from a turn.
+                () = self.subscribing.turn() => {}
                 () = or_never(&mut self.lost), if self.lost.is_some() => self.certificate_lost(),
                 taken = mailbox.take(wants) => self.took(taken),
                 () = next_outcomes(&mut self.takes, &mut outcomes), if !self.takes.is_empty() => {
@@ -148,8 +147,7 @@ impl Connection {
                 permit = or_never(&mut self.intake.charging), if self.intake.charging.is_some() => {
                     self.intake.charged(permit);
                 }
-                () = self.subscribing.turn(), if waits => self.was_held_up(),
-                () = std::future::ready(()), if has_more && !waits => {}
+                () = std::future::ready(()), if has_more => {}
                 moved = poll_fn(|cx| poll_io(
                     io, &mut self.session.out, &mut self.intake.stream, room, listens, cx,
                 )), if !has_more => if !self.moved(moved) {
@@ -251,6 +249,7 @@ impl Connection {
                     let (hub, work) = (self.gate.handle.hub(), &mut self.subscribing);
                     hub.subscribe(&who.pool, &self.mailbox, &filter, options, replay, work);
                 }
+                Effect::Subscribed(ack) => self.session.subscribed(ack),
                 Effect::Unsubscribe(filter) => {
                     self.gate.handle.hub().unsubscribe(&who.pool, &self.mailbox, &filter);
                 }
@@ -267,12 +266,13 @@ impl Connection {
         !self.session.effects.is_empty()
     }
 
-    /// What is next of what the session decided, unless it is others' turn.
+    /// What is next of what the session decided. Of subscriptions nothing while it is others' turn; all else goes on.
     fn next_effect(&mut self) -> Option<Effect> {
         if matches!(self.session.effects.front(), Some(Effect::Subscribe { .. })) {
             let (hub, pool) = (self.gate.handle.hub(), &self.session.who().pool);
             if !hub.may_subscribe(pool, &mut self.subscribing) {
-                return None;
+                let at = self.session.effects.iter().position(|effect| !effect.follows_subscriptions())?;
+                return self.session.effects.remove(at);
             }
         }
         self.session.effects.pop_front()
@@ -318,14 +318,14 @@ impl Connection {
                 }
             }
         }
-        // Who has a place in line and does not look keeps everybody from a turn.
+        // Nobody looks from now on.
         self.subscribing = Work::default();
         // Whatever ends its right meanwhile.
         let _drain = (self.session.uncommitted() > 0).then(|| registration.drain());
         let leaving = self.session.leaving();
-        let expiry = leaving.expiry;
+        let left = LeftSession { expiry: leaving.expiry, certificates: self.identity.certificates.clone() };
         if let (Some(is_kept), true) = (registration.leave(leaving, &mut judged), self.was_kept) {
-            self.gate.backend.session_left(&who, &client_id, is_kept.then_some(expiry));
+            self.gate.backend.session_left(&who, &client_id, is_kept.then_some(left));
         }
         self.intake.stop(&self.session);
         self.lookups.clear();

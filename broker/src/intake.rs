@@ -237,12 +237,6 @@ impl Intake {
         self.read_at
     }
 
-    /// Nothing was read for reasons of the gate, until now.
-    pub(crate) fn was_held_up(&mut self, now: Instant) {
-        self.byte_by.moved();
-        self.whole_by = self.whole_by.map(|by| by.max(now + self.config.stall_timeout));
-    }
-
     /// When [`Intake::is_late`] is to be asked.
     pub(crate) fn deadline(&mut self, session: &Session) -> Option<Instant> {
         let is_due = self.listens(session) && self.framer.is_inside(&self.stream);

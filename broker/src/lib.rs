@@ -45,9 +45,18 @@ mod registry;
 mod session;
 mod socket;
 
+/// The server of the tests in `tests/gate`, for those that have to hold up what is inside.
+#[cfg(test)]
+#[path = "../tests/gate/support/mod.rs"]
+#[allow(dead_code, reason = "few of them do")]
+mod support;
+
+#[cfg(test)]
+extern crate self as millpond_broker;
+
 pub use backend::{
-    Backend, Credential, Incoming, KeptSession, MemberMessage, ReceiptRow, RefusedPublish, SignIn,
-    SignInError, StateMessage, Subscription,
+    Backend, Credential, Incoming, KeptSession, LeftSession, MemberMessage, ReceiptRow, RefusedPublish,
+    SignIn, SignInError, StateMessage, Subscription,
 };
 pub use config::GateConfig;
 pub use gate::{Gate, GateError};

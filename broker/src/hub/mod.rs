@@ -127,6 +127,15 @@ impl Hub {
         work.may_go_on(&self.turns, pool)
     }
 
+    /// Somebody of `pool` who has used up what is free, and has a place in line.
+    #[cfg(test)]
+    pub(crate) fn in_line(&self, pool: &PoolName) -> Work {
+        let mut work = Work::default();
+        work.has_spent(Duration::from_secs(1));
+        assert!(!self.may_subscribe(pool, &mut work));
+        work
+    }
+
     /// Adds or replaces a subscription, and leaves the retained messages that are wanted in the mailbox.
     pub(crate) fn subscribe(
         &self,

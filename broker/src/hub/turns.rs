@@ -88,11 +88,6 @@ impl Work {
         }
     }
 
-    /// Whether it waits for its turn.
-    pub(crate) fn waits(&self) -> bool {
-        self.waits.is_some()
-    }
-
     /// Resolves when it may go on. Whoever does not wait waits for ever.
     pub(crate) async fn turn(&mut self) {
         let Some(waits) = &mut self.waits else { return std::future::pending().await };
@@ -111,12 +106,11 @@ mod tests {
         name.parse().unwrap()
     }
 
-    /// One that has used up what is free.
     fn at_work(turns: &Turns, name: &str) -> Work {
         let mut work = Work::default();
         assert!(work.may_go_on(turns, &pool(name)));
         work.has_spent(FREE);
-        assert!(!work.may_go_on(turns, &pool(name)) && work.waits());
+        assert!(!work.may_go_on(turns, &pool(name)) && work.waits.is_some());
         work
     }
 

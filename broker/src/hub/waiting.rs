@@ -117,3 +117,26 @@ impl Waiting {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::super::message::Message;
+    use super::*;
+
+    #[test]
+    fn of_too_many_events_the_oldest_are_dropped() {
+        let mut waiting = Waiting::new();
+        for n in 0..EVENTS_MAX + 2 {
+            let event = Message::event("mp/p/event/x".into(), Bytes::from(n.to_string()));
+            let message = Arc::new(event);
+            waiting.put_live(Mail { message, qos: 1, retain: false, replay: false, tags: vec![] });
+        }
+        let taken = waiting.take(Wants { live: true, copies: 0 }).unwrap().live;
+        let ends = [taken.first(), taken.last()].map(|mail| mail.unwrap().message.payload.clone());
+        assert_eq!((taken.len(), ends), (EVENTS_MAX, [Bytes::from("2"), Bytes::from("1001")]));
+    }
+}

@@ -97,7 +97,8 @@ impl Registry {
         }))
     }
 
-    fn lose(&self, key: &Key, mailbox: &Arc<Mailbox>, id: u64) {
+    /// The certificate of the connection of that number was taken back: ends the session, if it is still its.
+    pub(super) fn lose(&self, key: &Key, mailbox: &Arc<Mailbox>, id: u64) {
         let mut members = lock(&self.members);
         let Members { entries, due, .. } = &mut *members;
         let mut entries = entries.get_mut(key).into_iter().flatten();

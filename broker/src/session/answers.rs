@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use millpond_protocol::limits;
+use millpond_protocol::{Code, limits};
 
-use super::tests::{session, subscribe};
-use super::{ANSWERS_MIN, End, Session};
+use super::tests::{publish, session, subscribe, taken};
+use super::{ANSWERS_MIN, Effect, End, Session};
 use crate::backend::MemberMessage;
+use crate::codec::packet::Packet;
 use crate::codec::{Version, reason};
 use crate::hub::message::Message;
 use crate::hub::weight::Sum;
@@ -61,4 +62,42 @@ fn what_waits_for_all_is_bounded_and_who_has_little_waiting_stays() {
     assert_eq!(modest.end(), None);
     drop((modest, others));
     assert_eq!(all.bytes(), 0);
+}
+
+#[test]
+fn an_ask_is_refused_while_the_answers_before_it_are_not_taken() {
+    let (now, mut session) = (Instant::now(), asker(&Arc::default()));
+    let ask = |id, topic: &str| {
+        let Packet::Publish(mut publish) = publish(1, id, "u", 2) else { unreachable!() };
+        publish.head.topic = topic.into();
+        publish.head.details.response_topic = Some("mp/p/d/m/mine".into());
+        publish.head.details.correlation_data = Some(Bytes::from_static(b"c7"));
+        Packet::Publish(publish)
+    };
+    // The first 256 KiB and a little stand in the output, the others wait.
+    let answer = MemberMessage {
+        topic: "mp/p/d/m/answer/get".into(),
+        payload: Bytes::from(vec![0; 256 << 10]),
+        correlation_data: None,
+    };
+    for _ in 0..12 {
+        session.member_message(answer.clone());
+        session.pump();
+    }
+    session.packet(ask(1, "mp/p/c/m/ask/get"), now);
+    let refused = session.effects.drain(..).find_map(|effect| match effect {
+        Effect::Refused(refused) => Some(refused),
+        _ => None,
+    });
+    let refused = refused.unwrap();
+    assert_eq!((refused.refusal.code, refused.topic.as_str()), (Code::Quota, "mp/p/c/m/ask/get"));
+    assert_eq!(refused.response_topic.as_deref(), Some("mp/p/d/m/mine"));
+    assert_eq!(refused.correlation_data.as_deref(), Some(&b"c7"[..]));
+    // Uploads are taken all the same, and the answers of all asks that were under way still fit.
+    session.packet(publish(1, 2, "u2", 2), now);
+    assert_eq!(taken(&mut session), 1);
+    for _ in 0..16 {
+        session.member_message(answer.clone());
+    }
+    assert_eq!(session.end(), None);
 }

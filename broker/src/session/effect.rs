@@ -14,6 +14,8 @@ pub(crate) enum Effect {
     Publish(Box<Message>),
     /// Tell the hub of a subscription.
     Subscribe { filter: String, options: Options, replay: Replay },
+    /// All that the hub was to be told before is so: [`Session::subscribed`](super::Session::subscribed).
+    Subscribed(Suback),
     /// Tell the hub that one has ended.
     Unsubscribe(String),
     /// Tell the backend that the gate refused a PUBLISH.
@@ -22,6 +24,22 @@ pub(crate) enum Effect {
     Ask(Question),
     /// The client has every receipt up to here.
     ReceiptsAcknowledged(i64),
+}
+
+impl Effect {
+    /// Whether it has to come behind the subscriptions before it.
+    pub(crate) fn follows_subscriptions(&self) -> bool {
+        matches!(self, Self::Subscribe { .. } | Self::Subscribed(_) | Self::Ask(Question::States(_)))
+    }
+}
+
+/// The acknowledgement of a SUBSCRIBE that the hub is told of.
+#[derive(Debug)]
+pub(crate) struct Suback {
+    pub(super) id: u16,
+    pub(super) codes: Vec<u8>,
+    /// Filters that the hub is told of.
+    pub(super) filters: usize,
 }
 
 /// Something that the session wants to know. Of each kind one is asked at a time.

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  PUBLISH ──▶ inbound ──Take (backend), Publish (hub)──outcome──▶ inbound ──▶ PUBACK/PUBREC, in order of receipt
-//!  SUBSCRIBE ─▶ subscriptions ─▶ Subscribe (hub), Keep, State and Cursor (backend) ─▶ SUBACK
+//!  SUBSCRIBE ─▶ subscriptions ─▶ Keep, Cursor (backend), Subscribe (hub) ─▶ SUBACK, State (backend)
 //!  member messages, live messages, state, receipts ──▶ outbound ──▶ PUBLISH, as far as the client's window permits
 //! ```
 //!
@@ -171,6 +171,7 @@ impl Session {
             && held.short < SHORT_MAX
             && self.out.remaining() < OUT_HIGH
             && self.subscriptions.waiting() < SUBACKS_MAX
+            && self.subscriptions.on_their_way() <= self.config.subscriptions_max
     }
 
     /// What should be taken out of the mailbox. What stays there waits: state is replaced by newer state, of too many

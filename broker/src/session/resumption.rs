@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes};
 use millpond_protocol::{AppTopics, Code, Principal, Refusal, Role, limits};
 
+use super::tests::effects;
 use super::{Effect, End, Kept, Question, Session};
 use crate::backend::Subscription;
 use crate::budget::Held;
@@ -29,10 +30,6 @@ fn kept(config: GateConfig, kept: Option<Kept>, now: Instant) -> Session {
 fn publish(id: u16, topic: &str, bytes: usize) -> Packet {
     let head = Head { qos: 2, id, topic: topic.to_owned(), ..Head::default() };
     Packet::Publish(Publish { head, payload: Bytes::from(vec![0; bytes]), packet: bytes + 20 })
-}
-
-fn effects(session: &mut Session) -> Vec<Effect> {
-    session.effects.drain(..).collect()
 }
 
 fn written(session: &mut Session) -> Vec<u8> {

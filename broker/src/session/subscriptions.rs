@@ -5,11 +5,15 @@ use std::collections::BTreeSet;
 use millpond_protocol::access::may;
 use millpond_protocol::{Action, PoolName, Refusal, app_topics, topic};
 
+use super::effect::Suback;
 use super::{Effect, Question, Session};
 use crate::backend::Subscription;
 use crate::codec::packet::{Replay, Subscribe, Unsubscribe};
 use crate::codec::{Bad, Version, reason};
 use crate::hub::trie::Options;
+
+const SUBACK: u8 = 0x90;
+const UNSUBACK: u8 = 0xB0;
 
 /// The subscriptions of one session.
 #[derive(Debug)]
@@ -27,6 +31,8 @@ pub(super) struct Subscriptions {
     changes: u64,
     keeping: Option<u64>,
     kept: u64,
+    /// Filters that the hub is to be told of before they are acknowledged.
+    on_their_way: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +51,7 @@ struct Ack {
     of_receipts: bool,
     /// This change must be kept.
     change: u64,
-    /// What the hub is told then, so that nothing comes ahead of it.
+    /// What the hub is told then.
     then: Vec<Effect>,
 }
 
@@ -67,6 +73,7 @@ impl Subscriptions {
             changes: 0,
             keeping: None,
             kept: 0,
+            on_their_way: 0,
         }
     }
 
@@ -90,6 +97,11 @@ impl Subscriptions {
     /// Acknowledgements that wait.
     pub(super) fn waiting(&self) -> usize {
         self.acks.len()
+    }
+
+    /// Filters that are acknowledged once the hub knows them.
+    pub(super) fn on_their_way(&self) -> usize {
+        self.on_their_way
     }
 
     /// Whether the current messages that come next were asked for by the client.
@@ -154,7 +166,7 @@ impl Session {
             of_receipts |= topic::matches(&filter, self.receipts.topic());
         }
         self.follow_receipts();
-        let ack = Ack { first: 0x90, id: subscribe.id, codes, of_receipts, change: 0, then };
+        let ack = Ack { first: SUBACK, id: subscribe.id, codes, of_receipts, change: 0, then };
         self.acknowledge_when_so(ack, is_change);
     }
 
@@ -163,12 +175,10 @@ impl Session {
         for filter in &unsubscribe.filters {
             let removed = self.subscriptions.remove(filter);
             if removed {
-                // It must not follow with its acknowledgement, or nothing would ever end it.
-                for ack in &mut self.subscriptions.acks {
-                    ack.then.retain(
-                        |then| !matches!(then, Effect::Subscribe { filter: held, .. } if held == filter),
-                    );
-                }
+                // It must not follow with its acknowledgement, nor behind this one, or nothing would ever end it.
+                let stays = |effect: &Effect| !matches!(effect, Effect::Subscribe { filter: held, .. } if held == filter);
+                self.subscriptions.acks.iter_mut().for_each(|ack| ack.then.retain(stays));
+                self.effects.retain(stays);
                 self.effects.push_back(Effect::Unsubscribe(filter.clone()));
             }
             is_change |= removed;
@@ -179,7 +189,7 @@ impl Session {
         }
         self.follow_receipts();
         let (then, of_receipts) = (Vec::new(), false);
-        let ack = Ack { first: 0xB0, id: unsubscribe.id, codes, of_receipts, change: 0, then };
+        let ack = Ack { first: UNSUBACK, id: unsubscribe.id, codes, of_receipts, change: 0, then };
         self.acknowledge_when_so(ack, is_change);
     }
 
@@ -202,12 +212,28 @@ impl Session {
                 self.subscriptions.acks.push(ack);
             } else if self.is_too_long(ack.codes.len() + 8) {
                 self.fail(Bad { code: reason::PACKET_TOO_LARGE, what: "the answer is too large for you" });
+            } else if ack.then.is_empty() {
+                self.suback(ack.first, ack.id, &ack.codes);
             } else if self.end.is_none() {
-                self.out.suback(self.version, ack.first, ack.id, &ack.codes);
+                let filters = ack.then.len();
+                self.subscriptions.on_their_way += filters;
                 self.effects.extend(ack.then);
+                self.effects.push_back(Effect::Subscribed(Suback { id: ack.id, codes: ack.codes, filters }));
             }
         }
         self.ask_for_states();
+    }
+
+    /// The hub knows what that acknowledges.
+    pub(crate) fn subscribed(&mut self, ack: Suback) {
+        self.subscriptions.on_their_way -= ack.filters;
+        self.suback(SUBACK, ack.id, &ack.codes);
+    }
+
+    fn suback(&mut self, first: u8, id: u16, codes: &[u8]) {
+        if self.end.is_none() {
+            self.out.suback(self.version, first, id, codes);
+        }
     }
 
     /// Has the backend keep what changed. One question at a time.

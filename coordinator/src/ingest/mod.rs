@@ -17,7 +17,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use millpond_broker::{
-    Backend, GateHandle, Incoming, KeptSession, ReceiptRow, RefusedPublish, SignIn, SignInError, StateMessage,
+    Backend, GateHandle, Incoming, KeptSession, LeftSession, ReceiptRow, RefusedPublish, SignIn, SignInError,
+    StateMessage,
 };
 use millpond_protocol::message::{Outcome, Receipt};
 use millpond_protocol::topic::Inbound;
@@ -149,10 +150,10 @@ impl Backend for Ingest {
         self.ctx.ledger.write(move |tx| tx.keep_session(&who, &session)).await
     }
 
-    fn session_left(&self, who: &Principal, client_id: &str, expires_after: Option<Duration>) {
+    fn session_left(&self, who: &Principal, client_id: &str, left: Option<LeftSession>) {
         let (member, client_id) = (who.id, client_id.to_owned());
         // What fails is told again when it matters: at the next start the session has its whole time once more.
-        drop(self.ctx.ledger.write(move |tx| tx.leave_session(member, &client_id, expires_after)));
+        drop(self.ctx.ledger.write(move |tx| tx.leave_session(member, &client_id, left.as_ref())));
     }
 
     async fn sessions(&self) -> Result<Vec<(Principal, KeptSession)>, Refusal> {

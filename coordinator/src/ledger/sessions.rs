@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millpond_broker::{KeptSession, Subscription};
+use millpond_broker::{KeptSession, LeftSession, Subscription};
 use millpond_protocol::{Code, Principal, Refusal, Timestamp};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
@@ -66,18 +66,25 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// The session has no connection any more, and is kept for so long; or it is over.
+    /// The session has no connection any more, and is kept as said; or it is over.
     ///
     /// # Errors
     /// SQLite's.
-    pub fn leave_session(&self, member: i64, client_id: &str, expires_after: Option<Duration>) -> Result<()> {
-        match expires_after {
-            Some(expiry) => self
+    pub fn leave_session(&self, member: i64, client_id: &str, left: Option<&LeftSession>) -> Result<()> {
+        match left {
+            Some(LeftSession { expiry, certificates }) => self
                 .sql()
                 .prepare_cached(
-                    "UPDATE sessions SET expiry = ?3, since = ?4 WHERE member_id = ?1 AND client_id = ?2",
+                    "UPDATE sessions SET expiry = ?3, since = ?4, certificates = ?5 \
+                     WHERE member_id = ?1 AND client_id = ?2",
                 )?
-                .execute(params![member, client_id, millis(expiry), self.now().as_millis()])?,
+                .execute(params![
+                    member,
+                    client_id,
+                    millis(*expiry),
+                    self.now().as_millis(),
+                    certificates.as_deref()
+                ])?,
             None => self
                 .sql()
                 .prepare_cached("DELETE FROM sessions WHERE member_id = ?1 AND client_id = ?2")?
@@ -150,7 +157,7 @@ mod tests {
     fn session(client_id: &str, expiry: u64) -> KeptSession {
         let filter = format!("$share/g/app/p/{client_id}");
         let subscription = Subscription { filter, qos: 2, no_local: false, as_published: true, tag: Some(7) };
-        let certificates = (client_id == "here").then(|| b"certificates".as_slice().into());
+        let certificates = (client_id != "gone").then(|| b"certificates".as_slice().into());
         let (client_id, expiry) = (client_id.to_owned(), Duration::from_secs(expiry));
         KeptSession { client_id, expiry, subscriptions: vec![subscription], certificates }
     }
@@ -175,8 +182,12 @@ mod tests {
                     for client_id in ["here", "away", "gone", "over"] {
                         tx.keep_session(&who, &session(client_id, 600))?;
                     }
-                    tx.leave_session(id, "away", Some(Duration::from_secs(60)))?;
-                    tx.leave_session(id, "gone", Some(Duration::ZERO))?;
+                    let left = |seconds, certificates: Option<&'static [u8]>| LeftSession {
+                        expiry: Duration::from_secs(seconds),
+                        certificates: certificates.map(Into::into),
+                    };
+                    tx.leave_session(id, "away", Some(&left(60, Some(b"others"))))?;
+                    tx.leave_session(id, "gone", Some(&left(0, None)))?;
                     tx.leave_session(id, "over", None)?;
                     ids.push(id);
                 }
@@ -198,6 +209,7 @@ mod tests {
         assert_eq!(found, [(ids[0], "away"), (ids[0], "here")]);
         assert_eq!(kept[1].1, session("here", 600), "its whole time, and its subscription as it was");
         assert!(kept[0].1.expiry <= Duration::from_secs(60));
+        assert_eq!(kept[0].1.certificates.as_deref(), Some(&b"others"[..]), "those that it was left with");
         let rows = |sql: &Connection| {
             Ok(sql.query_row("SELECT count(*) FROM sessions", [], |row| row.get::<_, i64>(0))?)
         };

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use millpond_broker::{
-    Backend, Credential, Incoming, KeptSession, ReceiptRow, RefusedPublish, SignIn, SignInError, StateMessage,
+    Backend, Credential, Incoming, KeptSession, LeftSession, ReceiptRow, RefusedPublish, SignIn, SignInError,
+    StateMessage,
 };
 use millpond_protocol::{Principal, Refusal, Role};
 use tokio::sync::{Notify, oneshot};
@@ -163,14 +163,14 @@ impl Backend for Memory {
         Ok(())
     }
 
-    fn session_left(&self, who: &Principal, client_id: &str, expires_after: Option<Duration>) {
+    fn session_left(&self, who: &Principal, client_id: &str, left: Option<LeftSession>) {
         let key = (who.name.to_string(), client_id.to_owned());
         let mut sessions = self.sessions.lock().unwrap();
-        match expires_after {
+        match left {
             None => drop(sessions.remove(&key)),
-            Some(expiry) => {
+            Some(LeftSession { expiry, certificates }) => {
                 if let Some((_, session)) = sessions.get_mut(&key) {
-                    session.expiry = expiry;
+                    (session.expiry, session.certificates) = (expiry, certificates);
                 }
             }
         }
