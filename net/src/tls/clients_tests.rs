@@ -119,6 +119,20 @@ fn a_list_counts_only_where_an_authority_of_that_pool_signed_it() {
 }
 
 #[test]
+fn what_another_pools_authority_of_the_same_name_revoked_is_not_revoked_here() {
+    let (lab, shop) = (authority(), authority());
+    let of = |authority: &Issuer| authority.pem().into_bytes();
+    let files = [("lab.crt", of(&lab)), ("shop.crt", of(&shop)), ("shop.crl", revocations(&shop, 7))];
+    let all = load(&files).unwrap().unwrap();
+    for (authority, uri, is_good) in
+        [(&lab, "millpond://lab/dev-1", true), (&shop, "millpond://shop/dev-1", false)]
+    {
+        let chain = [certificate(authority, 7, &[uri])];
+        assert_eq!((all.certified(&chain).is_some(), all.has_lost(&chain)), (is_good, !is_good), "{uri}");
+    }
+}
+
+#[test]
 fn all_lists_of_a_pool_count_also_several_of_one_name_and_one_that_is_out_of_date() {
     let (old, new) = (authority(), authority());
     let authorities = [old.pem(), new.pem()].concat().into_bytes();
@@ -174,6 +188,23 @@ fn what_an_authority_signed_is_lost_with_it_and_what_only_ran_out_is_not() {
         assert_eq!((all.certified(&chain).is_some(), all.certified(&over)), (!lost, None), "{file}");
         assert!(all.has_lost(&[]));
     }
+}
+
+#[test]
+fn of_what_ran_out_above_a_certificate_the_authority_is_missed_too() {
+    let lab = authority();
+    let mut params = of_an_authority("Line 1");
+    (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+    let line = CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &lab).unwrap();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI("millpond://lab/dev-1".try_into().unwrap())];
+    params.not_before = date_time_ymd(2020, 2, 1);
+    let own = params.signed_by(&KeyPair::generate().unwrap(), &line).unwrap().der().clone();
+    let chain = [own, line.der().clone()];
+    let beside = |authority: &Issuer| load(&[("lab.crt", authority.pem().into_bytes())]).unwrap().unwrap();
+    let (there, gone) = (beside(&lab), beside(&authority()));
+    assert_eq!((there.certified(&chain), gone.certified(&chain)), (None, None));
+    assert_eq!((there.has_lost(&chain), gone.has_lost(&chain)), (false, true));
 }
 
 #[test]
