@@ -12,6 +12,7 @@ mod edge;
 mod external;
 mod liar;
 mod mill;
+pub mod openssl;
 pub mod overload;
 mod place;
 mod plain;

@@ -1,8 +1,10 @@
-//! docs/protocol.md shows an example of every message: what the server really sends has the same keys.
+//! docs/protocol.md shows an example of every message: what the server really sends has the same keys. SECURITY.md says of every
+//! limit what counts it and which tests show it: there are such.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use millpond_protocol::access::Op;
 use millpond_protocol::message::answer::PutTo;
@@ -220,4 +222,51 @@ async fn the_answers_about_large_files_have_the_keys_that_the_document_shows() {
     let put = json!({ "id": "p3", "round": lease.round, "attempt": lease.attempt, "size": file.len(), "sha256": sha256 });
     let granted: Value = mill.link.ask(Op::Put, &put).await.unwrap();
     documented("a result's grant", &[granted], &["message/answer-put-result.json"], &[]);
+}
+
+/// What stands between backticks.
+fn quoted(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').skip(1).step_by(2)
+}
+
+/// The Rust files below a directory, but for what was built there.
+fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.ends_with("target") {
+            sources(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_limit_is_counted_and_shown_as_the_table_says() {
+    let text = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
+    let (security, metrics) = (text("SECURITY.md"), text("coordinator/src/http/metrics.rs"));
+    let mut files = Vec::new();
+    sources(&repository(), &mut files);
+    let table = security.lines().skip_while(|line| !line.starts_with("| what | default")).skip(2);
+    let rows: Vec<&str> = table.take_while(|line| line.starts_with('|')).collect();
+    assert!(rows.len() > 20, "{} rows", rows.len());
+    for row in rows {
+        let cells: Vec<&str> = row.split('|').collect();
+        let ["", what, _, _, counted, shown, ""] = cells[..] else { panic!("not five cells: {row}") };
+        for name in quoted(counted).filter(|name| name.starts_with("millpond_")) {
+            let name = name.split('{').next().unwrap();
+            assert!(metrics.contains(&format!("\"{name}\"")), "{what}: {name} is not served");
+        }
+        let mut file = String::new();
+        for name in quoted(shown) {
+            if name.ends_with(".rs") {
+                let path = files.iter().find(|path| path.ends_with(name));
+                file = std::fs::read_to_string(path.expect(name)).unwrap();
+            } else {
+                let names = [format!("fn {name}"), format!("Limit::{name},")];
+                assert!(names.iter().any(|name| file.contains(name)), "{what}: there is no test {name}");
+            }
+        }
+        assert!(!file.is_empty(), "{what}: no test is named");
+    }
 }

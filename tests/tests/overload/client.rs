@@ -32,11 +32,22 @@ impl Client {
         client_id: &str,
         expiry_s: u32,
     ) -> Self {
-        let io = from(source, server.mqtt()).await.unwrap();
         let expiry = [&[17][..], &expiry_s.to_be_bytes()].concat();
+        Self::open_with(source, server, who, client_id, &expiry).await
+    }
+
+    /// The same with properties.
+    pub(super) async fn open_with(
+        source: &str,
+        server: &Server,
+        who: &Who,
+        client_id: &str,
+        properties: &[u8],
+    ) -> Self {
+        let io = from(source, server.mqtt()).await.unwrap();
         let user = format!("{}/{}", who.pool, who.member);
         let mut client = Self(io);
-        client.send(&connect_of(5, 0xC2, &expiry, &[client_id, &user, &who.token])).await;
+        client.send(&connect_of(5, 0xC2, properties, &[client_id, &user, &who.token])).await;
         client
     }
 
@@ -73,7 +84,7 @@ impl Client {
         timeout(PATIENCE, next).await.unwrap_or_else(|_| "nothing".to_owned())
     }
 
-    async fn packet(&mut self) -> (u8, Vec<u8>) {
+    pub(super) async fn packet(&mut self) -> (u8, Vec<u8>) {
         // At the end of the connection one that there is not.
         let Ok(first) = self.0.read_u8().await else { return (0, Vec::new()) };
         let (mut length, mut shift) = (0, 0);

@@ -55,10 +55,11 @@ enum Limit {
     GrantedBytes,
     PoolBytes,
     PoolBytesByUrl,
+    Answers,
 }
 
 /// Each limit, what whoever is over it is told, and what counts it.
-const LIMITS: [(Limit, &str, &str, &str); 27] = [
+const LIMITS: [(Limit, &str, &str, &str); 28] = [
     (Limit::ConnectBytes, "0x95", CONNECTS, r#"limit="connect_bytes""#),
     (Limit::ConnectTime, "closed", CONNECTS, r#"limit="connect_time""#),
     (Limit::Connections, "0x97", CONNECTS, r#"limit="member""#),
@@ -86,6 +87,7 @@ const LIMITS: [(Limit, &str, &str, &str); 27] = [
     (Limit::GrantedBytes, "quota", QUOTAS, r#"limit="pool_grants""#),
     (Limit::PoolBytes, "0x97", QUOTAS, r#"limit="pool_bytes""#),
     (Limit::PoolBytesByUrl, "quota", QUOTAS, r#"limit="pool_bytes""#),
+    (Limit::Answers, "0x97", REFUSED, r#"code="quota""#),
 ];
 
 #[tokio::test]
@@ -347,26 +349,28 @@ impl Limit {
                 assert_eq!(put(&api, "full", "less".to_owned(), 19_999).await, GRANTED);
                 told
             }
+            Self::Answers => {
+                // It reads all that comes, and acknowledges nothing: behind the first answer the others wait.
+                let receive_maximum = [33, 0, 1];
+                let mut client = Client::open_with("127.0.0.2", server, &who, "x", &receive_maximum).await;
+                assert_eq!(client.answer(CONNACK).await, "0x00");
+                assert_eq!(client.subscribe(&format!("mp/demo/d/{}/#", who.member)).await, "0x01");
+                let topic = |what: &str| format!("mp/demo/c/{}/{what}", who.member);
+                let file = vec![0; limits::SMALL_MAX];
+                assert_eq!(client.publish(&topic("up/long"), &[], &file).await, "0x00");
+                loop {
+                    let ask = br#"{"upload": "long", "max_answer": 262144}"#;
+                    let told = client.publish(&topic("ask/get"), &[], ask).await;
+                    if told != "0x00" {
+                        return told;
+                    }
+                }
+            }
         }
     }
 }
 
-#[tokio::test]
-async fn connections_beyond_those_of_one_address_are_told_so_and_counted_and_others_go_on() {
-    let settings = [SMALL[0], ("MILLPOND__LIMITS__CONNECTIONS_PER_ADDRESS", "12")];
-    let stage = Stage::set(&settings).await;
-    let mut held = Vec::new();
-    for n in 0..12 {
-        let who = &stage.field.bad[n % stage.field.bad.len()];
-        held.push(Client::sign_in(&stage.server, who, &format!("c{n}")).await);
-    }
-    let mut over = Client::open(&stage.server, &stage.field.bad[7], "more", 0).await;
-    assert_eq!(over.answer(CONNACK).await, "0x97");
-    assert!(stage.metric(CONNECTS, r#"limit="address""#).await >= 1.0);
-    others(&stage.field, "beside", Duration::ZERO, 5).await.unwrap();
-}
-
-async fn member(server: &Server, pool: &str, name: &str) -> Who {
+pub(super) async fn member(server: &Server, pool: &str, name: &str) -> Who {
     let who = server.member(pool, name, Role::Publisher).await;
     Who { pool: pool.to_owned(), member: name.to_owned(), token: who.token }
 }

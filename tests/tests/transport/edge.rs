@@ -4,10 +4,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use millpond_protocol::Role;
+use millpond_tests::openssl::{authority, certificate};
 use millpond_tests::{Credentials, Server, edge_binary, tool};
 use serde_json::json;
-
-use super::identity::{authority, certificate};
 
 fn push(server: &Server, who: &Credentials, url: &str, name: &str, bytes: &[u8], trusts: bool) -> Output {
     let file = server.directory().join(name);

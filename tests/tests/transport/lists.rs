@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::Command;
 
 use millpond_protocol::Role;
+use millpond_tests::openssl::{authority, certificate, revoke};
 use millpond_tests::{Server, tool, until};
 use rustls::version::TLS13;
 use serde_json::{Value, json};
 
 use super::client::{Line, client};
-use super::identity::{authority, certificate, revoke};
 
 /// An authority of pool `lab` in a directory of its own, with a certificate of the member and its number on a list.
 fn made(dir: &Path) {

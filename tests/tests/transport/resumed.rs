@@ -1,12 +1,12 @@
 //! A client that comes back by its ticket is judged like one that never was there.
 
 use millpond_protocol::Role;
+use millpond_tests::openssl::{authority, certificate};
 use millpond_tests::{Server, tool};
 use rustls::version::{TLS12, TLS13};
 use serde_json::json;
 
 use super::client::{Line, client};
-use super::identity::{authority, certificate};
 
 const BAD_CREDENTIALS: u8 = 0x86;
 

@@ -1,14 +1,14 @@
 //! A certificate that its authority takes back while its member is connected, or has gone and may come back.
 
 use millpond_protocol::Role;
-use millpond_tests::wire::{packet, text};
+use millpond_tests::openssl::{authority, certificate, revoke};
+use millpond_tests::wire::{connect_of, packet, text};
 use millpond_tests::{Server, tool, until};
 use rusqlite::{Connection, OpenFlags};
 use rustls::version::{TLS12, TLS13};
 use serde_json::json;
 
 use super::client::{Line, client};
-use super::identity::{authority, certificate, revoke};
 
 /// Of CONNACK and DISCONNECT.
 const BAD_CREDENTIALS: u8 = 0x86;
@@ -161,4 +161,39 @@ async fn a_session_that_waits_for_its_client_ends_with_the_certificate_that_sign
         let wills = server.api().get("/metrics").await;
         assert!(!wills.as_str().unwrap().contains("millpond_gate_wills_total 1"), "a will was sent");
     }
+}
+
+#[tokio::test]
+async fn after_a_restart_a_session_is_judged_by_the_certificate_that_it_was_left_with() {
+    if !tool("openssl") {
+        return;
+    }
+    let files = tempfile::tempdir().unwrap();
+    let dir = files.path();
+    std::fs::create_dir(dir.join("clients")).unwrap();
+    authority(dir, "lab");
+    let clients = dir.join("clients").display().to_string();
+    let mut server = Server::secure(&[("MILLPOND__TLS__CLIENTS_DIR", clients.as_str())]).await;
+    server.pool("lab", json!({})).await;
+    server.member("lab", "dev", Role::Publisher).await;
+    let of = |name| {
+        let path = certificate(dir, "lab", "millpond://lab/dev", name);
+        client(&[&server.ca()], Some(&path), &TLS13)
+    };
+    let (thief, owner) = (of("lost"), of("kept"));
+    let mut line = Line::open(&owner, server.mqtts()).await;
+    assert_eq!(line.sign_in("x", None).await, (0, 0));
+    line.subscribe("mp/lab/result").await;
+    line.goodbye().await;
+    // Somebody else takes it up, and is gone before anything of that can be written down.
+    let mut line = Line::open(&thief, server.mqtts()).await;
+    let hour = [17, 0, 0, 14, 16];
+    line.send(&[&connect_of(5, 0, &hour, &["x"])[..], &[0xE0, 0]].concat()).await;
+    while line.packet().await.is_some() {}
+    assert_eq!(sessions(&server), ["x"]);
+
+    assert!(server.terminate().await.success());
+    revoke(dir, "lab", "lost");
+    server.launch().await;
+    until("its session is over", async || sessions(&server).is_empty()).await;
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millpond_protocol::Role;
+use millpond_tests::openssl::{authority, certificate};
 use millpond_tests::wire::connect_of;
 use millpond_tests::{Credentials, Server, mqtt_js, python, tool};
 use rustls::client::ResolvesClientCert;
@@ -18,7 +19,6 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::client::{Line, client};
-use super::identity::{authority, certificate};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
