@@ -180,7 +180,8 @@ impl Arrival {
                     None => Shown::Nothing,
                     Some(chain) => in_use.certified(chain).map_or(Shown::Nobody, Shown::Member),
                 };
-                let standing = chain.map(|chain| Standing::new(files, chain));
+                let good_by = matches!(shown, Shown::Member(_)).then_some(in_use);
+                let standing = chain.map(|chain| Standing::new(files, chain, good_by));
                 ("done", Ok(Entered { stream: Stream::tls(stream), shown, standing }))
             }
             Ok(Err(error)) => {

@@ -47,6 +47,7 @@ pub(super) struct Authorities {
 }
 
 struct Pool {
+    authorities: Vec<CertificateDer<'static>>,
     verifier: Arc<dyn ClientCertVerifier>,
     revoked: Revoked,
 }
@@ -116,15 +117,20 @@ impl Authorities {
     }
 
     /// Whether these certificates, which named somebody before, were taken back: they are on a list, or no authority of that pool
-    /// signed them any more. One that only ran out is not.
-    pub(super) fn has_lost(&self, chain: &[CertificateDer<'_>]) -> bool {
+    /// signed them any more. One that only ran out is not. `good_by`: what found them good last.
+    pub(super) fn has_lost(&self, chain: &[CertificateDer<'_>], good_by: Option<&Self>) -> bool {
         use CertificateError::{BadSignature, UnknownIssuer};
         let Some((own, above)) = chain.split_first() else { return true };
-        let Some(pool) = named(own).and_then(|named| self.pools.get(&named.pool)) else { return true };
+        let Some(named) = named(own) else { return true };
+        let Some(pool) = self.pools.get(&named.pool) else { return true };
+        // Signatures take ten times as long as a look at lists, and the same authorities say the same of them.
+        let before = good_by.and_then(|by| by.pools.get(&named.pool));
+        let is_signed = before.is_some_and(|before| before.authorities == pool.authorities);
         // Of one that ran out, or was signed by one that did, nobody would say that the authority is not there.
         let judged = || pool.verifier.verify_client_cert(own, above, last_held(chain));
         pool.has_revoked(chain)
-            || matches!(judged(), Err(Error::InvalidCertificate(BadSignature | UnknownIssuer)))
+            || (!is_signed
+                && matches!(judged(), Err(Error::InvalidCertificate(BadSignature | UnknownIssuer))))
     }
 
     /// Whose list is to be replaced by a newer one first, and when.
@@ -155,7 +161,7 @@ impl Pool {
             format!("{file} cannot be used, it has to be a whole list of version 2: {error}")
         })?;
         let verifier = verifier.build().map_err(|error| format!("{name}.crt cannot be used: {error}"))?;
-        Ok(Self { verifier, revoked })
+        Ok(Self { authorities: authorities.to_vec(), verifier, revoked })
     }
 
     /// Whether one of the certificates is on a list: the member's own, or an authority's between it and the pool's.

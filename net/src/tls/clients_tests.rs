@@ -128,7 +128,11 @@ fn what_another_pools_authority_of_the_same_name_revoked_is_not_revoked_here() {
         [(&lab, "millpond://lab/dev-1", true), (&shop, "millpond://shop/dev-1", false)]
     {
         let chain = [certificate(authority, 7, &[uri])];
-        assert_eq!((all.certified(&chain).is_some(), all.has_lost(&chain)), (is_good, !is_good), "{uri}");
+        assert_eq!(
+            (all.certified(&chain).is_some(), all.has_lost(&chain, None)),
+            (is_good, !is_good),
+            "{uri}"
+        );
     }
 }
 
@@ -143,7 +147,7 @@ fn all_lists_of_a_pool_count_also_several_of_one_name_and_one_that_is_out_of_dat
     {
         let chain = [certificate(of, serial, &["millpond://lab/dev-1"])];
         assert_eq!(all.certified(&chain).is_some(), is_good, "{serial}");
-        assert_eq!(all.has_lost(&chain), !is_good, "{serial}");
+        assert_eq!(all.has_lost(&chain, None), !is_good, "{serial}");
     }
     let (due, pool) = all.due().unwrap();
     assert_eq!((due.to_string().as_str(), pool.as_str()), ("2020-01-01T00:00:00Z", "lab"));
@@ -160,8 +164,8 @@ fn what_is_revoked_above_a_certificate_is_revoked_with_it() {
         let files = [("lab.crt", lab.pem().into_bytes()), ("lab.crl", revocations(&lab, serial))];
         load(&files).unwrap().unwrap()
     };
-    assert!(with(8).certified(&chain).is_some() && !with(8).has_lost(&chain));
-    assert!(with(7).certified(&chain).is_none() && with(7).has_lost(&chain));
+    assert!(with(8).certified(&chain).is_some() && !with(8).has_lost(&chain, None));
+    assert!(with(7).certified(&chain).is_none() && with(7).has_lost(&chain, None));
 }
 
 #[test]
@@ -184,9 +188,9 @@ fn what_an_authority_signed_is_lost_with_it_and_what_only_ran_out_is_not() {
     ] {
         let (file, pem) = authorities;
         let all = load(&[(file, pem.into_bytes())]).unwrap().unwrap();
-        assert_eq!((all.has_lost(&chain), all.has_lost(&over)), (lost, lost), "{file}");
+        assert_eq!((all.has_lost(&chain, None), all.has_lost(&over, None)), (lost, lost), "{file}");
         assert_eq!((all.certified(&chain).is_some(), all.certified(&over)), (!lost, None), "{file}");
-        assert!(all.has_lost(&[]));
+        assert!(all.has_lost(&[], None));
     }
 }
 
@@ -204,7 +208,24 @@ fn of_what_ran_out_above_a_certificate_the_authority_is_missed_too() {
     let beside = |authority: &Issuer| load(&[("lab.crt", authority.pem().into_bytes())]).unwrap().unwrap();
     let (there, gone) = (beside(&lab), beside(&authority()));
     assert_eq!((there.certified(&chain), gone.certified(&chain)), (None, None));
-    assert_eq!((there.has_lost(&chain), gone.has_lost(&chain)), (false, true));
+    assert_eq!((there.has_lost(&chain, None), gone.has_lost(&chain, None)), (false, true));
+}
+
+#[test]
+fn the_same_authorities_are_not_asked_again_others_and_every_list_are() {
+    let (lab, other) = (authority(), authority());
+    let with = |authority: &Issuer, serial| {
+        let files = [("lab.crt", authority.pem().into_bytes()), ("lab.crl", revocations(authority, serial))];
+        load(&files).unwrap().unwrap()
+    };
+    let before = with(&lab, 8);
+    let chain = [certificate(&lab, 7, &["millpond://lab/dev-1"])];
+    assert!(!with(&lab, 9).has_lost(&chain, Some(&before)));
+    assert!(with(&lab, 7).has_lost(&chain, Some(&before)));
+    assert!(with(&other, 9).has_lost(&chain, Some(&before)));
+    // What is said to have been found good is not verified once more.
+    let foreign = [certificate(&other, 1, &["millpond://lab/dev-1"])];
+    assert!(with(&lab, 9).has_lost(&foreign, None) && !with(&lab, 9).has_lost(&foreign, Some(&before)));
 }
 
 #[test]

@@ -118,13 +118,14 @@ impl InUse {
 
     /// Whether the certificates of a client that named somebody before were taken back. A few are judged at a time, and others
     /// have their turn in between, so that thousands of sessions hold up nobody. Who was asked must go on polling, or be
-    /// dropped.
-    pub(crate) async fn has_lost(&self, chain: &[CertificateDer<'_>]) -> bool {
+    /// dropped. `good_by`: what found them good last.
+    pub(crate) async fn has_lost(&self, chain: &[CertificateDer<'_>], good_by: Option<&Self>) -> bool {
         // It is never closed.
         let _turn = self.turns.acquire().await;
         // All are woken at once: without a pause each would find its turn free, right behind the one before.
         tokio::task::yield_now().await;
-        self.members.as_ref().is_none_or(|(_, authorities)| authorities.has_lost(chain))
+        let before = good_by.and_then(|by| by.members.as_ref()).map(|(_, authorities)| authorities);
+        self.members.as_ref().is_none_or(|(_, authorities)| authorities.has_lost(chain, before))
     }
 
     /// Says when what is in use ends, and that a list should have been replaced.

@@ -12,12 +12,18 @@ use super::{InUse, Tls};
 pub struct Standing {
     files: watch::Receiver<Arc<InUse>>,
     chain: Vec<CertificateDer<'static>>,
+    /// What found them good last.
+    good_by: Option<Arc<InUse>>,
 }
 
 impl Standing {
-    /// Of a handshake that used what was last seen of `files`.
-    pub(crate) fn new(files: watch::Receiver<Arc<InUse>>, chain: &[CertificateDer<'_>]) -> Self {
-        Self { files, chain: chain.iter().map(|one| one.clone().into_owned()).collect() }
+    /// Of a handshake that used what was last seen of `files`, which found them good.
+    pub(crate) fn new(
+        files: watch::Receiver<Arc<InUse>>,
+        chain: &[CertificateDer<'_>],
+        good_by: Option<Arc<InUse>>,
+    ) -> Self {
+        Self { files, chain: chain.iter().map(|one| one.clone().into_owned()).collect(), good_by }
     }
 
     /// The certificates in DER, one after the other, for [`Tls::standing`].
@@ -32,9 +38,10 @@ impl Standing {
         // Without anybody who looks at the files nothing new is heard of.
         while self.files.changed().await.is_ok() {
             let in_use = self.files.borrow_and_update().clone();
-            if in_use.has_lost(&self.chain).await {
+            if in_use.has_lost(&self.chain, self.good_by.as_deref()).await {
                 return;
             }
+            self.good_by = Some(in_use);
         }
         std::future::pending().await
     }
@@ -51,7 +58,7 @@ impl Tls {
         }
         let mut files = self.current();
         files.mark_changed();
-        Standing { files, chain }
+        Standing { files, chain, good_by: None }
     }
 }
 
@@ -78,8 +85,9 @@ mod tests {
         let ended = Arc::new(AtomicUsize::new(0));
         let of = |serial| {
             let mut files = tls.current();
-            files.borrow_and_update();
-            let standing = Standing::new(files, &[certificate(&lab, serial, &["millpond://lab/dev"])]);
+            let good_by = Some(files.borrow_and_update().clone());
+            let chain = [certificate(&lab, serial, &["millpond://lab/dev"])];
+            let standing = Standing::new(files, &chain, good_by);
             let ended = ended.clone();
             tokio::spawn(async move {
                 standing.lost().await;
