@@ -2,7 +2,7 @@
 //!
 //!     cargo run --release -p millpond-tests --bin bench            all that take some four minutes together
 //!     cargo run --release -p millpond-tests --bin bench -- ingest  one: ingest, flush, edge, seal, fanout, app, round, idle, tls,
-//!                                                                 storage, retention, overload, reconnect, router
+//!                                                                 storage, retention, overload, reconnect, judged, router
 //!     cargo run --release -p millpond-tests --bin bench -- peers   RabbitMQ, nats-server, mosquitto, SeaweedFS, nginx and Flower,
 //!                                                                 as far as they are installed; syncs, fanout, app, objects,
 //!                                                                 download and flower are parts of it
@@ -21,6 +21,7 @@ mod flush;
 mod growth;
 mod idle;
 mod ingest;
+mod judged;
 mod overload;
 mod peers;
 mod reconnect;
@@ -77,6 +78,7 @@ async fn run(what: Option<&str>, more: Option<String>) -> Result<()> {
         (Some("retention"), None) => retention::run().await,
         (Some("overload"), attack) => overload::run(attack.as_deref()).await,
         (Some("reconnect"), None) => reconnect::run().await,
+        (Some("judged"), None) => judged::run().await,
         (Some("router"), None) => router::run().await,
         (Some("router"), Some(side)) => router::side(&side).await,
         (Some("peers"), None) => {
@@ -95,7 +97,7 @@ async fn run(what: Option<&str>, more: Option<String>) -> Result<()> {
         (Some("growth"), rows) => growth::run(rows.as_deref()).await,
         (Some(other), _) => {
             bail!(
-                "there is no benchmark {other}: ingest, flush, edge, seal, fanout, app, round, idle, tls, storage, retention, overload, reconnect, router, syncs, objects, download, flower, peers, growth, or none for all but the last nine"
+                "there is no benchmark {other}: ingest, flush, edge, seal, fanout, app, round, idle, tls, storage, retention, overload, reconnect, judged, router, syncs, objects, download, flower, peers, growth, or none for all but the last ten"
             )
         }
     }

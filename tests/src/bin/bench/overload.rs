@@ -1,6 +1,7 @@
 //! Others beside each attack: the 99th percentile of what they do, with and without it. It fails where an attack takes more
 //! from them than [`allowed`].
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,12 +62,18 @@ pub fn allowed(without: f64) -> f64 {
 /// The pool `p` in which everybody publishes; a member's token is its name.
 pub async fn field(publishers: usize, listeners: usize) -> Result<(tempfile::TempDir, Server, Arc<Field>)> {
     let dir = tempfile::tempdir()?;
-    let (ledger, ended) = Ledger::open(dir.path())?;
+    let (server, field) = field_in(dir.path(), publishers, listeners).await?;
+    Ok((dir, server, field))
+}
+
+/// The same in a directory that there is.
+pub async fn field_in(dir: &Path, publishers: usize, listeners: usize) -> Result<(Server, Arc<Field>)> {
+    let (ledger, ended) = Ledger::open(dir)?;
     prepare(&ledger, Policy::default(), publishers, listeners).await?;
     prepare_apart(&ledger, APART).await?;
     drop(ledger);
     let _ = ended.await;
-    let server = Server::start(dir.path()).await?;
+    let server = Server::start(dir).await?;
     let of = |pool: &str, name: String| Who { pool: pool.into(), member: name.clone(), token: name };
     let who = |n| of("p", format!("pub{n}"));
     let field = Field {
@@ -77,7 +84,7 @@ pub async fn field(publishers: usize, listeners: usize) -> Result<(tempfile::Tem
         bad: (GOOD..publishers).map(who).collect(),
         apart: (0..APART).map(|n| of("apart", format!("apart{n}"))).collect(),
     };
-    Ok((dir, server, Arc::new(field)))
+    Ok((server, Arc::new(field)))
 }
 
 /// One kind of what the others did.

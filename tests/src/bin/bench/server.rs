@@ -109,11 +109,18 @@ pub async fn serve(dir: &Path) -> Result<()> {
     for listen in [&mut config.mqtt.listen, &mut config.http.listen, &mut config.storage.listen] {
         listen.set_port(0);
     }
-    // The benchmark of TLS has put a certificate there.
+    // The benchmarks of TLS have put a certificate there, which only MQTT uses.
+    (config.http.tls, config.storage.tls) = (false, false);
     let file = |name: &str| Some(dir.join("tls").join(name)).filter(|path| path.is_file());
     let text = |path: Option<std::path::PathBuf>| path.map(|path| path.display().to_string());
     (config.tls.cert_file, config.tls.key_file) = (text(file("server.crt")), text(file("server.key")));
     config.mqtt.tls_listen = Some(([127, 0, 0, 1], 0).into());
+    let clients = dir.join("tls/clients");
+    if clients.is_dir() {
+        config.tls.clients_dir = text(Some(clients));
+        // One certificate stands for a fleet, and its list is looked at as often as may be.
+        (config.tls.reload_s, config.limits.connections_per_member) = (1, 10_000);
+    }
     let (ready, _addresses) = oneshot::channel();
     run(config, CancellationToken::new(), ready).await
 }
