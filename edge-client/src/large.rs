@@ -154,7 +154,12 @@ pub async fn upload(
     Err(LargeError::Lost(upload.to_string()))
 }
 
-async fn commit(session: &Session, upload: &UploadId, patience: Duration) -> Result<Receipt, SessionError> {
+/// Has what was sent counted.
+pub(crate) async fn commit(
+    session: &Session,
+    upload: &UploadId,
+    patience: Duration,
+) -> Result<Receipt, SessionError> {
     let ask = ask::Commit { upload: Some(upload.clone()), uploads: Vec::new(), wait_s: VERIFY_S };
     loop {
         let answer: answer::Commit = session.ask_patiently(Op::Commit, &ask, ASK, patience).await?;

@@ -57,3 +57,20 @@ async fn credentials_that_nobody_takes_end_it() {
     let mut follower = edge.start("follow", &["spool", "flush", "--follow"]);
     assert_eq!(follower.wait(PATIENCE).await.code(), Some(1), "{}", follower.stderr());
 }
+
+#[tokio::test]
+async fn a_statement_that_is_damaged_while_it_runs_is_told_by_the_next_run() {
+    let (_server, edge) = Edge::device().await;
+    edge.relay.cut();
+    edge.done(&["complete", "--offline", "--through", "2026-01-01T00:00:00Z"]).await;
+    let mut follower = edge.start("follow", &["--patience", "1", "spool", "flush", "--follow"]);
+    until("it says that there is no network", async || !follower.stderr().is_empty()).await;
+    let (note, beside) = (edge.spool().join("complete"), edge.directory().join("complete"));
+    std::fs::write(&beside, std::fs::read_to_string(&note).unwrap().replace("2026", "2027")).unwrap();
+    std::fs::rename(beside, &note).unwrap();
+    until("it tells of it", async || follower.stderr().contains("complete: 1 lines are damaged: ")).await;
+    let list = edge.done(&["spool", "list"]).await;
+    assert!(list.starts_with("damaged  complete: ") && list.contains("2027-01-01"), "{list}");
+    follower.signal("TERM");
+    assert!(follower.wait(PATIENCE).await.success(), "{}", follower.stderr());
+}

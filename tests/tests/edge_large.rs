@@ -7,7 +7,7 @@ use std::time::Duration;
 use millpond_protocol::access::Op;
 use millpond_protocol::message::answer;
 use millpond_protocol::{Role, Sha256};
-use millpond_tests::{Credentials, Edge, Link, Place, Relay, SeaweedFs, Server, edge_binary};
+use millpond_tests::{Credentials, Edge, Link, Place, Relay, SeaweedFs, Server, Shape, edge_binary, until};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -200,6 +200,34 @@ async fn a_cut_between_the_device_and_storage_is_waited_out() {
     assert!(push.wait(PATIENCE).await.success(), "{}", push.stderr());
     assert!(push.stdout().starts_with("stored"), "{}", push.stdout());
     assert_eq!(only_upload(&cast.server).await, (20 * MIB as u64, Sha256::of(&bytes).to_string()));
+}
+
+/// The network vanishes while the commit, or its answer, is on the line.
+async fn a_push_whose_commit_is_never_answered(is_counted: bool) {
+    let cast = cast().await;
+    let bytes = content(3 * MIB);
+    cast.edge.file("film.bin", &bytes);
+    cast.edge.relay.shape(Shape { delay: Duration::from_secs(1), ..Shape::default() });
+    let mut push = cast.edge.start("push", &["--patience", "10", "push", "film.bin"]);
+    until("storage has the file", async || {
+        let uploads = if is_counted { cast.server.uploads("demo").await.len() } else { 1 };
+        uploads == 1 && cast.storage.upward() > bytes.len() as u64
+    })
+    .await;
+    cast.edge.relay.vanish();
+    assert!(push.wait(PATIENCE).await.success(), "{}", push.stderr());
+    assert!(push.stdout().starts_with("spooled"), "{}", push.stdout());
+    cast.edge.relay.shape(Shape::default());
+    cast.edge.relay.come_back();
+    assert_eq!(cast.edge.done(&["spool", "flush"]).await, "1 stored, 0 refused, 0 left\n");
+    assert_eq!(only_upload(&cast.server).await, (3 * MIB as u64, Sha256::of(&bytes).to_string()));
+    let sent = cast.storage.upward();
+    assert!(sent < bytes.len() as u64 + 20_000, "{sent} bytes, counted before: {is_counted}");
+}
+
+#[tokio::test]
+async fn a_file_whose_commit_is_never_answered_waits_and_no_byte_of_it_goes_twice() {
+    tokio::join!(a_push_whose_commit_is_never_answered(false), a_push_whose_commit_is_never_answered(true));
 }
 
 #[tokio::test]

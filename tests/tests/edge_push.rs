@@ -241,7 +241,10 @@ async fn what_the_server_refuses_is_kept_beside_and_holds_nothing_up() {
     let refused = edge.run(&["push", "--id", "taken", "two"]).await;
     let out = String::from_utf8(refused.stdout).unwrap();
     assert_eq!(refused.status.code(), Some(1));
-    assert!(out.starts_with("refused  taken") && out.contains("other bytes"), "{out}");
+    assert!(
+        out.starts_with("refused  taken") && out.contains("use a new upload id for other bytes"),
+        "{out}"
+    );
     assert_eq!(stored(&server).await.len(), 2);
     let list = edge.done(&["spool", "list"]).await;
     assert!(list.starts_with("refused") && list.contains("taken") && list.contains("0 files"), "{list}");

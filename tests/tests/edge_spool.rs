@@ -12,7 +12,7 @@ use std::time::Duration;
 use millpond_failpoint::Point;
 use millpond_protocol::Timestamp;
 use millpond_tests::{Edge, Server, Shim, edge_binary, was_killed};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -292,11 +292,13 @@ async fn what_is_exported_and_imported_elsewhere_is_what_it_was_and_is_stored_on
     assert!(exported.iter().all(|about| about["event_time"].is_string()), "{exported:?}");
     let import = ["spool", "import", stick.to_str().unwrap()];
     assert!(other.done(&import).await.starts_with("3 files imported from "));
-    assert!(
-        other.done(&import).await.contains("0 files imported from ")
-            && server.uploads("demo").await.len() == 1
-    );
-    other.done(&["spool", "export", "back"]).await;
+    let json = async |command: &[&str]| {
+        let told = other.done(&[&["--json"], command].concat()).await;
+        serde_json::from_str::<Value>(&told).unwrap()
+    };
+    assert_eq!(json(&import).await, json!({ "imported": 0, "known": 3, "left_out": 0 }));
+    assert_eq!(server.uploads("demo").await.len(), 1);
+    assert_eq!(json(&["spool", "export", "back"]).await["exported"], 3);
     assert_eq!(described(&other.directory().join("back")), exported);
     // Once from where they were, which says what they are, and once from where they came to.
     edge.done(&["spool", "flush"]).await;
@@ -326,7 +328,7 @@ async fn what_is_exported_and_imported_elsewhere_is_what_it_was_and_is_stored_on
 #[tokio::test]
 async fn what_is_not_what_was_exported_is_named_and_keeps_no_other_from_being_imported() {
     let (_server, edge) = Edge::device().await;
-    for name in ["bent", "gone", "whole", "strange"] {
+    for name in ["bent", "gone", "whole", "strange", "grown", "taken"] {
         edge.file(name, name.as_bytes());
         edge.done(&["push", "--offline", "--id", name, name]).await;
     }
@@ -335,15 +337,48 @@ async fn what_is_not_what_was_exported_is_named_and_keeps_no_other_from_being_im
     std::fs::write(stick.join("files/bent"), "bend").unwrap();
     std::fs::remove_file(stick.join("files/gone")).unwrap();
     std::fs::write(stick.join("about/strange"), "{}").unwrap();
-    let imported = edge.run(&["spool", "import", "stick"]).await;
+    // For as much as it would be now there is no room.
+    std::fs::write(stick.join("files/grown"), [b'x'; 1_000]).unwrap();
+    edge.done(&["push", "--offline", "--id", "taken", "whole"]).await;
+    std::fs::copy(stick.join("about/whole"), stick.join("about/renamed")).unwrap();
+    std::fs::create_dir(stick.join("about/directory")).unwrap();
+    std::fs::write(stick.join("about/long"), [b' '; 300_000]).unwrap();
+    let imported = edge.run(&["--spool-bytes", "500", "spool", "import", "stick"]).await;
     let (out, err) = (String::from_utf8_lossy(&imported.stdout), String::from_utf8_lossy(&imported.stderr));
     assert_eq!((imported.status.code(), &*out), (Some(1), "1 files imported from stick\n"), "{err}");
-    for path in ["files/bent", "files/gone", "about/strange"] {
-        assert!(err.contains(path), "{path}: {err}");
+    for wrong in [
+        "files/bent: its bytes are not those",
+        "files/gone: No such file",
+        "about/strange: missing field",
+        "files/grown: it has another size",
+        "files/taken: upload taken is in the spool with other bytes",
+        "about/renamed: it speaks of another file",
+        "about/directory: is not a file",
+        "about/long: is longer than",
+    ] {
+        assert!(err.contains(wrong), "{wrong}: {err}");
     }
+    assert!(err.contains("8 files were left out"), "{err}");
     assert!(edge.done(&["spool", "list"]).await.contains("whole"));
     let no_export = edge.run(&["spool", "import", "spool"]).await;
     assert!(
         String::from_utf8_lossy(&no_export.stderr).contains("is this a directory that `spool export` wrote?")
     );
+}
+
+#[tokio::test]
+async fn an_import_into_a_full_spool_keeps_what_went_in_and_what_waits_there_already_needs_no_room() {
+    let (_server, edge) = Edge::device().await;
+    edge.spooled(3, 10).await;
+    edge.done(&["spool", "export", "--remove", "stick"]).await;
+    let import = ["spool", "import", "stick"];
+    let full = [&["--spool-files", "2"][..], &import].concat();
+    for told in ["2 files imported from stick\n", "0 files imported from stick, 2 were in the spool\n"] {
+        let imported = edge.run(&full).await;
+        let (out, err) =
+            (String::from_utf8_lossy(&imported.stdout), String::from_utf8_lossy(&imported.stderr));
+        assert_eq!((imported.status.code(), &*out), (Some(75), told), "{err}");
+        assert!(err.contains("the spool is full") && err.contains("raise --spool-files"), "{err}");
+    }
+    assert_eq!(edge.done(&import).await, "1 files imported from stick, 2 were in the spool\n");
 }

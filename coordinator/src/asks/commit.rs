@@ -29,6 +29,8 @@ use crate::ledger::uploads::find_receipt;
 const LOOKS: usize = 16;
 /// Problems that an answer names.
 const NAMED: usize = 5;
+/// What to do where a grant has ended: no URL of it takes anything any more.
+const AGAIN: &str = "nothing was counted: ask `put` again, send what that says is missing, and commit again";
 
 /// What there is for an id.
 enum Found {
@@ -209,7 +211,11 @@ async fn look(asks: &Asks, grants: &[Grant]) -> Result<Look, Refusal> {
         return Ok(if unread { Look::Unread } else { Look::Good });
     }
     asks.grants.end(differ, Cause::Mismatch).await?;
-    Err(problems(code, &wrong).hint("nothing was counted: send what is missing and commit again"))
+    let hint = match code {
+        Code::Mismatch => AGAIN,
+        _ => "nothing was counted: send what is missing and commit again",
+    };
+    Err(problems(code, &wrong).hint(hint))
 }
 
 fn problems(code: Code, problems: &[String]) -> Refusal {
@@ -247,6 +253,7 @@ fn outcome(found: Vec<Found>) -> Result<answer::Commit, Refusal> {
     let worst = [Code::Mismatch, Code::NotFound].into_iter().find(|code| codes.contains(code));
     match worst.or_else(|| codes.first().copied()) {
         None => Ok(answer::Commit { uploads }),
+        Some(code @ (Code::Mismatch | Code::NotFound)) => Err(problems(code, &wrong).hint(AGAIN)),
         Some(code) => Err(problems(code, &wrong)),
     }
 }

@@ -3,7 +3,7 @@
 use millpond_protocol::{Label, Timestamp};
 use serde_json::json;
 
-use super::failure::{FAILED, Failure};
+use super::failure::{FAILED, Failure, explained};
 use super::progress::Progress;
 use super::spool::{SendOrUsage, resting, send};
 use super::{Cli, say};
@@ -66,7 +66,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         let progress = Progress::of(cli);
         let sent = send(cli, &mut spool, &cli.options(&progress)?, &mut |report| match report {
             Report::NotTold(statement, why) if statement.complete == complete => {
-                fate = Some(Fate::Refused(why.to_string()));
+                fate = Some(Fate::Refused(explained(why)));
             }
             Report::Left(entry, why) => progress.say(&format!("millpond-edge: {}: {why}", entry.upload)),
             Report::Resting(why, pause) => progress.say(&resting(why, pause)),

@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use super::failure::{FAILED, Failure, RETRY};
-use super::say;
+use super::{Cli, say};
 use crate::spool::{About, Document, Entry, Spool, SpoolError, directories, make_directory, open_private};
 use crate::transfer::{digest, is_full, place};
 
@@ -34,7 +36,7 @@ struct To {
     about: PathBuf,
 }
 
-pub(super) fn export(spool: &mut Spool, directory: &Path, remove: bool) -> Result<(), Failure> {
+pub(super) fn export(cli: &Cli, spool: &mut Spool, directory: &Path, remove: bool) -> Result<(), Failure> {
     let _sending =
         spool.sending()?.ok_or_else(|| Failure::new(RETRY, "another process is sending from this spool"))?;
     let to = To { files: directory.join("files"), about: directory.join("about") };
@@ -59,8 +61,14 @@ pub(super) fn export(spool: &mut Spool, directory: &Path, remove: bool) -> Resul
             }
         }
     }
-    let gone = if gone > 0 { format!(", {gone} had left the spool") } else { String::new() };
-    say(format_args!("{done} files exported to {}{gone}", directory.display()))?;
+    if cli.json {
+        let line =
+            json!({ "exported": done, "gone": gone, "damaged": damaged, "unread": unread, "stay": stay });
+        say(format_args!("{line}"))?;
+    } else {
+        let gone = if gone > 0 { format!(", {gone} had left the spool") } else { String::new() };
+        say(format_args!("{done} files exported to {}{gone}", directory.display()))?;
+    }
     let wrong: Vec<String> = [
         (damaged, "are damaged: `spool list` names them"),
         (unread, "could not be read and were left out"),

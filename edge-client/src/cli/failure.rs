@@ -1,5 +1,7 @@
 //! Why a command failed, and the exit code that says so: 1 failed, 2 usage or configuration, 75 retry later.
 
+use millpond_protocol::Refusal;
+
 use crate::enrol::EnrolError;
 use crate::identity::IdentityError;
 use crate::sender::SendError;
@@ -25,6 +27,12 @@ impl Failure {
     pub(super) fn new(exit: u8, message: impl Into<String>) -> Self {
         Self { exit, message: message.into() }
     }
+}
+
+/// What the server refuses, and what it says is to be done.
+pub(super) fn explained(refusal: &Refusal) -> String {
+    let hint = refusal.hint.as_ref().map_or_else(String::new, |hint| format!(": {hint}"));
+    format!("{refusal}{hint}")
 }
 
 impl From<SpoolError> for Failure {
@@ -80,10 +88,7 @@ impl From<EnrolError> for Failure {
     fn from(error: EnrolError) -> Self {
         match error {
             EnrolError::Taken { .. } | EnrolError::Usage(_) => Self::new(USAGE, error.to_string()),
-            EnrolError::Refused(refusal) => {
-                let hint = refusal.hint.as_ref().map_or_else(String::new, |hint| format!(": {hint}"));
-                Self::new(FAILED, format!("{refusal}{hint}"))
-            }
+            EnrolError::Refused(refusal) => Self::new(FAILED, explained(&refusal)),
             EnrolError::Strange(..) => Self::new(FAILED, error.to_string()),
             EnrolError::Unanswered(_) => Self::new(RETRY, error.to_string()),
             EnrolError::Directory(error) => error.into(),

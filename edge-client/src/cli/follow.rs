@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::failure::{Failure, RETRY};
-use super::spool::{Left, done, once};
+use super::spool::{Left, done, once, say_damaged};
 use super::{Cli, asked_to_end};
 use crate::clock::wall_ms;
 use crate::spool::Spool;
@@ -28,6 +28,9 @@ async fn run(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
         if wait(spool, &left, &pause).await? {
             left.alone.clear();
         }
+        // Whoever opens a spool looks for them; this one is open for months.
+        let damaged = spool.mend_notes()?;
+        say_damaged(spool, &damaged);
         // Known before the run: what is stated during it is another one.
         let mark = spool.statements_mark();
         let (why, is_for_all) = match once(cli, spool, &mut left).await {

@@ -6,9 +6,10 @@ use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use millpond_protocol::{Timestamp, UploadId};
+use serde_json::json;
 
 use super::failure::{FAILED, Failure};
-use super::{push, say};
+use super::{Cli, push, say};
 use crate::clock::Stamp;
 use crate::spool::{About, Document, Spool, SpoolError, Staged};
 
@@ -38,7 +39,7 @@ impl Read for Source {
     }
 }
 
-pub(super) fn import(spool: &mut Spool, directory: &Path) -> Result<(), Failure> {
+pub(super) fn import(cli: &Cli, spool: &mut Spool, directory: &Path) -> Result<(), Failure> {
     let (mut new, mut known, mut wrong, mut stopped) = (0, 0, 0, None);
     for some in described(&directory.join("about"))?.chunks(TOGETHER) {
         let mut staged = Vec::new();
@@ -67,8 +68,12 @@ pub(super) fn import(spool: &mut Spool, directory: &Path) -> Result<(), Failure>
             break;
         }
     }
-    let known = if known > 0 { format!(", {known} were in the spool") } else { String::new() };
-    say(format_args!("{new} files imported from {}{known}", directory.display()))?;
+    if cli.json {
+        say(format_args!("{}", json!({ "imported": new, "known": known, "left_out": wrong })))?;
+    } else {
+        let known = if known > 0 { format!(", {known} were in the spool") } else { String::new() };
+        say(format_args!("{new} files imported from {}{known}", directory.display()))?;
+    }
     if let Some(error) = stopped {
         let is_full = matches!(error, SpoolError::Full { .. });
         let mut failure = Failure::from(error);

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::complete::{self, Moment};
 use super::copy::{self, Taken};
-use super::failure::{FAILED, Failure, RETRY, USAGE};
+use super::failure::{FAILED, Failure, RETRY, USAGE, explained};
 use super::progress::{Progress, Unit};
 use super::spool::{SendOrUsage, resting, send};
 use super::{Cli, say};
@@ -131,7 +131,7 @@ pub(super) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         let sent = send(cli, &mut spool, &options, &mut |report| match report {
             Report::Told(_) => {}
             Report::NotTold(statement, why) if Some(&statement.complete) == complete.as_ref() => {
-                fate = Some(complete::Fate::Refused(why.to_string()));
+                fate = Some(complete::Fate::Refused(explained(why)));
             }
             Report::NotTold(..) => {}
             Report::Left(entry, why) => {
@@ -204,7 +204,7 @@ fn refused_by_others(
 ) -> Result<(), Failure> {
     let mut there: BTreeMap<UploadId, Fate> = BTreeMap::new();
     for (entry, why) in spool.refused()? {
-        there.insert(entry.upload, Fate::Refused(why.map_or_else(String::new, |why| why.to_string())));
+        there.insert(entry.upload, Fate::Refused(why.as_ref().map_or_else(String::new, explained)));
     }
     there.extend(spool.entries()?.map(|entry| (entry.upload.clone(), Fate::Spooled)));
     for id in ids {
@@ -255,7 +255,7 @@ fn note(fates: &mut BTreeMap<UploadId, Fate>, report: Report<'_>) {
         Report::Stored(entry, receipt) => {
             (&entry.upload, Fate::Stored { batch: receipt.batch, late: receipt.late })
         }
-        Report::Refused(entry, refusal) => (&entry.upload, Fate::Refused(refusal.to_string())),
+        Report::Refused(entry, refusal) => (&entry.upload, Fate::Refused(explained(refusal))),
         Report::Left(..) | Report::Resting(..) | Report::Told(_) | Report::NotTold(..) => return,
         Report::Damaged(entry, why) => (&entry.upload, Fate::Refused(format!("damaged in the spool: {why}"))),
     };

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::complete::shown;
 use super::export::export;
-use super::failure::{FAILED, Failure, RETRY, USAGE};
+use super::failure::{FAILED, Failure, RETRY, USAGE, explained};
 use super::follow::follow;
 use super::import::import;
 use super::progress::{Progress, Unit};
@@ -68,9 +68,7 @@ impl At {
         };
         let limits = Limits { files: self.spool_files, bytes: self.spool_bytes, when_full };
         let spool = Spool::open(&path, limits)?;
-        for damaged in spool.damaged_notes() {
-            eprintln!("millpond-edge: {}", told(&path, damaged));
-        }
+        say_damaged(&spool, spool.damaged_notes());
         Ok(spool)
     }
 
@@ -94,16 +92,17 @@ impl At {
     }
 }
 
-/// What is said of a note that is damaged.
-fn told(spool: &Path, damaged: &DamagedNote) -> String {
-    let DamagedNote { note, lines } = damaged;
-    let path = spool.join(note);
-    let then = if damaged.is_lost() {
-        "`spool list` shows what is left of them; say `complete` again"
-    } else {
-        "they are dropped, and learnt again"
-    };
-    format!("{}: {lines} lines are damaged: {then}", path.display())
+/// Tells of notes that are damaged.
+pub(super) fn say_damaged(spool: &Spool, damaged: &[DamagedNote]) {
+    for damaged in damaged {
+        let path = spool.root().join(damaged.note);
+        let then = if damaged.is_lost() {
+            "`spool list` shows what is left of them; say `complete` again"
+        } else {
+            "they are dropped, and learnt again"
+        };
+        eprintln!("millpond-edge: {}: {} lines are damaged: {then}", path.display(), damaged.lines);
+    }
 }
 
 fn default() -> Option<PathBuf> {
@@ -153,8 +152,8 @@ pub(super) async fn run(cli: &Cli, command: &Command) -> Result<(), Failure> {
         Command::List => list(cli, &mut spool),
         Command::Flush { follow: true } => follow(cli, &mut spool).await,
         Command::Flush { follow: false } => flush(cli, &mut spool).await,
-        Command::Export { directory, remove } => export(&mut spool, directory, *remove),
-        Command::Import { directory } => import(&mut spool, directory),
+        Command::Export { directory, remove } => export(cli, &mut spool, directory, *remove),
+        Command::Import { directory } => import(cli, &mut spool, directory),
         Command::Discard { uploads, refused, damaged } => {
             discard(cli, &mut spool, uploads, (*refused, *damaged))
         }
@@ -184,7 +183,7 @@ fn list(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
             let line = json!({ "state": state, "upload": upload, "size": size, "time": at, "error": why });
             say(format_args!("{line}"))?;
         } else {
-            let why = why.map_or_else(String::new, |why| format!("  {why}"));
+            let why = why.map_or_else(String::new, |why| format!("  {}", explained(&why)));
             say(format_args!("{state}  {}  {:>12}  {}{why}", time(&entry), entry.size, entry.upload))?;
         }
     }
@@ -208,7 +207,7 @@ fn list(cli: &Cli, spool: &mut Spool) -> Result<(), Failure> {
             let line = json!({ "state": "resting", "user": rest.who, "until": until, "error": rest.why });
             say(format_args!("{line}"))?;
         } else {
-            say(format_args!("nothing is sent for {} before {until}: {}", rest.who, rest.why))?;
+            say(format_args!("nothing is sent for {} before {until}: {}", rest.who, explained(&rest.why)))?;
         }
     }
     if !cli.json {
@@ -316,7 +315,7 @@ pub(super) async fn once(cli: &Cli, spool: &mut Spool, left: &mut Left) -> Resul
             }
         }
         Report::NotTold(statement, why) => {
-            progress.say(&format!("millpond-edge: {}: {why}", shown(&statement.complete)));
+            progress.say(&format!("millpond-edge: {}: {}", shown(&statement.complete), explained(why)));
         }
         Report::Resting(why, pause) => progress.say(&resting(why, pause)),
         Report::Stored(..) | Report::Refused(..) | Report::Damaged(..) => sending.advance(),

@@ -47,6 +47,14 @@ fn next(error: &LargeError, size: u64, is_inline: bool) -> Next {
     }
 }
 
+/// What came of the commit of a file that was begun before; none: something of it is to be sent.
+fn counted(committed: Result<Receipt, SessionError>) -> Option<Result<Receipt, LargeError>> {
+    match committed {
+        Err(SessionError::Answer(refusal)) if matches!(refusal.code, Code::NotFound | Code::Mismatch) => None,
+        committed => Some(committed.map_err(LargeError::from)),
+    }
+}
+
 impl Run<'_> {
     /// Begins a large file, straight from the spool's copy, unless there was no room for one like it.
     pub(super) fn put(&mut self, entry: Entry) -> Result<(), SendError> {
@@ -74,8 +82,14 @@ impl Run<'_> {
         let meter = Arc::new(self.options.meters.meter(document.about.name.as_str(), document.size));
         self.large = Some(Arc::clone(&meter));
         let patience = self.options.patience.max(LEAST);
+        let is_begun = self.begun.remove(&upload);
         self.work.push(Box::pin(async move {
-            let sent = large::upload(&session, &transfer, &path, &upload, put, &meter, patience).await;
+            let counted =
+                if is_begun { counted(large::commit(&session, &upload, patience).await) } else { None };
+            let sent = match counted {
+                Some(counted) => counted,
+                None => large::upload(&session, &transfer, &path, &upload, put, &meter, patience).await,
+            };
             Done::Put(entry, sha256, sent)
         }));
         Ok(())

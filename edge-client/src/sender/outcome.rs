@@ -319,6 +319,9 @@ impl Run<'_> {
         self.digests.insert(entry.upload.clone(), digest);
         if matches!(info.outcome, Outcome::Granted | Outcome::Pending) {
             // Begun, and not counted: its way goes on where it was.
+            if info.sha256 == digest {
+                self.begun.insert(entry.upload.clone());
+            }
             self.queue.again(std::slice::from_ref(&entry));
             return Ok(());
         }

@@ -78,6 +78,8 @@ pub(super) struct Run<'a> {
     pub(super) asks: usize,
     /// How far the large file is that is on its way.
     pub(super) large: Option<Arc<Meter>>,
+    /// Large files that were granted before: perhaps their commits alone are missing.
+    pub(super) begun: HashSet<UploadId>,
     /// Large files that did not get through: not tried again by this run.
     pub(super) left: HashSet<UploadId>,
     /// Bytes of the largest file that may still be asked for by URL, and why: there was no room for another one.
@@ -155,6 +157,7 @@ pub async fn flush(
         loading: false,
         asks: 0,
         large: None,
+        begun: HashSet::new(),
         left: options.alone.clone(),
         no_room: None,
         stays: Vec::new(),

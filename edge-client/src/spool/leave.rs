@@ -177,3 +177,22 @@ impl Spool {
         self.dropping(place, entry, || self.take_from(place, entry))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spool::{Limits, seal};
+
+    #[test]
+    fn what_was_sent_is_not_logged_as_what_a_process_that_died_was_about_to_drop() {
+        let root = tempfile::tempdir().unwrap();
+        let open = || Spool::open(root.path(), Limits::default()).unwrap();
+        let (spool, entry) = (open(), Entry { key: 1, size: 1, upload: "a".parse().unwrap() });
+        std::fs::write(spool.path(&entry), "x").unwrap();
+        let about_to_go = r#"{"at_ms":7,"from":"ready","upload":"a","time_ms":1,"size":1}"#;
+        std::fs::write(root.path().join("dropping"), seal::line(about_to_go)).unwrap();
+        assert!(spool.remover().remove(std::slice::from_ref(&entry), true).unwrap().stays.is_empty());
+        drop(open());
+        assert!(!spool.path(&entry).exists() && !root.path().join("dropped.log").exists());
+    }
+}

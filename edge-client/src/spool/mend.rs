@@ -1,5 +1,5 @@
-//! Notes that are not what was written: they are found when the spool is opened, and never believed. Statements that are damaged lie
-//! beside from then on, for people to look at; what can be learnt again is gone.
+//! Notes that are not what was written: they are never believed, and found when the spool is opened or somebody looks for them.
+//! Statements that are damaged lie beside from then on, for people to look at; what can be learnt again is gone.
 
 use std::collections::HashSet;
 use std::io;
@@ -33,9 +33,22 @@ impl DamagedNote {
 }
 
 impl Spool {
-    /// What the opening of this spool found in its notes that is not what was written.
+    /// What the opening of this spool, or the last [`Spool::mend_notes`], found in its notes that is not what was written.
     pub fn damaged_notes(&self) -> &[DamagedNote] {
         &self.damaged_notes
+    }
+
+    /// Looks for such again, for whoever has the spool open for long. Answers what the last look did not find.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn mend_notes(&mut self) -> Result<Vec<DamagedNote>, SpoolError> {
+        let change = self.change()?;
+        let found = self.mend();
+        drop(change);
+        // What the disk does not let be taken out is found each time.
+        let known = std::mem::replace(&mut self.damaged_notes, found);
+        Ok(self.damaged_notes.iter().filter(|damaged| !known.contains(damaged)).cloned().collect())
     }
 
     /// Statements that were found damaged and not discarded, as what is left of them.
@@ -58,11 +71,14 @@ impl Spool {
     /// being opened: nobody believes it where it lies either.
     pub(super) fn mend(&self) -> Vec<DamagedNote> {
         let mut found = Vec::new();
-        if let Ok(statements) = self.noted_statements()
+        if let Ok(mut statements) = self.noted_statements()
             && !statements.damaged.is_empty()
         {
             found.push(DamagedNote { note: STATEMENTS, lines: statements.damaged.len() });
-            let _ = self.statements_to_change().and_then(|statements| self.state(&statements));
+            if self.lay_lines_aside(&statements.damaged).is_ok() {
+                statements.damaged.clear();
+                let _ = self.state(&statements);
+            }
         }
         for note in HINTS {
             let path = self.root.join(note);
@@ -78,10 +94,7 @@ impl Spool {
     }
 
     /// Under the lock: statements that are damaged lie beside. When it returns, they are there after a power cut.
-    pub(super) fn lay_lines_aside(&self, damaged: &[Vec<u8>]) -> io::Result<()> {
-        if damaged.is_empty() {
-            return Ok(());
-        }
+    fn lay_lines_aside(&self, damaged: &[Vec<u8>]) -> io::Result<()> {
         let path = self.damaged_path().join(STATEMENTS);
         let there = match std::fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),

@@ -48,7 +48,8 @@
 //! server knows them.
 //!
 //! What does not match its checksum is never believed, and keeps nothing else from its work. An entry goes to `damaged/` when it is
-//! read; a line of a note is no part of it, and leaves it when the spool is opened, which tells of it ([`Spool::damaged_notes`]).
+//! read; a line of a note is no part of it, and leaves it when the spool is opened, which tells of it ([`Spool::damaged_notes`]), or when
+//! whoever has it open for long looks for such ([`Spool::mend_notes`]).
 //! Damaged statements lie in `damaged/complete` then, for somebody has to make them again; the other notes are learnt again.
 //!
 //! `complete` is synced before it is promised. A statement leaves when the server has answered it; it may be told twice, under the same id.
@@ -129,6 +130,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use millpond_protocol::UploadId;
+use open::VERSION;
 
 /// Why the spool did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -139,8 +141,12 @@ pub enum SpoolError {
     /// The id is taken by other bytes.
     #[error("upload {0} is in the spool with other bytes: use another id")]
     Conflict(UploadId),
-    /// The directory is something else, or of a later version.
-    #[error("{} is no spool of this version", .0.display())]
+    /// The directory is something else, or of a later version, or its version is damaged.
+    #[error(
+        "{}: its file `version` does not hold the line \"{}\". Either a later millpond-edge made this spool, or it is none; or that file is damaged: write this line into it then",
+        .0.display(),
+        VERSION
+    )]
     Foreign(PathBuf),
     /// What was written is not what is read: the entry went to `damaged/`.
     #[error("{entry} is damaged: {why}")]

@@ -12,9 +12,9 @@ use super::store::Spool;
 use super::{SpoolError, dropped, mend};
 use crate::transfer::{parent, sync_directory};
 
-const VERSION: &str = "millpond-spool 2\n";
+pub(super) const VERSION: &str = "millpond-spool 2";
 /// The one before, whose notes had no checksums.
-const UNSEALED: &str = "millpond-spool 1\n";
+const UNSEALED: &str = "millpond-spool 1";
 
 impl Spool {
     /// Opens a spool, made if there is none, and sweeps what processes that died left behind.
@@ -45,7 +45,8 @@ impl Spool {
 
     fn prepare(&self) -> Result<(), SpoolError> {
         let version = self.root.join("version");
-        match std::fs::read(&version) {
+        // Without the line's end too: somebody may have written it by hand.
+        match std::fs::read(&version).map(|text| text.trim_ascii_end().to_owned()) {
             Ok(text) if text == VERSION.as_bytes() => {}
             Ok(text) if text == UNSEALED.as_bytes() => {
                 at(&self.root, mend::seal_notes(&self.root, &self.scratch()))?;
@@ -73,6 +74,7 @@ impl Spool {
 
     fn write_version(&self, version: &Path) -> std::io::Result<()> {
         // Whole before it has its name: a power cut may leave of a new file its length without its bytes.
-        disk::write_synced(version, &self.root.join("version.new"), VERSION.as_bytes(), || {})
+        let line = format!("{VERSION}\n");
+        disk::write_synced(version, &self.root.join("version.new"), line.as_bytes(), || {})
     }
 }

@@ -68,7 +68,7 @@ impl Spool {
     /// `TooMany`, or what the system says.
     pub fn complete(&mut self, complete: Complete) -> Result<(), SpoolError> {
         let _change = self.change()?;
-        let mut noted = self.statements_to_change()?;
+        let mut noted = self.noted_statements()?;
         let statements = &mut noted.whole;
         if statements.iter().any(|statement| statement.covers(&complete)) {
             // Whoever stated it may have died before its name was synced.
@@ -101,26 +101,18 @@ impl Spool {
         Ok(seal::read(&note, |text| serde_json::from_str(text).ok()))
     }
 
-    /// Under the lock, before they are written anew: what is damaged of them lies beside, or stays where it is.
-    pub(super) fn statements_to_change(&self) -> Result<Noted<Statement>, SpoolError> {
-        let mut noted = self.noted_statements()?;
-        if self.lay_lines_aside(&noted.damaged).is_ok() {
-            noted.damaged.clear();
-        }
-        Ok(noted)
-    }
-
     /// Forgets statements: the server has them, or does not want them.
     ///
     /// # Errors
     /// What the system says.
     pub fn told(&mut self, told: &[Statement]) -> Result<(), SpoolError> {
         let _change = self.change()?;
-        let mut noted = self.statements_to_change()?;
+        let mut noted = self.noted_statements()?;
         noted.whole.retain(|statement| !told.contains(statement));
         self.state(&noted)
     }
 
+    /// Under the lock: writes them anew. What is damaged of them stays, until somebody is told of it.
     pub(super) fn state(&self, noted: &Noted<Statement>) -> Result<(), SpoolError> {
         let (path, scratch) = (self.root.join(STATEMENTS), self.scratch());
         let whole =

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{File, TryLockError};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Weak;
 
 use millpond_protocol::UploadId;
@@ -30,7 +30,7 @@ pub struct Spool {
     pub(super) readings: u64,
     /// The room that what it has staged takes, while there is such.
     pub(super) reserved: Weak<Reserved>,
-    /// What the opening found in its notes that is not what was written.
+    /// What was found in its notes last that is not what was written.
     pub(super) damaged_notes: Vec<DamagedNote>,
 }
 
@@ -82,6 +82,11 @@ impl Spool {
     /// Files and bytes that wait, as of the last look.
     pub fn held_now(&self) -> (u64, u64) {
         (self.ready.len() as u64, self.bytes)
+    }
+
+    /// The directory.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Where those are that wait.

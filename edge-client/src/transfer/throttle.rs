@@ -45,16 +45,18 @@ impl Throttle {
 
     /// Waits until `bytes` may pass.
     pub async fn pass(&self, bytes: usize) {
-        let Some(rate) = self.rate else { return };
-        let wait = {
-            let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            // Time that nobody used is lost: no bursts above the rate.
-            let begin = (*free_at).max(now);
-            *free_at = begin + cost(bytes as u64, rate);
-            begin - now
-        };
-        tokio::time::sleep(wait).await;
+        if let Some(rate) = self.rate {
+            tokio::time::sleep(self.turn(bytes as u64, rate, Instant::now())).await;
+        }
+    }
+
+    /// How long so many bytes that come now have to wait for those before them.
+    fn turn(&self, bytes: u64, rate: NonZeroU64, now: Instant) -> Duration {
+        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        // Time that nobody used is lost: no bursts above the rate.
+        let begin = (*free_at).max(now);
+        *free_at = begin + cost(bytes, rate);
+        begin - now
     }
 }
 
@@ -84,6 +86,19 @@ mod tests {
         tokio::join!(one, two);
         // The first piece passes at once, the other seven have waited for those before them.
         assert!(begin.elapsed() >= Duration::from_micros(7 * 31_250), "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn time_that_nobody_used_is_lost_so_that_no_burst_makes_up_for_it() {
+        let rate = NonZeroU64::new(1_000).unwrap();
+        let throttle = Throttle::new(rate);
+        let mut now = Instant::now();
+        for idle in [0, 10, 3_600] {
+            // Beyond what passes still.
+            now += Duration::from_secs(3 + idle);
+            let turns = [1_000, 1_000, 1_000].map(|bytes| throttle.turn(bytes, rate, now));
+            assert_eq!(turns, [0, 1, 2].map(Duration::from_secs), "after {idle} s");
+        }
     }
 
     #[test]

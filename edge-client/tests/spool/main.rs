@@ -189,10 +189,30 @@ fn another_directory_or_a_later_version_is_not_touched() {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("version"), "millpond-spool 3\n").unwrap();
     assert!(matches!(Spool::open(root.path(), Limits::default()), Err(SpoolError::Foreign(_))));
+    assert!(!root.path().join("ready").exists());
     let file = root.path().join("file");
     fs::write(&file, "mine").unwrap();
     assert!(matches!(Spool::open(&file, Limits::default()), Err(SpoolError::Io { .. })));
     assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+}
+
+#[test]
+fn a_spool_whose_version_is_damaged_says_what_to_write_there_and_is_whole_then() {
+    let root = tempfile::tempdir().unwrap();
+    add(&mut open(root.path()), "a", 1, b"a").unwrap();
+    let version = root.path().join("version");
+    for damaged in [&b""[..], &[0; 17], b"millpond-spool 6\n"] {
+        fs::write(&version, damaged).unwrap();
+        let refused = Spool::open(root.path(), Limits::default()).unwrap_err();
+        assert!(matches!(refused, SpoolError::Foreign(_)));
+        // As a shell's `echo` writes it, and `printf`.
+        let said = refused.to_string();
+        let line = said.split('"').nth(1).unwrap().to_owned();
+        for end in ["\n", ""] {
+            fs::write(&version, line.clone() + end).unwrap();
+            assert_eq!(ids(&mut open(root.path())), ["a"], "{said}");
+        }
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use millpond_edge::clock::{Anchor, Boot, Stamp};
-use millpond_edge::spool::{Complete, DamagedNote, Limits, Place, Rest, Spool, WhenFull};
+use millpond_edge::spool::{Complete, DamagedNote, Entry, Limits, Place, Rest, Spool, WhenFull};
 use millpond_protocol::{Code, Refusal, Sha256, Timestamp};
 
 use crate::{add, ids, names, open};
@@ -94,8 +94,29 @@ fn statements_that_are_damaged_while_a_spool_is_open_do_not_go_with_the_next_one
     flip(&root.path().join("complete"), "epoch-1");
     assert_eq!(said(&spool), [through(5_000), label("epoch-2")]);
     spool.complete(label("epoch-3")).unwrap();
-    assert_eq!(said(&spool).len(), 3);
-    assert_eq!(spool.damaged_statements().len(), 1);
+    let told = spool.statements().unwrap().remove(0);
+    spool.told(&[told]).unwrap();
+    assert_eq!(said(&spool), [label("epoch-2"), label("epoch-3")]);
+    // Whoever has it open for long looks for it, and learns of it once.
+    let found = [DamagedNote { note: "complete", lines: 1 }];
+    assert_eq!(spool.mend_notes().unwrap(), found);
+    assert_eq!((spool.damaged_statements().len(), spool.mend_notes().unwrap()), (1, vec![]));
+    flip(&root.path().join("complete"), "epoch-3");
+    assert_eq!(spool.mend_notes().unwrap(), found);
+    assert_eq!((said(&spool), spool.damaged_statements().len()), (vec![label("epoch-2")], 2));
+}
+
+#[test]
+fn what_cannot_be_taken_out_of_a_note_is_told_once() {
+    let root = tempfile::tempdir().unwrap();
+    let mut spool = noted(root.path());
+    flip(&root.path().join("complete"), "epoch-1");
+    // Nothing can be written there.
+    fs::create_dir(root.path().join("damaged/complete")).unwrap();
+    assert_eq!(spool.mend_notes().unwrap().len(), 1);
+    assert_eq!(spool.mend_notes().unwrap(), []);
+    fs::remove_dir(root.path().join("damaged/complete")).unwrap();
+    assert_eq!((spool.mend_notes().unwrap(), spool.damaged_statements().len()), (vec![], 1));
 }
 
 #[test]
@@ -201,4 +222,27 @@ fn what_a_process_was_about_to_drop_when_it_died_is_logged_as_far_as_it_is_gone(
     assert!(spool.discard(Place::Waiting, &all).is_err());
     assert_eq!(log(), ["a", "b", "b"], "what stays is not logged");
     assert_eq!(names(&root.path().join("ready")).len(), 1);
+}
+
+#[test]
+fn what_a_process_that_died_had_not_dropped_yet_and_left_in_another_way_is_not_logged() {
+    type Leave = fn(&mut Spool, &Entry);
+    let ways: [(&str, Leave); 3] = [
+        ("sent", |spool, entry| spool.remove(std::slice::from_ref(entry)).unwrap()),
+        ("refused", |spool, entry| spool.refuse(entry, &Refusal::new(Code::Rejected, "no")).unwrap()),
+        ("damaged", |spool, entry| {
+            fs::write(spool.path(entry), "damaged").unwrap();
+            assert!(spool.load(entry).is_err());
+        }),
+    ];
+    for (way, leave) in ways {
+        let root = tempfile::tempdir().unwrap();
+        let mut spool = open(root.path());
+        let entry = add(&mut spool, "a", 1, b"x").unwrap().new.remove(0);
+        let line = r#"{"at_ms":7,"from":"ready","upload":"a","time_ms":1,"size":1}"#;
+        fs::write(root.path().join("dropping"), format!("{} {line}\n", Sha256::of(line.as_bytes()))).unwrap();
+        leave(&mut spool, &entry);
+        assert_eq!(ids(&mut open(root.path())), Vec::<String>::new(), "{way}");
+        assert!(!root.path().join("dropped.log").exists(), "{way}");
+    }
 }

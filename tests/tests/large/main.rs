@@ -44,6 +44,7 @@ claims! {
     single {
         a_file_that_was_put_counts_at_its_commit_and_reaches_the_processor_as_it_is,
         files_that_are_committed_together_count_together_or_not_at_all,
+        what_lies_there_in_place_of_a_file_never_counts_and_the_file_is_asked_for_anew,
         a_grant_that_ends_counts_what_is_whole_and_forgets_the_rest,
         an_aborted_grant_frees_its_id,
         the_command_line_of_a_grant_works_as_pasted,

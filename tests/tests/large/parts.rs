@@ -101,7 +101,8 @@ pub async fn parts_that_do_not_make_the_declared_file_never_count_and_free_the_i
     ask["sha256"] = json!(Sha256::of(b"something else"));
     let put = edge.put_with("film", &file, ask).await.unwrap();
     edge.send_to(&put, &file).await;
-    refused(edge.commit(&["film"]).await, Code::Mismatch);
+    let refusal = refused(edge.commit(&["film"]).await, Code::Mismatch);
+    assert!(refusal.hint.unwrap().contains("ask `put` again"));
     let receipt = edge.receipt("film").await;
     assert_eq!((receipt.outcome, receipt.error.unwrap().code), (Outcome::Refused, Code::Mismatch));
     assert!(server.uploads("demo").await.is_empty());

@@ -71,6 +71,20 @@ pub async fn files_that_are_committed_together_count_together_or_not_at_all(on: 
     assert_eq!(edge.commit(&["a", "c"]).await.unwrap().len(), 2);
 }
 
+pub async fn what_lies_there_in_place_of_a_file_never_counts_and_the_file_is_asked_for_anew(on: &Place) {
+    let server = on.server(&[]).await;
+    let edge = Client::join(&server, "edge", Role::Publisher).await;
+    let (file, other) = (bytes(1, 200_000), bytes(2, 100_000));
+    let url = edge.put("map", &file).await.unwrap().to.unwrap().url;
+    let key = url.split('?').next().unwrap().split_once("/millpond/").unwrap().1.parse().unwrap();
+    // Somebody who has the storage's own credentials writes it.
+    on.storage(&server).put(&key, other.clone().into(), Sha256::of(&other)).await.unwrap();
+    let refusal = refused(edge.commit(&["map"]).await, Code::Mismatch);
+    assert!(refusal.hint.unwrap().contains("ask `put` again"));
+    edge.send("map", &file).await;
+    assert_eq!(edge.commit(&["map"]).await.unwrap()[0].sha256, Some(Sha256::of(&file)));
+}
+
 pub async fn a_grant_that_ends_counts_what_is_whole_and_forgets_the_rest(on: &Place) {
     let server = on.server(&[("MILLPOND__LIMITS__GRANT_S", "5")]).await;
     let mut edge = Client::join(&server, "edge", Role::Publisher).await;
