@@ -2,7 +2,7 @@
 //! row is about, and what is wrong with it. One statement sees one state of the ledger, whatever is written meanwhile.
 
 /// The word of a rule, and its query.
-pub(crate) const RULES: [(&str, &str); 31] = [
+pub(crate) const RULES: [(&str, &str); 32] = [
     (
         "pool-batches",
         "SELECT name, 'its newest batch is ' || n || ' and it counts ' || batches FROM (SELECT *, \
@@ -50,6 +50,12 @@ pub(crate) const RULES: [(&str, &str); 31] = [
         "pool-grants",
         "SELECT name, n || ' bytes are granted and it counts ' || granted_bytes FROM (SELECT *, (SELECT coalesce(sum(o.size), 0) \
          FROM grants g JOIN objects o ON o.id = g.object_id WHERE g.pool_id = p.id) AS n FROM pools p) WHERE n <> granted_bytes",
+    ),
+    (
+        "member-asks",
+        "SELECT p.name || '/' || m.name, n || ' asks are remembered and it counts ' || asks FROM (SELECT *, \
+         (SELECT count(*) FROM asks a WHERE a.member_id = m.id) AS n FROM members m) m JOIN pools p ON p.id = m.pool_id \
+         WHERE n <> m.asks",
     ),
     (
         "batch-uploads",

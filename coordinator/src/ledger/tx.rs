@@ -285,8 +285,8 @@ impl Tx<'_> {
     pub fn remember(&self, who: &Principal, op: &str, ask: &str, answer: &serde_json::Value) -> Result<()> {
         let full = self
             .sql
-            .prepare_cached("SELECT 1 FROM asks WHERE member_id = ?1 LIMIT 1 OFFSET ?2")?
-            .exists(params![who.id, limits::ASKS_REMEMBERED - 1])?;
+            .prepare_cached("SELECT 1 FROM members WHERE id = ?1 AND asks >= ?2")?
+            .exists(params![who.id, limits::ASKS_REMEMBERED])?;
         if full {
             let what = format!("{} has sent too many state-changing asks within a day", who.name);
             return Err(Refusal::new(Code::Quota, what)

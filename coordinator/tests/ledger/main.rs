@@ -267,6 +267,9 @@ async fn asks_are_forgotten_after_a_day_and_not_before() {
         }
         tx.sql().execute("UPDATE asks SET at = at - 86400001 WHERE ask = 'old'", [])?;
         assert_eq!(tx.forget_asks()?, 1);
+        let counted: u64 =
+            tx.sql().query_row("SELECT asks FROM members WHERE id = ?1", [who.id], |row| row.get(0))?;
+        assert_eq!(counted, 1, "what is forgotten makes room");
         Ok((tx.remembered(&who, "trigger", "old")?, tx.remembered(&who, "trigger", "new")?))
     });
     let (old, new) = left.await.unwrap();

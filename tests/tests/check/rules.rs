@@ -29,6 +29,7 @@ const DAMAGES: &[Damage] = &[
     damage("pool-seq", "UPDATE pools SET seq = 1 WHERE id = {demo}"),
     damage("pool-kept", "UPDATE pools SET kept_bytes = kept_bytes + 1 WHERE id = {demo}"),
     damage("pool-grants", "UPDATE pools SET granted_bytes = granted_bytes + 1 WHERE id = {demo}"),
+    damage("member-asks", "UPDATE members SET asks = asks + 1 WHERE pool_id = {demo}"),
     damage("batch-uploads", "UPDATE batches SET count = count + 1 WHERE pool_id = {demo} AND state = 'open'"),
     damage("batch-carried", "UPDATE batches SET carried_into = 99 WHERE pool_id = {demo} AND state = 'open'"),
     damage("batch-sealed", "UPDATE batches SET sealed = NULL WHERE pool_id = {skips}"),

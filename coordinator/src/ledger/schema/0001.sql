@@ -31,7 +31,8 @@ CREATE TABLE members (
     created INTEGER NOT NULL,
     revoked INTEGER,
     complete_through INTEGER,             -- "I have nothing more up to"
-    receipt_cursor INTEGER                -- seq up to which receipts are acknowledged; none: never subscribed
+    receipt_cursor INTEGER,               -- seq up to which receipts are acknowledged; none: never subscribed
+    asks INTEGER NOT NULL DEFAULT 0       -- rows of it in `asks`, kept by their triggers
 ) STRICT;
 CREATE UNIQUE INDEX members_name ON members (pool_id, name) WHERE revoked IS NULL;
 CREATE INDEX members_every ON members (pool_id, name);
@@ -313,6 +314,8 @@ CREATE TABLE asks (
     PRIMARY KEY (member_id, op, ask)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX asks_at ON asks (at);
+CREATE TRIGGER asks_more AFTER INSERT ON asks BEGIN UPDATE members SET asks = asks + 1 WHERE id = new.member_id; END;
+CREATE TRIGGER asks_fewer AFTER DELETE ON asks BEGIN UPDATE members SET asks = asks - 1 WHERE id = old.member_id; END;
 
 CREATE TABLE events (
     pool_id INTEGER NOT NULL,
