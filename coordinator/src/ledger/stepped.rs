@@ -12,8 +12,11 @@ use tokio::sync::{Semaphore, broadcast};
 
 use super::readers::Readers;
 use super::writer::{Fate, Job, Writer};
-use super::{Inner, Ledger, NOTICES, OpenError, load, migrate};
+use super::{Inner, Ledger, OpenError, load, migrate};
 use crate::rounds::{Event, Pool, RoundState};
+
+/// Commits that a listener may be behind; few, for room for each is made at every start.
+const NOTICES: usize = 64;
 
 /// The database, and the writer while the process lives.
 pub(crate) struct Stepped {

@@ -126,7 +126,7 @@ impl Writer {
     pub(super) fn group(&mut self, first: Option<Job>, mut more: impl FnMut(usize) -> Option<Job>) -> Fate {
         let started = Instant::now();
         let mut group = Group::default();
-        if let Err(error) = self.sql.execute_batch("BEGIN IMMEDIATE") {
+        if let Err(error) = self.run("BEGIN IMMEDIATE") {
             tracing::error!(%error, "ledger: no transaction begins");
             group.lost = true;
         }
@@ -185,7 +185,7 @@ impl Writer {
 
     /// Runs `work` in a savepoint; it says whether it failed and is to be taken back.
     fn step(&mut self, group: &mut Group, work: impl FnOnce(&mut Tx<'_>) -> bool) {
-        if self.savepoint("SAVEPOINT job").is_err() {
+        if self.run("SAVEPOINT job").is_err() {
             group.lost = true;
             return;
         }
@@ -200,7 +200,7 @@ impl Writer {
         let kept = if failed {
             self.undo(effects, group)
         } else {
-            self.savepoint("RELEASE job").map(|()| {
+            self.run("RELEASE job").map(|()| {
                 self.state.revoked.extend(&effects.revoked);
                 self.state.roles.extend(effects.roles.iter().map(|(member, _, role)| (*member, *role)));
                 group.merge(effects);
@@ -213,14 +213,15 @@ impl Writer {
         }
     }
 
-    fn savepoint(&self, statement: &str) -> rusqlite::Result<()> {
+    /// Runs a statement of each group or job, which is compiled once.
+    fn run(&self, statement: &str) -> rusqlite::Result<()> {
         self.sql.prepare_cached(statement)?.execute([]).map(drop)
     }
 
     /// Takes a failed job back: its rows by the savepoint, its marks on the cores by reading them again.
     fn undo(&mut self, effects: Effects, group: &mut Group) -> rusqlite::Result<()> {
-        self.savepoint("ROLLBACK TO job")?;
-        self.savepoint("RELEASE job")?;
+        self.run("ROLLBACK TO job")?;
+        self.run("RELEASE job")?;
         // The rows that the cores are read from must say what was before this job.
         for pool in &effects.touched {
             match (effects.before.get(pool), self.state.pools.get_mut(pool)) {
@@ -270,7 +271,7 @@ impl Writer {
                 }
             };
         let committed = flushed
-            && match self.sql.execute_batch("COMMIT") {
+            && match self.run("COMMIT") {
                 Ok(()) => true,
                 Err(error) => {
                     die_if_unsynced(&error);

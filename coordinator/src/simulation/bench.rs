@@ -5,7 +5,6 @@ use std::sync::Arc;
 use millpond_storage::{Secret, Storage, StorageConfig};
 use tokio::runtime::Runtime;
 
-use super::choices::Choices;
 use super::stage::Stage;
 use super::store::Store;
 use super::world::World;
@@ -33,15 +32,15 @@ impl Bench {
         Self { ledger: Stepped::new(), store, storage, runtime }
     }
 
-    /// Plays one schedule; what went wrong, and what happened if it is to be told.
-    pub(super) fn play(&mut self, bytes: &[u8], diary: bool) -> (Result<(), String>, Vec<String>) {
+    /// Plays a world's schedules; what went wrong, and what happened if it is to be told.
+    pub(super) fn play(&mut self, strings: &[Vec<u8>], diary: bool) -> (Result<(), String>, Vec<String>) {
         self.ledger.clear();
         self.store.clear();
-        let stage = Stage::new(Choices::new(bytes.to_vec()), self.store.clone(), diary);
+        let stage = Stage::new(self.store.clone(), diary);
         let outcome = {
             let handle = self.runtime.handle().clone();
             let _context = handle.enter();
-            World::play(self, stage.clone())
+            World::play(self, stage.clone(), strings)
         };
         self.runtime.block_on(tokio::task::yield_now());
         (outcome, stage.diary())

@@ -1,6 +1,9 @@
 //! Where every decision of a schedule comes from: a string of bytes. The same string is the same schedule; a shorter one, or
 //! one with smaller bytes, is a simpler schedule, for 0 is always the choice that disturbs nobody.
 
+/// Schedules in a world.
+pub(super) const WORLD: usize = 16;
+
 /// Decisions that are still to be taken.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Choices {
@@ -29,17 +32,20 @@ impl Choices {
         Self { bytes, at: 0, aside: None }
     }
 
-    /// The string that a seed stands for.
-    pub(super) fn of_seed(seed: u64) -> Vec<u8> {
+    /// The strings that a seed stands for: those of a world's schedules, one after the other.
+    pub(super) fn of_seed(seed: u64) -> Vec<Vec<u8>> {
         let mut random = Random(seed);
         let mut next = || random.next();
-        // Most are short: ten of 40 show more of the simple faults than one of 400, and are as quick.
-        let length = match next() % 8 {
-            0..=4 => 16 + next() % 64,
-            5 | 6 => 40 + next() % 160,
-            _ => 40 + next() % 360,
+        let mut string = || {
+            // Most are short: ten of 40 show more of the simple faults than one of 400, and are as quick.
+            let length = match next() % 8 {
+                0..=4 => 16 + next() % 64,
+                5 | 6 => 40 + next() % 160,
+                _ => 40 + next() % 360,
+            };
+            (0..length.div_ceil(8)).flat_map(|_| next().to_le_bytes()).collect()
         };
-        (0..length.div_ceil(8)).flat_map(|_| next().to_le_bytes()).collect()
+        (0..WORLD).map(|_| string()).collect()
     }
 
     /// A number below `end`; 0 when all is decided.

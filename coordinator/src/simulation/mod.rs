@@ -13,11 +13,12 @@
 //! | notices | when a commit is noticed, and that some are missed |
 //! | time | how much goes by, and that somebody sets the clock |
 //!
-//! Three schedules in four begin with a time without harm ([`prelude`]), in which a round may come as far as its result.
+//! A schedule goes from rest to rest. Every decision is read from a string of bytes ([`choices`]); when it ends no more harm is done:
+//! everything has to come to its end then, and the [`oracle`] looks at what is there. Three schedules in four begin with a time without
+//! harm ([`schedule`]), in which a round may come as far as its result.
 //!
-//! Every decision is read from a string of bytes ([`choices`]), which a seed stands for. When it ends no more harm is done:
-//! everything has to come to its end then, and the [`oracle`] looks at what is there. A string that fails is made shorter
-//! ([`shrink`]), and told in words. `docs/proof.md` has the commands.
+//! A world is made once for several schedules, which follow on each other with what the ones before have left; a seed stands for
+//! the strings of a world. What fails is made shorter ([`shrink`]), and told in words. `docs/proof.md` has the commands.
 
 mod bench;
 mod book;
@@ -26,9 +27,9 @@ mod listener;
 mod net;
 mod oracle;
 mod policies;
-mod prelude;
 mod processor;
 mod publisher;
+mod schedule;
 mod server;
 mod shrink;
 mod stage;
@@ -44,16 +45,16 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bench::Bench;
-use choices::Choices;
+use choices::{Choices, WORLD};
 
-/// Schedules that every run of the tests plays.
-const SCHEDULES: u64 = 200;
-/// Schedules beyond those that find what few do; every run plays them too: files that are carried on and not counted.
+/// Worlds that every run of the tests plays.
+const WORLDS: u64 = 40;
+/// Worlds beyond those that find what few do; every run plays them too: files that are carried on and not counted.
 const PAST: [u64; 1] = [1_291];
 
-/// Plays one schedule; a panic is a failure too, and takes the bench with it.
-fn play(bench: &mut Bench, bytes: &[u8], diary: bool) -> (Result<(), String>, Vec<String>) {
-    match catch_unwind(AssertUnwindSafe(|| bench.play(bytes, diary))) {
+/// Plays one world; a panic is a failure too, and takes the bench with it.
+fn play(bench: &mut Bench, strings: &[Vec<u8>], diary: bool) -> (Result<(), String>, Vec<String>) {
+    match catch_unwind(AssertUnwindSafe(|| bench.play(strings, diary))) {
         Ok(played) => played,
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
@@ -70,18 +71,19 @@ fn number(variable: &str) -> Option<u64> {
 
 #[test]
 fn whatever_is_lost_late_or_twice_what_was_acknowledged_counts_once_and_everybody_converges() {
-    let seeds: Vec<u64> = match (number("MILLPOND_SEED"), number("MILLPOND_SCHEDULES")) {
-        (Some(seed), schedules) => (seed..seed + schedules.unwrap_or(1)).collect(),
-        (None, Some(schedules)) => {
+    let worlds = number("MILLPOND_SCHEDULES").map(|schedules| schedules.div_ceil(WORLD as u64));
+    let seeds: Vec<u64> = match (number("MILLPOND_SEED"), worlds) {
+        (Some(seed), worlds) => (seed..seed + worlds.unwrap_or(1)).collect(),
+        (None, Some(worlds)) => {
             let now = crate::ledger::now().as_millis().unsigned_abs();
-            (now..now + schedules).collect()
+            (now..now + worlds).collect()
         }
-        (None, None) => (1..=SCHEDULES).chain(PAST).collect(),
+        (None, None) => (1..=WORLDS).chain(PAST).collect(),
     };
     let started = Instant::now();
     let (next, groups) = (AtomicUsize::new(0), AtomicU64::new(0));
     let failed = Mutex::new(BTreeMap::new());
-    // Each core has a bench of its own; a schedule is played on one thread.
+    // Each core has a bench of its own; a world is played on one thread.
     let work = || {
         let mut bench = Bench::new();
         while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -102,7 +104,7 @@ fn whatever_is_lost_late_or_twice_what_was_acknowledged_counts_once_and_everybod
     if let Some((seed, failure)) = failed.into_inner().unwrap().pop_first() {
         tell(seed, &failure);
     }
-    let (count, groups) = (seeds.len() as f64, groups.into_inner() as f64);
+    let (count, groups) = ((seeds.len() * WORLD) as f64, groups.into_inner() as f64);
     let seconds = started.elapsed().as_secs_f64();
     eprintln!(
         "simulation: {count} schedules in {seconds:.1} s, {:.0} a second, with {:.0} transactions",
@@ -116,30 +118,32 @@ fn kind(failure: &str) -> String {
     failure.chars().filter(|char| char.is_alphabetic()).take(24).collect()
 }
 
-/// Tells a failing schedule in its simplest form.
+/// Tells a failing world in its simplest form.
 fn tell(seed: u64, failure: &str) -> ! {
-    let (bench, bytes) = (&mut Bench::new(), Choices::of_seed(seed));
-    eprintln!("schedule {seed} fails: {failure}");
+    let (bench, strings) = (&mut Bench::new(), Choices::of_seed(seed));
+    eprintln!("world {seed} fails: {failure}");
     eprintln!("again: MILLPOND_SEED={seed} cargo test -p millpond --lib simulation");
-    let length = bytes.len();
+    let decisions = |strings: &[Vec<u8>]| strings.iter().map(Vec::len).sum::<usize>();
+    let length = decisions(&strings);
     // Each try that panics would say so at length.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let same = |other: &str| kind(other) == kind(failure);
-    let bytes = shrink::shrink(bytes, |bytes| play(bench, bytes, false).0.is_err_and(|other| same(&other)));
+    let strings =
+        shrink::shrink(strings, |strings| play(bench, strings, false).0.is_err_and(|other| same(&other)));
     std::panic::set_hook(hook);
-    let (outcome, diary) = play(bench, &bytes, true);
-    eprintln!("of its {length} decisions {} are enough: {bytes:?}", bytes.len());
+    let (outcome, diary) = play(bench, &strings, true);
+    eprintln!("of its {length} decisions {} are enough: {strings:?}", decisions(&strings));
     diary.iter().for_each(|line| eprintln!("{line}"));
-    panic!("schedule {seed}: {failure}; the simplest form: {}", outcome.err().unwrap_or_default());
+    panic!("world {seed}: {failure}; the simplest form: {}", outcome.err().unwrap_or_default());
 }
 
 #[test]
-fn a_schedule_that_is_played_again_is_the_same() {
+fn a_world_that_is_played_again_is_the_same() {
     let mut bench = Bench::new();
     for seed in 1..=10 {
-        let bytes = Choices::of_seed(seed);
-        let mut again = || play(&mut bench, &bytes, true);
-        assert_eq!(again(), again(), "schedule {seed}");
+        let strings = Choices::of_seed(seed);
+        let mut again = || play(&mut bench, &strings, true);
+        assert_eq!(again(), again(), "world {seed}");
     }
 }

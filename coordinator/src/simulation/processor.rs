@@ -14,8 +14,8 @@ use super::publisher::incoming;
 use super::stage::Stage;
 
 /// The first pause of who finds no work; it doubles up to the other one.
-const IDLE: Duration = Duration::from_secs(7);
-const IDLE_MAX: Duration = Duration::from_secs(600);
+const IDLE: Duration = Duration::from_secs(20);
+const IDLE_MAX: Duration = Duration::from_secs(1_200);
 
 /// One of a member's connections, of that name: works until everything is over, and knows nothing of the others.
 pub(super) async fn live(stage: Stage, who: Principal, connection: &'static str) {

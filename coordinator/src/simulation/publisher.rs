@@ -23,10 +23,10 @@ struct File {
     event_time: Option<Timestamp>,
 }
 
-/// Lives until its files are acknowledged and receipted.
-pub(super) async fn live(stage: Stage, who: Principal) {
-    let files = 1 + stage.below(4);
-    let mut n = 0;
+/// Lives until some new files are acknowledged, `most` at most.
+pub(super) async fn live(stage: Stage, who: Principal, most: usize) {
+    let mut n = stage.read_book().sent.keys().filter(|(member, _)| *member == who.name.as_str()).count();
+    let files = n + 1 + stage.below(most);
     while n < files {
         let bundled = stage.chance(48);
         let now: Vec<File> = (0..1 + usize::from(bundled)).map(|_| file(&stage, &who, &mut n)).collect();

@@ -84,6 +84,10 @@ impl Server {
         }))
     }
 
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.0.ledger
+    }
+
     pub(super) fn serves(&self) -> bool {
         self.0.serves.get()
     }
@@ -151,14 +155,14 @@ impl Server {
                 }
                 true
             }
-            Ok(_) => {
+            Ok(_) | Err(TryRecvError::Lagged(_)) => {
                 *notices = notices.resubscribe();
                 // Dispatch looks at every pool, fan-out ends every session: whoever comes back is told the state.
                 self.0.dirty.set(true);
                 self.0.stage.net().disconnect_listeners();
                 true
             }
-            Err(TryRecvError::Empty | TryRecvError::Lagged(_) | TryRecvError::Closed) => false,
+            Err(TryRecvError::Empty | TryRecvError::Closed) => false,
         }
     }
 

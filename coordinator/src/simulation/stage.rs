@@ -40,10 +40,10 @@ struct Inner {
 
 impl Stage {
     /// Time begins. With a diary everything is written down in words.
-    pub(super) fn new(choices: Choices, store: Store, diary: bool) -> Self {
+    pub(super) fn new(store: Store, diary: bool) -> Self {
         simulated::set(Time { wall: Timestamp::clamped(BEGIN), running: Duration::ZERO });
         Self(Rc::new(Inner {
-            choices: RefCell::new(choices),
+            choices: RefCell::default(),
             net: RefCell::default(),
             book: RefCell::default(),
             timers: RefCell::default(),
@@ -56,6 +56,12 @@ impl Stage {
 
     pub(super) fn choices(&self) -> RefMut<'_, Choices> {
         self.0.choices.borrow_mut()
+    }
+
+    /// From now on that string decides, and harm may be done.
+    pub(super) fn take_up(&self, string: &[u8]) {
+        self.0.choices.replace(Choices::new(string.to_vec()));
+        self.0.calm.set(false);
     }
 
     /// A decision: a number below `end`.

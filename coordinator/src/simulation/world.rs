@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millpond_protocol::{Role, Sha256, Timestamp};
+use millpond_protocol::{Principal, Role, Sha256, Timestamp};
 
 use super::bench::Bench;
 use super::net::Request;
@@ -15,13 +15,17 @@ use crate::ledger::tokens::find_token;
 use crate::ledger::{Ledger, PoolId};
 use crate::rounds::Policy;
 
-/// Steps after which a schedule should have come to its end, and time that may go by until then.
-const STEPS: usize = 60_000;
-const LONGEST: Duration = Duration::from_secs(60 * 86_400);
+/// Processors, and their connections.
+const HANDS: [&[(&str, &[&str])]; 4] = [
+    &[("proc0", &["a"])],
+    &[("proc0", &["a"]), ("proc1", &["a"])],
+    &[("proc0", &["a", "b"])],
+    &[("proc0", &["a", "b"]), ("proc1", &["a", "b"])],
+];
 /// A PUT that the caller has given up is done until then.
 const LATE: Duration = Duration::from_secs(30);
 
-/// One schedule.
+/// A pool and everybody around it.
 pub(super) struct World<'a> {
     pub(super) bench: &'a mut Bench,
     pub(super) stage: Stage,
@@ -29,25 +33,28 @@ pub(super) struct World<'a> {
     pub(super) policy: Policy,
     /// When a group was lost: cores that were read again then count terms from there, and rows do not say so.
     pub(super) lost: Option<Duration>,
-    tasks: Tasks,
+    pub(super) tasks: Tasks,
     server: Server,
     /// Since when no more harm is done, by the cores' time.
     pub(super) calm_since: Timestamp,
     /// Rounds that had failed by then. That of an earlier life may have been another time.
     pub(super) failed_before: Vec<u64>,
+    pub(super) publishers: Vec<Principal>,
+    /// The newest row of batches that an earlier policy sealed.
+    pub(super) sealed_before: i64,
 }
 
 impl<'a> World<'a> {
     fn new(bench: &'a mut Bench, stage: Stage) -> Self {
         let ledger = bench.ledger.start().unwrap();
         let policy = policies::choose(&mut stage.choices());
-        let publishers = 1 + stage.below(3);
+        let (publishers, hands) = (1 + stage.below(3), stage.below(HANDS.len()));
         let adopted = policy.clone();
         let made = ledger.write(move |tx| {
             let (pool, _) = tx.apply_pool(&"p".parse()?, &adopted)?;
             let names = (0..publishers).map(|n| (format!("pub{n}"), Role::Publisher));
-            let others = [("proc0", Role::Processor), ("proc1", Role::Processor), ("lis", Role::Listener)];
-            let others = others.into_iter().map(|(name, role)| (name.to_owned(), role));
+            let processors = HANDS[hands].iter().map(|(name, _)| ((*name).to_owned(), Role::Processor));
+            let others = processors.chain([("lis".to_owned(), Role::Listener)]);
             let mut members = Vec::new();
             for (name, role) in names.chain(others) {
                 let token = Sha256::of(name.as_bytes());
@@ -61,19 +68,20 @@ impl<'a> World<'a> {
         let server = Self::server(bench, &stage, pool, ledger);
         let mut tasks = Tasks::default();
         tasks.spawn(Owner::Server, "start".into(), server.clone().recover());
+        let mut publishers = Vec::new();
         for who in members {
             let (name, stage) = (who.name.to_string(), stage.clone());
             match who.role {
                 Role::Publisher => {
                     if stage.chance(128) {
-                        let receipts = publisher::receipts(stage.clone(), who.clone());
+                        let receipts = publisher::receipts(stage, who.clone());
                         tasks.spawn(Owner::Client, format!("{name} receipts"), receipts);
                     }
-                    stage.book().publishing += 1;
-                    tasks.spawn(Owner::Client, name, publisher::live(stage, who));
+                    publishers.push(who);
                 }
                 Role::Processor => {
-                    for connection in ["a", "b"] {
+                    let connections = HANDS[hands].iter().find(|(of, _)| *of == name);
+                    for connection in connections.into_iter().flat_map(|(_, connections)| *connections) {
                         let work = processor::live(stage.clone(), who.clone(), connection);
                         tasks.spawn(Owner::Client, format!("{name} {connection}"), work);
                     }
@@ -91,6 +99,8 @@ impl<'a> World<'a> {
             server,
             calm_since: Timestamp::MAX,
             failed_before: Vec::new(),
+            publishers,
+            sealed_before: 0,
         }
     }
 
@@ -99,42 +109,18 @@ impl<'a> World<'a> {
         Server::new(stage, (pool, name), ledger, bench.storage.clone())
     }
 
-    /// From the beginning to the end.
-    pub(super) fn play(bench: &'a mut Bench, stage: Stage) -> Result<(), String> {
+    /// From the beginning to the end: schedules one after the other.
+    pub(super) fn play(bench: &'a mut Bench, stage: Stage, strings: &[Vec<u8>]) -> Result<(), String> {
+        stage.take_up(&strings[0]);
         let mut world = Self::new(bench, stage);
-        let outcome = world.live();
+        let outcome = world.live(strings);
         // While what they use is there.
         world.tasks = Tasks::default();
         outcome
     }
 
-    fn live(&mut self) -> Result<(), String> {
-        self.begin()?;
-        while !self.stage.choices().is_over() {
-            self.step()?;
-        }
-        self.stage.note(|| "no more harm".into());
-        self.stage.calm_down();
-        self.calm_since = self.bench.ledger.now();
-        self.failed_before = oracle::failed(self);
-        let begun = self.stage.running();
-        for _ in 0..STEPS {
-            if !self.progress() {
-                if oracle::unfinished(self).is_empty() {
-                    return self.end();
-                }
-                self.wait()?;
-            }
-            self.look()?;
-            if self.stage.running() - begun > LONGEST {
-                break;
-            }
-        }
-        Err(format!("it does not come to its end: {}", oracle::unfinished(self)))
-    }
-
     /// One thing happens that a byte decides.
-    fn step(&mut self) -> Result<(), String> {
+    pub(super) fn step(&mut self) -> Result<(), String> {
         let what = self.stage.byte();
         let happened = match what {
             0..=79 => self.run(),
@@ -370,10 +356,19 @@ impl<'a> World<'a> {
         }
     }
 
+    /// An operator changes the pool's policy while everybody rests.
+    pub(super) fn adopt(&mut self, policy: Policy) -> Result<(), String> {
+        self.sealed_before = oracle::newest_batch(self);
+        self.policy = policy.clone();
+        let pool = "p".parse().unwrap_or_else(|e| unreachable!("{e}"));
+        let applied = self.server.ledger().write(move |tx| tx.apply_pool(&pool, &policy).map(drop));
+        self.bench.ledger.group(1, true);
+        let applied = futures_util::FutureExt::now_or_never(applied);
+        applied.unwrap_or_else(|| unreachable!("a group answers its jobs")).map_err(|error| error.to_string())
+    }
+
     /// Everything has come to its end: it is so too for who starts again, and nothing is left over.
-    fn end(&mut self) -> Result<(), String> {
-        oracle::nothing_is_lost(self)?;
-        oracle::everything_counts_once(self)?;
+    pub(super) fn end(&mut self) -> Result<(), String> {
         self.stage.end();
         self.crash()?;
         self.settle_down();
