@@ -1,11 +1,12 @@
 //! How many connections there may be: in all, and from one address, so that no address keeps the others out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, oneshot};
 
 /// The address that limits count by: an IPv6 client owns a whole /64, so that is one, and IPv4 is the same however it is
 /// written.
@@ -41,40 +42,42 @@ pub struct Places(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    all: Arc<Semaphore>,
+    state: Mutex<State>,
+    /// A place has become free, and nobody waits for it.
+    vacant: Notify,
+}
+
+#[derive(Debug)]
+struct State {
     max: usize,
     per_address: usize,
-    /// Of each address that has a place or waits for one, and how many do.
-    addresses: Mutex<HashMap<IpAddr, (Arc<Semaphore>, usize)>>,
+    taken: usize,
+    /// Each address that has a place or waits for one.
+    addresses: HashMap<IpAddr, Address>,
+    /// Addresses that wait and may have another place: whose turn is next.
+    turns: VecDeque<IpAddr>,
+}
+
+#[derive(Debug, Default)]
+struct Address {
+    taken: usize,
+    waiting: VecDeque<oneshot::Sender<Place>>,
+    has_turn: bool,
 }
 
 /// A place; free again when it is dropped.
 #[derive(Debug)]
 pub struct Place {
-    // In this order: the ticket is given back last.
-    _all: Option<OwnedSemaphorePermit>,
-    _own: Option<OwnedSemaphorePermit>,
-    _ticket: Ticket,
-}
-
-/// Keeps what is known of an address for as long as somebody from there has or wants a place.
-#[derive(Debug)]
-struct Ticket {
     of: Places,
     network: IpAddr,
-    own: Arc<Semaphore>,
 }
 
 impl Places {
     /// `max` places, at most `per_address` of them for one address.
     pub fn new(max: usize, per_address: usize) -> Self {
-        let max = max.min(Semaphore::MAX_PERMITS);
-        Self(Arc::new(Shared {
-            all: Arc::new(Semaphore::new(max)),
-            max,
-            per_address: per_address.min(max),
-            addresses: Mutex::default(),
-        }))
+        let (addresses, turns) = (HashMap::new(), VecDeque::new());
+        let state = State { max, per_address: per_address.min(max), taken: 0, addresses, turns };
+        Self(Arc::new(Shared { state: Mutex::new(state), vacant: Notify::new() }))
     }
 
     /// A place, if one is free now.
@@ -82,60 +85,144 @@ impl Places {
     /// # Errors
     /// Which limit says no.
     pub fn try_take(&self, from: IpAddr) -> Result<Place, Full> {
-        let ticket = self.ticket(from);
-        let own = ticket.own.clone().try_acquire_owned().map_err(|_| Full::Address)?;
-        let all = self.0.all.clone().try_acquire_owned().map_err(|_| Full::All)?;
-        Ok(Place { _all: Some(all), _own: Some(own), _ticket: ticket })
+        let network = network(from);
+        let mut state = self.state();
+        let taken = state.addresses.get(&network).map_or(0, |address| address.taken);
+        if taken >= state.per_address {
+            return Err(Full::Address);
+        }
+        // None is free while somebody waits who may have it.
+        if state.is_full() {
+            return Err(Full::All);
+        }
+        Ok(self.give(&mut state, network))
     }
 
-    /// Waits for a place, in order of asking. Whoever is over the share of its address waits for that alone, and so keeps
-    /// nobody else waiting. Safe to cancel.
+    /// Waits for a place. Addresses have turns, and those of one address their order of asking: whoever comes alone waits for one
+    /// of each address at most, and whoever is over the share of its address keeps nobody else waiting. Safe to cancel.
     pub async fn take(&self, from: IpAddr) -> Place {
-        let ticket = self.ticket(from);
-        // Neither is ever closed.
-        let own = ticket.own.clone().acquire_owned().await.ok();
-        let all = self.0.all.clone().acquire_owned().await.ok();
-        Place { _all: all, _own: own, _ticket: ticket }
+        loop {
+            // Nobody is left without an answer.
+            if let Ok(place) = self.wait(network(from)).await {
+                return place;
+            }
+        }
+    }
+
+    fn wait(&self, network: IpAddr) -> oneshot::Receiver<Place> {
+        let (give, given) = oneshot::channel();
+        let mut state = self.state();
+        let address = state.addresses.entry(network).or_default();
+        address.waiting.push_back(give);
+        state.line_up(network);
+        drop(state);
+        self.hand_out();
+        given
     }
 
     /// Waits until a place is free for somebody. Safe to cancel.
     pub async fn vacancy(&self) {
-        let _free = self.0.all.acquire().await;
+        loop {
+            let mut vacant = pin!(self.0.vacant.notified());
+            vacant.as_mut().enable();
+            if !self.is_full() {
+                return;
+            }
+            vacant.await;
+        }
     }
 
     fn is_full(&self) -> bool {
-        self.0.all.available_permits() == 0
+        self.state().is_full()
     }
 
     /// Places that are taken.
     pub fn taken(&self) -> usize {
-        self.0.max.saturating_sub(self.0.all.available_permits())
+        self.state().taken
     }
 
-    fn ticket(&self, from: IpAddr) -> Ticket {
-        let network = network(from);
-        let mut addresses = self.addresses();
-        let (own, tickets) =
-            addresses.entry(network).or_insert_with(|| (Arc::new(Semaphore::new(self.0.per_address)), 0));
-        *tickets += 1;
-        Ticket { of: self.clone(), network, own: own.clone() }
+    fn give(&self, state: &mut State, network: IpAddr) -> Place {
+        state.taken += 1;
+        state.addresses.entry(network).or_default().taken += 1;
+        Place { of: self.clone(), network }
+    }
+
+    /// Gives free places to those who wait, in turns.
+    fn hand_out(&self) {
+        loop {
+            let mut state = self.state();
+            if state.is_full() {
+                return;
+            }
+            let Some((network, waits)) = state.next() else { break };
+            let place = self.give(&mut state, network);
+            state.line_up(network);
+            drop(state);
+            // Who has given up in this moment leaves it to the next one.
+            let _ = waits.send(place);
+        }
+        self.0.vacant.notify_waiters();
     }
 
     /// Nothing panics under this lock, so a poisoned one still holds a consistent value.
-    fn addresses(&self) -> MutexGuard<'_, HashMap<IpAddr, (Arc<Semaphore>, usize)>> {
-        self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let mut addresses = self.of.addresses();
-        if let Some((_, tickets)) = addresses.get_mut(&self.network) {
-            *tickets -= 1;
-            if *tickets == 0 {
-                addresses.remove(&self.network);
+impl State {
+    fn is_full(&self) -> bool {
+        self.taken >= self.max
+    }
+
+    /// The address has a turn if somebody there waits and may have a place; nothing is kept of one that has none and wants none.
+    fn line_up(&mut self, network: IpAddr) {
+        let Some(address) = self.addresses.get_mut(&network) else { return };
+        while address.waiting.front().is_some_and(oneshot::Sender::is_closed) {
+            address.waiting.pop_front();
+        }
+        let waits = !address.waiting.is_empty();
+        if address.has_turn {
+            return;
+        }
+        if waits && address.taken < self.per_address {
+            address.has_turn = true;
+            self.turns.push_back(network);
+        } else if !waits && address.taken == 0 {
+            self.addresses.remove(&network);
+        }
+    }
+
+    /// Whose turn it is.
+    fn next(&mut self) -> Option<(IpAddr, oneshot::Sender<Place>)> {
+        while let Some(network) = self.turns.pop_front() {
+            let Some(address) = self.addresses.get_mut(&network) else { continue };
+            address.has_turn = false;
+            // A place of its own may have been taken meanwhile.
+            let may = address.taken < self.per_address;
+            while may && let Some(waits) = address.waiting.pop_front() {
+                if !waits.is_closed() {
+                    return Some((network, waits));
+                }
+            }
+            if may && address.taken == 0 {
+                self.addresses.remove(&network);
             }
         }
+        None
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.of.state();
+        state.taken -= 1;
+        if let Some(address) = state.addresses.get_mut(&self.network) {
+            address.taken -= 1;
+        }
+        state.line_up(self.network);
+        drop(state);
+        self.of.hand_out();
     }
 }
 
@@ -209,8 +296,6 @@ impl Entrance {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
-
     use super::*;
 
     const LONG: Duration = Duration::from_secs(60);
@@ -233,7 +318,7 @@ mod tests {
         assert_eq!(places.taken(), 2);
         drop(held);
         assert!(places.try_take(here).is_ok());
-        assert!(places.addresses().is_empty(), "nothing is kept of who has no place");
+        assert!(places.state().addresses.is_empty(), "nothing is kept of who has no place");
     }
 
     #[test]
@@ -262,6 +347,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn whoever_comes_alone_waits_for_one_of_each_address_and_not_for_all_of_a_crowd() {
+        let places = Places::new(1, 9);
+        let (crowd, alone) = (ip("192.0.2.1"), ip("192.0.2.2"));
+        let held = places.try_take(crowd).unwrap();
+        let mut first: Vec<_> = (0..3).map(|_| Box::pin(places.take(crowd))).collect();
+        for waits in &mut first {
+            assert!(tokio::time::timeout(Duration::ZERO, waits).await.is_err());
+        }
+        let mut late = pin!(places.take(alone));
+        assert!(tokio::time::timeout(Duration::ZERO, late.as_mut()).await.is_err());
+        // One of the crowd gives up, and leaves its turn to the next one there.
+        drop(first.remove(0));
+        drop(held);
+        let second = first.remove(0).await;
+        assert!(tokio::time::timeout(Duration::ZERO, late.as_mut()).await.is_err(), "there is one place");
+        drop(second);
+        let own = late.await;
+        drop(own);
+        drop(first.remove(0).await);
+        let state = places.state();
+        assert!(state.addresses.is_empty() && state.turns.is_empty(), "{state:?}");
+    }
+
+    #[tokio::test]
     async fn who_waits_for_too_long_or_gives_up_leaves_nothing_behind() {
         let (places, room) = (Places::new(1, 1), Places::new(2, 2));
         let entrance = |patience| Entrance::new("test", places.clone(), room.clone(), patience);
@@ -272,7 +381,7 @@ mod tests {
         assert!(tokio::time::timeout(SHORT, gives_up).await.is_err());
         assert_eq!(room.taken(), 0);
         drop(held);
-        assert!(places.addresses().is_empty() && room.addresses().is_empty());
+        assert!(places.state().addresses.is_empty() && room.state().addresses.is_empty());
         assert!(entrance(LONG).arrive(here).unwrap().await.is_some());
     }
 }
