@@ -11,7 +11,6 @@ use millpond::rounds::Policy;
 use millpond_tests::overload::{Attack, Fared, Field, others};
 use millpond_tests::wire::Who;
 use tokio::runtime::Runtime;
-use tokio::task::JoinSet;
 
 use super::server::{Server, prepare, prepare_apart};
 use super::{median, percentile};
@@ -99,18 +98,19 @@ pub const KINDS: [(&str, Of); 5] = [
     ("GETs", |fared| &fared.gets),
 ];
 
-/// A thread for the attackers, or those who are measured would stand behind thousands of them in the load's own queue.
-struct Apart(Option<Runtime>);
+/// A thread for the crowd, or those who are measured would stand behind thousands of it in the load's own queue.
+pub struct Apart(Option<Runtime>);
 
 impl Apart {
-    fn start() -> Result<Self> {
+    pub fn start() -> Result<Self> {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
-        Ok(Self(Some(builder.worker_threads(1).thread_name("attackers").enable_all().build()?)))
+        Ok(Self(Some(builder.worker_threads(1).thread_name("crowd").enable_all().build()?)))
     }
 
-    fn begin(&self, attack: Attack, field: &Arc<Field>) -> JoinSet<()> {
+    /// What `begin` spawns runs there.
+    pub fn within<T>(&self, begin: impl FnOnce() -> T) -> T {
         let _entered = self.0.as_ref().map(Runtime::enter);
-        attack.begin(field)
+        begin()
     }
 }
 
@@ -130,7 +130,7 @@ async fn beside(attack: Attack) -> Result<Vec<String>> {
     let apart = Apart::start()?;
     for run in 0..RUNS {
         without.push(others(&field, &format!("a{run}"), FOR, LEAST).await?);
-        let attackers = apart.begin(attack, &field);
+        let attackers = apart.within(|| attack.begin(&field));
         tokio::time::sleep(SETTLE).await;
         with.push(others(&field, &format!("b{run}"), FOR, LEAST).await?);
         drop(attackers);

@@ -36,7 +36,7 @@ pub async fn run() -> Result<()> {
 /// The same while every sync takes longer.
 pub async fn slow() -> Result<()> {
     match Shim::new() {
-        None => println!("  (no C compiler here: slower syncs are left out)"),
+        None => println!("  (no library can be preloaded here: slower syncs are left out)"),
         Some(shim) => {
             println!("the same with syncs that take 2 ms more");
             for (size, connections) in LOADS {

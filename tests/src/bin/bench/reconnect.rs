@@ -11,7 +11,7 @@ use millpond_tests::wire::{Connection, Who};
 use tokio::task::JoinSet;
 
 use super::median;
-use super::overload::{KINDS, allowed, field, p99};
+use super::overload::{Apart, KINDS, allowed, field, p99};
 
 const MEMBERS: usize = 5_000;
 /// How long a client waits that was sent away: brokers' clients have a second, and some jitter.
@@ -32,17 +32,19 @@ pub async fn run() -> Result<()> {
     // Addresses that they come from: all from behind one NAT, or a few from each of many.
     for addresses in [1, 250] {
         let (_dir, server, field) = field(4, MEMBERS).await?;
-        let (mut connections, _, _) = come(&field, addresses).await?;
+        let apart = Apart::start()?;
+        let come = || {
+            let field = field.clone();
+            apart.within(|| tokio::spawn(async move { come(&field, addresses).await }))
+        };
+        let (mut connections, _, _) = come().await??;
         let (mut without, mut with, mut took, mut sent_away) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for run in 0..RUNS {
             without.push(others(&field, &format!("a{run}"), FOR, 20).await?);
             drop(connections);
             let begun = Instant::now();
-            let coming = {
-                let field = field.clone();
-                tokio::spawn(async move { come(&field, addresses).await })
-            };
+            let coming = come();
             let (mut beside, mut part) = (Fared::default(), 0);
             while !coming.is_finished() {
                 beside.add(others(&field, &format!("b{run}-{part}"), Duration::from_millis(200), 1).await?);
