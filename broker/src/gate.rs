@@ -151,7 +151,7 @@ impl Gate {
         let abort = CancellationToken::new();
         let _abort = abort.clone().drop_guard();
         let mut gauges = tokio::time::interval(GAUGES);
-        let mut accepted_in_a_row = 0;
+        let mut taken_in_turn = 0;
         let accepting = async {
             loop {
                 tokio::select! {
@@ -162,9 +162,9 @@ impl Gate {
                     accepted = listener.accept() => match accepted {
                         Ok(arrival) => {
                             self.admit(arrival, &tasks, &stop, &abort);
-                            accepted_in_a_row += 1;
-                            if accepted_in_a_row == ACCEPT_TURN {
-                                accepted_in_a_row = 0;
+                            taken_in_turn += 1;
+                            if taken_in_turn == ACCEPT_TURN {
+                                taken_in_turn = 0;
                                 tokio::task::yield_now().await;
                             }
                         }

@@ -115,12 +115,11 @@ impl Places {
         let address = state.addresses.entry(network).or_default();
         address.waiting.push_back(give);
         state.line_up(network);
-        drop(state);
-        self.hand_out();
+        self.hand_out(state);
         given
     }
 
-    /// Waits until a place is free for somebody. Safe to cancel.
+    /// Waits until a place is free for somebody, and nobody waits who may have it. Safe to cancel.
     pub async fn vacancy(&self) {
         loop {
             let mut vacant = pin!(self.0.vacant.notified());
@@ -147,10 +146,9 @@ impl Places {
         Place { of: self.clone(), network }
     }
 
-    /// Gives free places to those who wait, in turns.
-    fn hand_out(&self) {
+    /// Gives free places to those who wait, in turns; the first one while nobody else can take it.
+    fn hand_out<'a>(&'a self, mut state: MutexGuard<'a, State>) {
         loop {
-            let mut state = self.state();
             if state.is_full() {
                 return;
             }
@@ -160,7 +158,9 @@ impl Places {
             drop(state);
             // Who has given up in this moment leaves it to the next one.
             let _ = waits.send(place);
+            state = self.state();
         }
+        drop(state);
         self.0.vacant.notify_waiters();
     }
 
@@ -221,8 +221,7 @@ impl Drop for Place {
             address.taken -= 1;
         }
         state.line_up(self.network);
-        drop(state);
-        self.of.hand_out();
+        self.of.hand_out(state);
     }
 }
 
@@ -348,8 +347,9 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_comes_alone_waits_for_one_of_each_address_and_not_for_all_of_a_crowd() {
-        let places = Places::new(1, 9);
+        let places = Places::new(2, 2);
         let (crowd, alone) = (ip("192.0.2.1"), ip("192.0.2.2"));
+        let other = places.try_take(ip("192.0.2.3")).unwrap();
         let held = places.try_take(crowd).unwrap();
         let mut first: Vec<_> = (0..3).map(|_| Box::pin(places.take(crowd))).collect();
         for waits in &mut first {
@@ -366,6 +366,7 @@ mod tests {
         let own = late.await;
         drop(own);
         drop(first.remove(0).await);
+        drop(other);
         let state = places.state();
         assert!(state.addresses.is_empty() && state.turns.is_empty(), "{state:?}");
     }

@@ -99,9 +99,10 @@ impl Subscriptions {
         self.acks.len()
     }
 
-    /// Filters that are acknowledged once the hub knows them.
+    /// Filters that are acknowledged once they are kept and the hub knows them; with those beside them that are refused, for each
+    /// is a code that waits.
     pub(super) fn on_their_way(&self) -> usize {
-        self.on_their_way
+        self.on_their_way + self.acks.iter().map(|ack| ack.codes.len()).sum::<usize>()
     }
 
     /// Whether the current messages that come next were asked for by the client.
@@ -215,7 +216,7 @@ impl Session {
             } else if ack.then.is_empty() {
                 self.suback(ack.first, ack.id, &ack.codes);
             } else if self.end.is_none() {
-                let filters = ack.then.len();
+                let filters = ack.codes.len();
                 self.subscriptions.on_their_way += filters;
                 self.effects.extend(ack.then);
                 self.effects.push_back(Effect::Subscribed(Suback { id: ack.id, codes: ack.codes, filters }));

@@ -152,6 +152,21 @@ fn a_connection_is_not_read_while_as_much_of_it_is_undecided_as_gains_anything()
 }
 
 #[test]
+fn a_connection_is_not_read_while_more_codes_wait_for_the_hub_than_it_may_have_filters() {
+    let now = Instant::now();
+    let mut session = session(Version::V5, now);
+    let mut filters = vec![plain("mp/p/pool")];
+    filters.extend((0..50).map(|n| plain(&format!("nobody/may/{n}"))));
+    for id in 1..=2 {
+        assert!(session.has_room());
+        session.packet(Packet::Subscribe(Subscribe { id, filters: filters.clone(), tag: None }), now);
+    }
+    assert!(!session.has_room(), "102 codes wait for two filters");
+    effects(&mut session);
+    assert!(session.has_room());
+}
+
+#[test]
 fn state_is_asked_for_behind_the_subscription_to_its_changes() {
     let now = Instant::now();
     let mut session = session(Version::V4, now);
