@@ -208,14 +208,16 @@ pub(super) fn nothing_is_overdue(world: &mut World<'_>) -> Outcome {
     }
 }
 
-/// The pointer names the result of the newest batch, unless an operator has published an old one again.
+/// The pointer names the result of the newest batch, or an old one that an operator has published again since.
 fn pointer(sql: &Connection) -> Outcome {
-    let query = "SELECT coalesce(p.pointer, 0), coalesce((SELECT version FROM results r WHERE r.pool_id = p.id \
-                 ORDER BY round DESC LIMIT 1), 0) FROM pools p \
-                 WHERE NOT EXISTS (SELECT 1 FROM results r WHERE r.pool_id = p.id AND r.of IS NOT NULL)";
+    let query = "SELECT coalesce(p.pointer, 0), coalesce((SELECT max(version) FROM results r WHERE r.pool_id = p.id AND (r.of IS NOT NULL \
+                 OR NOT EXISTS (SELECT 1 FROM results e WHERE e.pool_id = r.pool_id AND e.of IS NULL AND e.version < r.version \
+                 AND e.round > r.round))), 0) FROM pools p";
     for (pointer, newest) in rows(sql, query, |row| Ok((row.get::<_, u64>(0)?, row.get::<_, u64>(1)?))) {
         holds(pointer == newest, || {
-            format!("the pointer names {pointer}, and the newest batch's is {newest}")
+            format!(
+                "the pointer names {pointer}, and the newest batch's, or what was published again since, is {newest}"
+            )
         })?;
     }
     Ok(())

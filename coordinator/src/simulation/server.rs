@@ -24,7 +24,7 @@ use crate::fanout::state::{Shown, States};
 use crate::grants::Grants;
 use crate::identity::Identity;
 use crate::ingest::{Ingest, stage as staging};
-use crate::ledger::{Commit, Ledger, PoolId};
+use crate::ledger::{Commit, Ledger, PoolId, Tx};
 
 /// A pause of dispatch after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -238,13 +238,22 @@ impl Server {
     /// An operator gives failed rounds another chance, or publishes an old version again.
     pub(super) fn operate(&self, what: usize) -> impl Future<Output = ()> + 'static {
         let (ledger, pool) = (self.0.ledger.clone(), self.0.pool.0);
-        let number = (what / 2 + 1) as u64;
+        let back = (what / 2) as u64;
         async move {
-            // What there is not is not found.
+            // One of the newest; what there is not is not found.
+            let of = move |tx: &Tx<'_>, counter: &str| -> crate::ledger::Result<u64> {
+                let query = format!("SELECT {counter} FROM pools WHERE id = ?1");
+                let newest: u64 = tx.sql().query_row(&query, [pool], |row| row.get(0))?;
+                Ok(newest.saturating_sub(back))
+            };
             let _ = if what.is_multiple_of(2) {
-                ledger.write(move |tx| tx.retry_round(pool, number).map(drop)).await
+                ledger
+                    .write(move |tx| of(tx, "rounds").and_then(|round| tx.retry_round(pool, round).map(drop)))
+                    .await
             } else {
-                ledger.write(move |tx| tx.roll_back(pool, number).map(drop)).await
+                ledger
+                    .write(move |tx| of(tx, "versions").and_then(|old| tx.roll_back(pool, old).map(drop)))
+                    .await
             };
         }
     }
