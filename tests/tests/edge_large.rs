@@ -215,6 +215,11 @@ async fn a_push_whose_commit_is_never_answered(is_counted: bool) {
     })
     .await;
     cast.edge.relay.vanish();
+    assert_eq!(
+        cast.server.uploads("demo").await.len(),
+        usize::from(is_counted),
+        "the network vanished too late"
+    );
     assert!(push.wait(PATIENCE).await.success(), "{}", push.stderr());
     assert!(push.stdout().starts_with("spooled"), "{}", push.stdout());
     cast.edge.relay.shape(Shape::default());

@@ -128,6 +128,10 @@ impl Run<'_> {
             Next::Inline => self.queue.inline(&entry),
             Next::Ask => self.queue.not_now(std::slice::from_ref(&entry)),
             Next::Leave { most } => {
+                // Its bytes may be there, and their commit be refused for now: the next run asks first.
+                if matches!(error, LargeError::Session(SessionError::Answer(_))) {
+                    self.stays.push(entry.clone());
+                }
                 self.leave(entry, &error);
                 self.no_room = most.map(|most| (most, error)).or(self.no_room.take());
             }

@@ -38,16 +38,17 @@ impl Spool {
         &self.damaged_notes
     }
 
-    /// Looks for such again, for whoever has the spool open for long. Answers what the last look did not find.
+    /// Looks for such again, for whoever has the spool open for long. Answers what is new: not what the last look found too, and
+    /// could not take out.
     ///
     /// # Errors
     /// What the system says.
     pub fn mend_notes(&mut self) -> Result<Vec<DamagedNote>, SpoolError> {
         let change = self.change()?;
-        let found = self.mend();
+        let (found, left) = self.mend();
         drop(change);
-        // What the disk does not let be taken out is found each time.
-        let known = std::mem::replace(&mut self.damaged_notes, found);
+        let known = std::mem::replace(&mut self.left_in_notes, left);
+        self.damaged_notes = found;
         Ok(self.damaged_notes.iter().filter(|damaged| !known.contains(damaged)).cloned().collect())
     }
 
@@ -68,17 +69,23 @@ impl Spool {
     }
 
     /// Under the lock: takes what is damaged out of the notes. A disk that does not let that be is none that keeps a spool from
-    /// being opened: nobody believes it where it lies either.
-    pub(super) fn mend(&self) -> Vec<DamagedNote> {
-        let mut found = Vec::new();
+    /// being opened: nobody believes it where it lies either. What was found, and what of it is still there.
+    pub(super) fn mend(&self) -> (Vec<DamagedNote>, Vec<DamagedNote>) {
+        let (mut found, mut left) = (Vec::new(), Vec::new());
+        let mut tell = |damaged: DamagedNote, is_out: bool| {
+            left.extend((!is_out).then(|| damaged.clone()));
+            found.push(damaged);
+        };
         if let Ok(mut statements) = self.noted_statements()
             && !statements.damaged.is_empty()
         {
-            found.push(DamagedNote { note: STATEMENTS, lines: statements.damaged.len() });
-            if self.lay_lines_aside(&statements.damaged).is_ok() {
+            let damaged = DamagedNote { note: STATEMENTS, lines: statements.damaged.len() };
+            let mut is_out = self.lay_lines_aside(&statements.damaged).is_ok();
+            if is_out {
                 statements.damaged.clear();
-                let _ = self.state(&statements);
+                is_out = self.state(&statements).is_ok();
             }
+            tell(damaged, is_out);
         }
         for note in HINTS {
             let path = self.root.join(note);
@@ -86,11 +93,11 @@ impl Spool {
             let (whole, damaged): (Vec<_>, Vec<_>) =
                 seal::lines(&text).partition(|line| seal::proven(line).is_some());
             if !damaged.is_empty() {
-                found.push(DamagedNote { note, lines: damaged.len() });
-                let _ = disk::replace(&path, &self.scratch(), &ended(&whole));
+                let damaged = DamagedNote { note, lines: damaged.len() };
+                tell(damaged, disk::replace(&path, &self.scratch(), &ended(&whole)).is_ok());
             }
         }
-        found
+        (found, left)
     }
 
     /// Under the lock: statements that are damaged lie beside. When it returns, they are there after a power cut.

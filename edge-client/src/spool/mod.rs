@@ -143,7 +143,7 @@ pub enum SpoolError {
     Conflict(UploadId),
     /// The directory is something else, or of a later version, or its version is damaged.
     #[error(
-        "{}: its file `version` does not hold the line \"{}\". Either a later millpond-edge made this spool, or it is none; or that file is damaged: write this line into it then",
+        "{}: its file `version` does not hold the line \"{}\". Either a later millpond-edge made this spool, or it is none; or that file is damaged: write this line into it then, or \"millpond-spool 1\" if an older millpond-edge used the spool last",
         .0.display(),
         VERSION
     )]

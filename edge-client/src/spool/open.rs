@@ -35,11 +35,12 @@ impl Spool {
             readings: 0,
             reserved: Weak::new(),
             damaged_notes: Vec::new(),
+            left_in_notes: Vec::new(),
         };
         at(root, spool.lock.lock())?;
         let opened = spool.prepare().and_then(|()| spool.refresh()).map(|()| spool.mend());
         at(root, spool.lock.unlock())?;
-        spool.damaged_notes = opened?;
+        (spool.damaged_notes, spool.left_in_notes) = opened?;
         Ok(spool)
     }
 

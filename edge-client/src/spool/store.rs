@@ -32,6 +32,8 @@ pub struct Spool {
     pub(super) reserved: Weak<Reserved>,
     /// What was found in its notes last that is not what was written.
     pub(super) damaged_notes: Vec<DamagedNote>,
+    /// What of it the disk did not let be taken out, and is found again.
+    pub(super) left_in_notes: Vec<DamagedNote>,
 }
 
 /// Says that this process sends. One at a time.

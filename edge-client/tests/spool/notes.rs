@@ -104,6 +104,10 @@ fn statements_that_are_damaged_while_a_spool_is_open_do_not_go_with_the_next_one
     flip(&root.path().join("complete"), "epoch-3");
     assert_eq!(spool.mend_notes().unwrap(), found);
     assert_eq!((said(&spool), spool.damaged_statements().len()), (vec![label("epoch-2")], 2));
+    // Also if the look before found as much.
+    flip(&root.path().join("complete"), "epoch-2");
+    assert_eq!(spool.mend_notes().unwrap(), found);
+    assert_eq!((said(&spool), spool.damaged_statements().len()), (vec![], 3));
 }
 
 #[test]
