@@ -31,6 +31,8 @@ struct Inner {
     book: RefCell<Book>,
     timers: RefCell<Vec<(Duration, oneshot::Sender<()>)>>,
     store: Store,
+    /// The latest time that the clock on the wall showed when it was set.
+    latest: Cell<Timestamp>,
     /// No more harm is done, and everything comes to its end.
     calm: Cell<bool>,
     /// Everything has come to its end.
@@ -48,6 +50,7 @@ impl Stage {
             book: RefCell::default(),
             timers: RefCell::default(),
             store,
+            latest: Cell::new(Timestamp::clamped(BEGIN)),
             calm: Cell::new(false),
             over: Cell::new(false),
             diary: RefCell::new(diary.then(Vec::new)),
@@ -123,7 +126,13 @@ impl Stage {
 
     /// Somebody sets the clock on the wall.
     pub(super) fn set_clock(&self, wall: Timestamp) {
+        self.0.latest.set(self.now().max(self.0.latest.get()));
         simulated::set(Time { wall, running: self.running() });
+    }
+
+    /// How long until the clock on the wall shows a later time than ever before.
+    pub(super) fn behind(&self) -> Duration {
+        self.0.latest.get().since(self.now())
     }
 
     /// Time goes by.
