@@ -18,10 +18,6 @@ use crate::handshake::Welcome;
 use crate::rate::Rates;
 use crate::{bus, connection, handshake};
 
-/// Connections that are accepted in one go. Until then they stand in a queue of the system that knows no addresses, so whoever comes
-/// with a fleet waits for all of it: the queue is emptied before the fleet is seen to.
-const ACCEPT_TURN: usize = 1_024;
-
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -151,32 +147,21 @@ impl Gate {
         let abort = CancellationToken::new();
         let _abort = abort.clone().drop_guard();
         let mut gauges = tokio::time::interval(GAUGES);
-        let mut taken_in_turn = 0;
-        let accepting = async {
-            loop {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => break Ok(()),
-                    () = self.router_dead.cancelled() => break Err(GateError::RouterDead),
-                    _ = gauges.tick() => self.shared.measure(),
-                    accepted = listener.accept() => match accepted {
-                        Ok(arrival) => {
-                            self.admit(arrival, &tasks, &stop, &abort);
-                            taken_in_turn += 1;
-                            if taken_in_turn == ACCEPT_TURN {
-                                taken_in_turn = 0;
-                                tokio::task::yield_now().await;
-                            }
-                        }
-                        Err(error) => {
-                            tracing::warn!(%error, "a connection could not be accepted");
-                            tokio::time::sleep(ACCEPT_PAUSE).await;
-                        }
-                    },
-                }
+        let result = loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break Ok(()),
+                () = self.router_dead.cancelled() => break Err(GateError::RouterDead),
+                _ = gauges.tick() => self.shared.measure(),
+                accepted = listener.accept() => match accepted {
+                    Ok(arrival) => self.admit(arrival, &tasks, &stop, &abort),
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
             }
         };
-        let result = tokio::task::unconstrained(accepting).await;
         drop(listener);
         stop.cancel();
         tasks.close();
