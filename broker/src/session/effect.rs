@@ -38,7 +38,7 @@ impl Effect {
 pub(crate) struct Suback {
     pub(super) id: u16,
     pub(super) codes: Vec<u8>,
-    /// Filters that the hub is told of.
+    /// How many codes it counted for while it waited.
     pub(super) filters: usize,
 }
 

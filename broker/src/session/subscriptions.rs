@@ -31,7 +31,7 @@ pub(super) struct Subscriptions {
     changes: u64,
     keeping: Option<u64>,
     kept: u64,
-    /// Filters that the hub is to be told of before they are acknowledged.
+    /// Codes of acknowledgements that wait until the hub is told of their filters.
     on_their_way: usize,
 }
 

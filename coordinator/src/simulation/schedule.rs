@@ -13,7 +13,7 @@ use super::{oracle, policies, publisher};
 
 /// Steps without harm in which a result comes, where one does.
 const QUIET: usize = 400;
-/// Rows that contradict each other go on doing so: the rules of `check` are asked after so many schedules, and at the end.
+/// Rows that contradict each other mostly go on doing so: the rules of `check` are asked after so many schedules, and at the end.
 const RULES_EVERY: usize = 4;
 /// Steps after which a schedule should have come to its end, and time that may go by until then.
 const STEPS: usize = 60_000;

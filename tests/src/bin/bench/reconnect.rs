@@ -20,8 +20,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Times that they do so, with others measured before each while all are connected.
 const RUNS: usize = 5;
 const FOR: Duration = Duration::from_secs(3);
-/// Milliseconds that a sign-in may take at the 99th percentile while they come: connections stand in one queue of the system
-/// until they are accepted, and nobody knows an address before that.
+/// Milliseconds that a sign-in may take at the 99th percentile while they come: up to 1,000 strangers are seen to at once, and
+/// whoever is one of them is behind the others in the scheduler's line.
 const SIGN_IN: f64 = 250.0;
 
 pub async fn run() -> Result<()> {
