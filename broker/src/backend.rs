@@ -53,7 +53,8 @@ pub trait Backend: Send + Sync + 'static {
     /// it has been without a connection for so long. Resolves when that is durable.
     async fn keep_session(&self, who: &Principal, session: KeptSession) -> Result<(), Refusal>;
 
-    /// The session has lost its connection, or is over (`None`).
+    /// The session has lost its connection, or is over (`None`). Like [`Backend::take`], the call itself puts that in line,
+    /// ahead of what its next connection has to say: nobody signs in meanwhile, so it may not block.
     fn session_left(&self, who: &Principal, client_id: &str, left: Option<LeftSession>);
 
     /// All sessions that are kept and have not expired: asked for once, when the gate starts.

@@ -324,9 +324,11 @@ impl Connection {
         let _drain = (self.session.uncommitted() > 0).then(|| registration.drain());
         let leaving = self.session.leaving();
         let left = LeftSession { expiry: leaving.expiry, certificates: self.identity.certificates.clone() };
-        if let (Some(is_kept), true) = (registration.leave(leaving, &mut judged), self.was_kept) {
-            self.gate.backend.session_left(&who, &client_id, is_kept.then_some(left));
-        }
+        registration.leave(leaving, &mut judged, |is_kept| {
+            if self.was_kept {
+                self.gate.backend.session_left(&who, &client_id, is_kept.then_some(left));
+            }
+        });
         self.intake.stop(&self.session);
         self.lookups.clear();
         self.apply_last();

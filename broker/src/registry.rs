@@ -321,14 +321,15 @@ impl Registry {
 }
 
 impl Registration {
-    /// The connection has ended. Whether the session is kept, and what judges it then; `None` if it was another connection's by then.
-    pub(crate) fn leave(self, leaving: Leaving, judged: &mut Option<Judged>) -> Option<bool> {
+    /// The connection has ended. `judged`: what judges the session if it is kept. `tell` hears whether it is, before anybody
+    /// else can take it: what its next connection says of it comes after that. Nobody hears of one that is another's by now.
+    pub(crate) fn leave(self, leaving: Leaving, judged: &mut Option<Judged>, tell: impl FnOnce(bool)) {
         let now = Instant::now();
         let mut members = lock(&self.registry.members);
         let Members { entries, due, .. } = &mut *members;
-        let entries = entries.get_mut(&self.key)?;
         let is_own = |entry: &&mut Entry| matches!(entry.state, State::Connected(id, _) if id == self.id);
-        let entry = entries.iter_mut().find(is_own)?;
+        let entry = entries.get_mut(&self.key).and_then(|entries| entries.iter_mut().find(is_own));
+        let Some(entry) = entry else { return };
         let Leaving { mut expiry, mut kept, mut will } = leaving;
         // Perhaps after the connection listened last.
         if self.mailbox.is_revoked() {
@@ -341,9 +342,10 @@ impl Registration {
             }
             Some((now + delay.min(expiry), will))
         });
+        tell(!expiry.is_zero());
         // Otherwise the drop does the rest.
         if expiry.is_zero() {
-            return Some(false);
+            return;
         }
         entry.mailbox.go_offline(|room| kept.shorten(room));
         let (id, _judged) = (self.id, judged.take());
@@ -351,7 +353,6 @@ impl Registration {
         due.extend(entry.due().map(|at| (at, self.key.clone(), self.client_id.clone())));
         drop(members);
         self.registry.earlier.notify_one();
-        Some(true)
     }
 }
 

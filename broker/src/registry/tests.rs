@@ -42,13 +42,36 @@ fn leaving() -> Leaving {
     Leaving { expiry: HOUR, kept: Kept::default(), will: Some((HOUR / 2, Box::new(will))) }
 }
 
+/// Leaves. Answers whether the session is kept, if anybody is told.
+fn leave(registration: Registration, leaving: Leaving, judged: &mut Option<Judged>) -> Option<bool> {
+    let mut told = None;
+    registration.leave(leaving, judged, |is_kept| told = Some(is_kept));
+    told
+}
+
+#[test]
+fn nobody_can_take_a_session_before_it_was_told_that_its_connection_has_left() {
+    for expiry in [HOUR, Duration::ZERO] {
+        let (registry, who) = (Arc::new(Registry::default()), who(Role::Publisher));
+        let registration = register(&registry, &who).registration;
+        let mut was_told = false;
+        registration.leave(Leaving { expiry, ..leaving() }, &mut None, |_| {
+            was_told = true;
+            // Who comes now waits for the lock, or hears that it is held.
+            let is_locked = registry.members.try_lock().is_err();
+            assert!(is_locked || register_as(&registry, &who, "x").is_err(), "another has it, {expiry:?}");
+        });
+        assert!(was_told && register_as(&registry, &who, "x").is_ok());
+    }
+}
+
 #[test]
 fn of_a_session_that_was_taken_up_again_nothing_is_due() {
     let (registry, who) = (Arc::new(Registry::default()), who(Role::Publisher));
     for _ in 0..3 {
         let registered = register(&registry, &who);
         assert_eq!(lock(&registry.members).due.len(), 0);
-        assert_eq!(registered.registration.leave(leaving(), &mut None), Some(true));
+        assert_eq!(leave(registered.registration, leaving(), &mut None), Some(true));
         assert_eq!(lock(&registry.members).due.len(), 2);
     }
     registry.end(&who.pool, &who.name, EndReason::Revoked);
@@ -64,7 +87,7 @@ fn a_session_does_not_outlive_a_revocation_that_its_connection_does_not_hear_of(
             registered.registration.mailbox.end(reason);
         }
         registry.end(&who.pool, &who.name, EndReason::Revoked);
-        assert_eq!(registered.registration.leave(leaving(), &mut None), Some(false), "{before:?}");
+        assert_eq!(leave(registered.registration, leaving(), &mut None), Some(false), "{before:?}");
         assert_eq!(registry.hub.outbox().len(), 0, "no will of who was revoked");
         assert!(register(&registry, &who).kept.is_none(), "{before:?}");
     }
@@ -78,7 +101,7 @@ fn a_connection_that_sees_through_what_was_sent_hears_of_a_revocation_whatever_b
         let registration = register(&registry, &who).registration;
         let mailbox = registration.mailbox.clone();
         drains.push((registration.drain(), mailbox));
-        registration.leave(Leaving { expiry, kept: Kept::default(), will: None }, &mut None);
+        leave(registration, Leaving { expiry, kept: Kept::default(), will: None }, &mut None);
     }
     let other = Principal { name: "other".parse().unwrap(), ..who.clone() };
     registry.end(&other.pool, &other.name, EndReason::Revoked);
@@ -97,7 +120,7 @@ fn a_connection_that_sees_through_what_was_sent_hears_of_a_revocation_whatever_b
 #[test]
 fn a_session_is_not_taken_up_in_another_role() {
     let registry = Arc::new(Registry::default());
-    register(&registry, &who(Role::Publisher)).registration.leave(leaving(), &mut None);
+    leave(register(&registry, &who(Role::Publisher)).registration, leaving(), &mut None);
     registry.end_all(EndReason::Behind);
     let registered = register(&registry, &who(Role::Listener));
     assert!(registered.kept.is_none());
@@ -109,7 +132,7 @@ fn a_member_has_so_many_sessions_comes_back_to_each_and_keeps_nobody_else_from_o
     let (registry, who) = (Arc::new(Registry::default()), who(Role::Publisher));
     for n in 0..limits::SESSIONS_PER_MEMBER {
         let registered = register_as(&registry, &who, &n.to_string()).unwrap();
-        registered.registration.leave(leaving(), &mut None);
+        leave(registered.registration, leaving(), &mut None);
     }
     let one_more = register_as(&registry, &who, "one more");
     assert!(matches!(one_more, Err(NotRegistered::TooMany)));
@@ -141,7 +164,7 @@ async fn a_certificate_that_is_lost_ends_what_it_began_and_nothing_that_another_
     let (registry, who) = (Arc::new(Registry::default()), who(Role::Publisher));
     // Of a session that waits for its client nothing is left, its will neither.
     let (registration, mut judged, lose) = certified(&registry, &who);
-    assert_eq!(registration.leave(leaving(), &mut judged), Some(true));
+    assert_eq!(leave(registration, leaving(), &mut judged), Some(true));
     lose.send(()).unwrap();
     turns().await;
     let next = register(&registry, &who);
@@ -153,14 +176,14 @@ async fn a_certificate_that_is_lost_ends_what_it_began_and_nothing_that_another_
     let (registration, mut judged, lose) = certified(&registry, &who);
     let mailbox = registration.mailbox.clone();
     let over = Leaving { expiry: Duration::ZERO, kept: Kept::default(), will: None };
-    assert_eq!(registration.leave(over, &mut judged), Some(false));
+    assert_eq!(leave(registration, over, &mut judged), Some(false));
     lose.send(()).unwrap();
     turns().await;
     assert!(mailbox.is_revoked());
 
     let (registration, mut judged, lose) = certified(&registry, &who);
     let (key, id) = (registration.key.clone(), registration.id);
-    assert_eq!(registration.leave(leaving(), &mut judged), Some(true));
+    assert_eq!(leave(registration, leaving(), &mut judged), Some(true));
     let other = register(&registry, &who);
     turns().await;
     assert!(other.kept.is_some() && lose.send(()).is_err(), "nobody waits for it");
