@@ -268,9 +268,9 @@ impl Connection {
 
     /// What is next of what the session decided. Of subscriptions nothing while it is others' turn; all else goes on.
     fn next_effect(&mut self) -> Option<Effect> {
-        if matches!(self.session.effects.front(), Some(Effect::Subscribe { .. })) {
+        if let Some(Effect::Subscribe { filter, replay, .. }) = self.session.effects.front() {
             let (hub, pool) = (self.gate.handle.hub(), &self.session.who().pool);
-            if !hub.may_subscribe(pool, &mut self.subscribing) {
+            if !hub.may_subscribe(pool, (filter, *replay), &mut self.subscribing) {
                 let at = self.session.effects.iter().position(|effect| !effect.follows_subscriptions())?;
                 return self.session.effects.remove(at);
             }
@@ -313,7 +313,7 @@ impl Connection {
                 () = self.subscribing.turn() => {}
                 // From then on by what is free, with others' turns in between.
                 () = &mut patience => {
-                    self.subscribing = Work::default();
+                    self.subscribing = Work::impatient();
                     tokio::task::yield_now().await;
                 }
             }

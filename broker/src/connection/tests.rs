@@ -25,10 +25,10 @@ fn hub(server: &Server) -> Arc<Hub> {
     server.handle.hub().clone()
 }
 
-/// A gate whose pool retains so much that a look at it is work.
+/// A gate whose pool retains more than is free to look at where somebody has the turn.
 async fn retaining() -> Server {
     let server = app_server().await;
-    for n in 0..20 * limits::RETAINED_PER_MEMBER {
+    for n in 0..2 * limits::RETAINED_PER_MEMBER {
         let head = Head { topic: format!("app/p/kept/{n}"), retain: true, ..Head::default() };
         let member = (n / limits::RETAINED_PER_MEMBER) as i64;
         let message = Message::new(head, Bytes::from_static(b"x"), (0, member), Instant::now());
@@ -54,7 +54,7 @@ async fn client(server: &Server, properties: &[u8]) -> Raw {
     raw
 }
 
-/// A SUBSCRIBE to more than is free to look for.
+/// A SUBSCRIBE to almost as many filters as there may be, for each of which all that is retained comes into question.
 fn much() -> Vec<u8> {
     let filters: Vec<String> = (0..63).map(|n| format!("app/p/+/{n}/none")).collect();
     let filters: Vec<(&str, u8)> = filters.iter().map(|filter| (&**filter, 1)).collect();
@@ -101,6 +101,23 @@ async fn a_subscription_that_waits_for_its_turn_is_not_acknowledged_and_holds_no
         other.publish(0, 0, &format!("app/p/x/{n}/none"), n.to_string().as_bytes()).await;
     }
     assert_eq!(raw.message().await.text(), "62");
+}
+
+#[tokio::test]
+async fn the_first_look_waits_for_its_turn_too_but_not_for_nobody_and_not_where_little_comes_into_question() {
+    let server = retaining().await;
+    let mut alone = client(&server, &[]).await;
+    assert_eq!(alone.subscribe("app/p/+/0/none", 1).await, 1);
+    let others = turn(&server).await;
+    let mut raw = server.client(4, "publisher-2").await;
+    for filter in ["app/p/own/+", "$share/g/app/p/#", "app/p/kept/0"] {
+        assert_eq!(raw.subscribe(filter, 0).await, 0, "{filter}");
+    }
+    assert_eq!(raw.message().await.topic, "app/p/kept/0");
+    raw.send(&subscribe(4, 9, &[("app/p/+/0/none", 0)])).await;
+    raw.ping().await;
+    drop(others);
+    assert_eq!(raw.packet().await.0, 0x90);
 }
 
 #[tokio::test]

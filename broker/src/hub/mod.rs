@@ -122,9 +122,17 @@ impl Hub {
         self.pool_bytes_max.store(bytes_max, Ordering::Relaxed);
     }
 
-    /// Whether a connection to `pool` may subscribe now; if not, it is to wait for its turn.
-    pub(crate) fn may_subscribe(&self, pool: &PoolName, work: &mut Work) -> bool {
-        work.may_go_on(&self.turns, pool)
+    /// Whether a connection to `pool` may subscribe to `filter` now; if not, it is to wait for its turn.
+    pub(crate) fn may_subscribe(
+        &self,
+        pool: &PoolName,
+        (filter, replay): (&str, Replay),
+        work: &mut Work,
+    ) -> bool {
+        let (group, inner) = split(filter);
+        let looks = replay != Replay::Never && group.is_none() && inner.contains(['+', '#']);
+        let finds_soon = || self.pools.with(pool.as_str(), |pool| pool.retained.finds_soon(inner));
+        work.may_go_on(&self.turns, pool, || !looks || finds_soon())
     }
 
     /// Somebody of `pool` who has used up what is free, and has a place in line.
@@ -132,7 +140,7 @@ impl Hub {
     pub(crate) fn in_line(&self, pool: &PoolName) -> Work {
         let mut work = Work::default();
         work.has_spent(Duration::from_secs(1));
-        assert!(!self.may_subscribe(pool, &mut work));
+        assert!(!self.may_subscribe(pool, ("x", Replay::Never), &mut work));
         work
     }
 

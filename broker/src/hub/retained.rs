@@ -12,6 +12,9 @@ use millpond_protocol::{Code, Refusal, limits, topic};
 
 use super::message::Message;
 
+/// Topics that are looked at in no time worth speaking of.
+const FEW: usize = limits::RETAINED_PER_MEMBER;
+
 /// The store.
 #[derive(Debug, Default)]
 pub(crate) struct Retained {
@@ -97,6 +100,16 @@ impl Retained {
         filter: &'a str,
         now: Instant,
     ) -> impl Iterator<Item = &'a Arc<Message>> {
+        self.candidates(filter)
+            .filter(move |message| topic::matches(filter, &message.topic) && !message.is_expired(now))
+    }
+
+    /// Whether few topics come into question for `filter`.
+    pub(crate) fn finds_soon(&self, filter: &str) -> bool {
+        self.candidates(filter).nth(FEW).is_none()
+    }
+
+    fn candidates<'a>(&'a self, filter: &'a str) -> impl Iterator<Item = &'a Arc<Message>> {
         // No topic that matches is outside what begins with the levels ahead of the first wildcard.
         let prefix = filter.split(['+', '#']).next().unwrap_or_default();
         let (prefix, to) = if prefix.len() == filter.len() {
@@ -109,7 +122,6 @@ impl Retained {
             .range::<str, _>((Bound::Included(prefix), to))
             .map(|(_, message)| message)
             .take_while(move |message| message.topic.starts_with(prefix))
-            .filter(move |message| topic::matches(filter, &message.topic) && !message.is_expired(now))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -165,6 +177,22 @@ mod tests {
         assert_eq!(retained.matching("#", later).count(), 0);
         retained.set(&message("b", 200, 1), later).unwrap();
         assert_eq!(retained.len(), 1);
+    }
+
+    #[test]
+    fn it_says_soon_whether_few_topics_come_into_question() {
+        let (now, mut retained) = (Instant::now(), Retained::default());
+        for n in 0..=FEW {
+            retained.set(&message(&format!("many/{n}"), 1, n as i64), now).unwrap();
+        }
+        retained.set(&message("few/x", 1, -1), now).unwrap();
+        for (filter, finds_soon) in
+            [("many/+", false), ("many/+/none", false), ("#", false), ("many/0", true), ("few/#", true)]
+        {
+            assert_eq!(retained.finds_soon(filter), finds_soon, "{filter}");
+        }
+        retained.set(&message("many/0", 0, 0), now).unwrap();
+        assert!(retained.finds_soon("many/+"));
     }
 
     proptest! {

@@ -1,8 +1,9 @@
 //! Turns at what takes long and may be asked for without end: a new subscription looks at what its pool retains.
 //!
-//! What that takes is free up to [`FREE`]. Beyond, one connection of a pool is at it at a time, and one of the server, which then
-//! rests for as long as that took: however many subscribe, they take half a core at the most, and a pool waits for a turn of each
-//! other pool that has somebody at it. Both lines are first come, first served.
+//! One connection of a pool is at it at a time, and one of the server, which then rests for as long as that took: however many
+//! subscribe, they take half a core at the most, and a pool waits for a turn of each other pool that has somebody at it. Both
+//! lines are first come, first served. Where nobody is at it, nobody waits; and what is short, because few topics come into
+//! question, is free, up to [`FREE`]: who wants little does not wait for those who want much.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use millpond_protocol::PoolName;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-/// How long a connection may work on its subscriptions without waiting for anybody, and how long a turn lasts.
+/// How long a connection may be at what is short without waiting for anybody, and how long a turn lasts.
 const FREE: Duration = Duration::from_millis(1);
 
 /// Who holds it has the turn.
@@ -41,10 +42,20 @@ struct Turn {
 }
 
 impl Turns {
+    fn pool(&self, pool: &PoolName) -> Line<()> {
+        self.pools.lock().entry(pool.clone()).or_default().clone()
+    }
+
+    /// A turn at once, if nobody has one or waits for one, and the server does not rest.
+    fn at_once(&self, pool: &PoolName) -> Option<Turn> {
+        let pool = self.pool(pool).try_lock_owned().ok()?;
+        let server = self.server.clone().try_lock_owned().ok()?;
+        (*server <= Instant::now()).then_some(Turn { server, _pool: pool })
+    }
+
     /// Takes a place in line; resolves when it is its turn.
     fn turn(&self, pool: &PoolName) -> BoxFuture<'static, Turn> {
-        let pool = self.pools.lock().entry(pool.clone()).or_default().clone();
-        let server = self.server.clone();
+        let (pool, server) = (self.pool(pool), self.server.clone());
         Box::pin(async move {
             let pool = pool.lock_owned().await;
             let server = server.lock_owned().await;
@@ -59,20 +70,43 @@ impl Turns {
 /// What one connection has of them.
 #[derive(Default)]
 pub(crate) struct Work {
-    /// Since its last turn began, or since it is there.
+    /// Since it last waited for a turn, or since it is there.
     spent: Duration,
+    /// Of that, what was before its turn.
+    before: Duration,
     waits: Option<BoxFuture<'static, Turn>>,
     turn: Option<Turn>,
+    is_impatient: bool,
 }
 
 impl Work {
+    /// Of somebody who has waited for long enough: what is long is free as well, up to [`FREE`].
+    pub(crate) fn impatient() -> Self {
+        Self { is_impatient: true, ..Self::default() }
+    }
+
     /// Whether it may go on; if not, it has a place in line, and [`Work::turn`] is to be waited for.
-    pub(super) fn may_go_on(&mut self, turns: &Turns, pool: &PoolName) -> bool {
+    pub(super) fn may_go_on(
+        &mut self,
+        turns: &Turns,
+        pool: &PoolName,
+        is_short: impl FnOnce() -> bool,
+    ) -> bool {
+        if self.waits.is_some() {
+            return false;
+        }
         if self.spent < FREE {
-            return true;
+            if self.turn.is_some() || self.is_impatient {
+                return true;
+            }
+            self.turn = turns.at_once(pool);
+            self.before = self.spent;
+            if self.turn.is_some() || is_short() {
+                return true;
+            }
         }
         self.rest();
-        self.waits.get_or_insert_with(|| turns.turn(pool));
+        self.waits = Some(turns.turn(pool));
         false
     }
 
@@ -84,7 +118,7 @@ impl Work {
     /// It has nothing to do for now.
     pub(crate) fn rest(&mut self) {
         if let Some(mut turn) = self.turn.take() {
-            *turn.server = Instant::now() + self.spent;
+            *turn.server = Instant::now() + (self.spent - self.before);
         }
     }
 
@@ -106,12 +140,17 @@ mod tests {
         name.parse().unwrap()
     }
 
+    /// Somebody who has used up what is free.
     fn at_work(turns: &Turns, name: &str) -> Work {
         let mut work = Work::default();
-        assert!(work.may_go_on(turns, &pool(name)));
         work.has_spent(FREE);
-        assert!(!work.may_go_on(turns, &pool(name)) && work.waits.is_some());
+        assert!(!work.may_go_on(turns, &pool(name), || true));
         work
+    }
+
+    /// Whether somebody new may begin with what is not short.
+    fn begins(turns: &Turns, name: &str) -> bool {
+        Work::default().may_go_on(turns, &pool(name), || false)
     }
 
     fn has_turn(work: &mut Work) -> bool {
@@ -123,11 +162,11 @@ mod tests {
         let turns = Turns::default();
         let mut many: Vec<Work> = (0..9).map(|_| at_work(&turns, "many")).collect();
         let mut other = at_work(&turns, "other");
-        assert!(has_turn(&mut many[0]) && many[0].may_go_on(&turns, &pool("many")));
+        assert!(has_turn(&mut many[0]) && many[0].may_go_on(&turns, &pool("many"), || false));
         assert!(!many[1..].iter_mut().any(has_turn) && !has_turn(&mut other));
         // It asks for another turn at once, behind all who wait.
         many[0].has_spent(5 * FREE);
-        assert!(!many[0].may_go_on(&turns, &pool("many")));
+        assert!(!many[0].may_go_on(&turns, &pool("many"), || false));
         let begun = Instant::now();
         other.turn().await;
         assert!(begun.elapsed() > 4 * FREE, "the server rests for as long as that took");
@@ -141,6 +180,45 @@ mod tests {
             })
             .collect();
         assert_eq!(order, [1, 2, 3, 4, 5, 6, 7, 8, 0]);
+    }
+
+    #[test]
+    fn who_comes_first_begins_at_once_and_whoever_comes_meanwhile_only_with_what_is_short() {
+        let turns = Turns::default();
+        assert!(begins(&turns, "p") && begins(&turns, "p"), "nobody is at it");
+        let mut first = Work::default();
+        assert!(first.may_go_on(&turns, &pool("p"), || false));
+        assert!(!begins(&turns, "p") && !begins(&turns, "other"));
+        let mut short = Work::default();
+        assert!(short.may_go_on(&turns, &pool("p"), || true) && short.may_go_on(&turns, &pool("p"), || true));
+        short.has_spent(FREE);
+        assert!(!short.may_go_on(&turns, &pool("p"), || true), "much of it is not short");
+        drop(first);
+        assert!(begins(&turns, "p"));
+        // What it did before its turn was free.
+        let mut late = Work::default();
+        late.has_spent(FREE / 2);
+        assert!(late.may_go_on(&turns, &pool("p"), || false));
+        late.rest();
+        assert!(begins(&turns, "p"));
+        assert!(late.may_go_on(&turns, &pool("p"), || false));
+        late.has_spent(Duration::from_secs(3_600));
+        late.rest();
+        assert!(!begins(&turns, "p") && !begins(&turns, "other"), "the server rests");
+        let mut impatient = Work::impatient();
+        assert!(impatient.may_go_on(&turns, &pool("p"), || false));
+        impatient.has_spent(FREE);
+        assert!(!impatient.may_go_on(&turns, &pool("p"), || false));
+    }
+
+    #[tokio::test]
+    async fn who_is_there_behind_somebody_in_line_does_not_go_ahead() {
+        let turns = Turns::default();
+        let mut works = [at_work(&turns, "p"), at_work(&turns, "p")];
+        assert!(has_turn(&mut works[0]) && !has_turn(&mut works[1]));
+        works[0].rest();
+        assert!(!begins(&turns, "p"));
+        assert!(has_turn(&mut works[1]));
     }
 
     #[tokio::test]
