@@ -12,7 +12,7 @@ use crate::backend::MemberMessage;
 use crate::codec::packet::Packet;
 use crate::codec::{Version, reason};
 use crate::hub::message::Message;
-use crate::hub::weight::Sum;
+use crate::hub::weight::{Sum, Weight};
 
 /// A session that subscribes to its answers.
 fn asker(all: &Arc<Sum>) -> Session {
@@ -62,6 +62,30 @@ fn what_waits_for_all_is_bounded_and_who_has_little_waiting_stays() {
     assert_eq!(modest.end(), None);
     drop((modest, others));
     assert_eq!(all.bytes(), 0);
+}
+
+#[test]
+fn where_others_leave_little_an_ask_is_refused_for_half_of_what_is_left_and_one_who_has_less_waiting_asks_on()
+{
+    let (now, all) = (Instant::now(), Arc::<Sum>::default());
+    let takes_ask = |session: &mut Session, id| {
+        let Packet::Publish(mut publish) = publish(1, id, "u", 2) else { unreachable!() };
+        publish.head.topic = "mp/p/c/m/ask/get".into();
+        session.packet(Packet::Publish(publish), now);
+        taken(session) == 1
+    };
+    let (mut much, mut little) = (asker(&all), asker(&all));
+    // The output takes the first one.
+    for session in [&mut much, &mut little] {
+        answer(session, 300_000);
+        answer(session, 100);
+    }
+    answer(&mut much, 200_000);
+    assert!(takes_ask(&mut much, 1), "nobody else has anything waiting");
+    let others = Weight::new(&all, limits::ANSWERS_WAITING_MAX - all.bytes() - 300_000);
+    assert!(!takes_ask(&mut much, 2) && takes_ask(&mut little, 2));
+    drop(others);
+    assert!(takes_ask(&mut much, 3));
 }
 
 #[test]
