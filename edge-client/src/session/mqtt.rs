@@ -39,7 +39,10 @@ const CONNECT_S: u64 = 15;
 pub(super) struct Pipe(AsyncClient);
 
 /// The other half; nothing moves unless it is polled.
-pub(super) struct Wire(EventLoop);
+pub(super) struct Wire {
+    events: EventLoop,
+    address: String,
+}
 
 /// What goes beside a payload.
 #[derive(Debug, Clone, Default)]
@@ -108,7 +111,7 @@ pub(super) fn open(config: &Config) -> Result<(Pipe, Wire), Cause> {
         .set_manual_acks(true)
         .set_max_packet_size(largest);
     let (client, events) = AsyncClient::new(options, REQUESTS);
-    Ok((Pipe(client), Wire(events)))
+    Ok((Pipe(client), Wire { events, address: address.to_string() }))
 }
 
 fn trust(config: &Config) -> Result<Trust, Cause> {
@@ -174,9 +177,9 @@ impl Wire {
     /// has to answer a ping, beside the time that what is on its way to it takes, and what may be on its way here: bytes that
     /// are no whole packet yet are not seen.
     async fn event(&mut self, shared: &Shared) -> Result<Event, Ended> {
-        let silence = self.0.options.keep_alive() * 3 / 2;
+        let silence = self.events.options.keep_alive() * 3 / 2;
         let polled = {
-            let poll = self.0.poll();
+            let poll = self.events.poll();
             tokio::pin!(poll);
             loop {
                 let until = shared.book().silent_until(silence);
@@ -190,8 +193,8 @@ impl Wire {
                 }
             }
         };
-        self.0.state.await_pingresp = false;
-        let event = polled.map_err(ended)?;
+        self.events.state.await_pingresp = false;
+        let event = polled.map_err(|error| ended(error, &self.address))?;
         if matches!(event, Event::Incoming(_)) {
             shared.book().heard();
         }
@@ -224,14 +227,14 @@ fn verdict(reason: PubAckReason) -> Verdict {
     }))
 }
 
-fn ended(error: ConnectionError) -> Ended {
+fn ended(error: ConnectionError, address: &str) -> Ended {
     let later = match &error {
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => {
             later(*reason_code, reason_string.as_deref())
         }
         _ => None,
     };
-    Ended { cause: cause(error), later }
+    Ended { cause: cause(error, address), later }
 }
 
 /// What a server says that closes the connection because it does not take a message now. When it will is not among it.
@@ -244,7 +247,8 @@ fn later(reason: DisconnectReasonCode, why: Option<&str>) -> Option<Refusal> {
     Some(Refusal::new(code, why.unwrap_or(else_why)))
 }
 
-fn cause(error: ConnectionError) -> Cause {
+/// `address`: of the server, which what the network says does not name.
+fn cause(error: ConnectionError, address: &str) -> Cause {
     use ConnectReturnCode as Code;
     match error {
         ConnectionError::ConnectionRefused(
@@ -258,6 +262,30 @@ fn cause(error: ConnectionError) -> Cause {
                 .map_or_else(|| format!("{reason_code:?}"), |why| format!("{reason_code:?}, {why}"));
             Cause::Lost(format!("the server closed the connection: {why}"))
         }
-        error => Cause::Lost(error.to_string()),
+        error => Cause::Lost(format!("{address}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpSocket;
+
+    use super::super::{SessionError, Token};
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_at_which_nobody_listens_is_named() {
+        // It holds the port, and nobody listens.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let (pool, member) = ("p".parse().unwrap(), "m".parse().unwrap());
+        let config = Config::new("127.0.0.1", port, pool, member, Token::new("x"));
+        let (_pipe, mut wire) = open(&config).unwrap();
+        let shared = Shared::default();
+        shared.book().heard();
+        let ended = wire.next(&shared).await.err().unwrap();
+        let said = SessionError::Offline(ended.cause).to_string();
+        assert!(said.contains(&format!("mqtt://127.0.0.1:{port}: ")) && said.contains("refused"), "{said}");
     }
 }

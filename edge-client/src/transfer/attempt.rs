@@ -106,10 +106,11 @@ pub(super) async fn refusal(mut response: Response, stall: Duration) -> Failure 
     }
 }
 
-/// An error of the HTTP client with its causes, and without the URL, which is a secret while it lasts.
+/// An error of the HTTP client with its causes and the server that it is about, and without the URL, which is a secret while it lasts.
 pub(crate) fn told(error: reqwest::Error) -> String {
+    let server = error.url().map(|url| format!("{}: ", url.origin().ascii_serialization()));
     let error = error.without_url();
-    let mut text = error.to_string();
+    let mut text = format!("{}{error}", server.unwrap_or_default());
     let mut cause = std::error::Error::source(&error);
     while let Some(error) = cause {
         text = format!("{text}: {error}");
