@@ -70,6 +70,7 @@ impl Shared {
         metrics::gauge!("millpond_gate_strangers").set(self.entrance.taken() as f64);
         metrics::gauge!("millpond_gate_waiting").set(self.entrance.waiting() as f64);
         metrics::gauge!("millpond_gate_router_queue").set(self.handle.hub().outbox().len() as f64);
+        metrics::gauge!("millpond_gate_router_queue_peak").set(self.handle.hub().outbox().most() as f64);
     }
 }
 

@@ -21,7 +21,7 @@
 //! | `handle` | the coordinator's way in |
 //!
 //! Metrics, all with the prefix `millpond_gate_`: gauges `connections`, `strangers`, `waiting`, `uncommitted_bytes`,
-//! `router_queue`; counters `publishes_total`, `refusals_total{code}`, `bytes_in_total`, `bytes_out_total`,
+//! `router_queue`, `router_queue_peak`; counters `publishes_total`, `refusals_total{code}`, `bytes_in_total`, `bytes_out_total`,
 //! `sign_ins_refused_total`, `connections_refused_total{limit}`, `throttled_total{limit}`, `stalled_total`,
 //! `events_dropped_total`, `copies_dropped_total{limit}`, `wills_total`, `bus_lost_total`; histogram
 //! `ack_seconds`, from receipt of a PUBLISH to its PUBACK or PUBREC.

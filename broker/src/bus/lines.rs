@@ -25,6 +25,7 @@ pub(super) struct Lines {
     done: u64,
     events: usize,
     len: usize,
+    most: usize,
 }
 
 #[derive(Debug)]
@@ -61,7 +62,7 @@ impl Lines {
             Some(held) => *held = message,
             None => {
                 line.states.push_back(message);
-                self.len += 1;
+                self.has_more();
             }
         }
     }
@@ -83,12 +84,22 @@ impl Lines {
     /// Adds a message.
     pub(super) fn message(&mut self, message: Message, publisher: Option<Publisher>) {
         self.line(message.pool()).messages.push_back((message, publisher));
+        self.has_more();
+    }
+
+    fn has_more(&mut self) {
         self.len += 1;
+        self.most = self.most.max(self.len);
     }
 
     /// Messages that wait.
     pub(super) fn len(&self) -> usize {
         self.len
+    }
+
+    /// The most that ever waited at a time.
+    pub(super) fn most(&self) -> usize {
+        self.most
     }
 
     /// Takes the one whose turn it is.
@@ -288,7 +299,7 @@ mod tests {
             steps in proptest::collection::vec((0_usize..4, 0_u64..50, any::<bool>()), 1..300),
         ) {
             let mut lines = Lines::default();
-            let (mut pushed, mut popped) = ([0_u64; 4], [0_u64; 4]);
+            let (mut pushed, mut popped, mut most) = ([0_u64; 4], [0_u64; 4], 0);
             for (pool, cost, is_push) in steps {
                 if is_push {
                     lines.message(message(&pool.to_string(), &pushed[pool].to_string()), None);
@@ -308,6 +319,8 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(lines.len() as u64, pushed.iter().sum::<u64>() - popped.iter().sum::<u64>());
+                most = most.max(lines.len());
+                prop_assert_eq!(lines.most(), most);
             }
         }
     }

@@ -114,6 +114,11 @@ impl Outbox {
         self.lock().lines.len()
     }
 
+    /// The most that ever waited at a time.
+    pub(crate) fn most(&self) -> usize {
+        self.lock().lines.most()
+    }
+
     /// Ends the bus.
     pub(crate) fn stop(&self) {
         self.lock().stop = true;

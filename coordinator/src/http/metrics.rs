@@ -273,7 +273,7 @@ pub(super) const COUNTERS: [(&str, &str); 41] = [
     ("millpond_http_sign_in_failures_total", "HTTP requests with a token that is not valid"),
 ];
 
-pub(super) const GAUGES: [(&str, &str); 17] = [
+pub(super) const GAUGES: [(&str, &str); 18] = [
     ("millpond_batches", "Batches, by state"),
     ("millpond_rounds", "Rounds, by state"),
     ("millpond_members", "Members that are not revoked, by role"),
@@ -297,6 +297,10 @@ pub(super) const GAUGES: [(&str, &str); 17] = [
     ("millpond_gate_waiting", "Connections that wait for a place to sign in"),
     ("millpond_gate_uncommitted_bytes", "Bytes that were read from MQTT clients and are not committed"),
     ("millpond_gate_router_queue", "Live messages that wait for the router"),
+    (
+        "millpond_gate_router_queue_peak",
+        "The most live messages that waited for the router at a time since the start",
+    ),
 ];
 
 pub(super) const HISTOGRAMS: [(&str, &str); 7] = [
