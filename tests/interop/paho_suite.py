@@ -14,8 +14,8 @@ run. Between the suite and the server this file does four things, in the suite's
 - it leaves `test/nosubscribe` as it is: a topic that nobody may subscribe to, as the suite wants one;
 - over MQTT 5 it asks for no problem information, because the suite's client takes a PUBACK with a reason string for broken.
 
-With --plain nothing of this is done: so a broker without credentials is the reference. Without the suite it says so and
-succeeds. It prints one line a test and the counts; its exit code is 1 if a test failed that --expect does not name.
+With --plain nothing of this is done: so a broker without credentials is the reference. It prints one line a test and the
+counts; its exit code is 1 if a test failed that --expect does not name, if there is none to run, or without the suite.
 """
 
 import argparse
@@ -156,8 +156,8 @@ def main():
     parser.add_argument("tests", nargs="*", metavar="V.TEST", help="only these, such as 5.test_basic")
     options = parser.parse_args()
     if not options.suite or not os.path.isfile(os.path.join(options.suite, "client_test5.py")):
-        print("skipped: the Paho suite is not here; name its folder with --suite or PAHO_SUITE")
-        return 0
+        print("the Paho suite is not here; name its folder interoperability with --suite or PAHO_SUITE", file=sys.stderr)
+        return 1
     if options.one:
         return one(options, options.one)
     server = None
@@ -175,6 +175,9 @@ def main():
 
 def run_all(options):
     tests = options.tests or [f"{version}.{name}" for version in VERSIONS for name in names(options.suite, version)]
+    if not options.tests and not all(names(options.suite, version) for version in VERSIONS):
+        print(f"{options.suite} has no tests for a version of MQTT: is it another suite?", file=sys.stderr)
+        return 1
     passed, failed = [], []
     for test in tests:
         command = [sys.executable, __file__, "--suite", options.suite, "--host", options.host, "--port", str(options.port)]
