@@ -9,6 +9,9 @@ use crate::tools::{skip, tool};
 const CALLS: &str =
     "fsync,fdatasync,mkdir,mkdirat,rename,renameat,renameat2,write,pwrite64,symlink,symlinkat";
 
+/// Each sync takes 10 ms longer: an answer that does not wait for one is out before it, not by chance only.
+const SLOW_SYNCS: &str = "inject=fsync,fdatasync:delay_enter=10000";
+
 /// What a server does beside that: its connections.
 const NETWORK: &str = "read,readv,recvfrom,recvmsg,sendto,sendmsg,writev";
 
@@ -77,7 +80,9 @@ impl Trace {
     /// The same command under strace.
     pub fn command(command: &Command, directory: &Path) -> Command {
         let mut strace = Command::new("strace");
-        strace.args(["-f", "-y", "-e", &format!("trace={CALLS}"), "-o"]).arg(Self::log(directory));
+        strace
+            .args(["-f", "-y", "-e", &format!("trace={CALLS}"), "-e", SLOW_SYNCS, "-o"])
+            .arg(Self::log(directory));
         same(&mut strace, command);
         strace
     }
@@ -86,7 +91,9 @@ impl Trace {
     pub fn server(command: &Command, directory: &Path) -> Command {
         let mut strace = Command::new("strace");
         let calls = format!("trace={CALLS},{NETWORK}");
-        strace.args(["-f", "-yy", "-s", "400", "-e", &calls, "-o"]).arg(Self::log(directory));
+        strace
+            .args(["-f", "-yy", "-s", "400", "-e", &calls, "-e", SLOW_SYNCS, "-o"])
+            .arg(Self::log(directory));
         same(&mut strace, command);
         strace
     }

@@ -26,7 +26,7 @@ async fn a_push_says_nothing_before_every_file_and_directory_of_it_is_synced() {
     for name in &names {
         edge.file(name, name.as_bytes());
     }
-    let mut push = vec!["push", "--offline"];
+    let mut push = vec!["push", "--offline", "--complete-through", "now"];
     push.extend(names.iter().map(String::as_str));
     let output = Trace::command(&edge.command(&push), edge.directory()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -40,21 +40,29 @@ async fn a_push_says_nothing_before_every_file_and_directory_of_it_is_synced() {
     for (from, to, at) in shown {
         assert!(
             trace.synced(from, written(&trace, from), *at),
-            "{} is whole before it is shown",
+            "{} is shown before its bytes were synced",
             to.display()
         );
-        assert!(trace.synced(&ready, *at, said), "{} is there before it is promised", to.display());
+        let is_there = trace.synced(&ready, *at, said);
+        assert!(is_there, "{} is promised before its directory was synced", to.display());
     }
-    let version = edge.spool().join("version");
-    let (new, _, at) = renames.iter().find(|(_, to, _)| *to == version).unwrap();
-    assert!(
-        trace.synced(new, written(&trace, new), *at),
-        "the spool's version is whole before it has its name"
-    );
+    for name in ["version", "complete"] {
+        let file = edge.spool().join(name);
+        let (new, _, at) = renames.iter().find(|(_, to, _)| *to == file).unwrap();
+        let is_whole = trace.synced(new, written(&trace, new), *at);
+        assert!(is_whole, "the spool's file {name} has its name before its bytes were synced");
+        let is_there = trace.synced(&edge.spool(), *at, said);
+        assert!(is_there, "something is promised before the name of the spool's file {name} was synced");
+    }
     // What is reserved is of no use to anybody once the power has failed.
     let made = trace.made().into_iter().filter(|(path, _)| !path.ends_with("reserved"));
     for (path, at) in made {
-        assert!(trace.synced(path.parent().unwrap(), at, said), "{} is there", path.display());
+        let is_there = trace.synced(path.parent().unwrap(), at, said);
+        assert!(
+            is_there,
+            "something is promised before the directory that {} is in was synced",
+            path.display()
+        );
     }
 }
 
@@ -93,20 +101,27 @@ async fn a_listener_syncs_a_result_and_its_place_before_current_names_it() {
         let (partial, file, placed) = renames.iter().find(|(_, to, _)| to.starts_with(&place)).unwrap();
         assert!(placed < shown && partial.starts_with(own), "{}", file.display());
         let partial = absolute(partial);
-        assert!(trace.synced(&partial, written(&trace, &partial), *placed), "version {version} is whole");
-        assert!(trace.synced(&absolute(Path::new(&place)), *placed, *shown), "it is in its directory");
+        let is_whole = trace.synced(&partial, written(&trace, &partial), *placed);
+        assert!(is_whole, "version {version} has its place before its bytes were synced");
+        let is_there = trace.synced(&absolute(Path::new(&place)), *placed, *shown);
+        assert!(is_there, "version {version} is shown before the directory that it is in was synced");
         let (new, _, noted) = moved(&own.join("state"));
-        assert!(trace.synced(&absolute(new), 0, *noted), "the state is whole");
-        assert!(trace.synced(&absolute(own), *noted, *shown), "the state is there");
+        // It is written again once the server was told.
+        let is_whole = !trace.commits(&absolute(new), 0, *noted).is_empty();
+        assert!(is_whole, "the state has its name before its bytes were synced");
+        let is_there = trace.synced(&absolute(own), *noted, *shown);
+        assert!(is_there, "version {version} is shown before the name of its state was synced");
         let said = trace.first(&["write(1<"]);
-        assert!(
-            trace.synced(&absolute(Path::new("results")), *shown, said),
-            "{} is there",
-            current.display()
-        );
+        let is_there = trace.synced(&absolute(Path::new("results")), *shown, said);
+        assert!(is_there, "something is said before the name {} was synced", current.display());
         for (path, at) in trace.made() {
             let parent = absolute(path.parent().unwrap());
-            assert!(trace.synced(&parent, at, *shown), "{} is there", path.display());
+            let is_there = trace.synced(&parent, at, *shown);
+            assert!(
+                is_there,
+                "version {version} is shown before the directory that {} is in was synced",
+                path.display()
+            );
         }
     }
 }

@@ -7,7 +7,8 @@
 use std::time::{Duration, Instant};
 
 use millpond_failpoint::{Point, Program};
-use millpond_tests::{Dice, Disk, Loss, Server, Shim, Taken, was_killed};
+use millpond_protocol::{Role, limits};
+use millpond_tests::{Dice, Disk, Link, Loss, Server, Shim, Taken, was_killed};
 
 use super::oracle::Depth;
 use super::world::World;
@@ -141,11 +142,17 @@ async fn a_first_start_whose_power_fails_is_made_good_by_the_next_one_which_keep
         let token = server.data().join("admin.token");
         let promised = std::fs::read(&token).unwrap();
         server.pool("demo", serde_json::json!({})).await;
+        let edge = Link::open(server.member("demo", "edge", Role::Publisher).await).await.unwrap();
+        let staged = vec![b's'; limits::SMALL_MAX + 1];
+        edge.publish("mp/demo/c/edge/up/staged", staged, Default::default()).await.unwrap();
         server.kill();
         disk.fail(&mut Loss::Everything);
         server.launch().await;
         assert!(std::fs::read(&token).unwrap() == promised, "sync {nth}: the admin has another token");
-        server.api().get("/v1/pools/demo").await;
+        let kept = server.uploads("demo").await;
+        assert_eq!(kept.len(), 1, "sync {nth}: the upload that was acknowledged is gone");
+        let checked = server.cli().args(["check", "--deep"]).output().unwrap();
+        assert!(checked.status.success(), "sync {nth}: {checked:?}");
     }
 }
 
