@@ -8,7 +8,7 @@ use anyhow::Context;
 use millpond_net::Listener;
 use millpond_storage::embedded::{self, Embedded, Holders};
 use millpond_storage::{Storage, StorageConfig};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -147,10 +147,19 @@ async fn tried(client: &StorageConfig) -> anyhow::Result<Storage> {
     Ok(handle)
 }
 
+/// Connections that the kernel has made and the server not yet accepted, as far as `net.core.somaxconn` lets it: what comes beyond
+/// is dropped without a word, and a client of a fleet that comes back tries again after seconds.
+const BACKLOG: u32 = 16 << 10;
+
 pub(crate) async fn listen(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}: change {key}, or stop what uses that port"))
+    let bound = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // As the library's own listeners do: a server that starts again finds its port free.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bound().with_context(|| format!("cannot listen on {address}: change {key}, or stop what uses that port"))
 }
 
 /// Where URLs point: with the bucket in front, unless it stands in the path.
