@@ -188,7 +188,8 @@ impl Wire {
                     // Something was handed over, or asked for, meanwhile.
                     Err(_) if shared.book().silent_until(silence) > until => {}
                     Err(_) => {
-                        return Err(Cause::Lost(format!("the server was silent for {silence:?}")).into());
+                        let address = &self.address;
+                        return Err(Cause::Lost(format!("{address}: silent for {silence:?}")).into());
                     }
                 }
             }
@@ -260,7 +261,7 @@ fn cause(error: ConnectionError, address: &str) -> Cause {
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => {
             let why = reason_string
                 .map_or_else(|| format!("{reason_code:?}"), |why| format!("{reason_code:?}, {why}"));
-            Cause::Lost(format!("the server closed the connection: {why}"))
+            Cause::Lost(format!("{address}: the server closed the connection: {why}"))
         }
         error => Cause::Lost(format!("{address}: {error}")),
     }

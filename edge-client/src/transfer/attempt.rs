@@ -118,3 +118,24 @@ pub(crate) fn told(error: reqwest::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpSocket;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_names_the_server_and_nothing_of_the_url_that_is_secret() {
+        // It holds the port, and nobody listens.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let at = socket.local_addr().unwrap();
+        let url = format!("http://user:word@{at}/bucket/key?X-Amz-Signature=5ec2e7");
+        let said = told(reqwest::get(url).await.unwrap_err());
+        assert!(said.starts_with(&format!("http://{at}: ")) && said.contains("refused"), "{said}");
+        for secret in ["user", "word", "bucket", "5ec2e7"] {
+            assert!(!said.contains(secret), "{said}");
+        }
+    }
+}
