@@ -72,12 +72,12 @@ pub async fn run(
     let (front, inner) = (shutdown.child_token(), CancellationToken::new());
 
     let (storage, storage_address) = store::open(&config, &doors, &ledger, &mut tasks, &inner).await?;
-    let mqtt = listen("mqtt.listen", config.mqtt.listen).await?;
+    let mqtt = listen("mqtt.listen", config.mqtt.listen)?;
     let mqtts = match config.mqtt_tls() {
-        Some(address) => Some(listen("mqtt.tls_listen", address).await?),
+        Some(address) => Some(listen("mqtt.tls_listen", address)?),
         None => None,
     };
-    let http_listener = listen("http.listen", config.http.listen).await?;
+    let http_listener = listen("http.listen", config.http.listen)?;
     let addresses = Addresses {
         mqtt: mqtt.local_addr()?,
         mqtts: mqtts.as_ref().map(TcpListener::local_addr).transpose()?,

@@ -53,7 +53,7 @@ pub(crate) async fn open(
     let settings = &config.storage;
     let own = own(config, Some(ledger), tasks, stop).await?;
     let public = match own.embedded {
-        Some(_) => Some(listen("storage.listen", settings.listen).await?),
+        Some(_) => Some(listen("storage.listen", settings.listen)?),
         None => None,
     };
     let address = public.as_ref().map(TcpListener::local_addr).transpose()?;
@@ -122,7 +122,7 @@ async fn own(
             let dir = config.server.data_dir.join("objects");
             let opened = tokio::task::spawn_blocking(move || embedded::open(&dir, server)).await??;
             // The server's own calls have a listener to themselves: clients cannot use up its connections.
-            let own = listen("a port of 127.0.0.1", (Ipv4Addr::LOCALHOST, 0).into()).await?;
+            let own = listen("a port of 127.0.0.1", (Ipv4Addr::LOCALHOST, 0).into())?;
             let endpoint = url_of("http", own.local_addr()?)?;
             // Whoever finds that port has no more right there than at the public one.
             let opened = match ledger {
@@ -151,7 +151,7 @@ async fn tried(client: &StorageConfig) -> anyhow::Result<Storage> {
 /// is dropped without a word, and a client of a fleet that comes back tries again after seconds.
 const BACKLOG: u32 = 16 << 10;
 
-pub(crate) async fn listen(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+pub(crate) fn listen(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     let bound = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         // As the library's own listeners do: a server that starts again finds its port free.
