@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use millpond_net::{Arrival, Entered, Entrance, Listener, Outside, Places, Stream, Tls};
-use millpond_protocol::{Principal, Refusal, limits};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
+use millpond_net::{Entered, Listener, Outside, Places, Stream, Tls};
+use millpond_protocol::{Principal, Refusal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::{Admission, Admitted};
 use crate::backend::Backend;
 use crate::budget::Budget;
 use crate::config::GateConfig;
@@ -56,8 +58,8 @@ pub(crate) struct Shared {
     pub(crate) publishes: metrics::Counter,
     pub(crate) ack_seconds: metrics::Histogram,
     pub(crate) rates: Rates,
-    /// Connections that have not signed in yet.
-    entrance: Entrance,
+    /// Of connections that have not signed in yet.
+    admission: Admission,
     /// Places for those that have.
     pub(crate) connections: Places,
     /// Connections that have ended and write long last words.
@@ -67,8 +69,7 @@ pub(crate) struct Shared {
 impl Shared {
     fn measure(&self) {
         metrics::gauge!("millpond_gate_uncommitted_bytes").set(self.budget.used() as f64);
-        metrics::gauge!("millpond_gate_strangers").set(self.entrance.taken() as f64);
-        metrics::gauge!("millpond_gate_waiting").set(self.entrance.waiting() as f64);
+        self.admission.measure();
         metrics::gauge!("millpond_gate_router_queue").set(self.handle.hub().outbox().len() as f64);
         metrics::gauge!("millpond_gate_router_queue_peak").set(self.handle.hub().outbox().most() as f64);
     }
@@ -90,7 +91,7 @@ impl Gate {
         let shared = Shared {
             budget: Arc::new(Budget::new(config.uncommitted_bytes_max, config.packet_max())),
             rates: Rates::new(config.member_rate, config.pool_rate),
-            entrance: entrance(&config),
+            admission: Admission::new(&config),
             connections: Places::new(config.connections_max, config.connections_per_address),
             farewells: Semaphore::new(FAREWELLS),
             config: Arc::new(config),
@@ -147,6 +148,8 @@ impl Gate {
         let stop = shutdown.child_token();
         let abort = CancellationToken::new();
         let _abort = abort.clone().drop_guard();
+        // Those who wait for their turn.
+        let mut line = FuturesUnordered::new();
         let mut gauges = tokio::time::interval(GAUGES);
         let result = loop {
             tokio::select! {
@@ -154,8 +157,11 @@ impl Gate {
                 () = stop.cancelled() => break Ok(()),
                 () = self.router_dead.cancelled() => break Err(GateError::RouterDead),
                 _ = gauges.tick() => self.shared.measure(),
+                Some(admitted) = line.next() => if let Some(admitted) = admitted {
+                    self.begin(admitted, &tasks, &stop, &abort);
+                },
                 accepted = listener.accept() => match accepted {
-                    Ok(arrival) => self.admit(arrival, &tasks, &stop, &abort),
+                    Ok(arrival) => line.extend(self.shared.admission.arrive(arrival)),
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be accepted");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -163,7 +169,7 @@ impl Gate {
                 },
             }
         };
-        drop(listener);
+        drop((listener, line));
         stop.cancel();
         tasks.close();
         if tokio::time::timeout(self.shared.config.shutdown_grace, tasks.wait()).await.is_err() {
@@ -174,22 +180,18 @@ impl Gate {
         result
     }
 
-    fn admit(
+    fn begin(
         &self,
-        arrival: Arrival,
+        admitted: Admitted,
         tasks: &TaskTracker,
         stop: &CancellationToken,
         abort: &CancellationToken,
     ) {
-        let Some(place) = self.shared.entrance.arrive(arrival.from().ip()) else { return };
         let (gate, stop, abort) = (self.shared.clone(), stop.clone(), abort.clone());
         tasks.spawn(async move {
-            let welcomed = async {
-                let _stranger = place.await?;
-                welcome(arrival, &gate).await
-            };
             let welcomed = tokio::select! {
-                welcomed = welcomed => welcomed,
+                // On the heap, or each connection would be as large for as long as it lasts.
+                welcomed = Box::pin(welcome(admitted, &gate)) => welcomed,
                 () = stop.cancelled() => None,
             };
             if let Some((io, welcome)) = welcomed {
@@ -202,18 +204,12 @@ impl Gate {
     }
 }
 
-/// The way in of all listeners together.
-fn entrance(config: &GateConfig) -> Entrance {
-    let waiting = |places: usize| places.saturating_mul(limits::WAITING_PER_STRANGER);
-    let (max, per_address) = (config.strangers_max, config.strangers_per_address);
-    let room = Places::new(waiting(max), waiting(max) / 2);
-    Entrance::new("mqtt", Places::new(max, per_address), room, config.connect_timeout)
-}
-
 /// From a connection that was accepted to a session; none: it has been told why, where that is possible.
-async fn welcome(arrival: Arrival, gate: &Shared) -> Option<(Stream, Welcome)> {
+async fn welcome(admitted: Admitted, gate: &Shared) -> Option<(Stream, Welcome)> {
+    let Admitted { arrival, stranger: _stranger, mut turn } = admitted;
     let from = arrival.from();
-    let Entered { stream: mut io, shown, standing } = match arrival.enter(gate.config.stall_timeout).await {
+    let entered = turn.within(arrival.enter(gate.config.stall_timeout)).await;
+    let Entered { stream: mut io, shown, standing } = match entered {
         Ok(entered) => entered,
         Err(Outside::Certificate) => {
             handshake::refused(
@@ -226,7 +222,7 @@ async fn welcome(arrival: Arrival, gate: &Shared) -> Option<(Stream, Welcome)> {
         }
         Err(Outside::Other) => return None,
     };
-    let welcome = handshake::welcome(&mut io, from, (shown, standing), gate).await?;
+    let welcome = handshake::welcome(&mut io, from, (shown, standing), turn, gate).await?;
     Some((io, welcome))
 }
 

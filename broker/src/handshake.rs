@@ -9,6 +9,7 @@ use millpond_net::{Full, Shown, Standing};
 use millpond_protocol::{MemberName, PoolName, Principal, limits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::admission::Turn;
 use crate::backend::{Credential, SignIn, SignInError};
 use crate::codec::frame::fixed_header;
 use crate::codec::packet::Connect;
@@ -63,6 +64,7 @@ pub(crate) async fn welcome<S>(
     io: &mut S,
     from: SocketAddr,
     (shown, standing): (Shown, Option<Standing>),
+    mut turn: Turn,
     gate: &Shared,
 ) -> Option<Welcome>
 where
@@ -70,7 +72,7 @@ where
 {
     let mut stream = BytesMut::with_capacity(1_024);
     let connect = tokio::time::timeout(gate.config.connect_timeout, read_connect(io, &mut stream, gate));
-    let connect = match connect.await {
+    let connect = match turn.within(connect).await {
         Ok(read) => read?,
         Err(_) => {
             count_refused("connect_time");
@@ -90,7 +92,9 @@ where
         Shown::Nothing | Shown::Nobody => None,
     });
     let signed_in =
-        tokio::time::timeout(gate.config.sign_in_timeout, sign_in(&connect, from, shown, gate)).await;
+        tokio::time::timeout(gate.config.sign_in_timeout, sign_in(&connect, from, shown, &mut turn, gate))
+            .await;
+    drop(turn);
     match signed_in.unwrap_or(Err(NO_ANSWER)) {
         Ok(SignedIn { who, registration, kept, assigned }) => {
             let own = connect.wants_response_information.then(|| format!("mp/{}/d/{}/", who.pool, who.name));
@@ -212,6 +216,7 @@ async fn sign_in(
     connect: &Connect,
     from: SocketAddr,
     shown: Shown,
+    turn: &mut Turn,
     gate: &Shared,
 ) -> Result<SignedIn, Refused> {
     if connect.auth_method {
@@ -229,7 +234,8 @@ async fn sign_in(
     let mut force = false;
     loop {
         let endings = gate.handle.registry().endings();
-        let who = check(attempt.clone(), gate).await?;
+        turn.resume().await;
+        let who = turn.within(check(attempt.clone(), gate)).await?;
         if let Some(will) = &connect.will
             && check_will(&who, &gate.config, will).is_err()
         {
@@ -262,6 +268,7 @@ async fn sign_in(
                 return Err(Refused { v4: 3, v5: reason::QUOTA, why });
             }
             Err(NotRegistered::Held(left)) => {
+                turn.end();
                 force = tokio::time::timeout(LEAVE, left.cancelled()).await.is_err();
             }
         }

@@ -6,6 +6,7 @@
 //! | module | does |
 //! |---|---|
 //! | `gate` | start, accept loop, shutdown |
+//! | `admission` | who signs in when: a turn for each address |
 //! | `handshake` | CONNECT to session: version, credentials, take-over |
 //! | `connection` | the task of one connection: all its I/O |
 //! | `intake` | its incoming half: what is read, held, and due |
@@ -27,6 +28,7 @@
 //! `ack_seconds`, from receipt of a PUBLISH to its PUBACK or PUBREC.
 
 #[cfg(feature = "alone")]
+mod admission;
 pub mod alone;
 pub mod backend;
 mod budget;

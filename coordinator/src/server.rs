@@ -46,6 +46,18 @@ pub struct Addresses {
     pub storage: Option<SocketAddr>,
 }
 
+/// Sockets that a thread hears of at once. What it has to do next holds 256 tasks: more are put into a line of all threads that
+/// each looks at when it has nothing else to do, and a fleet whose connections break would keep whoever is in there waiting.
+const EVENTS: usize = 128;
+
+/// What a server runs on.
+///
+/// # Errors
+/// There are no threads to be had.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().max_io_events_per_tick(EVENTS).enable_all().build()
+}
+
 /// Runs a server until `shutdown`, or until it cannot go on. `ready` gets the addresses once it serves; they also stand
 /// in `DATA/ports.json`.
 ///

@@ -5,7 +5,8 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | `places` | how many connections may come, in all and from one address, and who waits for a place |
+//! | `places` | how many connections may come, in all and from one address, and whose turn it is for a place |
+//! | `entrance` | a place for whoever comes, or a room to wait for one |
 //! | `listener` | accepts, and makes a stream of what arrived: plain, or TLS after a handshake within its time |
 //! | `moving` | ends a connection whose peer takes no byte for too long, below TLS |
 //! | `stream` | plain or TLS, as one type |
@@ -17,6 +18,7 @@
 //! `reloads_total{outcome}` (`done`, `refused`); gauge `certificate_expires_seconds`, when the certificate in use ends. And
 //! the counter `millpond_turned_away_total{listener,limit}` (`all`, `address`).
 
+mod entrance;
 mod http;
 mod listener;
 mod moving;
@@ -25,8 +27,9 @@ mod stream;
 pub mod tls;
 pub mod websocket;
 
+pub use entrance::Entrance;
 pub use http::Connections;
 pub use listener::{Arrival, Door, Entered, Handover, Listener, Outside, Shown};
-pub use places::{Entrance, Full, Place, Places, network};
+pub use places::{Full, Place, Places, network};
 pub use stream::Stream;
 pub use tls::{Certified, Standing, Tls};

@@ -4,7 +4,6 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 
@@ -36,6 +35,9 @@ impl Full {
     }
 }
 
+/// Addresses that have just come and have their turns one after the other before one is for those that want more.
+const NEW_IN_A_ROW: usize = 4;
+
 /// Places, so many in all and so many of them for one address. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Places(Arc<Shared>);
@@ -54,8 +56,18 @@ struct State {
     taken: usize,
     /// Each address that has a place or waits for one.
     addresses: HashMap<IpAddr, Address>,
-    /// Addresses that wait and may have another place: whose turn is next.
-    turns: VecDeque<IpAddr>,
+    /// Addresses that wait and may have another place.
+    turns: Turns,
+}
+
+/// Whose turn is next. Who has just come goes before those that have had a turn and want another: the sparse flows of fair
+/// queueing (RFC 8290, section 4.2).
+#[derive(Debug, Default)]
+struct Turns {
+    new: VecDeque<IpAddr>,
+    more: VecDeque<IpAddr>,
+    /// New ones that were next, one after the other.
+    in_a_row: usize,
 }
 
 #[derive(Debug, Default)]
@@ -75,7 +87,7 @@ pub struct Place {
 impl Places {
     /// `max` places, at most `per_address` of them for one address.
     pub fn new(max: usize, per_address: usize) -> Self {
-        let (addresses, turns) = (HashMap::new(), VecDeque::new());
+        let (addresses, turns) = (HashMap::new(), Turns::default());
         let state = State { max, per_address: per_address.min(max), taken: 0, addresses, turns };
         Self(Arc::new(Shared { state: Mutex::new(state), vacant: Notify::new() }))
     }
@@ -98,8 +110,9 @@ impl Places {
         Ok(self.give(&mut state, network))
     }
 
-    /// Waits for a place. Addresses have turns, and those of one address their order of asking: whoever comes alone waits for one
-    /// of each address at most, and whoever is over the share of its address keeps nobody else waiting. Safe to cancel.
+    /// Waits for a place. Addresses have turns, and those of one address their order of asking; four turns of five are for
+    /// addresses that have just come. So whoever comes alone waits for others who do and not for a fleet, and whoever is over
+    /// the share of its address keeps nobody else waiting. Safe to cancel.
     pub async fn take(&self, from: IpAddr) -> Place {
         loop {
             // Nobody is left without an answer.
@@ -112,9 +125,15 @@ impl Places {
     fn wait(&self, network: IpAddr) -> oneshot::Receiver<Place> {
         let (give, given) = oneshot::channel();
         let mut state = self.state();
+        let is_new = !state.addresses.contains_key(&network);
         let address = state.addresses.entry(network).or_default();
         address.waiting.push_back(give);
-        state.line_up(network);
+        if is_new {
+            address.has_turn = true;
+            state.turns.new.push_back(network);
+        } else {
+            state.line_up(network);
+        }
         self.hand_out(state);
         given
     }
@@ -131,8 +150,16 @@ impl Places {
         }
     }
 
-    fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.state().is_full()
+    }
+
+    /// Whether nothing is left of anybody.
+    #[cfg(test)]
+    pub(crate) fn keeps_nothing(&self) -> bool {
+        let state = self.state();
+        let turns = &state.turns;
+        state.taken == 0 && state.addresses.is_empty() && turns.new.is_empty() && turns.more.is_empty()
     }
 
     /// Places that are taken.
@@ -187,7 +214,7 @@ impl State {
         }
         if waits && address.taken < self.per_address {
             address.has_turn = true;
-            self.turns.push_back(network);
+            self.turns.more.push_back(network);
         } else if !waits && address.taken == 0 {
             self.addresses.remove(&network);
         }
@@ -195,7 +222,7 @@ impl State {
 
     /// Whose turn it is.
     fn next(&mut self) -> Option<(IpAddr, oneshot::Sender<Place>)> {
-        while let Some(network) = self.turns.pop_front() {
+        while let Some(network) = self.turns.next() {
             let Some(address) = self.addresses.get_mut(&network) else { continue };
             address.has_turn = false;
             // A place of its own may have been taken meanwhile.
@@ -213,6 +240,15 @@ impl State {
     }
 }
 
+impl Turns {
+    fn next(&mut self) -> Option<IpAddr> {
+        let has_waited = self.in_a_row >= NEW_IN_A_ROW && !self.more.is_empty();
+        let new = if has_waited { None } else { self.new.pop_front() };
+        self.in_a_row = if new.is_some() { self.in_a_row + 1 } else { 0 };
+        new.or_else(|| self.more.pop_front())
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.of.state();
@@ -225,80 +261,13 @@ impl Drop for Place {
     }
 }
 
-/// The way in for new connections: places, and a room for those who come when there is none for them.
-///
-/// A connection that waits has said nothing and costs a socket, so many can; a fleet that comes back all at once is let in
-/// one after the other instead of being sent away. Whoever finds the room full too is closed without a word, for listening
-/// to it would take a place.
-#[derive(Debug, Clone)]
-pub struct Entrance {
-    of: &'static str,
-    places: Places,
-    room: Places,
-    patience: Duration,
-}
-
-impl Entrance {
-    /// `of` is the listener's name in metrics; `patience` is how long a connection may wait in the room.
-    pub fn new(of: &'static str, places: Places, room: Places, patience: Duration) -> Self {
-        Self { of, places, room, patience }
-    }
-
-    /// A connection has come: what resolves to its place, or to none if it has waited for too long. `None`: it is to be
-    /// closed at once.
-    pub fn arrive(&self, from: IpAddr) -> Option<impl Future<Output = Option<Place>> + Send + use<>> {
-        let placed = match self.places.try_take(from) {
-            Ok(place) => Ok(place),
-            Err(full) => match self.room.try_take(from) {
-                Ok(seat) => Err((seat, full)),
-                Err(_) => {
-                    self.turn_away(full);
-                    return None;
-                }
-            },
-        };
-        let this = self.clone();
-        Some(async move {
-            let (seat, full) = match placed {
-                Ok(place) => return Some(place),
-                Err(waits) => waits,
-            };
-            let place = tokio::time::timeout(this.patience, this.places.take(from)).await;
-            drop(seat);
-            place.map_err(|_| this.turn_away(full)).ok()
-        })
-    }
-
-    /// Waits until a place is free for somebody, and counts that there was none. Safe to cancel.
-    pub async fn vacancy(&self) {
-        if self.places.is_full() {
-            metrics::counter!("millpond_full_total", "listener" => self.of).increment(1);
-        }
-        self.places.vacancy().await;
-    }
-
-    /// Places that are taken.
-    pub fn taken(&self) -> usize {
-        self.places.taken()
-    }
-
-    /// Connections that wait for one.
-    pub fn waiting(&self) -> usize {
-        self.room.taken()
-    }
-
-    fn turn_away(&self, full: Full) {
-        metrics::counter!("millpond_turned_away_total", "listener" => self.of, "limit" => full.as_str())
-            .increment(1);
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
 
-    const LONG: Duration = Duration::from_secs(60);
-    const SHORT: Duration = Duration::from_millis(20);
+    use tokio::time::timeout;
+
+    use super::*;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -317,7 +286,7 @@ mod tests {
         assert_eq!(places.taken(), 2);
         drop(held);
         assert!(places.try_take(here).is_ok());
-        assert!(places.state().addresses.is_empty(), "nothing is kept of who has no place");
+        assert!(places.keeps_nothing(), "nothing is kept of who has no place");
     }
 
     #[test]
@@ -331,58 +300,43 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_over_its_share_waits_in_the_room_and_keeps_nobody_from_a_place() {
-        let entrance = Entrance::new("test", Places::new(2, 1), Places::new(2, 1), LONG);
-        let (here, there) = (ip("192.0.2.1"), ip("192.0.2.2"));
-        let first = entrance.arrive(here).unwrap().await.unwrap();
-        let mut second = pin!(entrance.arrive(here).unwrap());
-        assert!(tokio::time::timeout(SHORT, second.as_mut()).await.is_err(), "there is no place for it");
-        assert!(entrance.arrive(here).is_none(), "the room has a share for each address too");
-        let _other = entrance.arrive(there).unwrap().await.unwrap();
-        assert_eq!((entrance.taken(), entrance.waiting()), (2, 1));
-        drop(first);
-        let _second = second.await.unwrap();
-        assert_eq!((entrance.taken(), entrance.waiting()), (2, 0));
-    }
-
-    #[tokio::test]
-    async fn whoever_comes_alone_waits_for_one_of_each_address_and_not_for_all_of_a_crowd() {
-        let places = Places::new(2, 2);
+    async fn whoever_gives_up_leaves_the_turn_to_the_next_one_there_and_nothing_is_kept() {
+        let places = Places::new(1, 1);
         let (crowd, alone) = (ip("192.0.2.1"), ip("192.0.2.2"));
-        let other = places.try_take(ip("192.0.2.3")).unwrap();
-        let held = places.try_take(crowd).unwrap();
-        let mut first: Vec<_> = (0..3).map(|_| Box::pin(places.take(crowd))).collect();
-        for waits in &mut first {
-            assert!(tokio::time::timeout(Duration::ZERO, waits).await.is_err());
+        let held = places.try_take(ip("192.0.2.3")).unwrap();
+        let mut waiting = [crowd, crowd, alone].map(|from| Box::pin(places.take(from)));
+        for waits in &mut waiting {
+            assert!(timeout(Duration::ZERO, waits).await.is_err());
         }
-        let mut late = pin!(places.take(alone));
-        assert!(tokio::time::timeout(Duration::ZERO, late.as_mut()).await.is_err());
-        // One of the crowd gives up, and leaves its turn to the next one there.
-        drop(first.remove(0));
-        drop(held);
-        let second = first.remove(0).await;
-        assert!(tokio::time::timeout(Duration::ZERO, late.as_mut()).await.is_err(), "there is one place");
-        drop(second);
-        let own = late.await;
-        drop(own);
-        drop(first.remove(0).await);
-        drop(other);
-        let state = places.state();
-        assert!(state.addresses.is_empty() && state.turns.is_empty(), "{state:?}");
+        let [gives_up, next, mut last] = waiting;
+        drop((gives_up, held));
+        let place = next.await;
+        assert!(timeout(Duration::ZERO, &mut last).await.is_err(), "there is one place");
+        drop(place);
+        drop(last.await);
+        assert!(places.keeps_nothing(), "{:?}", places.state());
     }
 
     #[tokio::test]
-    async fn who_waits_for_too_long_or_gives_up_leaves_nothing_behind() {
-        let (places, room) = (Places::new(1, 1), Places::new(2, 2));
-        let entrance = |patience| Entrance::new("test", places.clone(), room.clone(), patience);
-        let here = ip("192.0.2.1");
-        let held = entrance(LONG).arrive(here).unwrap().await.unwrap();
-        assert!(entrance(SHORT).arrive(here).unwrap().await.is_none());
-        let gives_up = entrance(LONG).arrive(here).unwrap();
-        assert!(tokio::time::timeout(SHORT, gives_up).await.is_err());
-        assert_eq!(room.taken(), 0);
-        drop(held);
-        assert!(places.state().addresses.is_empty() && room.state().addresses.is_empty());
-        assert!(entrance(LONG).arrive(here).unwrap().await.is_some());
+    async fn addresses_that_have_just_come_go_before_those_that_want_more_four_times_of_five() {
+        let places = Places::new(1, 1);
+        let held = places.try_take(ip("192.0.2.1")).unwrap();
+        let (say, mut said) = tokio::sync::mpsc::unbounded_channel();
+        // Three of a crowd, and then six who come alone.
+        for from in [9, 9, 9, 11, 12, 13, 14, 15, 16] {
+            let (places, say) = (places.clone(), say.clone());
+            tokio::spawn(async move {
+                let _place = places.take(IpAddr::from([192, 0, 2, from])).await;
+                say.send(from).unwrap();
+            });
+            tokio::task::yield_now().await;
+        }
+        drop((held, say));
+        let mut order = Vec::new();
+        while let Some(from) = said.recv().await {
+            order.push(from);
+        }
+        assert_eq!(order, [9, 11, 12, 13, 9, 14, 15, 16, 9]);
+        assert!(places.keeps_nothing(), "{:?}", places.state());
     }
 }

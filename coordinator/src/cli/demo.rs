@@ -2,7 +2,7 @@
 
 use super::failure::{FAILED, Failure};
 use super::output::Out;
-use crate::demo;
+use crate::{demo, server};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -12,7 +12,7 @@ pub(super) struct Args {
 
 /// Exits with 0 only if every hash matched and every upload is in exactly one batch.
 pub(super) fn run(args: &Args, out: &Out) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = server::runtime()?;
     let report = runtime.block_on(demo::run(args.options));
     // Whatever still runs belongs to a server that has been stopped.
     runtime.shutdown_background();

@@ -57,7 +57,7 @@ pub(super) fn run(args: &Args, out: &Out) -> Result<(), Failure> {
         return Ok(());
     }
     logging::init(&config.log);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = server::runtime()?;
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
         stop_on_signal(shutdown.clone())?;

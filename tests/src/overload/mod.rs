@@ -1,6 +1,7 @@
 //! What broken and hostile clients do to a server, and how those beside them fare meanwhile: for tests and the benchmark.
 //!
-//! Attackers come from an address of their own, 127.0.0.2, and those beside them from 127.0.0.1.
+//! Attackers come from an address of their own, 127.0.0.2, and those beside them from 127.0.0.1; who signs in again and again from
+//! 127.0.0.3.
 
 mod attack;
 mod others;
@@ -39,6 +40,12 @@ impl Field {
     async fn good(&self, n: usize) -> Result<Connection> {
         let who = self.good.get(n).context("too few members")?;
         Connection::open_as(TcpStream::connect(self.mqtt).await?, who, &who.member).await
+    }
+
+    /// The same from an address of its own.
+    async fn alone(&self, n: usize) -> Result<Connection> {
+        let who = self.good.get(n).context("too few members")?;
+        Connection::open_as(from("127.0.0.3", self.mqtt).await?, who, &who.member).await
     }
 
     fn api(&self, who: &Who, source: [u8; 4]) -> Api {

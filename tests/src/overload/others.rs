@@ -127,7 +127,7 @@ async fn messages(field: &Field, n: usize, until: Until) -> Result<Vec<f64>> {
 async fn sign_ins(field: &Field, n: usize, until: Until) -> Result<Vec<f64>> {
     let mut took = Vec::new();
     while until.goes_on(took.len()) {
-        let sign_in = async { field.good(n).await.map(drop) };
+        let sign_in = async { field.alone(n).await.map(drop) };
         took.push(timed("a sign-in", sign_in).await?);
         sleep(Duration::from_millis(20)).await;
     }

@@ -38,13 +38,12 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use millpond_tests::wire;
 
-#[tokio::main]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
     // Thousands of connections: servers inherit it.
     millpond::descriptors::raise();
     let mut args = std::env::args().skip(1);
     let (what, more) = (args.next(), args.next());
-    let ran = run(what.as_deref(), more).await;
+    let ran = millpond::server::runtime()?.block_on(run(what.as_deref(), more));
     let closed = aims::close();
     ran.and(closed)
 }

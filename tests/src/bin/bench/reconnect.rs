@@ -17,13 +17,14 @@ const MEMBERS: usize = 5_000;
 /// How long a client waits that was sent away: brokers' clients have a second, and some jitter.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// Milliseconds that a sign-in may take at the 99th percentile, where they come from many addresses. There are so few of them in a
+/// run that it is the one in the moment when all connections break: the server ends these first, some 50 µs of a processor each,
+/// and then it has its turn, of which each of the other addresses has one.
+const SIGN_IN: f64 = 200.0;
+
 /// Times that they do so, with others measured before each while all are connected.
 const RUNS: usize = 5;
 const FOR: Duration = Duration::from_secs(3);
-/// Milliseconds that a sign-in may take at the 99th percentile while they come: up to 1,000 strangers are seen to at once, and
-/// whoever is one of them is behind the others in the scheduler's line.
-const SIGN_IN: f64 = 250.0;
-
 pub async fn run() -> Result<()> {
     println!(
         "{MEMBERS} members reconnect at once, {RUNS} times, and others are measured before each and meanwhile; medians"
@@ -33,18 +34,18 @@ pub async fn run() -> Result<()> {
     for addresses in [1, 250] {
         let (_dir, server, field) = field(4, MEMBERS).await?;
         let apart = Apart::start()?;
-        let come = || {
+        let come = |time| {
             let field = field.clone();
-            apart.within(|| tokio::spawn(async move { come(&field, addresses).await }))
+            apart.within(|| tokio::spawn(async move { come(&field, time, addresses).await }))
         };
-        let (mut connections, _, _) = come().await??;
+        let (mut connections, _, _) = come(0).await??;
         let (mut without, mut with, mut took, mut sent_away) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for run in 0..RUNS {
             without.push(others(&field, &format!("a{run}"), FOR, 20).await?);
             drop(connections);
             let begun = Instant::now();
-            let coming = come();
+            let coming = come(run + 1);
             let (mut beside, mut part) = (Fared::default(), 0);
             while !coming.is_finished() {
                 beside.add(others(&field, &format!("b{run}-{part}"), Duration::from_millis(200), 1).await?);
@@ -65,7 +66,8 @@ pub async fn run() -> Result<()> {
         );
         for (kind, of) in KINDS {
             let (without, with) = (p99(&without, of), p99(&with, of));
-            let most = if kind == "sign-ins" { allowed(without).max(SIGN_IN) } else { allowed(without) };
+            let is_one_of_many = kind == "sign-ins" && addresses > 1;
+            let most = if is_one_of_many { allowed(without).max(SIGN_IN) } else { allowed(without) };
             let is_harmed = with > most;
             let mark = if is_harmed { format!("   over {most:.0} ms") } else { String::new() };
             println!("    others' {kind:<9} p99 {without:>9.2} ms without, {with:>9.2} ms meanwhile{mark}");
@@ -76,8 +78,13 @@ pub async fn run() -> Result<()> {
     Ok(())
 }
 
-/// Connects all; when the last was in, and how often one was closed and came again.
-async fn come(field: &Arc<Field>, addresses: usize) -> Result<(Vec<Connection>, Instant, usize)> {
+/// Connects all; when the last was in, and how often one was closed and came again. Each time they have other addresses: the
+/// ports of the last one are in TIME-WAIT, and the kernel's search for others would be what is measured.
+async fn come(
+    field: &Arc<Field>,
+    time: usize,
+    addresses: usize,
+) -> Result<(Vec<Connection>, Instant, usize)> {
     let sent_away = Arc::new(AtomicUsize::new(0));
     let mut tasks = JoinSet::new();
     for n in 0..MEMBERS {
@@ -85,7 +92,7 @@ async fn come(field: &Arc<Field>, addresses: usize) -> Result<(Vec<Connection>, 
         tasks.spawn(async move {
             let name = format!("lis{n}");
             let who = Who { pool: "p".into(), member: name.clone(), token: name };
-            let source = format!("127.0.1.{}", n % addresses + 1);
+            let source = format!("127.0.{}.{}", 10 + time, n % addresses + 1);
             loop {
                 let attempt = async { Connection::open_as(from(&source, to).await?, &who, "x").await };
                 if let Ok(connection) = attempt.await {
