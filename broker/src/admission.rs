@@ -14,9 +14,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::config::GateConfig;
 
-/// Turns at once, and those of one address.
+/// Turns at once; half of them are one address's, or all where it may have all places.
 const TURNS: usize = 32;
-const PER_ADDRESS: usize = TURNS / 2;
 /// How long a turn lasts at the most: of clients that never finish in it, 3,200 are seen to in a second.
 const LASTS: Duration = Duration::from_millis(10);
 
@@ -41,7 +40,8 @@ impl Admission {
         let (max, per_address) = (config.strangers_max, config.strangers_per_address);
         let room = Places::new(waiting(max), waiting(max) / 2);
         let entrance = Entrance::new("mqtt", Places::new(max, per_address), room, config.connect_timeout);
-        Self { entrance, turns: Places::new(TURNS, PER_ADDRESS) }
+        let share = if per_address < max { TURNS / 2 } else { TURNS };
+        Self { entrance, turns: Places::new(TURNS, share) }
     }
 
     /// A connection has come: what resolves when it is its turn, or to nothing if it has waited for too long. `None`: there is no
@@ -103,7 +103,37 @@ impl Turn {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+    use millpond_net::{Listener, Stream};
+
     use super::*;
+
+    #[tokio::test]
+    async fn one_address_has_half_of_the_turns_and_all_where_it_may_have_all_places() {
+        for (strangers_per_address, turns) in [(999, 16), (1_000, 32)] {
+            let config = GateConfig { strangers_max: 1_000, strangers_per_address, ..GateConfig::default() };
+            let admission = Admission::new(&config);
+            let (give, mut take) = Listener::handed(1);
+            let mut arrive = async |from: u8| {
+                give.pass(Stream::over(tokio::io::empty()), ([192, 0, 2, from], 1).into());
+                Box::pin(admission.arrive(take.accept().await.unwrap()).expect("there is room"))
+            };
+            let mut crowd = Vec::new();
+            for _ in 0..34 {
+                crowd.push(arrive(1).await);
+            }
+            // A task that polls without end is told to wait.
+            tokio::task::yield_now().await;
+            let mut admitted: Vec<_> = crowd.iter_mut().filter_map(|waits| waits.now_or_never()).collect();
+            assert_eq!(admitted.len(), turns);
+            let alone = arrive(2).await.now_or_never();
+            assert_eq!(alone.is_some(), turns < TURNS, "who comes alone has one of the others");
+            drop((alone, admitted.pop()));
+            let next: Vec<_> =
+                crowd.iter_mut().skip(turns).filter_map(|waits| waits.now_or_never()).collect();
+            assert_eq!(next.len(), 1, "of the same address");
+        }
+    }
 
     fn turn(turns: &Places) -> Turn {
         Turn { turns: turns.clone(), from: [192, 0, 2, 1].into(), has: None }

@@ -8,6 +8,7 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use millpond_net::{Entered, Listener, Outside, Places, Stream, Tls};
 use millpond_protocol::{Principal, Refusal};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -58,7 +59,7 @@ pub(crate) struct Shared {
     pub(crate) publishes: metrics::Counter,
     pub(crate) ack_seconds: metrics::Histogram,
     pub(crate) rates: Rates,
-    /// Of connections that have not signed in yet.
+    /// Lets those in who have not signed in yet.
     admission: Admission,
     /// Places for those that have.
     pub(crate) connections: Places,
@@ -151,6 +152,7 @@ impl Gate {
         // Those who wait for their turn.
         let mut line = FuturesUnordered::new();
         let mut gauges = tokio::time::interval(GAUGES);
+        let mut pause = None;
         let result = loop {
             tokio::select! {
                 biased;
@@ -160,11 +162,12 @@ impl Gate {
                 Some(admitted) = line.next() => if let Some(admitted) = admitted {
                     self.begin(admitted, &tasks, &stop, &abort);
                 },
-                accepted = listener.accept() => match accepted {
+                () = tokio::time::sleep_until(pause.unwrap_or_else(Instant::now)), if pause.is_some() => pause = None,
+                accepted = listener.accept(), if pause.is_none() => match accepted {
                     Ok(arrival) => line.extend(self.shared.admission.arrive(arrival)),
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be accepted");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        pause = Some(Instant::now() + ACCEPT_PAUSE);
                     }
                 },
             }

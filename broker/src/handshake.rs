@@ -82,6 +82,8 @@ where
     let connect = match connect {
         Ok(connect) => connect,
         Err(bad) => {
+            // Who is told lingers.
+            drop(turn);
             answer_bad(io, bad).await;
             return None;
         }
@@ -233,8 +235,8 @@ async fn sign_in(
     let client_id = assigned.as_deref().unwrap_or(&connect.client_id);
     let mut force = false;
     loop {
-        let endings = gate.handle.registry().endings();
         turn.resume().await;
+        let endings = gate.handle.registry().endings();
         let who = turn.within(check(attempt.clone(), gate)).await?;
         if let Some(will) = &connect.will
             && check_will(&who, &gate.config, will).is_err()

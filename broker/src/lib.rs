@@ -27,8 +27,8 @@
 //! `events_dropped_total`, `copies_dropped_total{limit}`, `wills_total`, `bus_lost_total`; histogram
 //! `ack_seconds`, from receipt of a PUBLISH to its PUBACK or PUBREC.
 
-#[cfg(feature = "alone")]
 mod admission;
+#[cfg(feature = "alone")]
 pub mod alone;
 pub mod backend;
 mod budget;

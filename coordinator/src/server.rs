@@ -46,8 +46,8 @@ pub struct Addresses {
     pub storage: Option<SocketAddr>,
 }
 
-/// Sockets that a thread hears of at once. What it has to do next holds 256 tasks: more are put into a line of all threads that
-/// each looks at when it has nothing else to do, and a fleet whose connections break would keep whoever is in there waiting.
+/// Sockets that a thread hears of at once. Its own line holds 256 tasks: more are put into one of all threads, which is looked at
+/// rarely, and a fleet whose connections break would keep whoever is in there waiting.
 const EVENTS: usize = 128;
 
 /// What a server runs on.

@@ -1,6 +1,6 @@
 //! How many connections there may be, and that one address leaves room for the others.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millpond_broker::GateConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -39,6 +39,35 @@ async fn silent_strangers_of_one_address_keep_nobody_else_out() {
     let mut waits = held.split_off(3);
     held.swap_remove(0).sign_in(4, "publisher", "first").await.ping().await;
     waits.swap_remove(0).sign_in(4, "publisher", "waited").await.ping().await;
+}
+
+#[tokio::test]
+async fn those_who_are_told_what_is_wrong_and_stay_keep_nobody_from_a_turn() {
+    let server = server_with(GateConfig { connect_timeout: LONG, ..GateConfig::default() }).await;
+    // The server waits for each to close for a second, which a busy machine may take for the rest.
+    for attempt in 0..10 {
+        let (mut told, mut first) = (Vec::new(), None);
+        // As many as there are turns, and each address has its share of them.
+        for source in ["127.0.0.2", "127.0.0.3"] {
+            for mut raw in silent(&server, source, 16).await {
+                raw.send(&connect(7, "x", "p/listener", &[])).await;
+                raw.packet().await;
+                first.get_or_insert_with(Instant::now);
+                told.push(raw);
+            }
+        }
+        server
+            .raw_from("127.0.0.4")
+            .await
+            .sign_in(4, "listener", &format!("alone{attempt}"))
+            .await
+            .ping()
+            .await;
+        if first.is_some_and(|first| first.elapsed() < Duration::from_millis(900)) {
+            return;
+        }
+    }
+    panic!("whoever comes alone waits until one of them has gone");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! What broken and hostile clients do to a server, and how those beside them fare meanwhile: for tests and the benchmark.
 //!
 //! Attackers come from an address of their own, 127.0.0.2, and those beside them from 127.0.0.1; who signs in again and again from
-//! 127.0.0.3.
+//! 127.0.0.3, because addresses have turns at that.
 
 mod attack;
 mod others;
