@@ -36,7 +36,7 @@ pub(super) async fn mark(
 
 fn superseded(sql: &Connection, batches: &[i64], order: &str) -> Result<Vec<i64>> {
     let places = vec!["?"; batches.len()].join(", ");
-    let mut statement = sql.prepare(&format!(
+    let mut statement = sql.prepare_cached(&format!(
         "SELECT seq FROM (SELECT seq, row_number() OVER \
          (PARTITION BY member_id ORDER BY event_time {order}, upload {order}) AS place \
          FROM uploads WHERE batch_id IN ({places})) WHERE place > 1 ORDER BY seq"

@@ -276,7 +276,7 @@ impl Tx<'_> {
 
 /// Members of removed pools who are not revoked yet.
 pub(super) fn members_to_end(sql: &Connection) -> rusqlite::Result<Vec<i64>> {
-    sql.prepare(
+    sql.prepare_cached(
         "SELECT m.id FROM pools p CROSS JOIN members m ON m.pool_id = p.id \
          WHERE p.removed IS NOT NULL AND m.revoked IS NULL",
     )?

@@ -49,6 +49,13 @@ impl Readers {
         Self(Arc::new(Set { idle, places, here: true }))
     }
 
+    /// Gives a connection for the one that is idle.
+    #[cfg(test)]
+    pub(super) fn exchange(&self, sql: &mut Connection) {
+        let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.iter_mut().for_each(|idle| std::mem::swap(idle, sql));
+    }
+
     /// Runs `job` in one snapshot, which has everything that was committed before the call. If the caller gives up, so
     /// does the job.
     pub(super) async fn run<T, F>(&self, job: F) -> std::result::Result<T, Refusal>
@@ -107,12 +114,33 @@ impl Reader<'_> {
         job: impl FnOnce(&Connection) -> Result<T>,
     ) -> Option<std::result::Result<T, Refusal>> {
         let sql = self.sql.as_mut()?;
-        let look = || {
-            sql.progress_handler(LOOK_EVERY, Some(gone))?;
-            // It begins with the first statement, and ends when it is dropped.
-            job(&*sql.transaction()?)
-        };
+        let look = || job(Snapshot::begin(sql, gone)?.0);
         Some(look().map_err(Error::into_refusal))
+    }
+}
+
+/// A read transaction: what is read is of the moment of the first statement, until this is dropped. Its own statements are
+/// compiled once, for most jobs are as short as they are.
+struct Snapshot<'a>(&'a mut Connection);
+
+impl<'a> Snapshot<'a> {
+    fn begin(sql: &'a mut Connection, gone: impl FnMut() -> bool + Send + 'static) -> rusqlite::Result<Self> {
+        let snapshot = Self(sql);
+        snapshot.0.progress_handler(LOOK_EVERY, Some(gone))?;
+        snapshot.0.prepare_cached("BEGIN")?.execute([])?;
+        Ok(snapshot)
+    }
+}
+
+impl Drop for Snapshot<'_> {
+    fn drop(&mut self) {
+        // A caller who has gone may not interrupt this too: the next job would see this one's moment.
+        let end = |sql: &mut Connection| {
+            sql.progress_handler(0, None::<fn() -> bool>)?;
+            sql.prepare_cached("ROLLBACK")?.execute([])
+        };
+        // It fails if SQLite has ended the transaction by itself.
+        let _ = end(self.0);
     }
 }
 

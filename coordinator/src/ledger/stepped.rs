@@ -2,8 +2,8 @@
 //! and whether it commits. All the rest is the ledger that serves: jobs, savepoints, facts as rows, cores read again.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
 use millpond_protocol::Timestamp;
@@ -20,6 +20,7 @@ const NOTICES: usize = 64;
 
 /// The database, and the writer while the process lives.
 pub(crate) struct Stepped {
+    /// They have a connection while somebody reads.
     readers: Readers,
     /// A COMMIT fails while this is set.
     refuses: Arc<AtomicBool>,
@@ -42,24 +43,16 @@ struct Life {
 impl Stepped {
     /// An empty ledger.
     pub(crate) fn new() -> Self {
-        static NAMES: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("file:/stepped-{}?vfs=memdb", NAMES.fetch_add(1, Ordering::Relaxed));
-        let open = || {
-            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-                | OpenFlags::SQLITE_OPEN_CREATE
-                | OpenFlags::SQLITE_OPEN_URI
-                | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            let sql = Connection::open_with_flags(&name, flags).unwrap();
-            sql.set_prepared_statement_cache_capacity(512);
-            sql.pragma_update(None, "foreign_keys", true).unwrap();
-            sql.pragma_update(None, "temp_store", "MEMORY").unwrap();
-            super::keep_plans(&sql).unwrap();
-            // What a group changes is copied a page at a time, and rows are few.
-            sql.pragma_update(None, "page_size", 1_024).unwrap();
-            sql
-        };
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let open = || Connection::open_in_memory_with_flags(flags).unwrap();
         let mut sql = open();
-        migrate::run(&mut sql, &PathBuf::from(&name)).unwrap();
+        sql.set_prepared_statement_cache_capacity(1_024);
+        sql.pragma_update(None, "foreign_keys", true).unwrap();
+        sql.pragma_update(None, "temp_store", "MEMORY").unwrap();
+        super::keep_plans(&sql).unwrap();
+        // What a group changes is copied a page at a time, and rows are few.
+        sql.pragma_update(None, "page_size", 1_024).unwrap();
+        migrate::run(&mut sql, Path::new(":memory:")).unwrap();
         // A new schedule begins with an empty trail.
         sql.execute_batch("DROP TRIGGER audit_is_append_only_delete").unwrap();
         let refuses = Arc::new(AtomicBool::new(false));
@@ -112,6 +105,16 @@ impl Stepped {
             sql.prepare_cached(delete).unwrap().execute([]).unwrap();
         }
         sql.execute_batch("COMMIT").unwrap();
+    }
+
+    /// Lets `work` read. No group is under way then, so what is read and what is written goes through one connection, and
+    /// nothing has to be brought from one to the other.
+    pub(crate) fn reading<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let Some(life) = &mut self.life else { unreachable!("the ledger is started") };
+        self.readers.exchange(&mut life.writer.sql);
+        let done = work();
+        self.readers.exchange(&mut life.writer.sql);
+        done
     }
 
     /// How many jobs are in line.

@@ -99,10 +99,10 @@ impl Writer {
         let corrupt = |e: Error| OpenError::Corrupt(e.to_string());
         let ids: Vec<PoolId> = self
             .sql
-            .prepare("SELECT id FROM pools WHERE removed IS NULL ORDER BY id")?
+            .prepare_cached("SELECT id FROM pools WHERE removed IS NULL ORDER BY id")?
             .query_map([], |row| row.get(0))?
             .collect::<std::result::Result<_, _>>()?;
-        self.sql.execute_batch("BEGIN IMMEDIATE")?;
+        self.run("BEGIN IMMEDIATE")?;
         let mut group = Group::default();
         for id in ids {
             let mut tx = Tx::begin(&self.sql, &mut self.state);
@@ -110,7 +110,7 @@ impl Writer {
             group.merge(tx.effects);
         }
         flush(&self.sql, &self.state, &mut group.effects).map_err(corrupt)?;
-        self.sql.execute_batch("COMMIT")?;
+        self.run("COMMIT")?;
         // Another pool may have the name by now.
         self.state.revoked.extend(manage::members_to_end(&self.sql)?);
         Ok(())

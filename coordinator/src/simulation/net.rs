@@ -100,22 +100,28 @@ impl Net {
         }
     }
 
-    /// The n-th answer or push under way arrives; what it was.
-    pub(super) fn arrive(&mut self, nth: usize) -> String {
+    /// What happens if the n-th answer or push under way arrives.
+    pub(super) fn words(&self, nth: usize) -> String {
+        match self.answers.get(nth) {
+            Some((id, said)) => format!("answer {id} arrives: {}", said.word()),
+            None => format!("a push arrives at listener {}", self.pushes[nth - self.answers.len()].0),
+        }
+    }
+
+    /// The n-th answer or push under way arrives.
+    pub(super) fn arrive(&mut self, nth: usize) {
         if nth < self.answers.len() {
             let (id, said) = self.answers.remove(nth);
-            let what = format!("answer {id} arrives: {}", said.word());
             if let Some((_, answer)) = self.waiting.remove(&id) {
                 // The client may have ended.
                 drop(answer.send(said));
             }
-            return what;
+            return;
         }
         let (listener, message) = self.pushes.remove(nth - self.answers.len());
         if let Some(push) = self.listeners.get(&listener) {
             drop(push.send(message));
         }
-        format!("a push arrives at listener {listener}")
     }
 
     /// How many wait for answers.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use millpond_protocol::{Sha256, limits};
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Params, Row, params};
 
 use super::book::Key;
 use super::world::World;
@@ -17,7 +17,16 @@ type Outcome = Result<(), String>;
 const OVERDUE: Duration = Duration::from_secs(10);
 
 fn rows<T>(sql: &Connection, query: &str, read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>) -> Vec<T> {
-    sql.prepare_cached(query).unwrap().query_map([], read).unwrap().map(Result::unwrap).collect()
+    rows_of(sql, query, [], read)
+}
+
+fn rows_of<T>(
+    sql: &Connection,
+    query: &str,
+    params: impl Params,
+    read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+) -> Vec<T> {
+    sql.prepare_cached(query).unwrap().query_map(params, read).unwrap().map(Result::unwrap).collect()
 }
 
 fn number(sql: &Connection, query: &str) -> u64 {
@@ -154,15 +163,12 @@ pub(super) fn everything_counts_once(world: &World<'_>, with_rules: bool) -> Out
 
 /// Each batch was sealed for a cause that there was.
 fn causes(world: &World<'_>) -> Outcome {
-    let query = format!(
-        "SELECT b.batch, b.cause, sum(i.count), b.sealed, b.deadline, b.window_to, \
+    let query = "SELECT b.batch, b.cause, sum(i.count), b.sealed, b.deadline, b.window_to, \
                  (SELECT count(DISTINCT member_id) FROM uploads WHERE batch_id = b.id OR batch_id IN \
                  (SELECT id FROM batches WHERE carried_into = b.id)), \
                  (SELECT min(coalesce(complete_through, -1)) FROM members WHERE role = 'publisher') \
                  FROM batches b JOIN batches i ON i.id = b.id OR i.carried_into = b.id \
-                 WHERE b.state = 'sealed' AND b.id > {} GROUP BY b.id",
-        world.sealed_before
-    );
+                 WHERE b.state = 'sealed' AND b.id > ?1 GROUP BY b.id";
     let read = |row: &Row<'_>| {
         let times: [Option<i64>; 4] = [row.get(3)?, row.get(4)?, row.get(5)?, row.get(7)?];
         Ok((
@@ -175,7 +181,7 @@ fn causes(world: &World<'_>) -> Outcome {
     };
     let policy = &world.policy;
     for (batch, cause, count, [sealed, deadline, end, through], members) in
-        rows(world.bench.ledger.sql(), &query, read)
+        rows_of(world.bench.ledger.sql(), query, [world.sealed_before], read)
     {
         let is_so = match &*cause {
             "full" => count >= policy.count,

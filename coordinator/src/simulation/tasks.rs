@@ -43,17 +43,17 @@ impl Tasks {
         self.0.iter().filter(|task| task.is_woken()).count()
     }
 
-    /// Lets the n-th of those that can go on do so; its name.
-    pub(super) fn run(&mut self, nth: usize) -> Option<String> {
-        let at = self.0.iter().enumerate().filter(|(_, task)| task.is_woken()).nth(nth)?.0;
+    /// Lets the n-th of those that can go on do so, and says its name then.
+    pub(super) fn run(&mut self, nth: usize, say: impl FnOnce(&str)) {
+        let Some(at) = (0..self.0.len()).filter(|at| self.0[*at].is_woken()).nth(nth) else { return };
         let task = &mut self.0[at];
         task.woken.0.store(false, Ordering::Relaxed);
         let waker = Waker::from(task.woken.clone());
-        let name = task.name.clone();
-        if task.future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+        let is_done = task.future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
+        say(&task.name);
+        if is_done {
             drop(self.0.remove(at));
         }
-        Some(name)
     }
 
     /// Ends all tasks of the server wherever they are.

@@ -184,10 +184,9 @@ impl<'a> World<'a> {
             return false;
         }
         let nth = self.stage.below(ready);
-        self.tasks.run(nth).is_some_and(|name| {
-            self.stage.note(|| format!("{name} goes on"));
-            true
-        })
+        let Self { bench, tasks, stage, .. } = self;
+        bench.ledger.reading(|| tasks.run(nth, |name| stage.note(|| format!("{name} goes on"))));
+        true
     }
 
     /// A message arrives, one of the first four; with a copy that arrives later, or once more.
@@ -248,8 +247,8 @@ impl<'a> World<'a> {
             return false;
         }
         let nth = self.stage.below(under_way);
-        let what = self.stage.net().arrive(nth);
-        self.stage.note(|| what);
+        self.stage.note(|| self.stage.net().words(nth));
+        self.stage.net().arrive(nth);
         true
     }
 
