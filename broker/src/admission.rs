@@ -114,19 +114,19 @@ mod tests {
             let config = GateConfig { strangers_max: 1_000, strangers_per_address, ..GateConfig::default() };
             let admission = Admission::new(&config);
             let (give, mut take) = Listener::handed(1);
-            let mut arrive = async |from: u8| {
+            let mut arrival = async |from: u8| {
                 give.pass(Stream::over(tokio::io::empty()), ([192, 0, 2, from], 1).into());
-                Box::pin(admission.arrive(take.accept().await.unwrap()).expect("there is room"))
+                take.accept().await.unwrap()
             };
             let mut crowd = Vec::new();
             for _ in 0..34 {
-                crowd.push(arrive(1).await);
+                crowd.push(Box::pin(admission.arrive(arrival(1).await).expect("there is room")));
             }
             // A task that polls without end is told to wait.
             tokio::task::yield_now().await;
             let mut admitted: Vec<_> = crowd.iter_mut().filter_map(|waits| waits.now_or_never()).collect();
             assert_eq!(admitted.len(), turns);
-            let alone = arrive(2).await.now_or_never();
+            let alone = admission.arrive(arrival(2).await).expect("there is room").now_or_never();
             assert_eq!(alone.is_some(), turns < TURNS, "who comes alone has one of the others");
             drop((alone, admitted.pop()));
             let next: Vec<_> =
