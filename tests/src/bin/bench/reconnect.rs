@@ -25,6 +25,7 @@ const SIGN_IN: f64 = 200.0;
 /// Times that they do so, with others measured before each while all are connected.
 const RUNS: usize = 5;
 const FOR: Duration = Duration::from_secs(3);
+
 pub async fn run() -> Result<()> {
     println!(
         "{MEMBERS} members reconnect at once, {RUNS} times, and others are measured before each and meanwhile; medians"
