@@ -38,7 +38,8 @@ impl SeaweedFs {
                 assert!(checked.stderr.is_empty(), "{}", String::from_utf8_lossy(&checked.stderr));
                 return;
             }
-            assert!(Instant::now() < until, "{}", String::from_utf8_lossy(&checked.stderr));
+            let refused = String::from_utf8_lossy(&checked.stderr);
+            assert!(Instant::now() < until, "{refused}\nSeaweedFS said:\n{}", self.said());
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }

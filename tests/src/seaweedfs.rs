@@ -25,7 +25,7 @@ pub struct SeaweedFs {
     /// The credentials for whoever uses it.
     pub keys: Keys,
     child: Child,
-    _directory: TempDir,
+    directory: TempDir,
     _alone: File,
 }
 
@@ -66,7 +66,7 @@ impl SeaweedFs {
         std::fs::write(at("s3.json"), identities()).unwrap();
         std::fs::write(at("iam.json"), issuer()).unwrap();
         certificates(directory.path());
-        let (port, tls, grpc) = (port(), port(), port());
+        let [port, tls, grpc] = ports();
         let child = Command::new("weed")
             .args(["mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false"])
             .args(["-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"])
@@ -82,8 +82,8 @@ impl SeaweedFs {
             .arg(format!("-dir={}", directory.path().display()))
             .current_dir(directory.path())
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stdout(File::create(at(SAID)).unwrap())
+            .stderr(File::options().append(true).open(at(SAID)).unwrap())
             .spawn()
             .unwrap();
         Some(Self {
@@ -96,7 +96,7 @@ impl SeaweedFs {
                 token: String::new(),
             },
             child,
-            _directory: directory,
+            directory,
             _alone: alone,
         })
     }
@@ -120,6 +120,11 @@ impl SeaweedFs {
         Keys { access: part("AccessKeyId"), secret: part("SecretAccessKey"), token: part("SessionToken") }
     }
 
+    /// What it said so far, for whoever it does not answer.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join(SAID)).unwrap()
+    }
+
     /// It answers nobody any more, and connections to it stay open.
     pub fn hang(&self) {
         self.signal("-STOP");
@@ -136,6 +141,9 @@ impl SeaweedFs {
         );
     }
 }
+
+/// Where it writes what it says, in its directory.
+const SAID: &str = "said";
 
 /// Who may do what.
 fn identities() -> String {
@@ -199,11 +207,11 @@ impl Drop for SeaweedFs {
     }
 }
 
-/// A free port from which its own rule, gRPC at 10,000 above, derives no port that is fixed or does not exist.
-fn port() -> u16 {
-    std::iter::repeat_with(|| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port())
-        .find(|port| (34_000..55_000).contains(port))
-        .unwrap()
+/// Free ports that stay free until it has them, some seconds later: below those that the kernel gives to whoever asks for any,
+/// and apart from its own fixed ones. It ends at once if one that it was told is taken.
+fn ports() -> [u16; 3] {
+    let mut free = (24_000..30_000).filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    std::array::from_fn(|_| free.next().unwrap())
 }
 
 /// Waits until no other test has a copy running.
