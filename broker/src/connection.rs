@@ -4,6 +4,7 @@
 //! else. Each turn of the loop first applies what is there (packets, effects), then waits once for all of: the mailbox,
 //! outcomes, look-ups, the budget, the socket in both directions, and the time.
 
+mod parting;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -12,17 +13,14 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::Buf;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{FuturesOrdered, FuturesUnordered, StreamExt};
 use millpond_protocol::Refusal;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::LeftSession;
-use crate::codec::write::Out;
 use crate::codec::{Bad, reason};
 use crate::gate::Shared;
 use crate::handshake::Welcome;
@@ -30,16 +28,9 @@ use crate::hub::mailbox::{Mailbox, Taken};
 use crate::hub::turns::Work;
 use crate::intake::Intake;
 use crate::lookup::{Found, Identity, lookup};
-use crate::registry::{EndReason, Registration};
-use crate::session::{Effect, End, Session};
-use crate::socket::{Due, Moved, last_words, poll_io};
-
-/// How long what a client sent may take to be decided after it has gone.
-const DRAIN: Duration = Duration::from_secs(60);
-/// How long the subscriptions of one that has gone wait for their turn: whoever takes its session over waits for them.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// Bytes of last words for which there is always room.
-const SHORT_WORDS: usize = 4 << 10;
+use crate::registry::EndReason;
+use crate::session::{Effect, Session};
+use crate::socket::{Due, Moved, poll_io};
 
 /// Runs a connection until it ends.
 pub(crate) async fn run<S>(mut io: S, welcome: Welcome, gate: Arc<Shared>, shutdown: CancellationToken)
@@ -60,6 +51,7 @@ where
         write_by: Due::default(),
         subscribing: Work::default(),
         lost: standing.map(|standing| standing.lost().boxed()),
+        has_gone: false,
         gate,
     };
     connection.serve(&mut io, shutdown).await;
@@ -84,6 +76,8 @@ struct Connection {
     subscribing: Work,
     /// Resolves when the certificate that signed it in is good no more.
     lost: Option<BoxFuture<'static, ()>>,
+    /// Nothing more comes from the client: its side of the socket is closed, or broken.
+    has_gone: bool,
     gate: Arc<Shared>,
 }
 
@@ -182,8 +176,13 @@ impl Connection {
     /// Takes note of what the socket did. Answers whether the connection goes on.
     fn moved(&mut self, moved: std::io::Result<Moved>) -> bool {
         match moved {
-            Ok(Moved::Read(0)) => return false,
+            Ok(Moved::Read(0)) => {
+                self.has_gone = true;
+                return false;
+            }
             Err(error) => {
+                // Below MQTT it said what makes no sense, and is told.
+                self.has_gone = error.kind() != std::io::ErrorKind::InvalidData;
                 // The stream itself has waited for as long as `write_by` would, below TLS.
                 if error.kind() == std::io::ErrorKind::TimedOut {
                     metrics::counter!("millpond_gate_stalled_total").increment(1);
@@ -295,78 +294,6 @@ impl Connection {
             Found::Cursor(result) => self.session.cursor(result),
             Found::Receipts { after, result } => self.session.receipts(after, result),
         }
-    }
-
-    /// Says the last words, and sees through what the client had sent.
-    async fn goodbye<S>(mut self, io: S, registration: Registration)
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        // By a task of its own, because this one looks at other things from now on, and its session may outlive it.
-        let mut judged = self.lost.take().map(|lost| registration.judge(lost));
-        let (who, client_id) = (self.session.who().clone(), registration.client_id.clone());
-        // What it subscribes to outlives the connection.
-        let patience = tokio::time::sleep(PATIENCE);
-        tokio::pin!(patience);
-        while self.session.is_kept() && self.apply() {
-            tokio::select! {
-                () = self.subscribing.turn() => {}
-                // From then on by what is free, with others' turns in between.
-                () = &mut patience => {
-                    self.subscribing = Work::impatient();
-                    tokio::task::yield_now().await;
-                }
-            }
-        }
-        // Nobody looks from now on.
-        self.subscribing = Work::default();
-        // Whatever ends its right meanwhile.
-        let _drain = (self.session.uncommitted() > 0).then(|| registration.drain());
-        let leaving = self.session.leaving();
-        let left = LeftSession { expiry: leaving.expiry, certificates: self.identity.certificates.clone() };
-        registration.leave(leaving, &mut judged, |is_kept| {
-            if self.was_kept {
-                self.gate.backend.session_left(&who, &client_id, is_kept.then_some(left));
-            }
-        });
-        self.intake.stop(&self.session);
-        self.lookups.clear();
-        self.apply_last();
-        if let Some(End::Gate(code)) = self.session.end() {
-            metrics::counter!("millpond_gate_ended_total", "code" => format!("{code:#04x}")).increment(1);
-        }
-        let is_gone = self.session.end() == Some(End::Client);
-        let mut out = std::mem::take(&mut self.session.out);
-        // Who took nothing for so long is not waited for where many are.
-        let gate = self.gate.clone();
-        let long = (out.remaining() > SHORT_WORDS).then(|| gate.farewells.try_acquire());
-        if matches!(long, Some(Err(_))) {
-            out = Out::default();
-        }
-        let drain = async {
-            let mut outcomes = Vec::new();
-            while !self.takes.is_empty() {
-                next_outcomes(&mut self.takes, &mut outcomes).await;
-                self.settle(&mut outcomes);
-                self.apply_last();
-            }
-        };
-        let (drained, ()) = tokio::join!(tokio::time::timeout(DRAIN, drain), last_words(io, out, is_gone));
-        if drained.is_err() {
-            tracing::warn!(member = %self.session.who().name, "messages of a closed connection are undecided");
-        }
-    }
-
-    /// Of the effects, what still matters when nobody listens.
-    fn apply_last(&mut self) {
-        if self.mailbox.is_revoked() {
-            self.session.kick(EndReason::Revoked);
-        }
-        self.session.effects.retain(|effect| {
-            let lasts = matches!(effect, Effect::Take(_) | Effect::Publish(_));
-            lasts || matches!(effect, Effect::Refused(_) | Effect::ReceiptsAcknowledged(_))
-        });
-        self.apply();
     }
 }
 

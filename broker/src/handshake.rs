@@ -270,8 +270,7 @@ async fn sign_in(
                 return Err(Refused { v4: 3, v5: reason::QUOTA, why });
             }
             Err(NotRegistered::Held(left)) => {
-                turn.end();
-                force = tokio::time::timeout(LEAVE, left.cancelled()).await.is_err();
+                force = tokio::time::timeout(LEAVE, turn.within(left.cancelled())).await.is_err();
             }
         }
     }

@@ -56,6 +56,8 @@ pub(crate) struct Registry {
     next: AtomicU64,
     count: AtomicUsize,
     endings: AtomicU64,
+    /// Held by the one connection that leaves, of those whose clients have gone.
+    pub(crate) parting: tokio::sync::Mutex<()>,
     /// Something is due earlier than before.
     earlier: Notify,
 }

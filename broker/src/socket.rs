@@ -77,20 +77,21 @@ pub(crate) fn poll_io<S: AsyncRead + AsyncWrite + Unpin>(
     Poll::Pending
 }
 
-/// Writes what is left to be written, unless the client has said goodbye, and closes.
-pub(crate) async fn last_words<S>(mut io: S, mut out: Out, is_gone: bool)
+/// Writes what is left to be written, unless the client has said goodbye (`is_over`), and closes. `has_gone`: nothing more
+/// comes from it, but it may still read.
+pub(crate) async fn last_words<S>(mut io: S, mut out: Out, is_over: bool, has_gone: bool)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let written = async {
-        if !is_gone {
+        if !is_over {
             io.write_all_buf(&mut out).await?;
         }
         io.shutdown().await
     };
     // A client that is gone cannot be told.
     let told = tokio::time::timeout(GOODBYE, written).await;
-    if matches!(told, Ok(Ok(()))) && !is_gone {
+    if matches!(told, Ok(Ok(()))) && !is_over && !has_gone {
         linger(&mut io).await;
     }
 }

@@ -35,7 +35,7 @@ impl Full {
     }
 }
 
-/// Addresses that have just come and have their turns one after the other before one is for those that want more.
+/// Addresses where one waits that have their turns one after the other before one is for those that want more.
 const NEW_IN_A_ROW: usize = 4;
 
 /// Places, so many in all and so many of them for one address. Clones share them.
@@ -60,8 +60,8 @@ struct State {
     turns: Turns,
 }
 
-/// Whose turn is next. Who has just come goes before those that have had a turn and want another: the sparse flows of fair
-/// queueing (RFC 8290, section 4.2).
+/// Whose turn is next. An address that has just come, with one who waits, goes before those that have had a turn and want another
+/// or where several wait: the sparse flows of fair queueing (RFC 8290, section 4.2).
 #[derive(Debug, Default)]
 struct Turns {
     new: VecDeque<IpAddr>,
@@ -111,8 +111,8 @@ impl Places {
     }
 
     /// Waits for a place. Addresses have turns, and those of one address their order of asking; four turns of five are for
-    /// addresses that have just come. So whoever comes alone waits for others who do and not for a fleet, and whoever is over
-    /// the share of its address keeps nobody else waiting. Safe to cancel.
+    /// addresses that have just come and where one waits. So whoever comes alone waits for others who do and not for a fleet, though
+    /// that has many addresses, and whoever is over the share of its address keeps nobody else waiting. Safe to cancel.
     pub async fn take(&self, from: IpAddr) -> Place {
         loop {
             // Nobody is left without an answer.
@@ -222,7 +222,7 @@ impl State {
 
     /// Whose turn it is.
     fn next(&mut self) -> Option<(IpAddr, oneshot::Sender<Place>)> {
-        while let Some(network) = self.turns.next() {
+        while let Some(network) = self.turns.next(&self.addresses) {
             let Some(address) = self.addresses.get_mut(&network) else { continue };
             address.has_turn = false;
             // A place of its own may have been taken meanwhile.
@@ -240,8 +240,17 @@ impl State {
     }
 }
 
+impl Address {
+    fn is_crowd(&self) -> bool {
+        self.waiting.iter().filter(|waits| !waits.is_closed()).nth(1).is_some()
+    }
+}
+
 impl Turns {
-    fn next(&mut self) -> Option<IpAddr> {
+    fn next(&mut self, addresses: &HashMap<IpAddr, Address>) -> Option<IpAddr> {
+        while self.new.front().and_then(|it| addresses.get(it)).is_some_and(Address::is_crowd) {
+            self.more.extend(self.new.pop_front());
+        }
         let has_waited = self.in_a_row >= NEW_IN_A_ROW && !self.more.is_empty();
         let new = if has_waited { None } else { self.new.pop_front() };
         self.in_a_row = if new.is_some() { self.in_a_row + 1 } else { 0 };
@@ -318,11 +327,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn addresses_that_have_just_come_go_before_those_that_want_more_four_times_of_five() {
+    async fn addresses_where_one_waits_go_before_those_that_want_more_four_times_of_five() {
         let places = Places::new(1, 1);
         let held = places.try_take(ip("192.0.2.1")).unwrap();
         let (say, mut said) = tokio::sync::mpsc::unbounded_channel();
-        // Three of a crowd, and then six who come alone.
+        // Three of a crowd, which has not had a turn either, and then six who come alone.
         for from in [9, 9, 9, 11, 12, 13, 14, 15, 16] {
             let (places, say) = (places.clone(), say.clone());
             tokio::spawn(async move {
@@ -336,7 +345,7 @@ mod tests {
         while let Some(from) = said.recv().await {
             order.push(from);
         }
-        assert_eq!(order, [9, 11, 12, 13, 9, 14, 15, 16, 9]);
+        assert_eq!(order, [11, 12, 13, 14, 9, 15, 16, 9, 9]);
         assert!(places.keeps_nothing(), "{:?}", places.state());
     }
 }

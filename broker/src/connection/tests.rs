@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use millpond_protocol::{PoolName, limits};
 
-use super::PATIENCE;
+use super::parting::PATIENCE;
 use crate::codec::packet::Head;
 use crate::hub::Hub;
 use crate::hub::message::Message;
@@ -174,6 +174,37 @@ async fn what_a_kept_session_subscribed_to_is_there_though_its_turn_never_came()
     assert_eq!(other.packet().await.0, 0x40);
     let mut raw = client(&server, HOUR).await;
     assert_eq!(raw.message().await.text(), "waits");
+    drop(first);
+    tokio::time::timeout(SOON, next.turn()).await.expect("its turn never comes");
+}
+
+#[tokio::test]
+async fn a_client_that_has_gone_leaves_in_its_turn_and_at_once_where_somebody_takes_its_session_over() {
+    let server = app_server().await;
+    let others = server.handle.registry().parting.lock().await;
+    drop((client(&server, HOUR).await, server.client(5, "publisher-2").await));
+    let mut next = server.raw().await;
+    let login = [text("p/publisher"), text("secret")].concat();
+    next.send(&connect_with(5, 0xC0, 0, "x", HOUR, &login)).await;
+    assert_eq!(next.packet().await.1[..2], [1, 0], "its session is there, which was not taken by force");
+    server.client(5, "publisher-3").await.ping().await;
+    assert_eq!(server.handle.connections(), 3, "the other one waits for its turn");
+    drop((others, next));
+    nobody(&server).await;
+}
+
+#[tokio::test]
+async fn who_waits_until_others_have_left_keeps_nobody_from_a_turn() {
+    let server = retaining().await;
+    let _others = server.handle.registry().parting.lock().await;
+    let mut raw = client(&server, &[]).await;
+    let first = turn(&server).await;
+    subscribe_to_much(&mut raw).await;
+    let mut next = hub(&server).in_line(&pool());
+    assert!(next.turn().now_or_never().is_none());
+    drop(raw);
+    // By now the server has seen that.
+    server.client(5, "publisher-2").await.ping().await;
     drop(first);
     tokio::time::timeout(SOON, next.turn()).await.expect("its turn never comes");
 }

@@ -102,6 +102,17 @@ impl Mailbox {
         }
     }
 
+    /// Waits until its connection is to end, but not for a queue that overflows. Safe to cancel.
+    pub(crate) async fn ended(&self) {
+        loop {
+            let notified = self.notify.notified();
+            if self.lock().end.is_some() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
     /// Leaves a message to the member.
     pub(crate) fn push(&self, message: MemberMessage, bytes_max: usize) {
         let mut waiting = self.lock();

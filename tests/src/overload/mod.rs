@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use tokio::net::{TcpSocket, TcpStream};
 
 pub use attack::Attack;
-pub use others::{Fared, others};
+pub use others::{Fared, Watch, others, others_watched};
 
 use crate::Api;
 use crate::wire::{Connection, Who};
@@ -38,14 +38,17 @@ impl Field {
     }
 
     async fn good(&self, n: usize) -> Result<Connection> {
-        let who = self.good.get(n).context("too few members")?;
-        Connection::open_as(TcpStream::connect(self.mqtt).await?, who, &who.member).await
+        self.good_over(TcpStream::connect(self.mqtt).await?, n).await
     }
 
     /// The same from an address of its own.
     async fn alone(&self, n: usize) -> Result<Connection> {
+        self.good_over(from("127.0.0.3", self.mqtt).await?, n).await
+    }
+
+    async fn good_over(&self, stream: TcpStream, n: usize) -> Result<Connection> {
         let who = self.good.get(n).context("too few members")?;
-        Connection::open_as(from("127.0.0.3", self.mqtt).await?, who, &who.member).await
+        Connection::open_as(stream, who, &who.member).await
     }
 
     fn api(&self, who: &Who, source: [u8; 4]) -> Api {
