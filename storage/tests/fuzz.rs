@@ -193,9 +193,10 @@ impl Request {
             .filter_map(|known| Some((*known, headers.iter().find(|(name, _)| name == known)?.1.clone())))
             .collect();
         let method: Method = method.parse().unwrap();
-        // A key may read as another scheme, which names no server.
+        // A key may read as a URL of its own: of no server, or of a scheme that nobody signs for.
         let bucket = server.config.endpoint.join(&format!("{}/", common::BUCKET)).ok()?;
-        bucket.join(key).ok()?.host()?;
+        let read = bucket.join(key).ok()?;
+        (read.has_host() && matches!(read.scheme(), "http" | "https")).then_some(())?;
         let url = server.signer().url(&method, key, &query, &signed);
         let target = &url[url::Position::BeforePath..];
         let authority = &url[url::Position::BeforeHost..url::Position::AfterPort];
