@@ -66,7 +66,7 @@ impl SeaweedFs {
         std::fs::write(at("s3.json"), identities()).unwrap();
         std::fs::write(at("iam.json"), issuer()).unwrap();
         certificates(directory.path());
-        let [port, tls, grpc] = ports();
+        let [port, tls, grpc, admin] = ports();
         let child = Command::new("weed")
             .args(["mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false"])
             .args(["-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"])
@@ -76,6 +76,7 @@ impl SeaweedFs {
                 format!("-s3.port={port}"),
                 format!("-s3.port.https={tls}"),
                 format!("-s3.port.grpc={grpc}"),
+                format!("-admin.port.grpc={admin}"),
             ])
             .args([format!("-s3.cert.file={}", at("leaf.pem")), format!("-s3.key.file={}", at("leaf.key"))])
             .args([format!("-s3.config={}", at("s3.json")), format!("-s3.iam.config={}", at("iam.json"))])
@@ -209,7 +210,7 @@ impl Drop for SeaweedFs {
 
 /// Free ports that stay free until it has them, some seconds later: below those that the kernel gives to whoever asks for any,
 /// and apart from its own fixed ones. It ends at once if one that it was told is taken.
-fn ports() -> [u16; 3] {
+fn ports() -> [u16; 4] {
     let mut free = (24_000..30_000).filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
     std::array::from_fn(|_| free.next().unwrap())
 }
