@@ -13,21 +13,27 @@ use millpond_edge::session::{self, Config, Token};
 use millpond_edge::transfer::{self, Transfer};
 use millpond_protocol::Role;
 use millpond_tests::{Edge, Liar, Lie, Link, Relay, Server, Shape, until};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// A round of one upload, which whoever asks for one gets: its files are written.
 async fn round(server: &Server) {
     server.pool("demo", json!({ "grouping": "count", "count": 1 })).await;
     let link = Link::open(server.member("demo", "edge-1", Role::Publisher).await).await.unwrap();
     link.publish("mp/demo/c/edge-1/up/u1", vec![1], Default::default()).await.unwrap();
     link.close().await;
+    until("the round is offered", async || state(server).await == "offered").await;
+}
+
+async fn state(server: &Server) -> Value {
+    server.api().get("/v1/pools/demo/rounds/1").await["state"].clone()
 }
 
 async fn committed(server: &Server) -> bool {
-    server.api().get("/v1/pools/demo/rounds/1").await.to_string().contains("committed")
+    state(server).await == "committed"
 }
 
 #[tokio::test]
